@@ -1,0 +1,41 @@
+# Needs only Python >= 3.10 and make: every target sets up .venv when it is missing or out of date.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# -q: when the script stops with its own one-line error, the launcher does not add a traceback of its own.
+LAUNCH := $(BIN)/accelerate launch -q --config_file accelerate_configs/cpu.yaml
+ARGS   ?=
+
+.PHONY: help train test test-all quality style clean
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: Python 3.10 or newer is needed; try make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# One resolver run over both files: the second install must not move what the first has pinned.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[dev]'
+	@touch $@
+
+train: $(VENV)/.installed ## fine-tune the packaged MiniLM-L6 on rotten_tomatoes with BitFit (ARGS="--method lora ..." for more)
+	$(LAUNCH) scripts/train.py --method bitfit $(ARGS)
+
+test: $(VENV)/.installed-dev ## the whole test suite, offline (ARGS="-k adapter" for a part)
+	$(BIN)/python -m pytest $(ARGS)
+
+quality: $(VENV)/.installed-dev ## ruff and mypy, nothing changed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(VENV)/.installed-dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and the tools' caches (never outputs/)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

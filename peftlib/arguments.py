@@ -1,0 +1,292 @@
+"""The command line of `scripts/train.py`: typed dataclasses, one per concern, from flags or from YAML.
+
+Seen by the scripts alone, which hand flat values down. The strategies' own dataclasses are parsed beside these:
+a new method brings its flags along. Nothing here imports torch, so a wrong flag is answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Optional
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+from peftlib.data.tasks import TASKS
+from peftlib.errors import UserError, nearest
+from peftlib.modeling import DEFAULT_MODEL
+from peftlib.strategies import STRATEGIES, Strategy
+
+# Optional[...] below and not `X | None`: HfArgumentParser reads the annotations.
+
+
+def _at_least(arguments: Any, bound: float, *names: str, above: bool = False) -> None:
+    """Refuse values under `bound` (or, with `above`, at it), and those that are no finite numbers."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < bound or (above and value == bound):
+            raise UserError(f"--{name} {value}: must be {'greater than' if above else 'at least'} {bound}")
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Which base model."""
+
+    model_name_or_path: str = field(
+        default=DEFAULT_MODEL,
+        metadata={"help": "a Hub id, a folder with a saved model, or a packaged model's name"},
+    )
+    model_revision: str = field(default="main", metadata={"help": "branch, tag or commit of a model on the Hub"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "let code that comes with the model run on this machine"}
+    )
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """On what it trains."""
+
+    task_name: str = field(
+        default="rotten_tomatoes", metadata={"help": "the task to train on", "choices": sorted(TASKS)}
+    )
+    data_dir: Optional[str] = field(
+        default=None,
+        metadata={"help": "a folder in GLUE's layout (DIR/MRPC/train.tsv); None reads the package or the Hub"},
+    )
+    max_length: int = field(default=128, metadata={"help": "truncate examples to so many tokens, special ones included"})
+    pad_to_max_length: bool = field(
+        default=False, metadata={"help": "pad every batch to max_length, not to its longest example"}
+    )
+    group_by_length: bool = field(
+        default=True, metadata={"help": "form updates from examples of similar lengths: less padding, still random"}
+    )
+    max_train_samples: Optional[int] = field(
+        default=None, metadata={"help": "train on the first N examples only; None means all"}
+    )
+    max_eval_samples: Optional[int] = field(
+        default=None, metadata={"help": "evaluate on the first N examples only; None means all"}
+    )
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "processes that prepare batches; 0 prepares them in the training process"}
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_train_samples", "max_eval_samples")
+        _at_least(self, 2, "max_length")
+        _at_least(self, 0, "dataloader_num_workers")
+
+
+@dataclass(frozen=True)
+class TrainingArguments:
+    """How it trains."""
+
+    method: str = field(default="bitfit", metadata={"help": "what trains", "choices": list(STRATEGIES)})
+    learning_rate: Optional[float] = field(
+        default=None, metadata={"help": "peak learning rate; None takes the method's own default"}
+    )
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "examples per micro-batch and process in training"}
+    )
+    per_device_eval_batch_size: int = field(
+        default=64, metadata={"help": "examples per batch and process in evaluation"}
+    )
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "micro-batches per optimizer update"})
+    num_train_epochs: int = field(default=3, metadata={"help": "passes over the training data"})
+    max_train_steps: Optional[int] = field(
+        default=None, metadata={"help": "stop after N optimizer updates, whatever the epochs; None means no limit"}
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = field(
+        default="linear", metadata={"help": "shape of the learning rate after warm-up; linear and cosine end at 0"}
+    )
+    num_warmup_steps: Optional[int] = field(
+        default=None, metadata={"help": "updates over which the rate rises from 0; None takes warmup_ratio"}
+    )
+    warmup_ratio: float = field(default=0.06, metadata={"help": "share of all updates that is warm-up, 0..1"})
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "AdamW's decoupled decay; never on biases and normalisation weights"}
+    )
+    max_grad_norm: float = field(
+        default=1.0, metadata={"help": "clip the gradient to this global L2 norm; 0 does not clip"}
+    )
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = field(
+        default="auto",
+        metadata={
+            "help": "auto takes what `accelerate launch` was told (fp16, bf16), else bf16 where the device has it "
+            "natively, else fp16 on CUDA, else no; `no` is fp32"
+        },
+    )
+    eval_steps: Optional[int] = field(
+        default=None, metadata={"help": "evaluate every N updates; None evaluates at the end of each epoch"}
+    )
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "stop after N evaluations without a better score; 0 never stops early"}
+    )
+    seed: int = field(default=42, metadata={"help": "of the head's start, the order of the data and dropout"})
+    num_cpu_threads: int = field(
+        default=0, metadata={"help": "threads per process on a CPU; 0 shares the physical cores between processes"}
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(
+            self, 1, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+            "num_train_epochs", "max_train_steps", "eval_steps",
+        )  # fmt: skip
+        _at_least(self, 0, "learning_rate", above=True)
+        _at_least(
+            self, 0, "num_warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm",
+            "early_stopping_patience", "seed", "num_cpu_threads",
+        )  # fmt: skip
+        if self.warmup_ratio > 1:
+            raise UserError(f"--warmup_ratio {self.warmup_ratio}: must be at most 1; for a number of updates use --num_warmup_steps")
+        if self.seed >= 2**32:
+            raise UserError(f"--seed {self.seed}: must be less than 2**32")
+
+
+@dataclass(frozen=True)
+class OutputArguments:
+    """What it leaves behind, and who watches."""
+
+    output_dir: Optional[str] = field(
+        default=None, metadata={"help": "where the results go; None means outputs/<task>-<method>-<time>"}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "replace the results of an earlier run in output_dir"}
+    )
+    report_to: str = field(
+        default="auto",
+        metadata={
+            "help": "a comma-separated list of accelerate's trackers (wandb, tensorboard, ...), all, or none; auto "
+            "means wandb inside a W&B sweep or with WANDB_API_KEY or WANDB_MODE set, else none"
+        },
+    )
+    project_name: Optional[str] = field(
+        default=None, metadata={"help": "the trackers' project; None takes $WANDB_PROJECT, else peft-text-classification"}
+    )
+    run_name: Optional[str] = field(
+        default=None, metadata={"help": "the run's name in the trackers; None takes the output folder's name"}
+    )
+    logging_steps: int = field(default=10, metadata={"help": "log the training loss every N updates"})
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "logging_steps")
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Everything that `scripts/train.py` was asked for.
+
+    Attributes:
+        strategy: the chosen method with its own flags.
+        ignored: flags that were set but belong to other methods, for a notice (a sweep over methods sets them all).
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+    output: OutputArguments
+    strategy: Strategy
+    ignored: tuple[str, ...] = ()
+
+    def flat(self) -> dict[str, Any]:
+        """Flag name -> value, of all groups and of the chosen method."""
+        groups = (self.model, self.data, self.training, self.output, self.strategy)
+        return {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser with one-line errors that name the nearest right flag or value."""
+
+    def error(self, message: str) -> NoReturn:
+        # argparse: "argument --max_length/--max-length: invalid int value: 'x'"
+        raise UserError(re.sub(r"^argument (--\w+)\S*:", r"\1:", message))
+
+    def _check_value(self, action: Any, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            flag, known = action.option_strings[0], [str(choice) for choice in action.choices]
+            raise UserError(f"{flag} {value}: unknown{nearest(str(value), known)} (known: {', '.join(known)})")
+
+    def flags(self) -> list[str]:
+        """Every long option, with underscores."""
+        return [option for option in self._option_string_actions if option.startswith("--") and "-" not in option[2:]]
+
+
+def train_parser() -> _Parser:
+    """The parser of `scripts/train.py`; its `flags()` are what a sweep may set."""
+    parser = _Parser(
+        [ModelArguments, DataArguments, TrainingArguments, OutputArguments, *STRATEGIES.values()],
+        prog="train.py",
+        description="Fine-tune an encoder on a text-classification task.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; the command line wins over it")
+    # A W&B agent that resumes a preempted run adds this one; it is W&B's business, not ours.
+    parser.add_argument("--_wandb", help="==SUPPRESS==")
+    return parser
+
+
+def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
+    """Parse flags (of `sys.argv` by default), with those of `--config FILE` below them.
+
+    Raises:
+        UserError: an unknown flag, a wrong value, or a file that is no flat mapping of flags.
+        SystemExit: after `--help`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = train_parser()
+    try:
+        config = parser.parse_known_args(argv)[0].config
+    except ArgumentError as error:
+        parser.error(str(error))
+    if config is not None:
+        argv = _flags_of_file(Path(config), parser) + argv
+    parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False, return_remaining_strings=True)
+    if unknown := parsed[-1]:
+        flag = unknown[0].partition("=")[0]
+        if flag.startswith("-"):
+            raise UserError(f"{flag}: no such flag{nearest('--' + _underscored(flag), parser.flags())}")
+        raise UserError(f"{unknown[0]!r}: a value without a flag; see --help")
+    model, data, training, output, *rest = parsed[: 4 + len(STRATEGIES)]
+    strategies: dict[str, Strategy] = dict(zip(STRATEGIES, rest, strict=True))
+    ignored = tuple(
+        f"--{entry.name}"
+        for method, strategy in strategies.items()
+        for entry in fields(strategy)
+        if method != training.method and getattr(strategy, entry.name) != entry.default
+    )
+    return TrainArguments(model, data, training, output, strategies[training.method], ignored)
+
+
+def _underscored(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
+
+
+def _flags_of_file(path: Path, parser: _Parser) -> list[str]:
+    """The file's mapping as command-line flags, so that both are checked by the same code."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: no valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: must hold lines such as `learning_rate: 0.003`")
+    argv = []
+    for key, value in content.items():
+        flag = f"--{_underscored(str(key))}"
+        if flag not in parser.flags() or flag == "--config":
+            raise UserError(f"--config {path}: {key} is no flag of train.py{nearest(flag, parser.flags()).replace('--', '')}")
+        if isinstance(value, dict):
+            raise UserError(f"--config {path}: {key} is a mapping; flags take single values or lists")
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            argv.append(f"{flag}={text}")
+    return argv

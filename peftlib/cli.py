@@ -1,0 +1,32 @@
+"""How a script ends: one line and an exit status that says whose turn it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from peftlib.errors import RunError, UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` and exit: 0 done, 1 the run failed, 2 the input was wrong, 130 interrupted.
+
+    Only the first process speaks; the others leave with the same status.
+    """
+    try:
+        main()
+    except UserError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except RunError as error:
+        _say(f"failed: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)

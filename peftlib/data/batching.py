@@ -1,0 +1,128 @@
+"""Which examples go into which update, and how an update's examples are cut into micro-batches.
+
+An epoch is a list of *windows*: the examples of one optimizer update, over all processes and accumulation steps.
+The windows depend on the seed, the epoch and the effective batch size only, so 16 × 1, 4 × 4 and 1 × 16, on one
+process or on two, see the same examples in the same updates. Each window is then cut into micro-batches of
+similar lengths, the same number for every process, and every example carries its weight, one over the window's
+real number of examples: a sum of weighted losses is the window's mean, short last window included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+#: Windows are formed from pools of so many windows' examples, sorted by length. More would pad less and mix less.
+POOL_WINDOWS = 16
+
+
+class Slot(NamedTuple):
+    """An example's place in a micro-batch.
+
+    `weight` is its share in the window's mean loss; 0 marks a filler, which keeps a process in step with the
+    others when a short window has too few examples for all of them.
+    """
+
+    index: int
+    weight: float
+
+
+class WindowBatches(Sampler[list[Slot]]):
+    """Micro-batches of a split, in the order in which accelerate deals them out to the processes.
+
+    Batch i of an iteration goes to process i mod `num_processes`, which is how `accelerator.prepare` shards a
+    batch sampler. The number of batches is always a multiple of `num_processes`.
+
+    Args:
+        lengths: tokens per example, shape (examples,).
+        micro_batch_size: examples per forward pass and process, at most.
+        num_processes: how many processes share each window.
+        accumulation_steps: micro-batches per window and process.
+        seed: of the shuffling; None keeps one fixed order, longest first (for evaluation).
+        group_by_length: form windows from examples of similar lengths. False draws them uniformly; the
+            micro-batches inside a window are sorted by length all the same, which changes nothing but padding.
+    """
+
+    # accelerate reads these two; without a batch size, batches may differ in size.
+    batch_size = None
+    drop_last = False
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        micro_batch_size: int,
+        *,
+        num_processes: int = 1,
+        accumulation_steps: int = 1,
+        seed: int | None = None,
+        group_by_length: bool = True,
+    ) -> None:
+        self.lengths = np.asarray(lengths)
+        self.micro_batch_size = micro_batch_size
+        self.num_processes = num_processes
+        self.accumulation_steps = accumulation_steps
+        self.seed = seed
+        self.group_by_length = group_by_length
+        self.epoch, self.start, self.stop = 0, 0, self.windows_per_epoch
+
+    @property
+    def window_size(self) -> int:
+        """Examples per update over all processes: the effective batch size."""
+        return self.micro_batch_size * self.num_processes * self.accumulation_steps
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Updates per epoch, the short last window included."""
+        return math.ceil(len(self.lengths) / self.window_size)
+
+    def set_position(self, epoch: int, start: int = 0, stop: int | None = None) -> None:
+        """The next iteration yields windows `start` to `stop` (exclusive) of `epoch`."""
+        self.epoch, self.start = epoch, start
+        self.stop = self.windows_per_epoch if stop is None else min(stop, self.windows_per_epoch)
+
+    def windows(self, epoch: int) -> list[np.ndarray]:
+        """The epoch's windows: arrays of example indices, every example in exactly one of them."""
+        size, count = self.window_size, len(self.lengths)
+        if self.seed is None:
+            order = np.argsort(-self.lengths, kind="stable")
+            return [order[start : start + size] for start in range(0, count, size)]
+        generator = np.random.default_rng((self.seed, epoch))
+        order = generator.permutation(count)
+        full = count // size
+        # The short window is drawn at random too, and comes last, where accelerate expects it.
+        last = [order[full * size :]] if count % size else []
+        if not self.group_by_length:
+            return [order[number * size : (number + 1) * size] for number in range(full)] + last
+        windows: list[np.ndarray] = []
+        for start in range(0, full * size, POOL_WINDOWS * size):
+            pool = order[start : min(start + POOL_WINDOWS * size, full * size)]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            windows += np.split(pool, len(pool) // size)
+        return [windows[number] for number in generator.permutation(full)] + last
+
+    def micro_batches(self, window: np.ndarray) -> list[list[Slot]]:
+        """Cut one window: a multiple of `num_processes` batches, similar in length and in size."""
+        weight = 1 / len(window)
+        rounds = math.ceil(len(window) / (self.micro_batch_size * self.num_processes))
+        ordered = window[np.argsort(self.lengths[window], kind="stable")]
+        parts = np.array_split(ordered, rounds * self.num_processes)
+        filler = [Slot(int(ordered[0]), 0.0)]
+        return [[Slot(int(index), weight) for index in part] or filler for part in parts]
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        for window in self.windows(self.epoch)[self.start : self.stop]:
+            yield from self.micro_batches(window)
+
+    def __len__(self) -> int:
+        """Micro-batches of the next iteration, over all processes."""
+        windows = max(0, self.stop - self.start)
+        if windows == 0:
+            return 0
+        per_round = self.micro_batch_size * self.num_processes
+        short = len(self.lengths) % self.window_size if self.stop == self.windows_per_epoch else 0
+        rounds = (windows - bool(short)) * self.accumulation_steps + math.ceil(short / per_round)
+        return rounds * self.num_processes

@@ -1,0 +1,181 @@
+"""Text to token ids, once: the result is cached on disk under a hash of all that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from peftlib.data.batching import Slot
+from peftlib.data.sources import Examples
+from peftlib.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FORMAT = "1"  # raise it when the cached files' content changes
+
+
+def cache_folder() -> Path:
+    """`$PEFTLIB_CACHE`, else `$XDG_CACHE_HOME/peftlib`, else `~/.cache/peftlib`."""
+    if folder := os.environ.get("PEFTLIB_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftlib"
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Token ids of one split, ragged: example i is `column[offsets[i]:offsets[i + 1]]`.
+
+    Attributes:
+        columns: the model's inputs without padding or mask, each flat, int32, of shape (total tokens,).
+        offsets: int64, shape (examples + 1,).
+        labels: int64, shape (examples,).
+        fingerprint: of the texts and labels, see `Examples.fingerprint`.
+        source: where the rows come from, for people.
+    """
+
+    columns: dict[str, np.ndarray]
+    offsets: np.ndarray
+    labels: np.ndarray
+    fingerprint: str
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per example, int64, shape (examples,)."""
+        return np.diff(self.offsets)
+
+    def __getitem__(self, slot: Slot) -> tuple[Slot, dict[str, np.ndarray], int]:
+        start, end = self.offsets[slot.index], self.offsets[slot.index + 1]
+        return slot, {name: column[start:end] for name, column in self.columns.items()}, int(self.labels[slot.index])
+
+
+def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedExamples:
+    """Tokenise `examples`, or read the result of an earlier call from the cache.
+
+    Args:
+        max_length: longer examples are truncated to so many tokens, special ones included.
+
+    Raises:
+        UserError: the model cannot take sequences of `max_length`.
+    """
+    if max_length > tokenizer.model_max_length:
+        raise UserError(f"--max_length {max_length}: this model takes at most {tokenizer.model_max_length} tokens")
+    fingerprint = examples.fingerprint()
+    identity = "\0".join((_FORMAT, fingerprint, str(max_length), _identity(tokenizer)))
+    path = cache_folder() / "tokens" / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError):  # not there yet, or damaged: tokenise, and write it anew
+        arrays = _tokenise(examples, tokenizer, max_length)
+        _store(arrays, path)
+    offsets, labels = arrays.pop("offsets"), arrays.pop("labels")
+    return EncodedExamples(arrays, offsets, labels, fingerprint, examples.source)
+
+
+def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, np.ndarray]:
+    columns = [list(column) for column in zip(*examples.texts, strict=True)]
+    tokens = tokenizer(
+        *columns, truncation=True, max_length=max_length, padding=False, return_attention_mask=False, verbose=False
+    )
+    lengths = np.fromiter((len(ids) for ids in tokens["input_ids"]), dtype=np.int64, count=len(examples))
+    arrays = {name: np.concatenate([np.asarray(ids, dtype=np.int32) for ids in rows]) for name, rows in tokens.items()}
+    arrays["offsets"] = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+    arrays["labels"] = np.asarray(examples.labels, dtype=np.int64)
+    return arrays
+
+
+def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that shapes its output: the class, the vocabulary and the whole pipeline around it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json; use a model that has one")
+    return f"{type(tokenizer).__name__}\0{backend.to_str()}"
+
+
+def _store(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Write the cache; a folder that cannot be written costs time on the next run, not this run."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        os.close(descriptor)
+        temporary = Path(name)
+        save_file(arrays, temporary)
+        temporary.replace(path)
+    except OSError:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads the examples of a micro-batch to its longest one (or to `pad_to`).
+
+    Attributes:
+        pad_values: per input column the value that stands for "no token".
+        pad_to: a fixed length in tokens, or 0 for the longest example of the batch.
+    """
+
+    pad_values: dict[str, int]
+    pad_to: int = 0
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, pad_to: int = 0) -> Collator:
+        """The padding that this tokenizer would do itself, on the right."""
+        if tokenizer.pad_token_id is None:
+            raise UserError("the tokenizer has no padding token; use an encoder such as BERT or RoBERTa")
+        return cls({"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}, pad_to)
+
+    def __call__(self, items: Sequence[tuple[Slot, dict[str, np.ndarray], int]]) -> dict[str, torch.Tensor]:
+        """Stack B items.
+
+        Returns:
+            `attention_mask` and the model's input columns, int64 of shape (B, longest); `labels` and `index`,
+            int64 of shape (B,); `weight`, fp32 of shape (B,), each example's share in its window's loss.
+        """
+        rows = [columns for _, columns, _ in items]
+        lengths = [len(columns["input_ids"]) for columns in rows]
+        width = max(self.pad_to, max(lengths))
+        batch: dict[str, torch.Tensor] = {}
+        for name in rows[0]:
+            padded = np.full((len(items), width), self.pad_values.get(name, 0), dtype=np.int64)
+            for row, columns in enumerate(rows):
+                padded[row, : lengths[row]] = columns[name]
+            batch[name] = torch.from_numpy(padded)
+        mask = np.arange(width)[None, :] < np.asarray(lengths)[:, None]
+        batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+        batch["labels"] = torch.tensor([label for _, _, label in items])
+        batch["index"] = torch.tensor([slot.index for slot, _, _ in items])
+        batch["weight"] = torch.tensor([slot.weight for slot, _, _ in items], dtype=torch.float32)
+        return batch
+
+
+class Targets(NamedTuple):
+    """What a batch holds beside the model's inputs, each of shape (B,).
+
+    `labels` are class indices, `index` the examples' places in their split, `weight` their shares in the loss.
+    """
+
+    labels: torch.Tensor
+    index: torch.Tensor
+    weight: torch.Tensor
+
+
+def split_inputs(batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Targets]:
+    """What goes into the model, and what its output is held against."""
+    inputs = {name: tensor for name, tensor in batch.items() if name not in Targets._fields}
+    return inputs, Targets(**{name: batch[name] for name in Targets._fields})

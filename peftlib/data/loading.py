@@ -1,0 +1,85 @@
+"""From a task to loaders: its splits as tokens, and the micro-batches over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader
+
+from peftlib.data.batching import WindowBatches
+from peftlib.data.encoding import Collator, EncodedExamples, encode
+from peftlib.data.sources import load_examples
+from peftlib.data.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run trains on and what it is scored on."""
+
+    train: EncodedExamples
+    validation: EncodedExamples
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Split -> its size, fingerprint and source, for the run's record."""
+        return {
+            name: {"examples": len(split), "fingerprint": split.fingerprint, "source": split.source}
+            for name, split in (("train", self.train), ("validation", self.validation))
+        }
+
+
+def load_splits(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    data_dir: str | None,
+    max_length: int,
+    max_train_samples: int | None,
+    max_eval_samples: int | None,
+) -> Splits:
+    """Read and tokenise the training and validation splits; the first N examples where a limit is given.
+
+    Raises:
+        UserError: the rows cannot be had, or are not what the task says.
+    """
+    folder = None if data_dir is None else Path(data_dir)
+    # Both are read before either is tokenised: what is wrong with the data is said at once.
+    train = load_examples(task, "train", folder).first(max_train_samples)
+    validation = load_examples(task, "validation", folder).first(max_eval_samples)
+    return Splits(encode(train, tokenizer, max_length), encode(validation, tokenizer, max_length))
+
+
+def build_loaders(
+    splits: Splits,
+    collator: Collator,
+    *,
+    train_batch_size: int,
+    eval_batch_size: int,
+    accumulation_steps: int,
+    num_processes: int,
+    seed: int,
+    group_by_length: bool,
+    num_workers: int,
+) -> tuple[DataLoader, DataLoader, WindowBatches]:
+    """Loaders for training and evaluation, still to be prepared by accelerate.
+
+    Batch sizes are per process. The third value is the training loader's sampler, which holds the order of the
+    data and its position.
+    """
+    batches = WindowBatches(
+        splits.train.lengths,
+        train_batch_size,
+        num_processes=num_processes,
+        accumulation_steps=accumulation_steps,
+        seed=seed,
+        group_by_length=group_by_length,
+    )
+    eval_batches = WindowBatches(splits.validation.lengths, eval_batch_size, num_processes=num_processes)
+    return (
+        DataLoader(splits.train, batch_sampler=batches, collate_fn=collator, num_workers=num_workers),
+        DataLoader(splits.validation, batch_sampler=eval_batches, collate_fn=collator, num_workers=num_workers),
+        batches,
+    )

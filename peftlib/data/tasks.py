@@ -1,0 +1,79 @@
+"""The table of tasks: what a task is called, what its rows look like everywhere they come from, how it is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class GlueFolder:
+    """A task's place in the classic GLUE download: `DIR/<folder>/{train,dev,test}.tsv`."""
+
+    folder: str
+    text_columns: tuple[str, ...]
+    label_column: str
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A task's place on the Hugging Face Hub."""
+
+    path: str
+    config: str
+    text_columns: tuple[str, ...]
+    label_column: str = "label"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One text-classification task.
+
+    Attributes:
+        labels: the class names; a row's label is an index into them.
+        metrics: names from `evaluation/metrics.py`; the first one chooses the best model (larger is better).
+        packaged: whether an installed package carries the rows.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    packaged: bool = False
+    hub: HubDataset | None = None
+    glue: GlueFolder | None = None
+
+    @property
+    def best_metric(self) -> str:
+        """The metric that early stopping and the best model go by."""
+        return self.metrics[0]
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            # Pang and Lee, 2005 (https://aclanthology.org/P05-1015): sentences from film reviews.
+            name="rotten_tomatoes",
+            labels=("negative", "positive"),
+            metrics=("accuracy",),
+            packaged=True,
+        ),
+        Task(
+            # Dolan and Brockett, 2005 (https://aclanthology.org/I05-5002): are two sentences paraphrases?
+            name="mrpc",
+            labels=("not_equivalent", "equivalent"),
+            metrics=("accuracy", "f1"),
+            hub=HubDataset("nyu-mll/glue", "mrpc", ("sentence1", "sentence2")),
+            glue=GlueFolder("MRPC", ("#1 String", "#2 String"), "Quality"),
+        ),
+        Task(
+            # Socher et al., 2013 (https://aclanthology.org/D13-1170): phrases and sentences from film reviews.
+            name="sst2",
+            labels=("negative", "positive"),
+            metrics=("accuracy",),
+            hub=HubDataset("nyu-mll/glue", "sst2", ("sentence",)),
+            glue=GlueFolder("SST-2", ("sentence",), "label"),
+        ),
+    )
+}

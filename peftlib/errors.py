@@ -1,0 +1,20 @@
+"""The two ways in which a run ends with one line instead of a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input: the message is one line that names the fix. Scripts exit with status 2."""
+
+
+class RunError(Exception):
+    """A run that started well and cannot go on (a diverged loss, say). Scripts exit with status 1."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`'; did you mean bitfit?'` for the nearest known name, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else ""

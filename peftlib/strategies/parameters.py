@@ -1,0 +1,79 @@
+"""Parameters by name: freeze them, count them, take the trained ones out and put them back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """How much of a model trains.
+
+    `total` is the size of the base model with its classification head, before a method adds anything to it:
+    one denominator for every method, where PEFT's own count also holds what the adapter added.
+    """
+
+    trainable: int
+    total: int
+
+    @property
+    def ratio(self) -> float:
+        """`trainable / total`, in 0..1 (an adapter larger than its base would exceed 1)."""
+        return self.trainable / self.total
+
+
+def train_only(model: nn.Module, trains: Callable[[str], bool]) -> list[str]:
+    """Freeze every parameter but those whose name `trains`; returns the names that train, in model order."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trains(name))
+    return [name for name, _ in trained(model)]
+
+
+def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The (name, parameter) pairs that receive gradients, in model order."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def size(model: nn.Module) -> int:
+    """The number of scalars in all parameters, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def trainable_size(model: nn.Module) -> int:
+    """The number of scalars that train."""
+    return sum(parameter.numel() for _, parameter in trained(model))
+
+
+def trained_in_fp32(model: nn.Module) -> None:
+    """Raise unless every trained parameter is fp32.
+
+    Masters in half precision lose small updates, and under fp16 the gradient scaler refuses to unscale them
+    ("Attempting to unscale FP16 gradients") only after the first step; this fails before the optimizer exists.
+    """
+    wrong = [f"{name} ({parameter.dtype})" for name, parameter in trained(model) if parameter.dtype != torch.float32]
+    if wrong:
+        raise TypeError(f"trained parameters must be fp32, these are not: {', '.join(wrong[:5])}")
+
+
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies on the CPU of the trained parameters: all that a run can lose."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained(model)}
+
+
+@torch.no_grad()
+def load_trained_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `trained_state` took.
+
+    Raises:
+        KeyError: `state` does not hold exactly the parameters that train.
+    """
+    parameters = dict(trained(model))
+    if parameters.keys() != state.keys():
+        odd = sorted(parameters.keys() ^ state.keys())
+        raise KeyError(f"the saved state and the model differ in {len(odd)} trained parameters, first {odd[0]}")
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])

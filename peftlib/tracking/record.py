@@ -1,0 +1,199 @@
+"""What a run leaves on disk about itself: `run.json`, `metrics.jsonl`, `all_results.json`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from peftlib.errors import UserError
+from peftlib.files import strict, write_json
+from peftlib.strategies.parameters import ParameterCount
+
+#: What a run writes into its folder; `--overwrite_output_dir` clears these and nothing else.
+RUN_FILES = (
+    "adapter_config.json", "adapter_model.safetensors", "all_results.json", "config.json", "metrics.jsonl",
+    "model.safetensors", "README.md", "run.json", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer_config.json", "vocab.txt",
+)  # fmt: skip
+
+_VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "safetensors", "tokenizers", "torch",
+             "transformers", "wandb")  # fmt: skip
+
+
+def choose_output_dir(wanted: str | None, task: str, method: str, *, overwrite: bool) -> Path:
+    """Where the run will write; nothing is created yet.
+
+    Raises:
+        UserError: the folder holds something already, or is no folder.
+    """
+    if wanted is None:
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        return Path("outputs") / f"{task}-{method}-{stamp}"
+    path = Path(wanted)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output_dir {path}: is a file; name a folder")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise UserError(f"--output_dir {path}: holds files already; name another folder, or add --overwrite_output_dir")
+    return path
+
+
+class RunRecord:
+    """The JSON files of one run. Only the main process has one; whatever the tracker, they are written.
+
+    Args:
+        folder: the output folder; created here, cleared of an earlier run's files.
+        facts: what `run.json` says from the start; strictly JSON types, no secrets.
+    """
+
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in RUN_FILES:
+                (folder / name).unlink(missing_ok=True)
+            self._metrics: TextIO = (folder / "metrics.jsonl").open("w", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror})") from error
+        self.folder = folder
+        self._started = time.time()
+        self._facts: dict[str, Any] = {"status": "running", "started": _now(), **facts}
+        self._write()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says by now."""
+        return dict(self._facts)
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to `run.json`."""
+        self._facts |= facts
+        self._write()
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Append one line to `metrics.jsonl`; readers of a running file see whole lines only."""
+        self._metrics.write(json.dumps(strict({"step": step, **values}), allow_nan=False) + "\n")
+        self._metrics.flush()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Mark the run finished, or failed with the reason, when the block ends."""
+        try:
+            yield
+        except BaseException as error:
+            reason = str(error) or type(error).__name__
+            self.update(status="failed", error=" ".join(reason.split())[:1000], ended=_now(), seconds=self._seconds())
+            raise
+        else:
+            self.update(status="finished", ended=_now(), seconds=self._seconds())
+        finally:
+            self._metrics.close()
+
+    def _seconds(self) -> float:
+        return time.time() - self._started
+
+    def _write(self) -> None:
+        write_json(self.folder / "run.json", self._facts)
+
+
+def describe_run(
+    *,
+    model_name: str,
+    model_location: str,
+    labels: tuple[str, ...],
+    data: dict[str, dict[str, Any]],
+    parameters: ParameterCount,
+    precision: dict[str, str],
+    learning_rate: float,
+    effective_batch_size: int,
+    processes: int,
+    seed: int,
+    steps: int,
+) -> dict[str, Any]:
+    """What there is to say of a run before it starts, in the keys of `run.json`.
+
+    Args:
+        model_name: as the user gave it.
+        model_location: the folder or Hub id that it stands for.
+        data: split -> its number of examples, fingerprint and source.
+        precision: its name, and the reason for it.
+        effective_batch_size: examples per update, over all processes.
+    """
+    return {
+        "model": {"name": model_name, "location": model_location},
+        "labels": list(labels),
+        "data": data,
+        "parameters": {
+            "trainable": parameters.trainable,
+            "total": parameters.total,
+            "trainable_ratio": parameters.ratio,
+        },
+        "precision": precision,
+        "learning_rate": learning_rate,
+        "effective_batch_size": effective_batch_size,
+        "processes": processes,
+        "seed": seed,
+        "steps": steps,
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, source commit and machine, for `run.json`."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
+        "git": git_state(Path(__file__).resolve().parents[2]),
+        "machine": {
+            "platform": platform.platform(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+            "device_type": device.type,
+            "cpu_count": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """The commit of the checkout that holds the code, and whether it was changed; None outside a checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a CUDA device, else the most that the process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

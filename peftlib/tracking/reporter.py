@@ -1,0 +1,157 @@
+"""The one voice of a run: tells the console, the record on disk and the trackers how it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from peftlib.files import write_json
+from peftlib.tracking.console import Console
+from peftlib.tracking.record import RunRecord, environment, peak_memory
+from peftlib.tracking.trackers import start_trackers
+
+
+class Reporter:
+    """Reports from the main process; on the others every call does nothing.
+
+    Args:
+        folder: the run's output folder; not created before `watching`.
+        arguments: flag -> value, for the records.
+        trackers: accelerate's names, as the `Accelerator` was given.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, folder: Path, arguments: dict[str, Any], trackers: list[str]
+    ) -> None:
+        self._accelerator = accelerator
+        self._arguments = arguments
+        self._trackers = trackers
+        self._created = time.perf_counter()
+        self._record: RunRecord | None = None
+        self.console = Console(speaks=accelerator.is_main_process)
+        self.folder = folder
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says by now; empty where there is no record."""
+        return self._record.facts if self._record is not None else {}
+
+    @contextmanager
+    def watching(self, steps: int, facts: dict[str, Any]) -> Iterator[None]:
+        """Open the records and trackers, announce the run, and close everything when the block ends.
+
+        Args:
+            steps: updates in the whole run.
+            facts: what there is to say about it before it starts, for `run.json`.
+
+        Raises:
+            UserError: the output folder cannot be written.
+        """
+        accelerator, arguments = self._accelerator, self._arguments
+        device = accelerator.device
+        facts = {"arguments": arguments, "output_dir": str(self.folder), **facts, **environment(device)}
+        problem: list[Exception | None] = [None]
+        if accelerator.is_main_process:
+            try:
+                self._record = RunRecord(self.folder, facts)
+            except Exception as error:
+                problem = [error]
+        # Raised on every process: the others would wait for the main one for ever.
+        broadcast_object_list(problem)
+        if problem[0] is not None:
+            raise problem[0]
+        parameters = {f"params/{name}": value for name, value in facts["parameters"].items()}
+        notice = start_trackers(
+            accelerator,
+            self._trackers,
+            project=arguments["project_name"],
+            name=arguments["run_name"] or self.folder.name,
+            folder=self.folder,
+            config={**arguments, "learning_rate": facts["learning_rate"], **parameters},
+        )
+        self._announce(facts, steps, notice)
+        accelerator.log({**parameters, "train/global_step": 0}, step=0)
+        try:
+            self.console.total_steps = steps
+            if self._record is None:
+                yield
+            else:
+                self._record.update(setup_seconds=time.perf_counter() - self._created)
+                with self._record.running(), self.console:
+                    yield
+        finally:
+            if self._trackers:
+                accelerator.end_training()
+
+    def advance(self, step: int) -> None:
+        """An update is done."""
+        self.console.advance(step)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Values at an update. One call per update: a tracker drops what comes for a step it has left."""
+        values = {**values, "perf/peak_memory_bytes": peak_memory(self._accelerator.device)}
+        self._accelerator.log(values, step=step)
+        if self._record is not None:
+            self._record.log(values, step)
+        self.console.log(values, step)
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to `run.json`."""
+        if self._record is not None:
+            self._record.update(**facts)
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Write `all_results.json` and show the summary.
+
+        Args:
+            results: flat, with the keys that users of the `transformers` examples know.
+        """
+        if self._record is None:
+            return
+        write_json(self.folder / "all_results.json", results)
+        self._record.update(results=results, peak_memory_bytes=peak_memory(self._accelerator.device))
+        rows = {
+            name.removeprefix("best_eval_").replace("_", " "): f"{value:.4f}"
+            for name, value in results.items()
+            if name.startswith("best_eval_") and name != "best_eval_step"
+        }
+        rows["best step"] = f"{results['best_eval_step']:,} of {results['global_step']:,}"
+        rows["trained"] = f"{results['trainable_params']:,} parameters ({results['trainable_ratio']:.4%})"
+        rows["time"] = f"{results['train_runtime']:.1f} s of training, {results['train_samples_per_second']:.0f} samples/s"
+        rows["result"] = str(self.folder)
+        self.console.facts("summary", rows, panel=True)
+
+    def _announce(self, facts: dict[str, Any], steps: int, notice: str | None) -> None:
+        parameters, data = facts["parameters"], facts["data"]
+        self.console.facts(
+            "run",
+            {
+                "task": f"{self._arguments['task_name']}, {data['train']['examples']:,} training and "
+                f"{data['validation']['examples']:,} validation examples ({data['train']['source']})",
+                "model": facts["model"]["name"],
+                "method": f"{self._arguments['method']}, learning rate {facts['learning_rate']:g}",
+                "updates": f"{steps:,} of {facts['effective_batch_size']} examples, "
+                f"{facts['processes']} process{'es' if facts['processes'] > 1 else ''}",
+                "precision": f"{facts['precision']['name']} ({facts['precision']['reason']})",
+                "device": f"{facts['machine']['device']}"
+                + (f", {facts['machine']['threads']} threads" if facts["machine"]["device_type"] == "cpu" else ""),
+                "output": str(self.folder),
+            },
+        )
+        self.console.facts(
+            "parameters",
+            {
+                "trainable": f"{parameters['trainable']:,}",
+                "total": f"{parameters['total']:,}",
+                "ratio": f"{parameters['trainable_ratio']:.4%}",
+            },
+        )
+        if notice is not None:
+            self.console.note(notice)
+

@@ -1,0 +1,85 @@
+"""W&B and the other trackers that accelerate knows: which ones, and how they start."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import LoggerType
+
+from peftlib.errors import UserError, nearest
+
+DEFAULT_PROJECT = "peft-text-classification"
+
+# Trackers whose package is called otherwise.
+_PACKAGES = {"comet_ml": "comet_ml", "dvclive": "dvclive", "aim": "aim", "tensorboard": "tensorboard"}
+
+
+def choose_trackers(wanted: str) -> list[str]:
+    """Turn `--report_to` into accelerate's tracker names.
+
+    Raises:
+        UserError: a tracker that accelerate does not know, or that is not installed.
+    """
+    known = sorted(str(kind) for kind in LoggerType if kind != LoggerType.ALL)
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if names == ["none"] or not names:
+        return []
+    if names == ["auto"]:
+        asked_for = any(os.environ.get(name) for name in ("WANDB_SWEEP_ID", "WANDB_API_KEY", "WANDB_MODE"))
+        return ["wandb"] if asked_for else []
+    if names == ["all"]:
+        return [name for name in known if importlib.util.find_spec(_PACKAGES.get(name, name))]
+    for name in names:
+        if name not in known:
+            words = [*known, "all", "none", "auto"]
+            raise UserError(f"--report_to {name}: unknown{nearest(name, words)} (known: {', '.join(words)})")
+        if importlib.util.find_spec(_PACKAGES.get(name, name)) is None:
+            raise UserError(f"--report_to {name}: not installed; pip install {_PACKAGES.get(name, name)}")
+    return names
+
+
+def wandb_goes_offline() -> bool:
+    """Whether W&B has to be told to record offline: it would ask for a key, or fail where nobody can answer."""
+    if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_DISABLED"):
+        return False
+    import wandb
+
+    return wandb.api.api_key is None
+
+
+def start_trackers(
+    accelerator: Accelerator, trackers: list[str], *, project: str | None, name: str, folder: Path, config: dict[str, Any]
+) -> str | None:
+    """Start them on the main process, with the run's configuration.
+
+    Args:
+        trackers: from `choose_trackers`, as given to the `Accelerator`.
+        project: None takes $WANDB_PROJECT, else the suite's own.
+        name: of the run.
+        folder: where local files of the trackers go.
+        config: flag -> value, and whatever else describes the run.
+
+    Returns:
+        A notice for the user, if there is something to do later.
+    """
+    notice = None
+    if "wandb" in trackers and accelerator.is_main_process and wandb_goes_offline():
+        os.environ["WANDB_MODE"] = "offline"
+        notice = f"W&B has no API key: recording offline; later `wandb login`, then `wandb sync {folder}/wandb/offline-run-*`"
+    # TensorBoard takes numbers and strings only.
+    plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
+    accelerator.init_trackers(
+        project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+        config=plain,
+        init_kwargs={"wandb": {"name": name, "dir": str(folder)}},
+    )
+    if "wandb" in trackers and accelerator.is_main_process:
+        # One counter for all curves: the number of updates, whatever else is logged in between.
+        run = accelerator.get_tracker("wandb", unwrap=True)
+        run.define_metric("train/global_step")
+        run.define_metric("*", step_metric="train/global_step")
+    return notice

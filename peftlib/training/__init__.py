@@ -1,0 +1,1 @@
+"""How it trains: the custom loop around Accelerate, and what it stands on."""

@@ -1,0 +1,34 @@
+"""The loss of one update, spread over micro-batches and processes without changing its gradient."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+
+def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of a micro-batch, each example weighted by its share in the window.
+
+    With weights 1/N over the N examples of a window, the sum over its micro-batches and processes is the
+    window's mean loss, whatever the cut.
+
+    Args:
+        logits: shape (B, classes), any float type; the loss is computed in fp32.
+        labels: class indices, shape (B,).
+        weight: fp32, shape (B,).
+
+    Returns:
+        A scalar.
+    """
+    return (nn.functional.cross_entropy(logits.float(), labels, reduction="none") * weight).sum()
+
+
+def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
+    """Add the gradient of one micro-batch's share of the window's loss.
+
+    `Accelerator.backward` divides by the accumulation steps, however many micro-batches the window really has,
+    and DDP averages over the processes. The weights in `weighted_loss` have done both already, exactly, so both
+    are undone here.
+    """
+    accelerator.backward(loss * (accelerator.gradient_accumulation_steps * accelerator.num_processes))

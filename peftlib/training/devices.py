@@ -1,0 +1,60 @@
+"""The Accelerator of a run: its device, precision and threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration
+
+from peftlib.training.precision import Precision, choose_precision
+
+
+def build_accelerator(
+    mixed_precision: str, accumulation_steps: int, trackers: list[str], folder: Path, cpu_threads: int
+) -> tuple[Accelerator, Precision]:
+    """Set up the device and, under a launcher, the process group.
+
+    Args:
+        mixed_precision: "auto", "no", "fp16" or "bf16".
+        accumulation_steps: micro-batches per update; ACCELERATE_GRADIENT_ACCUMULATION_STEPS does not override it.
+        trackers: accelerate's names.
+        folder: where trackers that write files put them.
+        cpu_threads: per process; 0 shares the cores.
+
+    Raises:
+        UserError: the device cannot compute in this precision.
+    """
+    # Without a GPU, accelerate joins the processes of a launcher only when it is told that they are on CPUs.
+    no_gpu = not (torch.accelerator.is_available() and torch.accelerator.device_count() > 0)
+    state = PartialState(cpu=no_gpu)
+    precision = choose_precision(mixed_precision, state.device)
+    if state.device.type == "cpu":
+        torch.set_num_threads(cpu_threads or _fair_share(state))
+    accelerator = Accelerator(
+        cpu=no_gpu,
+        mixed_precision=precision.name,
+        # A plugin, since accelerate prefers the environment's variable to the plain argument.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation_steps),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
+    )
+    return accelerator, precision
+
+
+def _fair_share(state: PartialState) -> int:
+    """Threads for this process: OMP_NUM_THREADS where somebody chose it, else its share of the physical cores.
+
+    `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which halves the speed on two cores, so a
+    1 there does not count as a choice (`--num_cpu_threads 1` does).
+    """
+    chosen = int(os.environ.get("OMP_NUM_THREADS") or 1)
+    if chosen > 1:
+        return chosen
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(psutil.cpu_count(logical=False) or usable, usable)
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or state.num_processes))

@@ -1,0 +1,53 @@
+"""AdamW and its schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from peftlib.strategies.parameters import trained, trained_in_fp32
+
+
+def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101) over the trained parameters.
+
+    Args:
+        learning_rate: the peak rate.
+        weight_decay: decoupled decay of matrices; biases and normalisation weights are never decayed.
+
+    Raises:
+        TypeError: a trained parameter is not fp32.
+    """
+    trained_in_fp32(model)
+    norms = tuple(
+        f"{name}." for name, module in model.named_modules() if "norm" in type(module).__name__.lower()
+    )
+    decayed, kept = [], []
+    for name, parameter in trained(model):
+        (kept if name.endswith(".bias") or name.startswith(norms) else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, name: str, steps: int, *, warmup: int | None, warmup_ratio: float
+) -> LRScheduler:
+    """The learning rate over all `steps` updates.
+
+    It is not handed to `accelerator.prepare`, which would step it once per process: the loop steps it once per
+    update that was really made, so it ends where it should on any number of processes.
+
+    Args:
+        name: "linear", "cosine", "constant" or "constant_with_warmup".
+        warmup: updates over which the rate rises from 0; None takes `warmup_ratio` of all.
+    """
+    from transformers import get_scheduler
+
+    rising = math.ceil(steps * warmup_ratio) if warmup is None else warmup
+    return get_scheduler(name, optimizer, num_warmup_steps=min(rising, steps), num_training_steps=steps)

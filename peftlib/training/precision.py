@@ -1,0 +1,55 @@
+"""Which precision the forward and backward passes run in, and why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+
+from peftlib.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """`name` is accelerate's ("no", "fp16", "bf16"); `reason` is for people."""
+
+    name: str
+    reason: str
+
+
+def choose_precision(requested: str, device: torch.device | None = None) -> Precision:
+    """Turn "auto" into what this device does best, and refuse what it only pretends to do.
+
+    Args:
+        requested: "auto", "no", "fp16" or "bf16".
+        device: where the model will be; None asks accelerate.
+
+    Raises:
+        UserError: fp16 on a CPU, where accelerate would silently compute in fp32.
+    """
+    device = PartialState().device if device is None else device
+    origin = "--mixed_precision"
+    # The launcher always sets the variable, to "no" unless it was told otherwise, so only the others mean something.
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if requested == "auto" and launcher in ("fp16", "bf16"):
+        requested, origin = launcher, "accelerate launch"
+    if requested == "fp16" and device.type == "cpu":
+        raise UserError(f"{origin} fp16 needs a GPU, and this run is on a CPU; use --mixed_precision bf16 or no")
+    if requested != "auto":
+        return Precision(requested, f"from {origin}")
+    if device.type == "cuda":
+        # Emulated bf16 (on a T4, say) is slower than fp16, and "supported" without this argument.
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision("bf16", "auto: this GPU computes bf16 natively")
+        return Precision("fp16", "auto: this GPU has no native bf16")
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_has_bf16():
+        return Precision("bf16", "auto: this CPU has bf16 instructions")
+    return Precision("no", f"auto: no native bf16 on this {device.type}")
+
+
+def _cpu_has_bf16() -> bool:
+    """Instructions for bf16 products; oneDNN's own "supported" is true for AVX-512 alone, which emulates them."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

@@ -1,0 +1,90 @@
+"""The result of a run on disk: weights, tokenizer and card, put in place when all of them are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from peftlib.evaluation.evaluator import Evaluation
+from peftlib.files import write_text
+from peftlib.strategies import Strategy
+from peftlib.strategies.parameters import ParameterCount
+from peftlib.tracking.card import model_card
+from peftlib.training.loop import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def save_result(
+    folder: Path,
+    strategy: Strategy,
+    model: nn.Module,
+    head: frozenset[str],
+    tokenizer: PreTrainedTokenizerBase,
+    run: dict[str, Any],
+    scores: dict[str, float],
+) -> int:
+    """Write the adapter (or checkpoint), the tokenizer and the model card into `folder`.
+
+    Args:
+        model: what the strategy made, unwrapped.
+        head: the names of the head's parameters.
+        run: the facts of `run.json`, for the card.
+        scores: metric -> value on the validation split, for the card.
+
+    Returns:
+        The size in bytes of the weights' file.
+    """
+    with _placed_when_whole(folder) as temporary:
+        strategy.save(model, head, temporary)
+        tokenizer.save_pretrained(temporary)
+        is_adapter = (temporary / "adapter_config.json").is_file()
+        weights = temporary / ("adapter_model.safetensors" if is_adapter else "model.safetensors")
+        size = weights.stat().st_size
+        write_text(temporary / "README.md", model_card(run, scores, folder=str(folder), is_adapter=is_adapter))
+    return size
+
+
+@contextlib.contextmanager
+def _placed_when_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files move into `folder` when the block ends well, and vanish when it does not."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+        temporary = Path(name)
+        # The libraries announce each file they write; the run says where the result lies in one place.
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield temporary
+        for path in sorted(temporary.iterdir()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            path.replace(folder / path.name)
+
+
+def flat_results(progress: Progress, evaluation: Evaluation, parameters: ParameterCount) -> dict[str, Any]:
+    """The content of `all_results.json`: flat, in the keys that the `transformers` examples have made usual.
+
+    Args:
+        evaluation: of the saved state, the best one; `eval_*` are the scores of the last update.
+    """
+    return {
+        **{f"eval_{name}": value for name, value in progress.last.items() if name != "step"},
+        **{f"best_eval_{name}": value for name, value in progress.best.items()},
+        "train_loss": progress.loss_sum / progress.step,
+        "train_runtime": progress.train_seconds,
+        "train_samples_per_second": progress.examples / progress.train_seconds,
+        "eval_samples": len(evaluation.labels),
+        "eval_samples_per_second": len(evaluation.labels) / evaluation.seconds,
+        "trainable_params": parameters.trainable,
+        "total_params": parameters.total,
+        "trainable_ratio": parameters.ratio,
+        "global_step": progress.step,
+        "skipped_steps": progress.skipped,
+        "epoch": progress.epochs,
+    }

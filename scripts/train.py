@@ -1,0 +1,130 @@
+"""Fine-tune one encoder on one text-classification task with one method.
+
+    accelerate launch scripts/train.py --method bitfit
+    accelerate launch scripts/train.py --method lora --lora_r 8 --task_name mrpc --data_dir glue
+    accelerate launch --config_file accelerate_configs/single_gpu_fp16.yaml scripts/train.py \
+        --model_name_or_path bert-base-uncased --task_name mrpc --method bitfit --report_to wandb
+
+Every flag can also stand in a YAML file (--config FILE); --help lists them. The run reads top to bottom.
+"""
+
+from peftlib import cli
+from peftlib.arguments import parse_train_arguments
+
+
+def main() -> None:
+    # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
+    args = parse_train_arguments()
+    # Imported below the arguments, so that --help and a wrong flag are answered before torch is loaded.
+    from dataclasses import asdict
+    from functools import partial
+
+    from accelerate.utils import set_seed
+
+    from peftlib.data.encoding import Collator
+    from peftlib.data.loading import build_loaders, load_splits
+    from peftlib.data.tasks import TASKS
+    from peftlib.evaluation.evaluator import evaluate
+    from peftlib.modeling import find_model, load_classifier, load_tokenizer
+    from peftlib.strategies.parameters import ParameterCount, size, trainable_size
+    from peftlib.tracking.record import choose_output_dir, describe_run
+    from peftlib.tracking.reporter import Reporter
+    from peftlib.tracking.trackers import choose_trackers
+    from peftlib.training.devices import build_accelerator
+    from peftlib.training.loop import Plan, Training, keep_best, train
+    from peftlib.training.optimization import build_optimizer, build_scheduler
+    from peftlib.training.saving import flat_results, save_result
+
+    which, data, how, out, strategy = args.model, args.data, args.training, args.output, args.strategy
+    task = TASKS[data.task_name]
+    folder = choose_output_dir(out.output_dir, task.name, how.method, overwrite=out.overwrite_output_dir)
+    trackers = choose_trackers(out.report_to)
+
+    # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
+    accelerator, precision = build_accelerator(
+        how.mixed_precision, how.gradient_accumulation_steps, trackers, folder, how.num_cpu_threads
+    )
+    reporter = Reporter(accelerator, folder, args.flat(), trackers)
+    if args.ignored:
+        reporter.console.note(f"note: --method {how.method} does not use {', '.join(args.ignored)}")
+
+    # ── Seed ─────────────────────────────────────────────────────────────────────────────────────────────────
+    set_seed(how.seed)
+
+    # ── Data ─────────────────────────────────────────────────────────────────────────────────────────────────
+    source = find_model(which.model_name_or_path, which.model_revision, which.trust_remote_code)
+    tokenizer = load_tokenizer(source)
+    with accelerator.local_main_process_first():  # it tokenises, the others find its cache
+        splits = load_splits(
+            task, tokenizer, data.data_dir, data.max_length, data.max_train_samples, data.max_eval_samples
+        )
+    train_loader, eval_loader, batches = build_loaders(
+        splits,
+        Collator.for_tokenizer(tokenizer, pad_to=data.max_length * data.pad_to_max_length),
+        train_batch_size=how.per_device_train_batch_size,
+        eval_batch_size=how.per_device_eval_batch_size,
+        accumulation_steps=how.gradient_accumulation_steps,
+        num_processes=accelerator.num_processes,
+        seed=how.seed,
+        group_by_length=data.group_by_length,
+        num_workers=data.dataloader_num_workers,
+    )
+
+    # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
+    base, head = load_classifier(source, task.labels)
+    total = size(base)
+    adapted = strategy.apply(base, head)
+    parameters = ParameterCount(trainable_size(adapted), total)
+
+    # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────
+    plan = Plan.of(
+        batches.windows_per_epoch,
+        epochs=how.num_train_epochs,
+        max_steps=how.max_train_steps,
+        eval_steps=how.eval_steps,
+        logging_steps=out.logging_steps,
+        max_grad_norm=how.max_grad_norm,
+        patience=how.early_stopping_patience,
+        best_metric=task.best_metric,
+    )
+    learning_rate = how.learning_rate or strategy.default_learning_rate
+    optimizer = build_optimizer(adapted, learning_rate, how.weight_decay)
+    scheduler = build_scheduler(
+        optimizer, how.lr_scheduler_type, plan.steps, warmup=how.num_warmup_steps, warmup_ratio=how.warmup_ratio
+    )
+
+    # ── Prepare ──────────────────────────────────────────────────────────────────────────────────────────────
+    model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
+    score = partial(evaluate, accelerator, model, eval_loader, splits.validation.labels, task.metrics)
+    facts = describe_run(
+        model_name=source.name,
+        model_location=source.location,
+        labels=task.labels,
+        data=splits.facts(),
+        parameters=parameters,
+        precision=asdict(precision),
+        learning_rate=learning_rate,
+        effective_batch_size=batches.window_size,
+        processes=accelerator.num_processes,
+        seed=how.seed,
+        steps=plan.steps,
+    )
+    with reporter.watching(plan.steps, facts):
+        # ── Train ────────────────────────────────────────────────────────────────────────────────────────────
+        set_seed(how.seed, device_specific=True)  # dropout differs between processes; the head's start did not
+        run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
+        progress = train(run)
+
+        # ── Evaluate ─────────────────────────────────────────────────────────────────────────────────────────
+        keep_best(run)
+        evaluation = score()
+
+        # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────
+        if accelerator.is_main_process:
+            trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            save_result(folder, strategy, trained, head, tokenizer, reporter.facts, evaluation.metrics)
+        reporter.finish(flat_results(progress, evaluation, parameters))
+
+
+if __name__ == "__main__":
+    cli.run(main)
