@@ -14,7 +14,7 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Optional
+from typing import Any, Literal, NoReturn
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
@@ -23,8 +23,6 @@ from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError, nearest
 from peftlib.modeling import DEFAULT_MODEL
 from peftlib.strategies import STRATEGIES, Strategy
-
-# Optional[...] below and not `X | None`: HfArgumentParser reads the annotations.
 
 
 def _at_least(arguments: Any, bound: float, *names: str, above: bool = False) -> None:
@@ -58,25 +56,29 @@ class DataArguments:
     task_name: str = field(
         default="rotten_tomatoes", metadata={"help": "the task to train on", "choices": sorted(TASKS)}
     )
-    data_dir: Optional[str] = field(
+    data_dir: str | None = field(
         default=None,
         metadata={"help": "a folder in GLUE's layout (DIR/MRPC/train.tsv); None reads the package or the Hub"},
     )
-    max_length: int = field(default=128, metadata={"help": "truncate examples to so many tokens, special ones included"})
+    max_length: int = field(
+        default=128, metadata={"help": "truncate examples to so many tokens, special ones included"}
+    )
     pad_to_max_length: bool = field(
         default=False, metadata={"help": "pad every batch to max_length, not to its longest example"}
     )
     group_by_length: bool = field(
-        default=True, metadata={"help": "form updates from examples of similar lengths: less padding, still random"}
+        default=True,
+        metadata={"help": "form updates from examples of similar lengths: less padding, still random"},
     )
-    max_train_samples: Optional[int] = field(
+    max_train_samples: int | None = field(
         default=None, metadata={"help": "train on the first N examples only; None means all"}
     )
-    max_eval_samples: Optional[int] = field(
+    max_eval_samples: int | None = field(
         default=None, metadata={"help": "evaluate on the first N examples only; None means all"}
     )
     dataloader_num_workers: int = field(
-        default=0, metadata={"help": "processes that prepare batches; 0 prepares them in the training process"}
+        default=0,
+        metadata={"help": "processes that prepare batches; 0 prepares them in the training process"},
     )
 
     def __post_init__(self) -> None:
@@ -90,7 +92,7 @@ class TrainingArguments:
     """How it trains."""
 
     method: str = field(default="bitfit", metadata={"help": "what trains", "choices": list(STRATEGIES)})
-    learning_rate: Optional[float] = field(
+    learning_rate: float | None = field(
         default=None, metadata={"help": "peak learning rate; None takes the method's own default"}
     )
     per_device_train_batch_size: int = field(
@@ -101,13 +103,15 @@ class TrainingArguments:
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "micro-batches per optimizer update"})
     num_train_epochs: int = field(default=3, metadata={"help": "passes over the training data"})
-    max_train_steps: Optional[int] = field(
-        default=None, metadata={"help": "stop after N optimizer updates, whatever the epochs; None means no limit"}
+    max_train_steps: int | None = field(
+        default=None,
+        metadata={"help": "stop after N optimizer updates, whatever the epochs; None means no limit"},
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = field(
-        default="linear", metadata={"help": "shape of the learning rate after warm-up; linear and cosine end at 0"}
+        default="linear",
+        metadata={"help": "shape of the learning rate after warm-up; linear and cosine end at 0"},
     )
-    num_warmup_steps: Optional[int] = field(
+    num_warmup_steps: int | None = field(
         default=None, metadata={"help": "updates over which the rate rises from 0; None takes warmup_ratio"}
     )
     warmup_ratio: float = field(default=0.06, metadata={"help": "share of all updates that is warm-up, 0..1"})
@@ -124,7 +128,7 @@ class TrainingArguments:
             "natively, else fp16 on CUDA, else no; `no` is fp32"
         },
     )
-    eval_steps: Optional[int] = field(
+    eval_steps: int | None = field(
         default=None, metadata={"help": "evaluate every N updates; None evaluates at the end of each epoch"}
     )
     early_stopping_patience: int = field(
@@ -132,7 +136,8 @@ class TrainingArguments:
     )
     seed: int = field(default=42, metadata={"help": "of the head's start, the order of the data and dropout"})
     num_cpu_threads: int = field(
-        default=0, metadata={"help": "threads per process on a CPU; 0 shares the physical cores between processes"}
+        default=0,
+        metadata={"help": "threads per process on a CPU; 0 shares the physical cores between processes"},
     )
 
     def __post_init__(self) -> None:
@@ -146,7 +151,9 @@ class TrainingArguments:
             "early_stopping_patience", "seed", "num_cpu_threads",
         )  # fmt: skip
         if self.warmup_ratio > 1:
-            raise UserError(f"--warmup_ratio {self.warmup_ratio}: must be at most 1; for a number of updates use --num_warmup_steps")
+            raise UserError(
+                f"--warmup_ratio {self.warmup_ratio}: must be at most 1; for a number of updates use --num_warmup_steps"
+            )
         if self.seed >= 2**32:
             raise UserError(f"--seed {self.seed}: must be less than 2**32")
 
@@ -155,7 +162,7 @@ class TrainingArguments:
 class OutputArguments:
     """What it leaves behind, and who watches."""
 
-    output_dir: Optional[str] = field(
+    output_dir: str | None = field(
         default=None, metadata={"help": "where the results go; None means outputs/<task>-<method>-<time>"}
     )
     overwrite_output_dir: bool = field(
@@ -168,10 +175,11 @@ class OutputArguments:
             "means wandb inside a W&B sweep or with WANDB_API_KEY or WANDB_MODE set, else none"
         },
     )
-    project_name: Optional[str] = field(
-        default=None, metadata={"help": "the trackers' project; None takes $WANDB_PROJECT, else peft-text-classification"}
+    project_name: str | None = field(
+        default=None,
+        metadata={"help": "the trackers' project; None takes $WANDB_PROJECT, else peft-text-classification"},
     )
-    run_name: Optional[str] = field(
+    run_name: str | None = field(
         default=None, metadata={"help": "the run's name in the trackers; None takes the output folder's name"}
     )
     logging_steps: int = field(default=10, metadata={"help": "log the training loss every N updates"})
@@ -283,7 +291,9 @@ def _flags_of_file(path: Path, parser: _Parser) -> list[str]:
     for key, value in content.items():
         flag = f"--{_underscored(str(key))}"
         if flag not in parser.flags() or flag == "--config":
-            raise UserError(f"--config {path}: {key} is no flag of train.py{nearest(flag, parser.flags()).replace('--', '')}")
+            raise UserError(
+                f"--config {path}: {key} is no flag of train.py{nearest(flag, parser.flags()).replace('--', '')}"
+            )
         if isinstance(value, dict):
             raise UserError(f"--config {path}: {key} is a mapping; flags take single values or lists")
         if value is not None:

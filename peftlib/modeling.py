@@ -119,7 +119,9 @@ def load_classifier(source: ModelSource, labels: tuple[str, ...]) -> tuple[PreTr
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"--model_name_or_path {source.location}: cannot be loaded as a classifier: {reason}") from error
+        raise UserError(
+            f"--model_name_or_path {source.location}: cannot be loaded as a classifier: {reason}"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
     encoder = f"{model.base_model_prefix}."

@@ -16,17 +16,15 @@ def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
     args = parse_train_arguments()
     # Imported below the arguments, so that --help and a wrong flag are answered before torch is loaded.
-    from dataclasses import asdict
     from functools import partial
 
     from accelerate.utils import set_seed
 
-    from peftlib.data.encoding import Collator
     from peftlib.data.loading import build_loaders, load_splits
     from peftlib.data.tasks import TASKS
     from peftlib.evaluation.evaluator import evaluate
     from peftlib.modeling import find_model, load_classifier, load_tokenizer
-    from peftlib.strategies.parameters import ParameterCount, size, trainable_size
+    from peftlib.strategies.parameters import ParameterCount, size
     from peftlib.tracking.record import choose_output_dir, describe_run
     from peftlib.tracking.reporter import Reporter
     from peftlib.tracking.trackers import choose_trackers
@@ -60,21 +58,21 @@ def main() -> None:
         )
     train_loader, eval_loader, batches = build_loaders(
         splits,
-        Collator.for_tokenizer(tokenizer, pad_to=data.max_length * data.pad_to_max_length),
-        train_batch_size=how.per_device_train_batch_size,
-        eval_batch_size=how.per_device_eval_batch_size,
+        tokenizer,
+        batch_sizes=(how.per_device_train_batch_size, how.per_device_eval_batch_size),
         accumulation_steps=how.gradient_accumulation_steps,
         num_processes=accelerator.num_processes,
         seed=how.seed,
         group_by_length=data.group_by_length,
+        pad_to=data.max_length if data.pad_to_max_length else 0,
         num_workers=data.dataloader_num_workers,
     )
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels)
-    total = size(base)
+    base_size = size(base)
     adapted = strategy.apply(base, head)
-    parameters = ParameterCount(trainable_size(adapted), total)
+    parameters = ParameterCount.of(base_size, adapted)
 
     # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────
     plan = Plan.of(
@@ -87,28 +85,15 @@ def main() -> None:
         patience=how.early_stopping_patience,
         best_metric=task.best_metric,
     )
-    learning_rate = how.learning_rate or strategy.default_learning_rate
-    optimizer = build_optimizer(adapted, learning_rate, how.weight_decay)
-    scheduler = build_scheduler(
-        optimizer, how.lr_scheduler_type, plan.steps, warmup=how.num_warmup_steps, warmup_ratio=how.warmup_ratio
-    )
+    rate = how.learning_rate or strategy.default_learning_rate
+    optimizer = build_optimizer(adapted, rate, how.weight_decay)
+    scheduler = build_scheduler(optimizer, how.lr_scheduler_type, plan.steps, how.num_warmup_steps, how.warmup_ratio)
 
     # ── Prepare ──────────────────────────────────────────────────────────────────────────────────────────────
     model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
     score = partial(evaluate, accelerator, model, eval_loader, splits.validation.labels, task.metrics)
-    facts = describe_run(
-        model_name=source.name,
-        model_location=source.location,
-        labels=task.labels,
-        data=splits.facts(),
-        parameters=parameters,
-        precision=asdict(precision),
-        learning_rate=learning_rate,
-        effective_batch_size=batches.window_size,
-        processes=accelerator.num_processes,
-        seed=how.seed,
-        steps=plan.steps,
-    )
+    facts = describe_run(source, task.labels, splits.facts(), parameters, precision, rate, batches.window_size)
+
     with reporter.watching(plan.steps, facts):
         # ── Train ────────────────────────────────────────────────────────────────────────────────────────────
         set_seed(how.seed, device_specific=True)  # dropout differs between processes; the head's start did not

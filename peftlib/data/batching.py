@@ -21,13 +21,13 @@ POOL_WINDOWS = 16
 
 
 class Slot(NamedTuple):
-    """An example's place in a micro-batch.
+    """An example in a micro-batch, by its place in the split.
 
     `weight` is its share in the window's mean loss; 0 marks a filler, which keeps a process in step with the
     others when a short window has too few examples for all of them.
     """
 
-    index: int
+    example: int
     weight: float
 
 

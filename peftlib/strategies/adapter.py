@@ -25,9 +25,7 @@ def head_modules(model: PreTrainedModel, head: frozenset[str]) -> list[str]:
     `pre_classifier`); inside it (a pooler that the checkpoint lacks), the module right above the parameter.
     """
     encoder = f"{model.base_model_prefix}."
-    return sorted(
-        {name.rpartition(".")[0] if name.startswith(encoder) else name.partition(".")[0] for name in head}
-    )
+    return sorted({name.rpartition(".")[0] if name.startswith(encoder) else name.partition(".")[0] for name in head})
 
 
 def save_as_adapter(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 if TYPE_CHECKING:  # torch takes a second to import and `--help` only reads the fields
-    from torch import nn
+    from peft import PeftModel
     from transformers import PreTrainedModel
+
+    Trained: TypeAlias = PreTrainedModel | PeftModel
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Strategy(ABC):
     default_learning_rate: ClassVar[float]
 
     @abstractmethod
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> nn.Module:
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         """Make `model` train what this method trains, and nothing else.
 
         Args:
@@ -35,7 +37,7 @@ class Strategy(ABC):
         """
 
     @abstractmethod
-    def save(self, model: nn.Module, head: frozenset[str], folder: Path) -> None:
+    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         """Write the trained result into `folder`, in a format that stock PEFT or transformers loads.
 
         Args:

@@ -10,8 +10,9 @@ from peftlib.errors import UserError, nearest
 from peftlib.strategies.base import Strategy
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
+
+    from peftlib.strategies.base import Trained
 
 # The groups of the paper's own code, as endings of parameter names: BERT and RoBERTa first, then DistilBERT.
 # As there, `output` also holds the bias of the attention's output projection, and `output_layernorm` the
@@ -59,12 +60,14 @@ class BitFit(Strategy):
                     f"known: {', '.join(BIAS_TERMS)}"
                 )
         if not terms:
-            raise UserError("--bias_terms is empty; leave it out for all biases, or name groups as in query,intermediate")
+            raise UserError(
+                "--bias_terms is empty; leave it out for all biases, or name groups as in query,intermediate"
+            )
 
     def _terms(self) -> list[str]:
         return [term.strip() for term in self.bias_terms.split(",") if term.strip()]
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> nn.Module:
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.parameters import train_only
 
         # Endings, not substrings: T5's `relative_attention_bias.weight` is a weight.
@@ -79,7 +82,7 @@ class BitFit(Strategy):
         train_only(model, trains.__contains__)
         return model
 
-    def save(self, model: nn.Module, head: frozenset[str], folder: Path) -> None:
+    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         from peftlib.strategies.adapter import save_as_adapter
 
         save_as_adapter(model, head, folder, bias="all")

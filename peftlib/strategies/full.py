@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from peftlib.strategies.base import Strategy
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
+
+    from peftlib.strategies.base import Trained
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,11 @@ class Full(Strategy):
 
     default_learning_rate: ClassVar[float] = 5e-5
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> nn.Module:
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.parameters import train_only
 
         train_only(model, lambda name: True)
         return model
 
-    def save(self, model: nn.Module, head: frozenset[str], folder: Path) -> None:
+    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         model.save_pretrained(folder)

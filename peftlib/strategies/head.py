@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from peftlib.strategies.base import Strategy
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
+
+    from peftlib.strategies.base import Trained
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,13 @@ class Head(Strategy):
 
     default_learning_rate: ClassVar[float] = 3e-3
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> nn.Module:
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.parameters import train_only
 
         train_only(model, head.__contains__)
         return model
 
-    def save(self, model: nn.Module, head: frozenset[str], folder: Path) -> None:
+    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         from peftlib.strategies.adapter import save_as_adapter
 
         save_as_adapter(model, head, folder, bias="none")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from peftlib.strategies.base import Trained
+
 
 @dataclass(frozen=True)
 class LoRA(Strategy):
@@ -26,7 +28,8 @@ class LoRA(Strategy):
 
     lora_r: int = field(default=16, metadata={"help": "lora: the rank r of the update matrices"})
     lora_alpha: float = field(
-        default=32, metadata={"help": "lora: the update is scaled by alpha / r (by alpha / sqrt(r) with --use_rslora)"}
+        default=32,
+        metadata={"help": "lora: the update is scaled by alpha / r (by alpha / sqrt(r) with --use_rslora)"},
     )
     lora_dropout: float = field(
         default=0.1, metadata={"help": "lora: dropout on the input of A, a probability in 0..1"}
@@ -51,7 +54,7 @@ class LoRA(Strategy):
     def _targets(self) -> list[str]:
         return [name.strip() for name in self.target_modules.split(",") if name.strip()]
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> nn.Module:
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peft import LoraConfig, TaskType, get_peft_model
 
         from peftlib.strategies.adapter import head_modules
@@ -88,7 +91,7 @@ class LoRA(Strategy):
                 parameter.data = parameter.data.float()  # PEFT leaves `modules_to_save` in the base's precision
         return wrapped
 
-    def save(self, model: nn.Module, head: frozenset[str], folder: Path) -> None:
+    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         model.save_pretrained(folder)
 
 

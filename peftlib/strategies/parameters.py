@@ -20,6 +20,11 @@ class ParameterCount:
     trainable: int
     total: int
 
+    @classmethod
+    def of(cls, base_size: int, model: nn.Module) -> ParameterCount:
+        """Count what trains in `model`, which a method made of a base of `base_size` scalars."""
+        return cls(sum(parameter.numel() for _, parameter in trained(model)), base_size)
+
     @property
     def ratio(self) -> float:
         """`trainable / total`, in 0..1 (an adapter larger than its base would exceed 1)."""
@@ -41,11 +46,6 @@ def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def size(model: nn.Module) -> int:
     """The number of scalars in all parameters, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def trainable_size(model: nn.Module) -> int:
-    """The number of scalars that train."""
-    return sum(parameter.numel() for _, parameter in trained(model))
 
 
 def trained_in_fp32(model: nn.Module) -> None:

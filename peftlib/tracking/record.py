@@ -20,6 +20,7 @@ import torch
 
 from peftlib.errors import UserError
 from peftlib.files import strict, write_json
+from peftlib.modeling import ModelSource
 from peftlib.strategies.parameters import ParameterCount
 
 #: What a run writes into its folder; `--overwrite_output_dir` clears these and nothing else.
@@ -108,30 +109,24 @@ class RunRecord:
 
 
 def describe_run(
-    *,
-    model_name: str,
-    model_location: str,
+    source: ModelSource,
     labels: tuple[str, ...],
     data: dict[str, dict[str, Any]],
     parameters: ParameterCount,
-    precision: dict[str, str],
+    precision: tuple[str, str],
     learning_rate: float,
     effective_batch_size: int,
-    processes: int,
-    seed: int,
-    steps: int,
 ) -> dict[str, Any]:
     """What there is to say of a run before it starts, in the keys of `run.json`.
 
     Args:
-        model_name: as the user gave it.
-        model_location: the folder or Hub id that it stands for.
         data: split -> its number of examples, fingerprint and source.
         precision: its name, and the reason for it.
+        learning_rate: the peak one.
         effective_batch_size: examples per update, over all processes.
     """
     return {
-        "model": {"name": model_name, "location": model_location},
+        "model": {"name": source.name, "location": source.location},
         "labels": list(labels),
         "data": data,
         "parameters": {
@@ -139,12 +134,9 @@ def describe_run(
             "total": parameters.total,
             "trainable_ratio": parameters.ratio,
         },
-        "precision": precision,
+        "precision": {"name": precision[0], "reason": precision[1]},
         "learning_rate": learning_rate,
         "effective_batch_size": effective_batch_size,
-        "processes": processes,
-        "seed": seed,
-        "steps": steps,
     }
 
 

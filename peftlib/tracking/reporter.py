@@ -26,9 +26,7 @@ class Reporter:
         trackers: accelerate's names, as the `Accelerator` was given.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, folder: Path, arguments: dict[str, Any], trackers: list[str]
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, folder: Path, arguments: dict[str, Any], trackers: list[str]) -> None:
         self._accelerator = accelerator
         self._arguments = arguments
         self._trackers = trackers
@@ -56,6 +54,7 @@ class Reporter:
         accelerator, arguments = self._accelerator, self._arguments
         device = accelerator.device
         facts = {"arguments": arguments, "output_dir": str(self.folder), **facts, **environment(device)}
+        facts |= {"steps": steps, "processes": accelerator.num_processes}
         problem: list[Exception | None] = [None]
         if accelerator.is_main_process:
             try:
@@ -123,7 +122,9 @@ class Reporter:
         }
         rows["best step"] = f"{results['best_eval_step']:,} of {results['global_step']:,}"
         rows["trained"] = f"{results['trainable_params']:,} parameters ({results['trainable_ratio']:.4%})"
-        rows["time"] = f"{results['train_runtime']:.1f} s of training, {results['train_samples_per_second']:.0f} samples/s"
+        rows["time"] = (
+            f"{results['train_runtime']:.1f} s of training, {results['train_samples_per_second']:.0f} samples/s"
+        )
         rows["result"] = str(self.folder)
         self.console.facts("summary", rows, panel=True)
 
@@ -154,4 +155,3 @@ class Reporter:
         )
         if notice is not None:
             self.console.note(notice)
-

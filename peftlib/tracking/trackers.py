@@ -52,7 +52,13 @@ def wandb_goes_offline() -> bool:
 
 
 def start_trackers(
-    accelerator: Accelerator, trackers: list[str], *, project: str | None, name: str, folder: Path, config: dict[str, Any]
+    accelerator: Accelerator,
+    trackers: list[str],
+    *,
+    project: str | None,
+    name: str,
+    folder: Path,
+    config: dict[str, Any],
 ) -> str | None:
     """Start them on the main process, with the run's configuration.
 
@@ -69,7 +75,8 @@ def start_trackers(
     notice = None
     if "wandb" in trackers and accelerator.is_main_process and wandb_goes_offline():
         os.environ["WANDB_MODE"] = "offline"
-        notice = f"W&B has no API key: recording offline; later `wandb login`, then `wandb sync {folder}/wandb/offline-run-*`"
+        sync = f"wandb sync {folder}/wandb/offline-run-*"
+        notice = f"W&B has no API key, so it records offline; to upload later: wandb login, then {sync}"
     # TensorBoard takes numbers and strings only.
     plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
     accelerator.init_trackers(

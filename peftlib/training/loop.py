@@ -178,20 +178,19 @@ def train(training: Training) -> Progress:
         left = plan.steps - progress.step
         windows = batches.windows(progress.epoch)
         batches.set_position(progress.epoch, progress.window, progress.window + left)
-        loss: torch.Tensor | float = 0.0
+        shares: list[torch.Tensor] = []
         for batch in training.loader:
-            rate = training.scheduler.get_last_lr()[0]
+            rate = float(training.scheduler.get_last_lr()[0])
             with training.accelerator.accumulate(training.model):
-                loss = loss + train_step(training.accelerator, training.model, batch)
+                shares.append(train_step(training.accelerator, training.model, batch))
                 if not training.accelerator.sync_gradients:
                     continue
                 norm = update(training)
-            assert isinstance(loss, torch.Tensor)
-            recent.losses.append(loss)
+            recent.losses.append(torch.stack(shares).sum())
+            shares = []
             recent.rates.append(rate)
             recent.norm = norm
             recent.examples += len(windows[progress.window])
-            loss = 0.0
             progress.step += 1
             progress.window += 1
             training.watcher.advance(progress.step)

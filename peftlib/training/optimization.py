@@ -22,10 +22,9 @@ def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float)
         TypeError: a trained parameter is not fp32.
     """
     trained_in_fp32(model)
-    norms = tuple(
-        f"{name}." for name, module in model.named_modules() if "norm" in type(module).__name__.lower()
-    )
-    decayed, kept = [], []
+    norms = tuple(f"{name}." for name, module in model.named_modules() if "norm" in type(module).__name__.lower())
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in trained(model):
         (kept if name.endswith(".bias") or name.startswith(norms) else decayed).append(parameter)
     groups = [
@@ -36,7 +35,7 @@ def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float)
 
 
 def build_scheduler(
-    optimizer: torch.optim.Optimizer, name: str, steps: int, *, warmup: int | None, warmup_ratio: float
+    optimizer: torch.optim.Optimizer, name: str, steps: int, warmup: int | None, warmup_ratio: float
 ) -> LRScheduler:
     """The learning rate over all `steps` updates.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -11,8 +11,7 @@ from accelerate import PartialState
 from peftlib.errors import UserError
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(NamedTuple):
     """`name` is accelerate's ("no", "fp16", "bf16"); `reason` is for people."""
 
     name: str
