@@ -1,0 +1,109 @@
+"""Fixtures: a clean environment, tiny models of four architectures, and data folders made on the spot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+# Before anything of Hugging Face is imported: the tests are offline, and no launcher's or tracker's settings of the
+# person who runs them leak in.
+for name in list(os.environ):
+    if name.startswith(("ACCELERATE_", "WANDB_")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        del os.environ[name]
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).resolve().parents[1]
+#: The real MRPC and SST-2 in GLUE's layout, where the machine has them: they are not the project's to ship.
+GLUE = Path(os.environ.get("GLUE_DIR", ROOT.parent / "shared" / "data" / "glue"))
+
+needs_glue = pytest.mark.skipif(
+    not (GLUE / "MRPC").is_dir() or not (GLUE / "SST-2").is_dir(),
+    reason=f"the GLUE data is not in {GLUE} (set GLUE_DIR)",
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token caches and accelerate's default configuration of this machine stay out of the tests."""
+    monkeypatch.setenv("PEFTLIB_CACHE", str(tmp_path_factory.getbasetemp() / "peftlib-cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "hf-home"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """Accelerate's singletons outlive an Accelerator; a test must not see another one's precision."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def tiny_config(architecture: str, **changes: object) -> object:
+    """A two-layer configuration of "bert", "roberta", "distilbert", "deberta" or "modernbert"."""
+    from transformers import AutoConfig
+
+    common = {"vocab_size": 30522, "num_labels": 2, "max_position_embeddings": 140}
+    sizes: dict[str, dict[str, object]] = {
+        "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        "roberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+        "deberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+                    "pooler_hidden_size": 32},
+        "modernbert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    }  # fmt: skip
+    kind = {"deberta": "deberta-v2"}.get(architecture, architecture)
+    return AutoConfig.for_model(kind, **{**common, **sizes[architecture], "pad_token_id": 0, **changes})
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes (once each) a folder with a tiny base model, encoder weights only, and the packaged tokenizer."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str = "bert") -> Path:
+        if architecture not in made:
+            from transformers import AutoModel, AutoTokenizer
+
+            from peftlib.modeling import DEFAULT_MODEL, find_model
+
+            torch.manual_seed(0)
+            folder = tmp_path_factory.mktemp(f"tiny-{architecture}")
+            AutoModel.from_config(tiny_config(architecture)).save_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(find_model(DEFAULT_MODEL).location)
+            tokenizer.model_max_length = 128
+            tokenizer.save_pretrained(folder)
+            made[architecture] = folder
+        return made[architecture]
+
+    return make
+
+
+@pytest.fixture
+def glue_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder in GLUE's layout with a small, learnable SST-2 and MRPC."""
+
+    def make(train: int = 40, dev: int = 10) -> Path:
+        folder = tmp_path / "glue"
+        words = (("dull", "bad"), ("bright", "good"))
+        for name, count in (("train", train), ("dev", dev)):
+            sst = [f"{words[i % 2][i % 3 > 0]} film number {i} {'so ' * (i % 7)}\t{i % 2}" for i in range(count)]
+            mrpc = [
+                f'{i % 2}\t{i}\t{i + 1}\tHe said " {i} .\tShe {"said" if i % 2 else "ran"} {i} .' for i in range(count)
+            ]
+            (folder / "SST-2").mkdir(parents=True, exist_ok=True)
+            (folder / "MRPC").mkdir(parents=True, exist_ok=True)
+            (folder / "SST-2" / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *sst]) + "\n", encoding="utf-8")
+            (folder / "MRPC" / f"{name}.tsv").write_text(
+                "\n".join(["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *mrpc]) + "\n", encoding="utf-8-sig"
+            )
+        return folder
+
+    return make
