@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 import sys
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -237,7 +237,7 @@ def train_parser() -> _Parser:
     )
     parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; the command line wins over it")
     # A W&B agent that resumes a preempted run adds this one; it is W&B's business, not ours.
-    parser.add_argument("--_wandb", help="==SUPPRESS==")
+    parser.add_argument("--_wandb", help=SUPPRESS)
     return parser
 
 
@@ -280,23 +280,23 @@ def _underscored(flag: str) -> str:
 def _flags_of_file(path: Path, parser: _Parser) -> list[str]:
     """The file's mapping as command-line flags, so that both are checked by the same code."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # The base loader keeps every value as it is written: to YAML's others `mixed_precision: no` is False.
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: no valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: must hold lines such as `learning_rate: 0.003`")
+    known = [flag for flag in parser.flags() if flag not in ("--config", "--help") and not flag.startswith("--no_")]
     argv = []
     for key, value in content.items():
         flag = f"--{_underscored(str(key))}"
-        if flag not in parser.flags() or flag == "--config":
-            raise UserError(
-                f"--config {path}: {key} is no flag of train.py{nearest(flag, parser.flags()).replace('--', '')}"
-            )
+        if flag not in known:
+            raise UserError(f"--config {path}: {key} is no flag of train.py{nearest(flag, known).replace('--', '')}")
         if isinstance(value, dict):
             raise UserError(f"--config {path}: {key} is a mapping; flags take single values or lists")
-        if value is not None:
+        if value not in ("", "~", "null"):
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             argv.append(f"{flag}={text}")
     return argv

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from peftlib.data.batching import WindowBatches
@@ -86,6 +87,14 @@ def build_loaders(
     eval_batches = WindowBatches(splits.validation.lengths, eval_batch_size, num_processes=num_processes)
     return (
         DataLoader(splits.train, batch_sampler=batches, collate_fn=collator, num_workers=num_workers),
-        DataLoader(splits.validation, batch_sampler=eval_batches, collate_fn=collator, num_workers=num_workers),
+        DataLoader(
+            splits.validation,
+            batch_sampler=eval_batches,
+            collate_fn=collator,
+            num_workers=num_workers,
+            # Every pass draws a seed for its workers: from torch's global generator, an evaluation would change
+            # the dropout of all updates after it.
+            generator=torch.Generator(),
+        ),
         batches,
     )

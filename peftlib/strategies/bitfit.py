@@ -71,13 +71,16 @@ class BitFit(Strategy):
         from peftlib.strategies.parameters import train_only
 
         # Endings, not substrings: T5's `relative_attention_bias.weight` is a weight.
-        endings = tuple(ending for term in self._terms() for ending in BIAS_TERMS[term])
-        biases = {name for name, _ in model.named_parameters() if name.endswith(endings)}
-        if not biases - head:
+        names = [name for name, _ in model.named_parameters()]
+        groups = {term: {name for name in names if name.endswith(BIAS_TERMS[term])} for term in self._terms()}
+        # Each by itself: DeBERTa would otherwise train `intermediate` alone when asked for query,intermediate.
+        if missing := [term for term, biases in groups.items() if not biases - head]:
             raise UserError(
                 f"--method bitfit: {model.config.name_or_path} ({model.config.model_type}) has no bias terms "
-                f"'{self.bias_terms}' outside its head; try --method lora"
+                f"'{','.join(missing)}' outside its head; try "
+                + ("--method lora" if "all" in missing else "--bias_terms all")
             )
+        biases = set().union(*groups.values())
         trains = biases | head if self.train_head else biases
         train_only(model, trains.__contains__)
         return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,27 +66,23 @@ class Reporter:
         if problem[0] is not None:
             raise problem[0]
         parameters = {f"params/{name}": value for name, value in facts["parameters"].items()}
-        notice = start_trackers(
-            accelerator,
-            self._trackers,
-            project=arguments["project_name"],
-            name=arguments["run_name"] or self.folder.name,
-            folder=self.folder,
-            config={**arguments, "learning_rate": facts["learning_rate"], **parameters},
-        )
-        self._announce(facts, steps, notice)
-        accelerator.log({**parameters, "train/global_step": 0}, step=0)
-        try:
-            self.console.total_steps = steps
-            if self._record is None:
-                yield
-            else:
-                self._record.update(setup_seconds=time.perf_counter() - self._created)
-                with self._record.running(), self.console:
-                    yield
-        finally:
+        with ExitStack() as closing, self._record.running() if self._record is not None else nullcontext():
+            notice = start_trackers(
+                accelerator,
+                self._trackers,
+                project=arguments["project_name"],
+                name=arguments["run_name"] or self.folder.name,
+                folder=self.folder,
+                config={**arguments, "learning_rate": facts["learning_rate"], **parameters},
+            )
             if self._trackers:
-                accelerator.end_training()
+                closing.callback(accelerator.end_training)  # last of all: the record is complete by then
+            self._announce(facts, steps, notice)
+            accelerator.log({**parameters, "train/global_step": 0}, step=0)
+            self.update(setup_seconds=time.perf_counter() - self._created)
+            self.console.total_steps = steps
+            with self.console if self._record is not None else nullcontext():
+                yield
 
     def advance(self, step: int) -> None:
         """An update is done."""

@@ -230,10 +230,10 @@ def _flush(training: Training, recent: _Recent) -> dict[str, float]:
     progress = training.progress
     # A window's loss is the sum of the processes' shares.
     losses = training.accelerator.reduce(torch.stack(recent.losses), reduction="sum").tolist()
-    for back, (loss, rate) in enumerate(zip(reversed(losses), reversed(recent.rates), strict=True)):
+    for step, (loss, rate) in enumerate(zip(losses, recent.rates, strict=True), progress.step - len(losses) + 1):
         if not math.isfinite(loss):
             raise RunError(
-                f"the loss is {loss} at step {progress.step - back} (learning rate {rate:.3g}); try a smaller "
+                f"the loss is {loss} at step {step} (learning rate {rate:.3g}); try a smaller "
                 "--learning_rate, more --num_warmup_steps, or --mixed_precision no"
             )
     progress.loss_sum += sum(losses)
@@ -260,7 +260,8 @@ def _evaluate(training: Training) -> dict[str, float]:
     progress, metric = training.progress, training.plan.best_metric
     progress.last = training.evaluate().metrics | {"step": progress.step}
     score = progress.last[metric]
-    if not progress.best or score > progress.best[metric]:  # a NaN is never better
+    # A NaN is never better, and anything is better than a NaN.
+    if not progress.best or score > progress.best[metric] or (math.isnan(progress.best[metric]) and score == score):
         progress.best, progress.stale = dict(progress.last), 0
         training.best_state = trained_state(training.accelerator.unwrap_model(training.model))
     else:

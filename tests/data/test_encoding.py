@@ -1,0 +1,241 @@
+"""Tokens: what the tokenizer says, said once; and padding as the tokenizer pads."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peftlib.data.batching import Slot
+from peftlib.data.encoding import Collator, Targets, cache_folder, encode, split_inputs
+from peftlib.data.sources import Examples
+from peftlib.errors import UserError
+from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
+
+ROWS = [
+    (("a dull film",), 0),
+    (("a bright and unbelievably moving film , twice",), 1),
+    (("",), 0),
+    (("one two three four five six seven eight nine ten " * 5,), 1),
+]
+PAIRS = [(("he said so .", "so he said ."), 1), (("a " * 30, "b"), 0), (("a", "b " * 30), 0)]
+
+
+def examples_of(rows):
+    return Examples([text for text, _ in rows], [label for _, label in rows], "made here")
+
+
+@pytest.fixture
+def tokenizer():
+    return load_tokenizer(find_model(DEFAULT_MODEL))
+
+
+@pytest.fixture(scope="module")
+def shared_tokenizer():
+    return load_tokenizer(find_model(DEFAULT_MODEL))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTLIB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The tokenizer's calls, counted; they still happen."""
+    counted = []
+    kind = type(load_tokenizer(find_model(DEFAULT_MODEL)))
+    original = kind.__call__
+
+    def counting(self, *words, **options):
+        counted.append(words)
+        return original(self, *words, **options)
+
+    monkeypatch.setattr(kind, "__call__", counting)
+    return counted
+
+
+def rows_of(encoded):
+    """Column -> token ids per example, as lists."""
+    items = [encoded[Slot(place, 1.0)] for place in range(len(encoded))]
+    return {name: [columns[name].tolist() for _, columns, _ in items] for name in encoded.columns}
+
+
+def expected_rows(tokenizer, rows, max_length):
+    """The tokenizer's own answer, one example at a time."""
+    answers = [tokenizer(*([part] for part in text), truncation=True, max_length=max_length) for text, _ in rows]
+    return {name: [answer[name][0] for answer in answers] for name in ("input_ids", "token_type_ids")}
+
+
+def entries(cache):
+    return sorted(path.name for path in (cache / "tokens").iterdir())
+
+
+# ── Tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("rows", [ROWS, PAIRS], ids=["sentences", "pairs"])
+@pytest.mark.parametrize("max_length", [8, 128])
+def test_the_tokens_are_the_tokenizers_own(tokenizer, cache, rows, max_length):
+    encoded = encode(examples_of(rows), tokenizer, max_length)
+    expected = expected_rows(tokenizer, rows, max_length)
+    assert rows_of(encoded) == expected
+    assert encoded.labels.tolist() == [label for _, label in rows]
+    assert encoded.lengths.tolist() == [len(ids) for ids in expected["input_ids"]]
+    # Again, from the cache.
+    assert rows_of(encode(examples_of(rows), tokenizer, max_length)) == expected
+
+
+@given(st.lists(st.tuples(st.tuples(st.text(), st.text()), st.integers(0, 1)), min_size=1, max_size=5))
+@settings(max_examples=10)
+def test_any_text_is_encoded_as_the_tokenizer_does(shared_tokenizer, rows):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFTLIB_CACHE", folder)
+        for _ in ("tokenised", "from the cache"):
+            assert rows_of(encode(examples_of(rows), shared_tokenizer, 16)) == expected_rows(shared_tokenizer, rows, 16)
+
+
+def test_long_examples_are_cut_and_keep_their_last_token(tokenizer, cache):
+    encoded = encode(examples_of(ROWS), tokenizer, 8)
+    assert encoded.lengths.max() == 8
+    ids = rows_of(encoded)["input_ids"]
+    assert {row[0] for row in ids} == {tokenizer.cls_token_id}
+    assert {row[-1] for row in ids} == {tokenizer.sep_token_id}
+
+
+def test_more_tokens_than_the_model_takes_are_refused(tokenizer, cache):
+    assert tokenizer.model_max_length == 512
+    encode(examples_of(ROWS), tokenizer, 512)
+    with pytest.raises(UserError, match=r"--max_length 513: this model takes at most 512 tokens"):
+        encode(examples_of(ROWS), tokenizer, 513)
+
+
+def test_the_fingerprint_and_source_come_along(tokenizer, cache):
+    examples = examples_of(ROWS)
+    for _ in ("tokenised", "from the cache"):
+        encoded = encode(examples, tokenizer, 8)
+        assert (encoded.fingerprint, encoded.source) == (examples.fingerprint(), "made here")
+
+
+# ── The cache ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_second_time_nothing_is_tokenised(cache, calls):
+    for _ in range(2):
+        encode(examples_of(ROWS), load_tokenizer(find_model(DEFAULT_MODEL)), 16)
+    assert len(calls) == 1
+
+
+def test_a_second_run_tokenises_neither_of_its_two_splits(cache, calls):
+    # A fast tokenizer remembers how it was called last: that must not move the second split's place in the cache.
+    for _ in range(2):
+        tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
+        encode(examples_of(ROWS), tokenizer, 16)
+        encode(examples_of(PAIRS), tokenizer, 16)
+    assert len(calls) == 2
+    assert len(entries(cache)) == 2
+
+
+def test_other_data_labels_lengths_and_tokenizers_have_other_entries(tokenizer, cache, calls):
+    relabelled = [(text, 1 - label) for text, label in ROWS]
+    extended = load_tokenizer(find_model(DEFAULT_MODEL))
+    extended.add_tokens(["unbelievably"])
+    left = load_tokenizer(find_model(DEFAULT_MODEL))
+    left.truncation_side = "left"
+    variants = [
+        (ROWS, tokenizer, 16),
+        (ROWS[:3], tokenizer, 16),
+        (relabelled, tokenizer, 16),
+        (ROWS, tokenizer, 15),
+        (ROWS, extended, 16),
+        (ROWS, left, 16),
+    ]
+    encoded = [encode(examples_of(rows), chosen, length) for rows, chosen, length in variants]
+    assert len(entries(cache)) == len(calls) == len(variants)
+    assert len({(tuple(one.columns["input_ids"]), tuple(one.labels)) for one in encoded}) == len(variants)
+
+
+def test_a_damaged_entry_is_tokenised_and_written_anew(tokenizer, cache, calls):
+    expected = rows_of(encode(examples_of(ROWS), tokenizer, 16))
+    (entry,) = (cache / "tokens").iterdir()
+    whole = entry.read_bytes()
+    for damaged in (b"", b"no safetensors", whole[: len(whole) // 2]):
+        entry.write_bytes(damaged)
+        assert rows_of(encode(examples_of(ROWS), tokenizer, 16)) == expected
+        assert entry.read_bytes() == whole
+    assert len(calls) == 4
+    assert len(entries(cache)) == 1  # no temporary file is left
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tokenizer, tmp_path, monkeypatch, calls):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PEFTLIB_CACHE", str(tmp_path / "file"))
+    for _ in range(2):
+        assert len(encode(examples_of(ROWS), tokenizer, 16)) == len(ROWS)
+    assert len(calls) == 2
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch):
+    monkeypatch.setenv("PEFTLIB_CACHE", "/a")
+    assert cache_folder() == Path("/a")
+    monkeypatch.delenv("PEFTLIB_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert cache_folder() == Path("/b/peftlib")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder() == Path.home() / ".cache" / "peftlib"
+
+
+# ── Batches ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("rows", [ROWS, PAIRS], ids=["sentences", "pairs"])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+def test_a_batch_is_padded_as_the_tokenizer_pads(architecture, rows, tiny_folder, cache):
+    tokenizer = load_tokenizer(find_model(str(tiny_folder(architecture))))
+    encoded = encode(examples_of(rows), tokenizer, 16)
+    order = [len(rows) - 1, 0, 1]
+    batch = Collator.for_tokenizer(tokenizer)([encoded[Slot(place, 0.25)] for place in order])
+    columns = rows_of(encoded)
+    expected = tokenizer.pad({name: [ids[p] for p in order] for name, ids in columns.items()}, return_tensors="pt")
+    inputs, targets = split_inputs(batch)
+    assert inputs.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(inputs[name], tensor), name
+        assert inputs[name].dtype == torch.int64
+    assert targets.labels.tolist() == [rows[place][1] for place in order]
+    assert targets.example.tolist() == order
+    assert targets.weight.tolist() == [0.25] * 3
+    assert batch.keys() == inputs.keys() | set(Targets._fields)
+
+
+def test_padding_goes_to_a_fixed_length_where_one_is_asked_for(tokenizer, cache):
+    encoded = encode(examples_of(ROWS), tokenizer, 16)
+    items = [encoded[Slot(place, 1.0)] for place in range(len(ROWS))]
+    batch = Collator.for_tokenizer(tokenizer, pad_to=32)(items)
+    expected = tokenizer.pad(
+        {"input_ids": rows_of(encoded)["input_ids"]}, padding="max_length", max_length=32, return_tensors="pt"
+    )
+    assert batch["input_ids"].shape == (len(ROWS), 32)
+    assert torch.equal(batch["input_ids"], expected["input_ids"])
+    assert torch.equal(batch["attention_mask"], expected["attention_mask"])
+    # Never shorter than the longest example.
+    assert Collator.for_tokenizer(tokenizer, pad_to=4)(items)["input_ids"].shape == (len(ROWS), 16)
+
+
+def test_the_pad_values_are_the_tokenizers(tokenizer):
+    tokenizer.pad_token = "[MASK]"
+    items = [(Slot(0, 1.0), {"input_ids": np.arange(3)}, 0), (Slot(1, 1.0), {"input_ids": np.arange(1)}, 1)]
+    batch = Collator.for_tokenizer(tokenizer)(items)
+    assert batch["input_ids"][1].tolist() == [0, tokenizer.mask_token_id, tokenizer.mask_token_id]
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(tokenizer):
+    tokenizer.pad_token = None
+    with pytest.raises(UserError, match="no padding token"):
+        Collator.for_tokenizer(tokenizer)

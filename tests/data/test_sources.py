@@ -1,0 +1,228 @@
+"""Rows from the package and from GLUE folders: the right ones, or an error that names file and line."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peftlib.data.sources import Examples, load_examples
+from peftlib.data.tasks import SPLITS, TASKS
+from peftlib.errors import UserError
+from tests.conftest import GLUE, needs_glue
+
+
+@pytest.fixture(scope="module")
+def rotten():
+    return {split: load_examples(TASKS["rotten_tomatoes"], split) for split in SPLITS}
+
+
+def test_rotten_tomatoes_is_divided_80_10_10(rotten):
+    assert {split: len(examples) for split, examples in rotten.items()} == {
+        "train": 6826,
+        "validation": 852,
+        "test": 852,
+    }
+
+
+def test_rotten_tomatoes_is_stratified(rotten):
+    for split, each in (("train", 3413), ("validation", 426), ("test", 426)):
+        assert Counter(rotten[split].labels) == {0: each, 1: each}
+
+
+def test_no_sentence_is_in_two_splits_or_twice_in_one(rotten):
+    texts = list(itertools.chain.from_iterable(examples.texts for examples in rotten.values()))
+    assert len(set(texts)) == len(texts) == 8530
+
+
+def test_the_split_is_fixed(rotten):
+    assert {split: examples.fingerprint()[:16] for split, examples in rotten.items()} == {
+        "train": "22d48874f19804c2",
+        "validation": "569079baf9dd48bb",
+        "test": "3ebedd81773b33c0",
+    }
+
+
+def test_the_first_rows_are_of_both_classes(rotten):
+    for examples in rotten.values():
+        assert 35 <= sum(examples.first(100).labels) <= 65
+
+
+def test_the_first_rows_are_the_first(rotten):
+    some = rotten["train"].first(3)
+    assert (some.texts, some.labels) == (rotten["train"].texts[:3], rotten["train"].labels[:3])
+    assert rotten["train"].first(None) is rotten["train"]
+    assert len(rotten["test"].first(10**6)) == 852
+
+
+# ── Fingerprints ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+ROW = st.tuples(st.lists(st.text("ab0123", max_size=3), min_size=1, max_size=3).map(tuple), st.integers(0, 3))
+ROWS = st.lists(ROW, max_size=4)
+
+
+def examples_of(rows, source="somewhere"):
+    return Examples([text for text, _ in rows], [label for _, label in rows], source)
+
+
+@given(ROWS, ROWS)
+def test_fingerprints_are_equal_exactly_for_equal_rows(one, other):
+    assert (examples_of(one).fingerprint() == examples_of(other, "elsewhere").fingerprint()) == (one == other)
+
+
+@given(st.text(min_size=1), st.text(), st.data())
+def test_a_fingerprint_notices_a_boundary_that_moved(left, right, data):
+    cut = data.draw(st.integers(0, len(left) - 1))
+    moved = (left[:cut], left[cut:] + right)
+    assert examples_of([((left, right), 0)]).fingerprint() != examples_of([(moved, 0)]).fingerprint()
+    pair, two = [((left, "1"), 0)], [((left,), 1)]
+    assert examples_of(pair).fingerprint() != examples_of(two).fingerprint()
+
+
+def test_pairs_are_not_taken_for_single_sentences_with_the_same_words():
+    pairs = [(("a", "1"), 3), (("5", "2"), 4)]
+    singles = [(("a",), 1), (("3",), 5), (("2",), 4)]
+    assert examples_of(pairs).fingerprint() != examples_of(singles).fingerprint()
+
+
+# ── GLUE folders ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def sst2(tmp_path):
+    """Writes SST-2's training file and reads it."""
+
+    def load(content, split="train"):
+        (tmp_path / "SST-2").mkdir(exist_ok=True)
+        (tmp_path / "SST-2" / "train.tsv").write_bytes(content.encode() if isinstance(content, str) else content)
+        return load_examples(TASKS["sst2"], split, tmp_path)
+
+    return load
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(glue_folder):
+    folder = glue_folder(train=40, dev=10)
+    assert (folder / "MRPC" / "train.tsv").read_bytes().startswith(b"\xef\xbb\xbf")
+    train, dev = (load_examples(TASKS["mrpc"], split, folder) for split in ("train", "validation"))
+    assert (len(train), len(dev)) == (40, 10)
+    assert train.labels[:4] == [0, 1, 0, 1]
+
+
+def test_quotes_quote_nothing(glue_folder):
+    train = load_examples(TASKS["mrpc"], "train", glue_folder(train=3))
+    assert train.texts == [(f'He said " {i} .', f"She {'said' if i % 2 else 'ran'} {i} .") for i in range(3)]
+
+
+def test_an_opening_quote_does_not_swallow_tabs_and_lines(sst2):
+    examples = sst2('sentence\tlabel\n"never closed\t0\nfine "\t1\n')
+    assert examples.texts == [('"never closed',), ('fine "',)]
+    assert examples.labels == [0, 1]
+
+
+def test_columns_are_found_by_name(sst2):
+    examples = sst2("label\tid\tsentence\n1\t7\tgood\n")
+    assert (examples.texts, examples.labels) == ([("good",)], [1])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_blank_lines_spaces_and_line_ends_do_not_matter(sst2, end):
+    examples = sst2(end.join(["sentence\tlabel", " good \t1", "", "bad\t0 ", "", ""]))
+    assert (examples.texts, examples.labels) == ([("good",), ("bad",)], [1, 0])
+
+
+ANY_SENTENCE = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\t\r\n"), min_size=1).filter(
+    lambda text: text.strip()
+)
+
+
+@given(st.lists(st.tuples(ANY_SENTENCE, st.integers(0, 1)), min_size=1))
+def test_any_sentence_without_tabs_and_line_ends_survives_the_file(tmp_path_factory, rows):
+    folder = tmp_path_factory.getbasetemp() / "any-glue"
+    (folder / "SST-2").mkdir(parents=True, exist_ok=True)
+    lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in rows)]
+    (folder / "SST-2" / "dev.tsv").write_text("\n".join(lines), encoding="utf-8")
+    examples = load_examples(TASKS["sst2"], "validation", folder)
+    assert examples.texts == [(text.strip(),) for text, _ in rows]
+    assert examples.labels == [label for _, label in rows]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("sentence\tlabels\ngood\t1\n", "no column 'label'; did you mean labels? (the file has: sentence, labels)"),
+        ("", "no column 'sentence' (the file has: nothing)"),
+        ("sentence\tlabel\ngood\t1\nbad\t2\n", "line 3: the label is '2'; sst2 has the labels 0 to 1"),
+        ("sentence\tlabel\ngood\t-1\n", "line 2: the label is '-1'"),
+        ("sentence\tlabel\ngood\t\n", "line 2: the label is ''"),
+        ("sentence\tlabel\ngood\t01\n", "line 2: the label is '01'"),
+        ("sentence\tlabel\n", "the train split of sst2 has no rows"),
+        ("sentence\tlabel\n\n\ngood\t1\tmore\n", "line 4: 3 fields where the header has 2"),
+        ("sentence\tlabel\ngood 1\n", "line 2: 1 fields where the header has 2"),
+        ("sentence\tlabel\na\rb\t1\n", "line 2"),
+        ("sentence\tlabel\n" + "x" * 200_000 + "\t1\n", "line 2: field larger than field limit"),
+        (b"sentence\tlabel\ncaf\xe9\t1\n", "not UTF-8 (byte "),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(sst2, tmp_path, content, expected):
+    with pytest.raises(UserError) as caught:
+        sst2(content)
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / "SST-2" / "train.tsv"))
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_a_missing_file_is_named(sst2, tmp_path):
+    with pytest.raises(UserError, match=r"dev\.tsv is missing; sst2 is read from SST-2/\*\.tsv"):
+        sst2("sentence\tlabel\ngood\t1\n", "validation")
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        load_examples(TASKS["mrpc"], "train", tmp_path / "nowhere")
+
+
+def test_a_packaged_task_takes_no_folder(tmp_path):
+    with pytest.raises(UserError, match="leave --data_dir out"):
+        load_examples(TASKS["rotten_tomatoes"], "train", tmp_path)
+
+
+def test_a_split_that_nobody_has_is_a_mistake_of_ours():
+    with pytest.raises(ValueError, match="no split dev"):
+        load_examples(TASKS["rotten_tomatoes"], "dev")
+
+
+@pytest.mark.parametrize("task", ["mrpc", "sst2"])
+def test_an_unreachable_hub_names_both_ways_out(task):
+    with pytest.raises(UserError) as caught:
+        load_examples(TASKS[task], "train")
+    message = str(caught.value)
+    assert message.startswith(f"--task_name {task}: the Hugging Face Hub cannot be reached")
+    assert f"--data_dir DIR with {TASKS[task].glue.folder}/" in message
+    assert "--task_name rotten_tomatoes (packaged)" in message
+
+
+@needs_glue
+@pytest.mark.parametrize(
+    ("task", "split", "count", "positive"),
+    [
+        ("mrpc", "train", 3668, 2474),
+        ("mrpc", "validation", 408, 279),
+        ("sst2", "train", 67349, 37569),
+        ("sst2", "validation", 872, 444),
+    ],
+)
+def test_the_real_glue_files_have_their_known_sizes(task, split, count, positive):
+    examples = load_examples(TASKS[task], split, GLUE)
+    assert (len(examples), sum(examples.labels)) == (count, positive)
+    assert all(all(text) for text in examples.texts)
+
+
+@needs_glue
+def test_mrpcs_first_row_is_whole():
+    first = load_examples(TASKS["mrpc"], "train", GLUE).texts[0]
+    assert first == (
+        'Amrozi accused his brother , whom he called " the witness " , of deliberately distorting his evidence .',
+        'Referring to him as only " the witness " , Amrozi accused his brother of deliberately distorting his '
+        "evidence .",
+    )

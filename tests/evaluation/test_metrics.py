@@ -1,0 +1,73 @@
+"""The metrics are scikit-learn's, without a network."""
+
+from __future__ import annotations
+
+import evaluate
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
+
+from peftlib.data.tasks import TASKS
+from peftlib.evaluation.metrics import METRICS, score
+
+pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60)
+
+
+@settings(max_examples=60)
+@given(pairs)
+def test_equal_to_scikit_learn(answers: list[tuple[int, int]]) -> None:
+    predictions, references = np.asarray(answers).T
+    found = score(("accuracy", "f1"), predictions, references)
+    assert found == {
+        "accuracy": accuracy_score(references, predictions),
+        "f1": f1_score(references, predictions, zero_division=0),
+    }
+    # And by hand: F1 is not symmetric in the classes, accuracy is.
+    hits = int((predictions & references).sum())
+    marked = int(predictions.sum() + references.sum())
+    assert found["accuracy"] == pytest.approx((predictions == references).mean())
+    assert found["f1"] == pytest.approx(2 * hits / marked if marked else 0.0)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
+def test_accuracy_takes_any_number_of_classes(answers: list[tuple[int, int]]) -> None:
+    predictions, references = np.asarray(answers).T
+    assert score(("accuracy",), predictions, references) == {"accuracy": accuracy_score(references, predictions)}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "f1"),
+    [
+        ([0, 0], [0, 0], 0.0),
+        ([0, 0], [1, 1], 0.0),
+        ([1, 1], [0, 0], 0.0),
+        ([1, 1], [1, 1], 1.0),
+        ([1, 0], [1, 1], 2 / 3),
+    ],
+)
+def test_f1_where_a_class_is_missing(
+    recwarn: pytest.WarningsRecorder, predictions: list[int], references: list[int], f1: float
+) -> None:
+    assert score(("f1",), np.asarray(predictions), np.asarray(references)) == {"f1": pytest.approx(f1)}
+    assert not [warning for warning in recwarn if "UndefinedMetric" in warning.category.__name__]
+
+
+def test_only_what_is_asked_for_is_computed() -> None:
+    assert score(("f1",), np.array([1]), np.array([1])) == {"f1": 1.0}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_they_are_modules_of_evaluate(name: str) -> None:
+    metric = METRICS[name]()
+    assert isinstance(metric, evaluate.Metric)
+    metric.add_batch(predictions=[1, 0], references=[1, 1])
+    metric.add_batch(predictions=[1], references=[1])
+    assert list(metric.compute()) == [name]
+
+
+def test_every_task_names_metrics_that_exist() -> None:
+    assert {name for task in TASKS.values() for name in task.metrics} <= METRICS.keys()
+    assert TASKS["mrpc"].metrics == ("accuracy", "f1")

@@ -1,0 +1,93 @@
+"""What holds for every method: what it trains moves, what it freezes does not, and all of it is fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from peftlib.strategies import STRATEGIES
+from peftlib.strategies.bitfit import BIAS_TERMS
+from peftlib.strategies.full import Full
+from peftlib.strategies.head import Head
+from peftlib.strategies.parameters import ParameterCount, size, trained
+from tests.strategies.classifiers import ARCHITECTURES, METHODS, classifier, trained_names, update
+
+KEY_BIASES = (*BIAS_TERMS["key"], "attention.self.key_proj.bias")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_head_trains_the_head_only(tiny_folder: Callable[..., Path], architecture: str) -> None:
+    model, head = classifier(tiny_folder(architecture))
+    Head().apply(model, head)
+    assert trained_names(model) == head
+    assert not {name for name in head if name.startswith(f"{model.base_model_prefix}.")}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_full_trains_everything(tiny_folder: Callable[..., Path], architecture: str) -> None:
+    model, head = classifier(tiny_folder(architecture))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    Full().apply(model, head)
+    assert trained_names(model) == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_trains_moves_and_what_is_frozen_stays_bit_for_bit(
+    tiny_folder: Callable[..., Path], architecture: str, method: str
+) -> None:
+    model, head = classifier(tiny_folder(architecture))
+    adapted = METHODS[method].apply(model, head)
+    before = {name: parameter.detach().clone() for name, parameter in adapted.named_parameters()}
+    update(adapted)
+    names = trained_names(adapted)
+    moved = {name for name, parameter in adapted.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved <= names, f"frozen, and moved all the same: {sorted(moved - names)}"
+    # Softmax ignores a shift of all keys: their biases have no gradient but rounding noise.
+    still = {name for name in names - moved if not name.endswith(KEY_BIASES)}
+    assert not still, f"trained, and never moved: {sorted(still)}"
+    assert moved
+
+
+@pytest.fixture(scope="module")
+def half_precision_folder(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("half")
+    AutoModel.from_pretrained(tiny_folder("bert")).half().save_pretrained(folder)
+    assert '"dtype": "float16"' in (folder / "config.json").read_text()
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trained_parameters_are_fp32_from_a_half_precision_checkpoint(half_precision_folder: Path, method: str) -> None:
+    model, head = classifier(half_precision_folder)
+    adapted = METHODS[method].apply(model, head)
+    assert {parameter.dtype for _, parameter in trained(adapted)} == {torch.float32}
+    update(adapted)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_method_is_measured_against_the_same_total(tiny_folder: Callable[..., Path], architecture: str) -> None:
+    totals = set()
+    for strategy in METHODS.values():
+        model, head = classifier(tiny_folder(architecture))
+        base_size = size(model)
+        count = ParameterCount.of(base_size, strategy.apply(model, head))
+        totals.add(count.total)
+        assert 0 < count.trainable <= count.total
+    assert totals == {sum(parameter.numel() for parameter in classifier(tiny_folder(architecture))[0].parameters())}
+
+
+def test_full_fine_tuning_trains_the_whole_total(tiny_folder: Callable[..., Path]) -> None:
+    model, head = classifier(tiny_folder("bert"))
+    assert ParameterCount.of(size(model), Full().apply(model, head)).ratio == 1.0
+
+
+def test_each_method_has_its_own_learning_rate() -> None:
+    rates = {name: strategy.default_learning_rate for name, strategy in STRATEGIES.items()}
+    assert all(0 < rate < 0.1 for rate in rates.values())
+    assert rates["full"] < min(rate for name, rate in rates.items() if name != "full")

@@ -1,0 +1,70 @@
+"""How a script ends: its exit status, and one line from one process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from peftlib import cli
+from peftlib.errors import RunError, UserError
+
+
+def raising(error):
+    def main():
+        if error is not None:
+            raise error
+
+    return main
+
+
+ENDINGS = [
+    (UserError("--seed x: no number"), 2, "error: --seed x: no number\n"),
+    (RunError("the loss is nan"), 1, "failed: the loss is nan\n"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "line"), ENDINGS)
+def test_an_ending_has_its_status_and_one_line_on_stderr(error, status, line, capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        cli.run(raising(error))
+    assert caught.value.code == status
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize(("error", "status", "line"), ENDINGS)
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_only_the_first_process_speaks_and_all_leave_alike(error, status, line, rank, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", str(rank))
+    with pytest.raises(SystemExit) as caught:
+        cli.run(raising(error))
+    assert caught.value.code == status
+    assert capsys.readouterr() == ("", line if rank == 0 else "")
+
+
+def test_a_run_that_ends_well_says_nothing(capsys):
+    cli.run(raising(None))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ("pass", 0, ""),
+        ("raise errors.RunError('a')", 1, "failed: a\n"),
+        ("raise errors.UserError('a')", 2, "error: a\n"),
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+    ],
+)
+def test_the_shell_sees_the_status(body, status, said):
+    code = f"from peftlib import cli, errors\ndef main():\n    {body}\ncli.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)

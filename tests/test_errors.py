@@ -1,0 +1,26 @@
+"""The nearest right name."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peftlib.errors import nearest
+
+METHODS = ["bitfit", "lora", "full", "head"]
+
+
+def test_the_nearest_known_name_is_offered():
+    assert nearest("bitfti", METHODS) == "; did you mean bitfit?"
+    assert nearest("lorra", iter(METHODS)) == "; did you mean lora?"
+
+
+def test_nothing_is_offered_for_a_word_like_none_of_them():
+    assert nearest("xyz", METHODS) == ""
+    assert nearest("lora", []) == ""
+
+
+@given(st.sampled_from(METHODS), st.data())
+def test_one_lost_letter_is_always_found_again(name, data):
+    place = data.draw(st.integers(0, len(name) - 1))
+    assert nearest(name[:place] + name[place + 1 :], METHODS) == f"; did you mean {name}?"

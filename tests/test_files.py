@@ -1,0 +1,96 @@
+"""Files that are whole or absent, and JSON that every reader accepts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peftlib.files import strict, write_json, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    write_text(tmp_path / "a.txt", "new – ünïcode\n")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "new – ünïcode\n"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_reader_of_the_old_file_keeps_it_whole(tmp_path):
+    write_text(tmp_path / "a.txt", "old and long")
+    with (tmp_path / "a.txt").open() as reader:
+        write_text(tmp_path / "a.txt", "new")
+        assert reader.read() == "old and long"
+
+
+def test_the_old_file_survives_a_write_that_fails(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.txt", "new" * 10_000 + "\udc80")  # UTF-8 has no lone surrogates
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.txt", {"a": object()})
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_the_old_file_survives_a_disk_that_fails(tmp_path, monkeypatch):
+    def fails(descriptor):
+        raise OSError("no space left")
+
+    write_text(tmp_path / "a.txt", "old")
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="no space"):
+        write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_permissions_are_those_of_any_new_file(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+        assert os.umask(mask) == mask  # reading the umask did not change it
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+@given(VALUES)
+def test_written_json_is_strictly_valid_and_reads_back_but_for_non_finite_numbers(value):
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder) / "a.json", value)
+        text = (Path(folder) / "a.json").read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    assert json.loads(text, parse_constant=refuse) == without_non_finite(value)
+
+
+def without_non_finite(value):
+    """By another way than `strict`: Python's own JSON with its NaN and Infinity, read as null."""
+    return json.loads(json.dumps(value), parse_constant=lambda constant: None)
+
+
+def test_strict_goes_through_tuples_and_keeps_finite_numbers():
+    value = {"a": (1.5, math.nan, -math.inf), 2: {"b": [math.inf, 0.0, 3, True, "NaN"]}}
+    assert strict(value) == {"a": [1.5, None, None], "2": {"b": [None, 0.0, 3, True, "NaN"]}}

@@ -1,0 +1,126 @@
+"""Whether the Hub answers: asked for real, of servers on this machine that answer well, badly or never."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from tests.launching import run_python
+
+# Prints what `hub_access` says, as a user's command would see it.
+ASK = """
+from peftlib.errors import UserError
+from peftlib.hub import hub_access
+try:
+    print(hub_access("owner/name", repo_type="model", flag="--flag", ways_out="the way out"))
+except UserError as error:
+    print(f"UserError {error}")
+"""
+UNREACHABLE = "UserError --flag: the Hugging Face Hub cannot be reached"
+
+
+def ask(folder, endpoint="http://127.0.0.1:9", offline="0"):
+    """What is said, and after how many seconds; without an endpoint nobody listens."""
+    start = time.monotonic()
+    changes = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": offline, "HF_HOME": str(folder / "hf")}
+    done = run_python("-c", ASK, cwd=folder, seconds=30, **changes)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), time.monotonic() - start
+
+
+@contextmanager
+def hub(status, content, error_code=None):
+    """A server that gives every request the same answer."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            if error_code is not None:
+                self.send_header("X-Error-Code", error_code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def cache_a_copy(folder):
+    """The layout of `huggingface_hub`'s cache, with one file of one model."""
+    repo = folder / "hf" / "hub" / "models--owner--name"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    (repo / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (repo / "snapshots" / ("0" * 40) / "config.json").write_text("{}")
+
+
+def test_an_answer_is_an_answer(tmp_path):
+    with hub(200, {"id": "owner/name"}) as endpoint:
+        assert ask(tmp_path, endpoint)[0] == "True"
+
+
+def test_an_unknown_name_says_so(tmp_path):
+    with hub(404, {"error": "not found"}, "RepoNotFound") as endpoint:
+        said, _ = ask(tmp_path, endpoint)
+    assert said.startswith("UserError --flag: the Hub has no model owner/name")
+    assert "the way out" in said
+
+
+def test_a_gated_name_says_how_to_get_in(tmp_path):
+    with hub(403, {"error": "gated"}, "GatedRepo") as endpoint:
+        said, _ = ask(tmp_path, endpoint)
+    assert said.startswith("UserError --flag: owner/name is gated")
+    assert "hf auth login" in said
+
+
+def test_a_server_in_trouble_is_an_unreachable_one(tmp_path):
+    with hub(500, {"error": "trouble"}) as endpoint:
+        assert ask(tmp_path, endpoint)[0].startswith(UNREACHABLE)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "offline"),
+    [("http://127.0.0.1:9", "0"), ("http://no-such-host.invalid", "0"), ("http://127.0.0.1:9", "1")],
+    ids=["refused", "no such name", "told to be offline"],
+)
+def test_no_connection_is_one_error_with_the_way_out(tmp_path, endpoint, offline):
+    said, seconds = ask(tmp_path, endpoint, offline)
+    assert said.startswith(UNREACHABLE)
+    assert said.endswith("use the way out")
+    assert seconds < 10
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_without_an_answer_a_cached_copy_will_do(tmp_path, offline):
+    cache_a_copy(tmp_path)
+    assert ask(tmp_path, offline=offline)[0] == "False"
+
+
+def test_an_answer_counts_more_than_a_cached_copy(tmp_path):
+    cache_a_copy(tmp_path)
+    with hub(404, {"error": "not found"}, "RepoNotFound") as endpoint:
+        assert ask(tmp_path, endpoint)[0].startswith("UserError --flag: the Hub has no model")
+
+
+@pytest.mark.launch
+def test_a_host_that_never_answers_is_given_up_in_under_ten_seconds(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        said, seconds = ask(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert said.startswith(UNREACHABLE)
+    assert said.endswith("use the way out")
+    assert seconds < 10

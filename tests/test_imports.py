@@ -1,0 +1,210 @@
+"""Who may import whom: the walls of the house, checked on the source.
+
+    scripts -> training -> {evaluation, tracking} -> {data, modeling, strategies} -> {hub, files, errors}
+
+`arguments` and `cli` are the scripts' own; no script imports another and the library never imports a script;
+`strategies` imports nothing above it; `training` names no method.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from peftlib.strategies import STRATEGIES
+from tests.conftest import ROOT
+from tests.launching import run_python
+
+_FLOOR = {"errors", "files"}
+_ROOMS = {"data", "modeling", "strategies"}
+
+# Room of peftlib -> the other rooms that it may import.
+MAY_IMPORT = {
+    "errors": set(),
+    "files": set(),
+    "cli": {"errors"},
+    "hub": _FLOOR,
+    "data": {"hub", *_FLOOR},
+    "modeling": {"hub", *_FLOOR},
+    "strategies": _FLOOR,
+    "evaluation": _ROOMS | _FLOOR,
+    "tracking": _ROOMS | _FLOOR,
+    "training": {"evaluation", "tracking"} | _ROOMS | _FLOOR,
+    # The command line reads the tables of tasks, models and methods, and nothing that trains.
+    "arguments": _ROOMS | _FLOOR,
+}
+
+
+def module_of(path: Path, root: Path) -> str:
+    """peftlib/data/tasks.py -> peftlib.data.tasks; scripts/train.py -> scripts.train."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path, root: Path) -> set[str]:
+    """Every module that a file imports, wherever in the file, relative imports resolved."""
+    module = module_of(path, root).split(".")
+    package = module if path.name == "__init__.py" else module[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            # `from peftlib import data` imports the module peftlib.data.
+            found |= {f"{origin}.{alias.name}" for alias in node.names}
+        elif (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__")
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            found.add(node.args[0].value)
+    return found
+
+
+def violations(root: Path) -> list[str]:
+    """Every import under `root` that goes against the house, as `importer -> imported`."""
+    scripts = {path.stem for path in (root / "scripts").glob("*.py")}
+    found = []
+    for path in sorted([*(root / "peftlib").rglob("*.py"), *(root / "scripts").glob("*.py")]):
+        importer = module_of(path, root)
+        for imported in sorted(imports_of(path, root)):
+            top, *rest = imported.split(".")
+            is_script = top == "scripts" or (top in scripts and importer.startswith("scripts."))
+            if is_script:
+                wrong = imported != importer
+            elif top == "peftlib" and rest and importer.startswith("peftlib."):
+                here, there = importer.split(".")[1], rest[0]
+                wrong = here != there and there not in MAY_IMPORT.get(here, set())
+            else:
+                wrong = importer == "peftlib" and top == "peftlib"
+            if wrong:
+                found.append(f"{importer} -> {imported}")
+    return found
+
+
+# What is written in `training` never depends on the method; a classification head is a `head` with every method,
+# so that one word may be a variable's name.
+_METHOD_NAMES = set(STRATEGIES)
+_METHOD_CLASSES = {strategy.__name__ for strategy in STRATEGIES.values()}
+_METHOD_MODULES = {strategy.__module__ for strategy in STRATEGIES.values()}
+_COMMON_WORDS = {"head"}
+
+
+def methods_named(path: Path, root: Path) -> list[str]:
+    """Names of methods in a file: as strings, identifiers, attributes, arguments or imports."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and node.value in _METHOD_NAMES:
+            found.append(repr(node.value))
+        name = {ast.Name: "id", ast.Attribute: "attr", ast.arg: "arg", ast.keyword: "arg"}.get(type(node))
+        if name and getattr(node, name) in (_METHOD_NAMES - _COMMON_WORDS) | _METHOD_CLASSES:
+            found.append(getattr(node, name))
+    for imported in imports_of(path, root):
+        if imported.rpartition(".")[0] in _METHOD_MODULES or imported in _METHOD_MODULES:
+            found.append(imported)
+    return found
+
+
+def test_every_room_has_its_place():
+    rooms = {
+        path.stem for path in (ROOT / "peftlib").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert rooms - {"__init__"} == set(MAY_IMPORT)
+
+
+def test_the_direction_has_no_circle():
+    order: list[str] = []
+    while len(order) < len(MAY_IMPORT):
+        free = [room for room, below in MAY_IMPORT.items() if room not in order and below <= set(order)]
+        assert free, f"a circle above {order}"
+        order += free
+
+
+def test_every_import_goes_down():
+    assert violations(ROOT) == []
+
+
+def test_training_names_no_method():
+    files = sorted((ROOT / "peftlib" / "training").rglob("*.py"))
+    assert files
+    assert {path.name: named for path in files if (named := methods_named(path, ROOT))} == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "violation"),
+    [
+        ("peftlib/strategies/new.py", "from peftlib.training.loop import train", "peftlib.training.loop.train"),
+        ("peftlib/data/new.py", "from peftlib import modeling", "peftlib.modeling"),
+        ("peftlib/data/new.py", "def f():\n    import peftlib.tracking.record", "peftlib.tracking.record"),
+        ("peftlib/data/new.py", "from ..evaluation import metrics", "peftlib.evaluation.metrics"),
+        ("peftlib/data/__init__.py", "from .. import cli", "peftlib.cli"),
+        (
+            "peftlib/evaluation/new.py",
+            "from peftlib.tracking.card import model_card",
+            "peftlib.tracking.card.model_card",
+        ),
+        ("peftlib/training/new.py", "from peftlib.arguments import TrainArguments", "peftlib.arguments.TrainArguments"),
+        ("peftlib/training/new.py", "import importlib; importlib.import_module('peftlib.cli')", "peftlib.cli"),
+        ("peftlib/training/new.py", "from scripts.train import main", "scripts.train.main"),
+        ("peftlib/__init__.py", "from peftlib.data.tasks import TASKS", "peftlib.data.tasks.TASKS"),
+        ("scripts/new.py", "from scripts.train import main", "scripts.train.main"),
+        ("scripts/new.py", "import train", "train"),
+    ],
+)
+def test_the_walker_catches_a_violation(tmp_path, file, line, violation):
+    for name in ("scripts/train.py", file):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / file).write_text(f"{line}\n")
+    assert violations(tmp_path) == [f"{module_of(tmp_path / file, tmp_path)} -> {violation}"]
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("peftlib/training/new.py", "from peftlib.data.tasks import TASKS\nfrom . import loop\nimport torch"),
+        (
+            "peftlib/data/new.py",
+            "from peftlib.data import tasks\nfrom .tasks import TASKS\nfrom ..hub import hub_access",
+        ),
+        ("scripts/new.py", "from peftlib.arguments import parse_train_arguments\nfrom peftlib import cli"),
+    ],
+)
+def test_the_walker_lets_good_imports_pass(tmp_path, file, line):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(f"{line}\n")
+    assert violations(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if method == 'bitfit': pass",
+        "def f(kind='head'): pass",
+        "lora = 1",
+        "def f(bitfit): pass",
+        "f(lora=1)",
+        "isinstance(strategy, Full)",
+        "from peftlib.strategies.lora import LoRA",
+        "import peftlib.strategies.bitfit",
+        "from peftlib.strategies import lora",
+    ],
+)
+def test_the_walker_catches_a_method_by_name(tmp_path, line):
+    (tmp_path / "new.py").write_text(f"{line}\n")
+    assert methods_named(tmp_path / "new.py", tmp_path)
+
+
+def test_a_head_is_not_the_method_of_that_name(tmp_path):
+    (tmp_path / "new.py").write_text('"""Trains the full head."""\ndef save(head): return head\n')
+    assert methods_named(tmp_path / "new.py", tmp_path) == []
+
+
+@pytest.mark.parametrize("module", ["peftlib", "peftlib.arguments", "peftlib.cli", "peftlib.strategies"])
+def test_what_a_wrong_flag_needs_is_imported_without_torch(module, tmp_path):
+    done = run_python("-c", f"import sys, {module}; assert 'torch' not in sys.modules", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

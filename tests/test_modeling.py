@@ -1,0 +1,186 @@
+"""Base models from a package, a folder or a Hub that is not there; heads, precision and pickles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from peftlib.errors import UserError
+from peftlib.modeling import DEFAULT_MODEL, ModelSource, find_model, load_classifier, load_tokenizer
+from tests.conftest import tiny_config
+
+LABELS = ("negative", "positive")
+
+
+def complaint(call, *arguments):
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    message = str(caught.value)
+    assert message.startswith("--model_name_or_path")
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def own_folder(tiny_folder, tmp_path):
+    """A copy of the tiny BERT's folder, to be damaged."""
+    return shutil.copytree(tiny_folder("bert"), tmp_path / "model")
+
+
+def test_the_packaged_model_is_found_and_classifies():
+    source = find_model(DEFAULT_MODEL)
+    assert (Path(source.location) / "model.safetensors").is_file()
+    tokenizer = load_tokenizer(source)
+    model, head = load_classifier(source, LABELS)
+    assert tokenizer.tokenize("a film") == ["a", "film"]
+    assert head == {"classifier.weight", "classifier.bias"}
+    # BERT with 6 layers of width 384, and a new 2-class head.
+    assert sum(parameter.numel() for parameter in model.parameters()) == 22_713_216 + 2 * 384 + 2
+
+
+def test_a_folder_is_found_by_its_absolute_path(tiny_folder, monkeypatch):
+    folder = tiny_folder("bert")
+    monkeypatch.chdir(folder.parent)
+    assert find_model(folder.name).location == str(folder.resolve())
+    assert find_model(str(folder), trust_remote_code=True).trust_remote_code
+
+
+def test_a_folder_without_a_model_is_an_error(tmp_path):
+    assert "has no config.json" in complaint(find_model, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/no/such/folder", "~/model", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    assert complaint(find_model, name).endswith("no such folder")
+
+
+def test_an_unreachable_hub_names_both_ways_out_at_once():
+    start = time.monotonic()
+    message = complaint(find_model, "bert-base-uncased")
+    assert "cannot be reached" in message
+    assert "a folder that holds the model" in message
+    assert f"--model_name_or_path {DEFAULT_MODEL} (packaged)" in message
+    assert time.monotonic() - start < 10
+
+
+def test_a_mistyped_packaged_model_is_recognised():
+    assert f"did you mean {DEFAULT_MODEL}?" in complaint(find_model, "all-MiniLM-L6-v3")
+
+
+def test_options_reach_from_pretrained():
+    source = ModelSource("a/b", "a/b", "v1", trust_remote_code=True, cached_only=True)
+    assert source.options() == {"revision": "v1", "trust_remote_code": True, "local_files_only": True}
+
+
+HEADS = {
+    "bert": {"classifier.weight", "classifier.bias"},
+    "roberta": {
+        "classifier.dense.weight", "classifier.dense.bias", "classifier.out_proj.weight", "classifier.out_proj.bias",
+    },
+    "distilbert": {"pre_classifier.weight", "pre_classifier.bias", "classifier.weight", "classifier.bias"},
+    "deberta": {"pooler.dense.weight", "pooler.dense.bias", "classifier.weight", "classifier.bias"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", HEADS)
+def test_the_head_is_what_the_encoder_does_not_have(architecture, tiny_folder):
+    model, head = load_classifier(find_model(str(tiny_folder(architecture))), LABELS)
+    assert head == HEADS[architecture]
+    assert head <= dict(model.named_parameters()).keys()
+
+
+def test_a_saved_classifier_keeps_its_head_and_it_is_still_the_head(tiny_folder, tmp_path):
+    model, head = load_classifier(find_model(str(tiny_folder("distilbert"))), LABELS)
+    model.save_pretrained(tmp_path)
+    again, again_head = load_classifier(find_model(str(tmp_path)), LABELS)
+    assert again_head == head
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name)), name
+
+
+def test_a_pooler_that_the_checkpoint_lacks_belongs_to_the_head(own_folder):
+    weights = load_file(own_folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, own_folder / "model.safetensors", {"format": "pt"})
+    _, head = load_classifier(find_model(str(own_folder)), LABELS)
+    assert head == HEADS["bert"] | {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_in_half_precision_becomes_fp32_without_changing_its_values(dtype, tmp_path):
+    encoder = AutoModel.from_config(tiny_config("bert")).to(dtype)
+    encoder.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    model, _ = load_classifier(find_model(str(tmp_path)), LABELS)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for name, parameter in encoder.named_parameters():
+        assert torch.equal(model.bert.get_parameter(name), parameter.float()), name
+
+
+def test_the_labels_are_the_tasks(tiny_folder):
+    model, _ = load_classifier(find_model(str(tiny_folder("bert"))), ("a", "b", "c"))
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert model.config.label2id == {"a": 0, "b": 1, "c": 2}
+    assert model.classifier.out_features == 3
+
+
+class Trap:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.mark),)
+
+
+def test_a_pickled_checkpoint_is_refused_and_never_unpickled(own_folder, tmp_path):
+    mark = tmp_path / "unpickled"
+    (own_folder / "model.safetensors").unlink()
+    torch.save(Trap(mark), own_folder / "pytorch_model.bin")
+    assert "safetensors" in complaint(load_classifier, find_model(str(own_folder)), LABELS)
+    assert not mark.exists()
+    torch.load(own_folder / "pytorch_model.bin", weights_only=False)
+    assert mark.exists()  # the trap does work
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b"no weights"),
+        ("config.json", b"{"),
+        ("config.json", b'{"model_type": "nonsense"}'),
+        ("config.json", b'{"model_type": "marian"}'),  # a model that does not classify
+    ],
+)
+def test_what_cannot_be_loaded_as_a_classifier_is_one_line(own_folder, name, content):
+    (own_folder / name).write_bytes(content)
+    assert "cannot be loaded as a classifier" in complaint(load_classifier, find_model(str(own_folder)), LABELS)
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"a": 1}', b"[]"])
+def test_a_damaged_tokenizer_is_one_line(own_folder, content):
+    (own_folder / "tokenizer.json").write_bytes(content)
+    assert "its tokenizer cannot be loaded" in complaint(load_tokenizer, find_model(str(own_folder)))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "deberta"])
+def test_a_folder_without_a_tokenizer_is_an_error_not_a_tokenizer_that_knows_no_words(
+    architecture, tiny_folder, tmp_path
+):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_folder(architecture) / name, tmp_path)
+    assert "has no tokenizer" in complaint(load_tokenizer, find_model(str(tmp_path)))
+
+
+def test_loading_is_silent(tiny_folder, capfd):
+    load_classifier(find_model(str(tiny_folder("roberta"))), LABELS)
+    assert capfd.readouterr() == ("", "")

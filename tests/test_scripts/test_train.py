@@ -1,0 +1,333 @@
+"""`scripts/train.py` as its users start it: what it leaves behind, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+
+from tests.conftest import ROOT, write_glue
+from tests.launching import launch, run_python
+
+pytestmark = pytest.mark.launch
+
+SCRIPT = ROOT / "scripts" / "train.py"
+TRAIN, DEV = 37, 11  # neither is a multiple of any batch size below
+STEPS = 10  # two epochs of ceil(37 / 8) updates
+RESULTS = {
+    "eval_accuracy", "eval_f1", "eval_loss", "best_eval_accuracy", "best_eval_f1", "best_eval_loss", "train_loss",
+    "train_runtime", "train_samples_per_second", "eval_samples_per_second", "trainable_params", "total_params",
+    "trainable_ratio", "global_step", "epoch",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder."""
+
+    done: subprocess.CompletedProcess[str]
+    folder: Path
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text(), parse_constant=pytest.fail)
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+
+    def of(self, name: str) -> list[float]:
+        return [line[name] for line in self.metrics if name in line]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Path:
+    """A folder with `model` (tiny, without dropout) and `glue`, and an empty `work` to run in."""
+    folder = tmp_path_factory.mktemp("train")
+    shutil.copytree(tiny_folder(), folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    write_glue(folder / "glue", TRAIN, DEV)
+    (folder / "work").mkdir()
+    return folder
+
+
+def mrpc(place: Path, *words: object) -> list[object]:
+    return ["--model_name_or_path", place / "model", "--task_name", "mrpc", "--data_dir", place / "glue", *words]
+
+
+# Batches of 8 in both: the same updates.
+SAME = ("--num_train_epochs", 2, "--logging_steps", 1, "--mixed_precision", "no", "--seed", 5)
+
+
+@pytest.fixture(scope="module")
+def one(place: Path) -> Run:
+    words = mrpc(place, *SAME, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps=2")
+    return Run(launch("cpu", SCRIPT, *words, "--output_dir", place / "one", cwd=place / "work"), place / "one")
+
+
+@pytest.fixture(scope="module")
+def two(place: Path) -> Run:
+    """In two processes, and with another accumulation in the environment."""
+    words = mrpc(place, *SAME, "--per_device_train_batch_size=2", "--gradient-accumulation-steps", 2)
+    stray = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "7"}
+    done = launch("multi_cpu", SCRIPT, *words, "--output_dir", place / "two", cwd=place / "work", **stray)
+    return Run(done, place / "two")
+
+
+@pytest.fixture(scope="module")
+def tracked(place: Path) -> Run:
+    """The packaged model and data, another method, two trackers, nobody to ask for a key."""
+    words = ["--method", "lora", "--use_dora", "--report_to", "wandb,tensorboard", "--max_train_steps", 3]
+    words += ["--eval_steps", 2, "--max_train_samples", 20, "--max_eval_samples", 9, "--max_length", 16]
+    words += ["--per_device_train_batch_size", 4, "--output_dir", "out"]
+    secret = {"SOME_API_KEY": "s3cr3t-v4lue"}
+    return Run(launch("cpu", SCRIPT, *words, cwd=place / "work", **secret), place / "work" / "out")
+
+
+@pytest.fixture(params=["one", "two"])
+def run(request: pytest.FixtureRequest) -> Run:
+    return request.getfixturevalue(request.param)
+
+
+# ── What a run leaves behind ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_ends_well_and_leaves_these_files(run: Run) -> None:
+    assert run.done.returncode == 0, run.done.stderr
+    assert "Traceback" not in run.done.stderr
+    assert {path.name for path in run.folder.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "all_results.json", "metrics.jsonl", "README.md",
+        "run.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+
+
+def test_the_results_have_the_usual_keys_and_are_numbers(run: Run) -> None:
+    results = run.json("all_results.json")
+    assert results.keys() >= RESULTS
+    assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in results.values())
+    assert (results["global_step"], results["epoch"]) == (STEPS, 2.0)
+    assert results["eval_samples"] == DEV, "every example of the split is scored once"
+    assert results["trainable_ratio"] == results["trainable_params"] / results["total_params"]
+    assert results["best_eval_accuracy"] == max(run.of("eval/accuracy"))
+    assert results["train_loss"] == pytest.approx(sum(run.of("train/loss")) / STEPS)
+
+
+def test_the_record_tells_how_the_run_went(run: Run) -> None:
+    record = run.json("run.json")
+    assert record["status"] == "finished"
+    assert record["seconds"] > 0
+    assert record["steps"] == STEPS
+    assert record["effective_batch_size"] == 8
+    assert record["arguments"]["seed"] == 5
+    assert record["precision"]["name"] == "no"
+    assert record["results"] == run.json("all_results.json")
+    assert {name: part["examples"] for name, part in record["data"].items()} == {"train": TRAIN, "validation": DEV}
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["peak_memory_bytes"] > 0
+
+
+def test_the_curves(run: Run) -> None:
+    assert [line["step"] for line in run.metrics] == list(range(1, STEPS + 1))
+    assert all(
+        line.keys()
+        >= {
+            "train/loss", "train/learning_rate", "train/grad_norm", "train/epoch", "train/samples_per_second",
+            "train/global_step", "perf/peak_memory_bytes",
+        }
+        for line in run.metrics
+    )  # fmt: skip
+    evaluated = [line for line in run.metrics if "eval/accuracy" in line]
+    assert [line["train/epoch"] for line in evaluated] == [1.0, 2.0]
+    assert all(line.keys() >= {"eval/accuracy", "eval/f1", "eval/loss", "eval/best_accuracy"} for line in evaluated)
+
+
+def test_only_the_main_process_speaks(two: Run) -> None:
+    assert two.done.stdout.count(f"step {STEPS}/{STEPS}") == 1
+    assert two.done.stdout.count("best step") == 1
+    assert two.json("run.json")["processes"] == 2
+
+
+def test_two_processes_learn_the_same_as_one(one: Run, two: Run) -> None:
+    assert one.json("run.json")["processes"] == 1
+    for name in ("train/loss", "train/grad_norm", "eval/loss"):
+        assert two.of(name) == pytest.approx(one.of(name), abs=2e-4), name
+    assert two.of("train/learning_rate") == one.of("train/learning_rate")
+    assert len(set(one.of("train/loss"))) == STEPS
+
+
+def test_the_saved_adapter_scores_in_stock_peft_what_the_run_reports(run: Run, place: Path) -> None:
+    with (place / "glue" / "MRPC" / "dev.tsv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    tokenizer = AutoTokenizer.from_pretrained(run.folder)
+    pairs = tokenizer(
+        [row["#1 String"] for row in rows], [row["#2 String"] for row in rows], padding=True, return_tensors="pt"
+    )
+    model = AutoPeftModelForSequenceClassification.from_pretrained(run.folder, num_labels=2).eval()
+    with torch.inference_mode():
+        logits = model(**pairs).logits
+    labels = torch.tensor([int(row["Quality"]) for row in rows])
+    results = run.json("all_results.json")
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert (logits.argmax(-1) == labels).float().mean().item() == pytest.approx(results["best_eval_accuracy"])
+    assert loss == pytest.approx(results["best_eval_loss"], abs=1e-5)
+
+
+# ── Trackers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_a_key_wandb_records_offline_and_says_how_to_sync(tracked: Run) -> None:
+    assert tracked.done.returncode == 0, tracked.done.stderr
+    assert "wandb sync out/wandb/offline-run-*" in tracked.done.stdout
+    recorded = list((tracked.folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(recorded) == 1
+    assert recorded[0].stat().st_size > 0
+
+
+def test_tensorboard_gets_the_curves(tracked: Run) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[str, list[int]] = {}
+    for file in tracked.folder.rglob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file)).Reload()
+        found |= {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert found["train/loss"] == found["eval/accuracy"] == [2, 3]
+
+
+def test_the_packaged_model_and_data_need_no_flags(tracked: Run) -> None:
+    record = tracked.json("run.json")
+    assert record["status"] == "finished"
+    assert record["model"]["name"] == "all-MiniLM-L6-v2"
+    assert record["data"]["train"]["examples"] == 20
+    results = tracked.json("all_results.json")
+    assert (results["global_step"], results["eval_samples"], results["epoch"]) == (3, 9, 0.6)
+    assert json.loads((tracked.folder / "adapter_config.json").read_text())["use_dora"] is True
+
+
+def test_no_file_holds_the_environments_secrets(tracked: Run) -> None:
+    files = [path for path in tracked.folder.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    assert not [path for path in files if b"s3cr3t-v4lue" in path.read_bytes()]
+
+
+# ── Wrong input ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _spoil(glue: Path, name: str, old: str, new: str) -> Path:
+    """A copy of the data with something in SST-2 replaced."""
+    copy = glue.with_name(name)
+    shutil.copytree(glue, copy)
+    for path in (copy / "SST-2").iterdir():
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+    return copy
+
+
+def _wrong_inputs(place: Path) -> dict[str, tuple[list[object], str]]:
+    """Name -> the command's words, and what its error has to say."""
+    glue = place / "glue"
+    no_file = glue.with_name("no-file")
+    shutil.copytree(glue, no_file)
+    (no_file / "SST-2" / "dev.tsv").unlink()
+    empty = glue.with_name("empty")
+    shutil.copytree(glue, empty)
+    (empty / "SST-2" / "dev.tsv").write_text("sentence\tlabel\n")
+    used = place / "used"
+    used.mkdir()
+    (used / "notes.txt").write_text("mine")
+    no_column = _spoil(glue, "no-column", "label", "lable")
+    wrong_label = _spoil(glue, "wrong-label", "\t1\n", "\t2\n")
+    model = ["--model_name_or_path", place / "model"]
+    sst2 = [*model, "--task_name", "sst2", "--data_dir"]
+    return {
+        "unknown method": (["--method", "bitfti"], "--method bitfti: unknown; did you mean bitfit?"),
+        "unknown task": (["--task_name", "mrcp"], "--task_name mrcp: unknown; did you mean mrpc?"),
+        "unknown flag": (["--lora_rank", "8"], "--lora_rank: no such flag; did you mean --lora_"),
+        "batch size 0": (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0: must be at least 1"),
+        "negative rate": (["--learning_rate=-0.001"], "--learning_rate -0.001: must be greater than 0"),
+        "unknown tracker": (["--report_to", "wandbb"], "--report_to wandbb: unknown; did you mean wandb?"),
+        "no such model folder": (["--model_name_or_path", "./none"], "--model_name_or_path ./none: no such folder"),
+        "no such model": (["--model_name_or_path", "all-MiniLM-L6"], "did you mean all-MiniLM-L6-v2"),
+        "fp16 on a CPU": (["--mixed_precision", "fp16"], "--mixed_precision fp16 needs a GPU"),
+        "used output folder": (["--output_dir", used], f"--output_dir {used}: holds files already"),
+        "no data file": ([*sst2, no_file], f"{no_file}/SST-2/dev.tsv is missing"),
+        "missing column": ([*sst2, no_column], "no column 'label'; did you mean lable?"),
+        "label out of range": ([*sst2, wrong_label], "sst2 has the labels 0 to 1"),
+        "empty split": ([*sst2, empty], "the validation split of sst2 has no rows"),
+    }  # fmt: skip
+
+
+WRONG = [
+    "unknown method", "unknown task", "unknown flag", "batch size 0", "negative rate", "unknown tracker",
+    "no such model folder", "no such model", "fp16 on a CPU", "used output folder", "no data file", "missing column",
+    "label out of range", "empty split",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def refusals(place: Path) -> Iterator[Callable[[str], tuple[subprocess.CompletedProcess[str], str, Path]]]:
+    """Starts all of them, two at a time; gives the one that is asked for, what it has to say, and where it ran."""
+    inputs = _wrong_inputs(place)
+    assert list(inputs) == WRONG
+
+    def start(name: str) -> subprocess.CompletedProcess[str]:
+        folder = place / "refused" / name.replace(" ", "-")
+        folder.mkdir(parents=True)
+        return run_python(SCRIPT, *inputs[name][0], cwd=folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        started = {name: pool.submit(start, name) for name in inputs}
+        yield lambda name: (started[name].result(), inputs[name][1], place / "refused" / name.replace(" ", "-"))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_one_line_and_status_2_and_nothing_is_written(
+    refusals: Callable[[str], tuple[subprocess.CompletedProcess[str], str, Path]], name: str
+) -> None:
+    done, message, folder = refusals(name)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert list(folder.iterdir()) == []
+
+
+def test_a_used_folder_stays_as_it_was(
+    refusals: Callable[[str], tuple[subprocess.CompletedProcess[str], str, Path]], place: Path
+) -> None:
+    refusals("used output folder")
+    assert [path.name for path in (place / "used").iterdir()] == ["notes.txt"]
+
+
+def test_the_launcher_adds_no_traceback_to_an_error(place: Path) -> None:
+    work = place / "launched"
+    work.mkdir()
+    done = launch("cpu", SCRIPT, "--method", "bitfti", cwd=work)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    *_, last = done.stderr.splitlines()
+    assert last == "error: --method bitfti: unknown; did you mean bitfit? (known: bitfit, lora, full, head)"
+    assert list(work.iterdir()) == []
+
+
+def test_help_lists_the_flags(place: Path) -> None:
+    done = run_python(SCRIPT, "--help", cwd=place)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for flag in ("--method", "--train_head", "--lora_r", "--bias_terms", "--report_to", "--config"):
+        assert flag in done.stdout

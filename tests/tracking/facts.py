@@ -1,0 +1,29 @@
+"""What a run knows of itself, as the record, the card and the reporter are given it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peftlib.arguments import parse_train_arguments
+from peftlib.modeling import ModelSource
+from peftlib.strategies.parameters import ParameterCount
+from peftlib.tracking.record import describe_run
+
+
+def made_facts() -> dict[str, Any]:
+    """`describe_run` of a made-up BitFit run on MRPC."""
+    split = {"fingerprint": "0" * 64, "source": "made here"}
+    return describe_run(
+        ModelSource("some/model", "/models/some"),
+        ("not_equivalent", "equivalent"),
+        {"train": {"examples": 3668, **split}, "validation": {"examples": 408, **split}},
+        ParameterCount(trainable=1234, total=1_000_000),
+        ("bf16", "auto: this CPU has bf16 instructions"),
+        learning_rate=0.003,
+        effective_batch_size=16,
+    )
+
+
+def made_arguments(*words: str) -> dict[str, Any]:
+    """The flags of that run."""
+    return parse_train_arguments(["--task_name", "mrpc", "--method", "bitfit", *words]).flat()

@@ -1,0 +1,64 @@
+"""The model card: metadata that the Hub reads, numbers that are the run's, code that runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+import yaml
+
+from peftlib.tracking.card import model_card
+from tests.tracking.facts import made_arguments, made_facts
+
+SCORES = {"accuracy": 0.8125, "f1": 0.87654, "loss": 0.5}
+
+
+def card(is_adapter=True, scores=SCORES):
+    run = {"arguments": made_arguments("--seed", "7"), **made_facts(), "steps": 1150}
+    return model_card(run, scores, folder="outputs/a", is_adapter=is_adapter)
+
+
+@pytest.mark.parametrize(("is_adapter", "library"), [(True, "peft"), (False, "transformers")])
+def test_the_metadata_is_yaml_that_names_base_library_and_metrics(is_adapter, library):
+    _, front, _ = card(is_adapter).split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "base_model": "some/model",
+        "library_name": library,
+        "pipeline_tag": "text-classification",
+        "tags": ["bitfit", "mrpc"],
+        "metrics": ["accuracy", "f1"],
+    }
+
+
+def test_the_numbers_are_the_runs():
+    text = card()
+    for part in (
+        "1,234 of 1,000,000 parameters trained (0.1234%)",
+        "(validation, 408 examples)",
+        "| accuracy | 0.8125 |",
+        "| f1 | 0.8765 |",
+        "| loss | 0.5000 |",
+        "0 = not_equivalent, 1 = equivalent",
+        "Seed 7, learning rate 0.003, 1,150 updates of 16 examples, precision bf16",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize("is_adapter", [True, False])
+def test_the_code_to_load_it_is_python_and_names_the_folder(is_adapter):
+    (code,) = re.findall(r"```python\n(.*?)```", card(is_adapter), re.DOTALL)
+    tree = ast.parse(code)
+    assert [
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ] == [
+        "outputs/a",
+        "outputs/a",
+    ]
+    assert ("AutoPeftModelForSequenceClassification" in code) == is_adapter
+    assert ("num_labels=2" in code) == is_adapter
+    assert "peftlib" not in code
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(r"\{[a-z_]*\}", card())

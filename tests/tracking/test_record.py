@@ -1,0 +1,194 @@
+"""What a run leaves on disk about itself: valid at any moment, free of secrets, never over somebody's files."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+
+import pytest
+import torch
+
+from peftlib.errors import RunError, UserError
+from peftlib.files import write_json
+from peftlib.tracking.record import (
+    RUN_FILES,
+    RunRecord,
+    choose_output_dir,
+    environment,
+    git_state,
+    peak_memory,
+)
+from tests.conftest import ROOT
+from tests.tracking.facts import made_facts
+
+
+def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def read_lines(path):
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# ── The folder ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_default_folder_names_task_method_and_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = choose_output_dir(None, "mrpc", "lora", overwrite=False)
+    assert folder.parent.name == "outputs"
+    assert folder.name.startswith("mrpc-lora-20")
+    assert list(tmp_path.iterdir()) == []  # nothing is created yet
+
+
+def test_a_folder_in_use_is_refused_and_names_the_flag(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds files already; .*--overwrite_output_dir"):
+        choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False)
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=True) == tmp_path
+
+
+def test_an_empty_or_new_folder_is_taken(tmp_path):
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False) == tmp_path
+    assert choose_output_dir(str(tmp_path / "a" / "b"), "mrpc", "lora", overwrite=False) == tmp_path / "a" / "b"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_is_no_folder(tmp_path, overwrite):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        choose_output_dir(str(tmp_path / "file"), "mrpc", "lora", overwrite=overwrite)
+
+
+def test_overwriting_clears_a_runs_own_files_and_nothing_else(tmp_path):
+    foreign = ["notes.txt", "run.json.bak", "data.csv"]
+    for name in (*RUN_FILES, *foreign):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "run.json").write_text("old")
+    RunRecord(tmp_path, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*foreign, "plots", "run.json", "metrics.jsonl"])
+    assert all((tmp_path / name).read_text() == "old" for name in (*foreign, "plots/run.json"))
+    assert read(tmp_path / "run.json")["status"] == "running"
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_everything_that_a_saved_tokenizer_leaves_is_a_runs_own_file(tiny_folder):
+    assert {path.name for path in tiny_folder("roberta").iterdir()} <= set(RUN_FILES)
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_to_fix(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\)"):
+        RunRecord(tmp_path / "file" / "run", {})
+
+
+# ── run.json and metrics.jsonl ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_that_ends_well_is_finished(tmp_path):
+    record = RunRecord(tmp_path / "a" / "b", {"seed": 1})
+    with record.running():
+        assert read(tmp_path / "a" / "b" / "run.json")["status"] == "running"
+        record.update(steps=3)
+        assert read(tmp_path / "a" / "b" / "run.json")["steps"] == 3
+    run = read(tmp_path / "a" / "b" / "run.json")
+    assert (run["status"], run["seed"], run["steps"]) == ("finished", 1, 3)
+    assert run["started"] <= run["ended"]
+    assert 0 <= run["seconds"] < 60
+    assert record.facts == run
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(RunError("the loss\nis nan"), "the loss is nan"), (KeyboardInterrupt(), "KeyboardInterrupt")],
+)
+def test_a_run_that_is_cut_off_is_failed_and_says_why(tmp_path, error, reason):
+    record = RunRecord(tmp_path, {})
+    with pytest.raises(type(error)), record.running():
+        raise error
+    run = read(tmp_path / "run.json")
+    assert (run["status"], run["error"]) == ("failed", reason)
+    assert "ended" in run
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    record = RunRecord(tmp_path, {"a": math.nan})
+    record.log({"train/loss": math.inf, "eval/f1": 0.5}, step=1)
+    record.update(best={"loss": -math.inf})
+    run = read(tmp_path / "run.json")
+    assert (run["a"], run["best"]) == (None, {"loss": None})
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": None, "eval/f1": 0.5}]
+
+
+def test_every_logged_line_can_be_read_while_the_run_goes_on(tmp_path):
+    record = RunRecord(tmp_path, {})
+    for step in range(1, 4):
+        record.log({"train/loss": 1 / step}, step)
+        assert read_lines(tmp_path / "metrics.jsonl") == [{"step": s, "train/loss": 1 / s} for s in range(1, step + 1)]
+
+
+def test_facts_are_a_copy(tmp_path):
+    record = RunRecord(tmp_path, {"seed": 1})
+    record.facts["seed"] = 2
+    assert record.facts["seed"] == 1
+
+
+def test_the_description_of_a_run_survives_json(tmp_path):
+    facts = made_facts()
+    write_json(tmp_path / "run.json", facts)
+    assert read(tmp_path / "run.json") == facts
+    assert facts["parameters"] == {"trainable": 1234, "total": 1_000_000, "trainable_ratio": 0.001234}
+
+
+def test_the_environment_names_versions_machine_and_commit_and_no_secret(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, "s3cr3t")
+    facts = environment(torch.device("cpu"))
+    RunRecord(tmp_path, facts)
+    run = read(tmp_path / "run.json")
+    assert run["versions"]["torch"] == torch.__version__
+    assert all(run["versions"].values())
+    assert (run["machine"]["device_type"], run["machine"]["threads"]) == ("cpu", torch.get_num_threads())
+    assert run["machine"]["device"]
+    assert "s3cr3t" not in (tmp_path / "run.json").read_text()
+    if run["git"] is not None:
+        assert len(run["git"]["commit"]) == 40
+        assert run["git"] == git_state(ROOT)
+
+
+def git(folder, *words):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    command = ["git", "-C", str(folder), *identity, *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_commit_is_recorded_and_whether_the_code_was_changed(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("a")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "a")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert git_state(tmp_path) == {"commit": commit, "changed": False}
+    (tmp_path / "a.py").write_text("b")
+    assert git_state(tmp_path) == {"commit": commit, "changed": True}
+
+
+def test_without_a_checkout_or_without_git_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_state(tmp_path) is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(ROOT) is None
+
+
+def test_peak_memory_is_in_bytes_and_grows_with_what_is_held():
+    before = peak_memory(torch.device("cpu"))
+    assert before > 50e6  # torch alone takes more
+    held = torch.ones(before // 4 + 25_000_000)  # fp32: more than everything before, and 100 MB
+    assert peak_memory(torch.device("cpu")) > held.numel() * 4

@@ -1,0 +1,154 @@
+"""The one voice of a run: record, console and trackers hear the same, and only from the main process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from accelerate import Accelerator, PartialState
+from accelerate.utils import ProjectConfiguration
+
+from peftlib.errors import RunError, UserError
+from peftlib.tracking.reporter import Reporter
+from tests.tracking.facts import made_arguments, made_facts
+
+RESULTS = {
+    "eval_accuracy": 0.79,
+    "best_eval_accuracy": 0.8125,
+    "best_eval_loss": 0.5,
+    "best_eval_step": 10,
+    "global_step": 20,
+    "trainable_params": 1234,
+    "trainable_ratio": 0.001234,
+    "train_runtime": 12.3,
+    "train_samples_per_second": 45.6,
+}
+VALUES = {"train/loss": 0.5, "train/learning_rate": 1e-3, "train/epoch": 0.5, "train/samples_per_second": 10.0}
+
+
+@pytest.fixture(autouse=True)
+def _pipe(monkeypatch):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def reporter_in(folder, *words, trackers=()):
+    accelerator = Accelerator(
+        cpu=True,
+        log_with=list(trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
+    )
+    return Reporter(accelerator, folder, made_arguments(*words), list(trackers))
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_nothing_is_created_before_the_run_is_watched(tmp_path):
+    reporter = reporter_in(tmp_path / "run")
+    assert reporter.facts == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_run_is_recorded_and_told(tmp_path, capsys):
+    folder = tmp_path / "run"
+    reporter = reporter_in(folder, "--seed", "7")
+    with reporter.watching(20, made_facts()):
+        reporter.advance(10)
+        reporter.log(VALUES, 10)
+        reporter.log({"eval/accuracy": 0.8125}, 20)
+        reporter.finish(RESULTS)
+    run = read(folder / "run.json")
+    assert run["status"] == "finished"
+    assert run["arguments"] == made_arguments("--seed", "7")
+    assert (run["steps"], run["processes"], run["output_dir"]) == (20, 1, str(folder))
+    assert run["results"] == RESULTS == read(folder / "all_results.json")
+    assert run["peak_memory_bytes"] > 0
+    assert run["setup_seconds"] >= 0
+    assert run.items() >= made_facts().items()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20]
+    assert lines[0].items() >= VALUES.items()
+    assert all(line["perf/peak_memory_bytes"] > 0 for line in lines)
+    out = capsys.readouterr().out
+    for part in (
+        "mrpc, 3,668 training and 408 validation examples (made here)",
+        "bitfit, learning rate 0.003",
+        "20 of 16 examples, 1 process\n",
+        "bf16 (auto: this CPU has bf16 instructions)",
+        "trainable: 1,234",
+        "ratio: 0.1234%",
+        "step 10/20",
+        "evaluation at step 20  accuracy 0.8125",
+        "best step: 10 of 20",
+        f"result: {folder}",
+    ):
+        assert part in out
+
+
+def test_no_secret_of_the_environment_reaches_a_file(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, "s3cr3t")
+    reporter = reporter_in(tmp_path / "run")
+    with reporter.watching(20, made_facts()):
+        reporter.finish(RESULTS)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) == 3
+    assert not any(b"s3cr3t" in path.read_bytes() for path in files)
+
+
+def test_a_run_that_fails_is_recorded_as_failed(tmp_path):
+    reporter = reporter_in(tmp_path / "run")
+    with pytest.raises(RunError), reporter.watching(20, made_facts()):
+        raise RunError("the loss is nan")
+    run = read(tmp_path / "run" / "run.json")
+    assert (run["status"], run["error"]) == ("failed", "the loss is nan")
+
+
+def test_a_tracker_that_cannot_start_is_a_failed_run_too(tmp_path):
+    (tmp_path / "peft-text-classification").write_text("in TensorBoard's way")
+    reporter = reporter_in(tmp_path, trackers=["tensorboard"])
+    with pytest.raises(OSError), reporter.watching(20, made_facts()):
+        pytest.fail("unreachable")
+    assert read(tmp_path / "run.json")["status"] == "failed"
+
+
+def test_a_folder_that_cannot_be_written_is_the_users_to_fix(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"), reporter_in(tmp_path / "file").watching(1, made_facts()):
+        pytest.fail("unreachable")
+
+
+def test_other_processes_write_and_say_nothing(tmp_path, capsys):
+    reporter_in(tmp_path / "run")
+    PartialState._shared_state["process_index"] = 1  # as on the second process of a launch
+    quiet = reporter_in(tmp_path / "run")
+    with quiet.watching(20, made_facts()):
+        quiet.advance(1)
+        quiet.log(VALUES, 1)
+        quiet.update(a=1)
+        quiet.finish(RESULTS)
+    assert quiet.facts == {}
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_trackers_hear_what_the_record_hears_and_the_configuration(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    reporter = reporter_in(folder, "--project_name", "p", trackers=["tensorboard"])
+    with reporter.watching(20, made_facts()):
+        reporter.log(VALUES, 10)
+    events = EventAccumulator(str(folder / "p")).Reload()
+    (line,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for name, value in VALUES.items():
+        (event,) = events.Scalars(name)
+        assert (event.step, event.value) == (10, pytest.approx(value))
+        assert line[name] == value
+    (ratio,) = events.Scalars("params/trainable_ratio")
+    assert ratio.value == pytest.approx(0.001234)
+    text = next((folder / "p").rglob("hparams.yml")).read_text()
+    assert "learning_rate: 0.003" in text  # the method's own, not the flag's None
+    assert "bias_terms: all" in text

@@ -1,0 +1,128 @@
+"""The gradient of an update does not depend on how its examples are cut into micro-batches and processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from peftlib.data.encoding import Collator
+from peftlib.training.accumulation import weighted_loss
+from peftlib.training.loop import train
+from tests.launching import launch_two
+from tests.training.runs import TOKENIZER, encoded, make_run, tiny_bert
+
+EFFECTIVE_BATCH = 16
+CUTS = [(16, 1), (8, 2), (4, 4), (2, 8), (1, 16)]
+
+Gradients = list[dict[str, torch.Tensor]]
+
+
+def gradients_of_run(folder: Path, examples: int, micro: int, accumulation: int, epochs: int = 1) -> Gradients:
+    """The gradient of every update of a real run."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    run = make_run(
+        folder,
+        examples=examples,
+        micro=micro,
+        accumulation=accumulation,
+        epochs=epochs,
+        recorder=True,
+        scores=[0.0] * epochs,
+    )
+    train(run)
+    return run.optimizer.optimizer.seen
+
+
+def gradients_of_whole_windows(examples: int, epochs: int = 1) -> Gradients:
+    """The same without accelerate or micro-batches: one padded batch and torch's own mean for each window."""
+    from peftlib.data.batching import Slot, WindowBatches
+
+    split, model, collate = encoded(examples), tiny_bert().train(), Collator.for_tokenizer(TOKENIZER)
+    batches = WindowBatches(split.lengths, EFFECTIVE_BATCH, seed=7)
+    gradients = []
+    for epoch in range(epochs):
+        for window in batches.windows(epoch):
+            batch = collate([split[Slot(int(index), 0.0)] for index in window])
+            model.zero_grad()
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            torch.nn.functional.cross_entropy(logits, batch["labels"]).backward()
+            gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    return gradients
+
+
+def assert_equal(found: Gradients, expected: Gradients) -> None:
+    assert len(found) == len(expected)
+    for number, (left, right) in enumerate(zip(found, expected, strict=True)):
+        assert left.keys() == right.keys()
+        for name, gradient in left.items():
+            difference = (gradient - right[name]).abs().max().item()
+            assert difference <= 1e-6, f"update {number}, {name}: {difference}"
+        # Gradients that are all tiny would be equal for any reason.
+        assert max(gradient.abs().max().item() for gradient in right.values()) > 1e-2
+
+
+@pytest.mark.parametrize(("micro", "accumulation"), CUTS)
+def test_every_cut_of_the_effective_batch_gives_the_big_batches_gradient(
+    tmp_path: Path, micro: int, accumulation: int
+) -> None:
+    # 37 = 2 × 16 + 5: the last window of each epoch is short, and the second epoch starts after one.
+    found = gradients_of_run(tmp_path, 37, micro, accumulation, epochs=2)
+    assert_equal(found, gradients_of_whole_windows(37, epochs=2))
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(examples=st.integers(1, 40), cut=st.sampled_from(CUTS))
+def test_any_number_of_examples_and_any_cut(tmp_path: Path, examples: int, cut: tuple[int, int]) -> None:
+    assert_equal(gradients_of_run(tmp_path, examples, *cut), gradients_of_whole_windows(examples))
+
+
+def test_the_launchers_variable_does_not_change_the_accumulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
+    assert_equal(gradients_of_run(tmp_path, 37, 4, 4), gradients_of_whole_windows(37))
+
+
+@given(weights=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8))
+@settings(max_examples=30)
+def test_the_loss_is_the_weighted_sum_of_cross_entropies(weights: list[float]) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(len(weights), 3), torch.randint(0, 3, (len(weights),))
+    expected = sum(
+        weight * -torch.log_softmax(row, -1)[label] for weight, row, label in zip(weights, logits, labels, strict=True)
+    )
+    torch.testing.assert_close(weighted_loss(logits, labels, torch.tensor(weights)), torch.as_tensor(expected))
+
+
+def test_the_loss_of_half_precision_logits_is_computed_in_fp32() -> None:
+    logits = torch.tensor([[100.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    loss = weighted_loss(logits, torch.tensor([1]), torch.tensor([0.001]))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(0.1)
+
+
+@pytest.mark.launch
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+    # examples, micro-batch, accumulation. 33 leaves one example for two processes: one of them gets a filler.
+    cases = [(37, 8, 1), (37, 4, 2), (37, 1, 8), (33, 4, 2), (3, 4, 2)]
+    launch_two(
+        Path(__file__).with_name("gradients_of_two.py"),
+        tmp_path,
+        *(",".join(map(str, case)) for case in cases),
+    )
+    for examples, micro, accumulation in cases:
+        flat = load_file(tmp_path / f"{examples}-{micro}-{accumulation}.safetensors")
+        found: Gradients = []
+        for key, gradient in flat.items():
+            number, _, name = key.partition("/")
+            while len(found) <= int(number):
+                found.append({})
+            found[int(number)][name] = gradient
+        assert_equal(found, gradients_of_whole_windows(examples))

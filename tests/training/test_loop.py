@@ -1,0 +1,381 @@
+"""The run: how many updates, at which rates, from which weights, and when it ends."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from peftlib.errors import RunError
+from peftlib.strategies.parameters import trained_state
+from peftlib.training.loop import Plan, Training, keep_best, train, train_step
+from tests.training.runs import make_run
+
+properties = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def fresh_run(folder: Path, **options: Any) -> Training:
+    """`make_run` for the tests that need several runs."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    return make_run(folder, **options)
+
+
+def weights(run: Training) -> dict[str, torch.Tensor]:
+    return trained_state(run.accelerator.unwrap_model(run.model))
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# ── How many updates ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@properties
+@given(st.integers(1, 40), st.sampled_from([1, 2, 4, 8]), st.integers(1, 4), st.integers(1, 3))
+def test_an_epoch_has_as_many_updates_as_windows_the_short_one_included(
+    tmp_path: Path, examples: int, micro: int, accumulation: int, epochs: int
+) -> None:
+    run = fresh_run(
+        tmp_path, examples=examples, micro=micro, accumulation=accumulation, epochs=epochs, scores=[0.5] * epochs
+    )
+    progress = train(run)
+    expected = epochs * math.ceil(math.ceil(examples / micro) / accumulation)
+    assert progress.step == expected == len(run.watcher.steps)
+    assert {int(state["step"]) for state in run.optimizer.state.values()} == {expected}
+    assert progress.examples == epochs * examples
+    assert progress.epochs == epochs
+    assert [step for step, _ in run.watcher.lines] == list(range(1, expected + 1))
+
+
+@pytest.mark.parametrize(("max_steps", "epochs"), [(2, 0.5), (4, 1.0), (6, 1.5)])
+def test_max_steps_ends_the_run_in_the_middle_of_an_epoch(tmp_path: Path, max_steps: int, epochs: float) -> None:
+    run = make_run(tmp_path, examples=29, micro=2, accumulation=4, epochs=9, max_steps=max_steps)
+    progress = train(run)
+    assert run.batches.windows_per_epoch == 4
+    assert (progress.step, progress.epochs) == (max_steps, epochs)
+    assert set(run.scheduler.get_last_lr()) == {0.0}
+    assert progress.last["step"] == max_steps, "the last update is evaluated"
+    assert {int(state["step"]) for state in run.optimizer.state.values()} == {max_steps}
+
+
+@given(st.integers(1, 50), st.integers(1, 5), st.none() | st.integers(1, 100))
+def test_the_plan(windows: int, epochs: int, max_steps: int | None) -> None:
+    plan = Plan.of(
+        windows, epochs, max_steps, eval_steps=None, logging_steps=1, max_grad_norm=0, patience=0, best_metric="f1"
+    )
+    assert plan.steps == (max_steps or windows * epochs)
+    assert (plan.epochs - 1) * windows < plan.steps <= plan.epochs * windows
+
+
+# ── The learning rate ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@properties
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 3), st.integers(0, 5))
+def test_a_linear_schedule_rises_in_warm_up_and_ends_at_zero(
+    tmp_path: Path, examples: int, accumulation: int, epochs: int, warmup: int
+) -> None:
+    run = fresh_run(
+        tmp_path,
+        examples=examples,
+        accumulation=accumulation,
+        epochs=epochs,
+        rate=1e-3,
+        warmup=warmup,
+        scores=[0.5] * epochs,
+    )
+    train(run)
+    steps, warmup = run.plan.steps, min(warmup, run.plan.steps)
+    rates = [*run.watcher.of("train/learning_rate"), run.scheduler.get_last_lr()[0]]
+    expected = [
+        1e-3 * (update / warmup if update < warmup else (steps - update) / max(1, steps - warmup))
+        for update in range(steps + 1)
+    ]
+    assert rates == pytest.approx(expected, abs=1e-12)
+    assert rates[-1] == 0.0
+
+
+def test_the_first_update_runs_at_the_first_rate(tmp_path: Path) -> None:
+    """Its rate under warm-up is 0: nothing moves before the second update."""
+    run = make_run(tmp_path, warmup=2, max_steps=1, scores=[0.5], schedule="constant_with_warmup")
+    before = weights(run)
+    train(run)
+    assert run.watcher.of("train/learning_rate") == [0.0]
+    assert same(weights(run), before)
+
+
+# ── fp16: updates that the scaler refuses ────────────────────────────────────────────────────────────────────────
+
+
+def test_a_skipped_update_moves_neither_the_schedule_nor_the_weights(tmp_path: Path) -> None:
+    # A real scaler, on the CPU, where some gradients are made to overflow.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=10_000)
+    run = make_run(tmp_path, examples=40, micro=4, epochs=2, rate=1e-3, scaler=scaler, eval_steps=1)
+    overflows = {0, 1, 7, 19}
+    updates = itertools.count()
+    run.model.classifier.bias.register_hook(lambda gradient: gradient * (math.inf if next(updates) in overflows else 1))
+    snapshots = [weights(run)]
+    evaluate = run.evaluate
+
+    def remembering() -> Any:
+        snapshots.append(weights(run))
+        return evaluate()
+
+    run.evaluate = remembering
+    progress = train(run)
+    skipped = [update in overflows for update in range(20)]
+    assert progress.step == 20
+    assert progress.skipped == 4
+    scales = [2.0**16, *run.watcher.of("train/loss_scale")]
+    assert [after / before for before, after in itertools.pairwise(scales)] == [0.5 if it else 1.0 for it in skipped]
+    assert run.watcher.of("train/skipped_steps") == list(itertools.accumulate(map(int, skipped)))
+    for was_skipped, (before, after) in zip(skipped, itertools.pairwise(snapshots), strict=True):
+        assert same(before, after) == was_skipped
+    rates = [*run.watcher.of("train/learning_rate"), run.scheduler.get_last_lr()[0]]
+    for was_skipped, (before, after) in zip(skipped, itertools.pairwise(rates), strict=True):
+        assert (before == after) == was_skipped
+    assert rates[-1] == pytest.approx(1e-3 * progress.skipped / 20)
+    assert all(math.isfinite(loss) for loss in run.watcher.of("train/loss"))
+
+
+# ── Evaluation ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("eval_steps", "expected"), [(None, [5, 10]), (3, [3, 6, 9, 10]), (4, [4, 8, 10]), (99, [10])])
+def test_when_it_evaluates(tmp_path: Path, eval_steps: int | None, expected: list[int]) -> None:
+    run = make_run(tmp_path, micro=4, accumulation=2, epochs=2, eval_steps=eval_steps, logging_steps=7)
+    train(run)
+    assert [step for step, values in run.watcher.lines if "eval/accuracy" in values] == expected
+    # It logs at every evaluation, every 7 updates, and never twice at one update.
+    assert [step for step, _ in run.watcher.lines] == sorted({*expected, 7})
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_evaluating_in_the_middle_changes_nothing(tmp_path: Path, dropout: float) -> None:
+    options: dict[str, Any] = {"micro": 4, "accumulation": 2, "epochs": 3, "dropout": dropout}
+    plain = fresh_run(tmp_path, **options)
+    train(plain)
+    watched = fresh_run(tmp_path, **options, eval_steps=1)
+    train(watched)
+    assert len(watched.watcher.of("eval/accuracy")) == 15
+    assert watched.progress.step == plain.progress.step
+    assert watched.watcher.of("train/loss") == plain.watcher.of("train/loss")
+    assert same(weights(watched), weights(plain))
+    assert watched.model.training
+
+
+def test_the_best_metric_is_logged_at_every_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path, epochs=4, scores=[0.5, 0.75, 0.25, 0.75])
+    train(run)
+    assert run.watcher.of("eval/accuracy") == [0.5, 0.75, 0.25, 0.75]
+    assert run.watcher.of("eval/best_accuracy") == [0.5, 0.75, 0.75, 0.75]
+
+
+# ── The best state, and stopping early ───────────────────────────────────────────────────────────────────────────
+
+
+def test_the_best_state_is_kept_and_put_back(tmp_path: Path) -> None:
+    run = make_run(tmp_path, epochs=4, scores=[0.5, 0.75, 0.25, 0.75])
+    states: list[dict[str, torch.Tensor]] = []
+    evaluate = run.evaluate
+
+    def remembering() -> Any:
+        states.append(weights(run))
+        return evaluate()
+
+    run.evaluate = remembering
+    progress = train(run)
+    assert progress.best == {"accuracy": 0.75, "loss": 1.0, "step": 20}
+    assert progress.last["step"] == 40
+    assert same(weights(run), states[3])
+    assert not same(states[1], states[3])
+    keep_best(run)
+    assert same(weights(run), states[1]), "of two equal scores, the first"
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores", "evaluations"),
+    [
+        (1, [0.5, 0.6, 0.6, 0.9, 0.9], 3),  # equal is not better
+        (2, [0.5, 0.4, 0.6, 0.5, 0.5], 5),  # a better one starts the count anew
+        (2, [0.5, 0.4, 0.3, 0.9, 0.9], 3),
+        (0, [0.5, 0.4, 0.3, 0.2, 0.1], 5),  # never
+        (9, [0.5, 0.4, 0.3, 0.2, 0.1], 5),
+    ],
+)
+def test_patience(tmp_path: Path, patience: int, scores: list[float], evaluations: int) -> None:
+    run = make_run(tmp_path, epochs=5, scores=scores, patience=patience)
+    progress = train(run)
+    assert run.watcher.of("eval/accuracy") == scores[:evaluations]
+    assert progress.step == 10 * evaluations
+    assert progress.best["accuracy"] == max(scores[:evaluations])
+    assert progress.stopped_early == (evaluations < 5 or patience == 2)
+
+
+def test_stopping_in_the_middle_of_an_epoch_leaves_no_loader_active(tmp_path: Path) -> None:
+    """An active loader would make the next run on this accelerator miss its last update."""
+    run = make_run(tmp_path, epochs=5, scores=[0.5, 0.4], patience=1, eval_steps=2)
+    progress = train(run)
+    assert (progress.step, progress.epochs) == (4, 0.4)
+    assert not run.accelerator.gradient_state.in_dataloader
+
+
+@pytest.mark.parametrize("scores", [[math.nan, 0.25, math.nan], [0.25, math.nan, math.nan]])
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path: Path, scores: list[float]) -> None:
+    run = make_run(tmp_path, epochs=3, scores=scores)
+    assert train(run).best["accuracy"] == 0.25
+
+
+# ── A loss that is no number, clipping, synchronisation ──────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("logging_steps", [1, 5])
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_the_rate(tmp_path: Path, logging_steps: int) -> None:
+    run = make_run(tmp_path, rate=1e-3, logging_steps=logging_steps)
+    optimizer, updates = run.optimizer.optimizer, itertools.count(1)
+
+    def break_after_two(*_: object) -> None:
+        if next(updates) == 2:
+            next(run.model.parameters()).data.fill_(math.inf)
+
+    optimizer.register_step_post_hook(break_after_two)
+    with pytest.raises(RunError, match=r"loss is nan at step 3 \(learning rate 0.0008\).*--learning_rate") as caught:
+        train(run)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_clips_once_per_update_to_the_norm_over_the_whole_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int
+) -> None:
+    run = make_run(tmp_path, examples=32, micro=16 // accumulation, accumulation=accumulation, max_grad_norm=0.01)
+    norms: list[float] = []
+    clip = run.accelerator.clip_grad_norm_
+
+    def counting(parameters: Any, norm: float) -> torch.Tensor:
+        kept = list(parameters)
+        before = clip(kept, norm)
+        after = torch.linalg.vector_norm(torch.stack([parameter.grad.norm() for parameter in kept]))
+        norms.append(float(after))
+        return before
+
+    monkeypatch.setattr(run.accelerator, "clip_grad_norm_", counting)
+    progress = train(run)
+    assert norms == pytest.approx([0.01] * progress.step, rel=1e-3)
+    assert progress.step == 2
+    assert all(norm > 0.1 for norm in run.watcher.of("train/grad_norm")), "the logged norm is that before clipping"
+
+
+def test_the_clipped_norm_does_not_depend_on_the_accumulation(tmp_path: Path) -> None:
+    norms = []
+    for accumulation in (1, 4):
+        run = fresh_run(
+            tmp_path, examples=21, micro=16 // accumulation, accumulation=accumulation, max_grad_norm=1.0, epochs=2
+        )
+        train(run)
+        norms.append(run.watcher.of("train/grad_norm"))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts where the host waits for the device: `.item()`, `float()`, `.tolist()`, `if tensor:`.
+
+    Not what others do on their own account: AdamW's counters and the loader's seed are on the CPU anyway, and
+    transformers looks at the attention mask before it chooses a kernel.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.count = 0
+        tolist = torch.Tensor.tolist  # reads memory, without an operation that could be seen
+
+        def counting(tensor: torch.Tensor) -> Any:
+            self.count += 1
+            return tolist(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "tolist", counting)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default:
+            files = {Path(frame.filename) for frame in traceback.extract_stack()}
+            others = ("masking_utils.py", "adam.py", "dataloader.py")
+            self.count += not any(file.name in others for file in files)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_micro_batch_makes_the_host_wait_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path)
+    batch = run.loader.collate_fn([run.loader.dataset[slot] for slot in next(iter(run.batches))])
+    with Synchronisations(monkeypatch) as synchronisations:
+        share = train_step(run.accelerator, run.model, batch)
+        assert synchronisations.count == 0
+        assert share.item() > 0
+        assert synchronisations.count == 1, "the counter counts"
+
+
+@pytest.mark.parametrize("logging_steps", [1, 5, 10])
+@pytest.mark.parametrize(("max_grad_norm", "per_log"), [(0.0, 1), (1.0, 2)])
+def test_the_host_waits_for_the_losses_of_a_log_and_for_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logging_steps: int, max_grad_norm: float, per_log: int
+) -> None:
+    run = make_run(
+        tmp_path,
+        examples=40,
+        micro=1,
+        accumulation=4,
+        logging_steps=logging_steps,
+        max_grad_norm=max_grad_norm,
+        scores=[0.5],
+    )
+    with Synchronisations(monkeypatch) as synchronisations:
+        train(run)
+    assert synchronisations.count == per_log * 10 // logging_steps
+
+
+def test_the_logged_loss_is_the_windows_mean(tmp_path: Path) -> None:
+    """At rate 0 the weights stay, so every cut of the same examples has the same losses."""
+    losses = {}
+    for micro, accumulation in ((16, 1), (4, 4), (1, 16)):
+        run = fresh_run(tmp_path, micro=micro, accumulation=accumulation, rate=0.0)
+        progress = train(run)
+        losses[micro] = run.watcher.of("train/loss")
+        assert progress.loss_sum / progress.step == pytest.approx(sum(losses[micro]) / 3)
+    assert len(losses[16]) == 3
+    assert losses[4] == pytest.approx(losses[16], abs=1e-6)
+    assert losses[1] == pytest.approx(losses[16], abs=1e-6)
+
+
+def test_training_time_leaves_evaluation_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from peftlib.training import loop
+
+    now = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    run = make_run(tmp_path, examples=40, epochs=2, scores=[0.5, 0.6])
+    advance, evaluate = run.watcher.advance, run.evaluate
+
+    def second_of_training(step: int) -> None:
+        now[0] += 1.0
+        advance(step)
+
+    def minute_of_evaluation() -> Any:
+        now[0] += 60.0
+        return evaluate()
+
+    run.watcher.advance = second_of_training
+    run.evaluate = minute_of_evaluation
+    progress = train(run)
+    assert progress.train_seconds == 20.0
+    assert run.watcher.of("train/samples_per_second") == [4.0] * 20

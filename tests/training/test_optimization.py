@@ -1,0 +1,101 @@
+"""AdamW's groups and the schedule's shape."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from peftlib.strategies.full import Full
+from peftlib.training.optimization import build_optimizer, build_scheduler
+from tests.training.runs import tiny_bert
+
+
+def decayed(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+
+
+def test_full_fine_tuning_decays_matrices_but_no_biases_and_no_norms() -> None:
+    model = Full().apply(tiny_bert(), frozenset())
+    optimizer = build_optimizer(model, 1e-3, weight_decay=0.1)
+    matrices = {name for name, parameter in model.named_parameters() if parameter.dim() == 2}
+    assert decayed(model, optimizer) == matrices
+    assert all(
+        "LayerNorm" in name or name.endswith(".bias") for name in dict(model.named_parameters()).keys() - matrices
+    )
+
+
+def test_decay_shrinks_a_matrix_without_a_gradient_and_leaves_its_bias() -> None:
+    layer = nn.Sequential(nn.Linear(2, 2))
+    start = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
+    optimizer = build_optimizer(layer, 0.5, weight_decay=0.1)
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(layer[0].weight.detach(), start["0.weight"] * (1 - 0.5 * 0.1))
+    assert torch.equal(layer[0].bias, start["0.bias"])
+
+
+def test_the_optimizer_holds_exactly_what_trains() -> None:
+    model = tiny_bert()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("query" in name)
+    optimizer = build_optimizer(model, 2e-3, weight_decay=0.0)
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(held) == len(set(held)) == 4
+    assert set(held) == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert {group["lr"] for group in optimizer.param_groups} == {2e-3}
+
+
+def test_half_precision_masters_are_refused_before_there_is_an_optimizer() -> None:
+    with pytest.raises(TypeError, match=r"must be fp32, these are not: .*float16"):
+        build_optimizer(nn.Linear(2, 2).half(), 1e-3, 0.0)
+
+
+def rates(name: str, steps: int, warmup: int | None, warmup_ratio: float) -> list[float]:
+    """The rate at every update, and what is left after the last one; the peak is 1."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = build_scheduler(optimizer, name, steps, warmup, warmup_ratio)
+    found = [scheduler.get_last_lr()[0]]
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+        found.append(scheduler.get_last_lr()[0])
+    return found
+
+
+@given(st.integers(1, 200), st.none() | st.integers(0, 300), st.floats(0, 1))
+def test_a_linear_schedule_rises_then_falls_to_zero(steps: int, warmup: int | None, ratio: float) -> None:
+    rising = min(steps, math.ceil(steps * ratio) if warmup is None else warmup)
+    found = rates("linear", steps, warmup, ratio)
+    assert all(before < after for before, after in itertools.pairwise(found[: min(rising + 1, steps)]))
+    if rising < steps:
+        assert found[rising] == 1.0
+    falling = found[rising:]
+    assert falling == sorted(falling, reverse=True)
+    assert found[-1] == 0.0
+    assert 0 <= min(found) <= max(found) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("linear", [0.0, 0.5, 1.0, 0.5, 0.0]),
+        ("cosine", [0.0, 0.5, 1.0, 0.5, 0.0]),
+        ("constant_with_warmup", [0.0, 0.5, 1.0, 1.0, 1.0]),
+        ("constant", [1.0, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_the_shapes(name: str, expected: list[float]) -> None:
+    assert rates(name, 4, 2, 0.0) == pytest.approx(expected)
+
+
+def test_given_warm_up_steps_win_over_the_ratio() -> None:
+    assert rates("linear", 4, 0, 0.5) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert rates("linear", 4, None, 0.5) == [0.0, 0.5, 1.0, 0.5, 0.0]
