@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 import sys
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -134,6 +134,13 @@ class TrainingArguments:
     early_stopping_patience: int = field(
         default=0, metadata={"help": "stop after N evaluations without a better score; 0 never stops early"}
     )
+    auto_find_batch_size: bool = field(
+        default=True,
+        metadata={
+            "help": "when memory runs out at the start, halve the micro-batch and double the accumulation, which keeps "
+            "the effective batch size"
+        },
+    )
     seed: int = field(default=42, metadata={"help": "of the head's start, the order of the data and dropout"})
     num_cpu_threads: int = field(
         default=0,
@@ -168,6 +175,26 @@ class OutputArguments:
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "replace the results of an earlier run in output_dir"}
     )
+    checkpointing_steps: str | None = field(
+        default=None,
+        metadata={
+            "help": "write a checkpoint every N updates, or at the end of each 'epoch'; None writes one only when a "
+            "signal stops the run"
+        },
+    )
+    checkpoints_total_limit: int | None = field(
+        default=None, metadata={"help": "keep the newest N checkpoints only; None keeps all"}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "auto goes on from the newest whole checkpoint in output_dir, or starts afresh when there is none; "
+            "or a checkpoint's folder; None starts afresh"
+        },
+    )
+    extend_training: bool = field(
+        default=False, metadata={"help": "let a resumed run have more epochs or steps than it was started with"}
+    )
     report_to: str = field(
         default="auto",
         metadata={
@@ -185,7 +212,18 @@ class OutputArguments:
     logging_steps: int = field(default=10, metadata={"help": "log the training loss every N updates"})
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "logging_steps")
+        _at_least(self, 1, "logging_steps", "checkpoints_total_limit")
+        if self.checkpointing_steps is not None and self.checkpointing_steps != "epoch":
+            try:
+                valid = int(self.checkpointing_steps) >= 1
+            except ValueError:
+                valid = False
+            if not valid:
+                raise UserError(
+                    f"--checkpointing_steps {self.checkpointing_steps}: must be epoch, or a number from 1 on"
+                )
+        if self.resume_from_checkpoint == "auto" and self.output_dir is None:
+            raise UserError("--resume_from_checkpoint auto: needs the run's folder; add --output_dir")
 
 
 @dataclass(frozen=True)
@@ -237,7 +275,7 @@ def train_parser() -> _Parser:
     )
     parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; the command line wins over it")
     # A W&B agent that resumes a preempted run adds this one; it is W&B's business, not ours.
-    parser.add_argument("--_wandb", help="==SUPPRESS==")
+    parser.add_argument("--_wandb", help=SUPPRESS)
     return parser
 
 
@@ -280,23 +318,23 @@ def _underscored(flag: str) -> str:
 def _flags_of_file(path: Path, parser: _Parser) -> list[str]:
     """The file's mapping as command-line flags, so that both are checked by the same code."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # The base loader keeps every value as it is written: to YAML's others `mixed_precision: no` is False.
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: no valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: must hold lines such as `learning_rate: 0.003`")
+    known = [flag for flag in parser.flags() if flag not in ("--config", "--help") and not flag.startswith("--no_")]
     argv = []
     for key, value in content.items():
         flag = f"--{_underscored(str(key))}"
-        if flag not in parser.flags() or flag == "--config":
-            raise UserError(
-                f"--config {path}: {key} is no flag of train.py{nearest(flag, parser.flags()).replace('--', '')}"
-            )
+        if flag not in known:
+            raise UserError(f"--config {path}: {key} is no flag of train.py{nearest(flag, known).replace('--', '')}")
         if isinstance(value, dict):
             raise UserError(f"--config {path}: {key} is a mapping; flags take single values or lists")
-        if value is not None:
+        if value not in ("", "~", "null"):
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             argv.append(f"{flag}={text}")
     return argv

@@ -77,10 +77,24 @@ def find_model(name: str, revision: str = "main", trust_remote_code: bool = Fals
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The fast tokenizer that belongs to the model."""
+    """The fast tokenizer that belongs to the model.
+
+    Raises:
+        UserError: there is none, or its files are damaged.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(source.location, **source.options())
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **source.options())
+    except Exception as error:  # a damaged file shows as a KeyError or TypeError, say, from deep inside
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"--model_name_or_path {source.location}: its tokenizer cannot be loaded: {reason}") from error
+    # Without any tokenizer file, transformers makes one that knows special tokens only: all words would be unknown.
+    if len(tokenizer) < 16:
+        raise UserError(
+            f"--model_name_or_path {source.location}: has no tokenizer; save it there too (tokenizer.save_pretrained)"
+        )
+    return tokenizer
 
 
 def load_classifier(source: ModelSource, labels: tuple[str, ...]) -> tuple[PreTrainedModel, frozenset[str]]:
@@ -98,6 +112,7 @@ def load_classifier(source: ModelSource, labels: tuple[str, ...]) -> tuple[PreTr
         UserError: the checkpoint has no safetensors weights, or is no model that can classify sequences.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
@@ -117,7 +132,7 @@ def load_classifier(source: ModelSource, labels: tuple[str, ...]) -> tuple[PreTr
             use_safetensors=True,  # never unpickle what a path or a Hub id points to
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"--model_name_or_path {source.location}: cannot be loaded as a classifier: {reason}"

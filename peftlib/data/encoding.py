@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -109,11 +110,14 @@ def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that shapes its output: the class, the vocabulary and the whole pipeline around it."""
+    """All that shapes its output beside `max_length`: the class, the vocabulary and the whole pipeline around it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json; use a model that has one")
-    return f"{type(tokenizer).__name__}\0{backend.to_str()}"
+    pipeline = json.loads(backend.to_str())
+    # How the tokenizer was called last: it would make the second split's place depend on the first one's.
+    del pipeline["truncation"], pipeline["padding"]
+    return f"{type(tokenizer).__name__}\0{tokenizer.truncation_side}\0{json.dumps(pipeline)}"
 
 
 def _store(arrays: dict[str, np.ndarray], path: Path) -> None:
@@ -126,7 +130,7 @@ def _store(arrays: dict[str, np.ndarray], path: Path) -> None:
         temporary = Path(name)
         save_file(arrays, temporary)
         temporary.replace(path)
-    except OSError:
+    except (OSError, SafetensorError):
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 

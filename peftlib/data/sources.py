@@ -41,8 +41,9 @@ class Examples:
         """A SHA-256 over texts and labels, in order: equal for equal data wherever it was read from."""
         digest = hashlib.sha256()
         for text, label in zip(self.texts, self.labels, strict=True):
-            # Length-prefixed, so that no two different lists of strings run together into the same bytes.
-            for part in (*text, str(label)):
+            # Each part with its length, and each example with its number of texts: no two different lists run
+            # together into the same bytes.
+            for part in (str(len(text)), *text, str(label)):
                 data = part.encode()
                 digest.update(len(data).to_bytes(8, "little") + data)
         return digest.hexdigest()
@@ -120,6 +121,8 @@ def _tsv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[
                 yield reader.line_num, [row[place].strip() for place in places]
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
+    except csv.Error as error:  # a lone carriage return, say
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def _from_package(split: str) -> Examples:

@@ -5,6 +5,7 @@ DoRA (https://arxiv.org/abs/2402.09353) and rank-stabilised scaling (https://arx
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,8 +45,8 @@ class LoRA(Strategy):
     def __post_init__(self) -> None:
         if self.lora_r < 1:
             raise UserError(f"--lora_r {self.lora_r}: the rank must be at least 1")
-        if self.lora_alpha <= 0:
-            raise UserError(f"--lora_alpha {self.lora_alpha:g}: must be greater than 0")
+        if not 0 < self.lora_alpha < math.inf:
+            raise UserError(f"--lora_alpha {self.lora_alpha:g}: must be greater than 0 and finite")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"--lora_dropout {self.lora_dropout:g}: must be in 0 <= p < 1")
         if not self._targets():

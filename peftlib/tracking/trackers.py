@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ def choose_trackers(wanted: str) -> list[str]:
         UserError: a tracker that accelerate does not know, or that is not installed.
     """
     known = sorted(str(kind) for kind in LoggerType if kind != LoggerType.ALL)
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
     if names == ["none"] or not names:
         return []
     if names == ["auto"]:
@@ -34,6 +36,8 @@ def choose_trackers(wanted: str) -> list[str]:
     if names == ["all"]:
         return [name for name in known if importlib.util.find_spec(_PACKAGES.get(name, name))]
     for name in names:
+        if name in ("all", "none", "auto"):
+            raise UserError(f"--report_to {wanted}: {name} stands alone")
         if name not in known:
             words = [*known, "all", "none", "auto"]
             raise UserError(f"--report_to {name}: unknown{nearest(name, words)} (known: {', '.join(words)})")
@@ -48,7 +52,9 @@ def wandb_goes_offline() -> bool:
         return False
     import wandb
 
-    return wandb.api.api_key is None
+    # Newer versions warn that this is deprecated; what they offer instead is missing from the older ones.
+    with contextlib.redirect_stderr(io.StringIO()):
+        return wandb.api.api_key is None
 
 
 def start_trackers(
@@ -59,7 +65,8 @@ def start_trackers(
     name: str,
     folder: Path,
     config: dict[str, Any],
-) -> str | None:
+    ids: dict[str, str],
+) -> tuple[dict[str, str], str | None]:
     """Start them on the main process, with the run's configuration.
 
     Args:
@@ -68,25 +75,31 @@ def start_trackers(
         name: of the run.
         folder: where local files of the trackers go.
         config: flag -> value, and whatever else describes the run.
+        ids: tracker -> the id under which the run was tracked before it was stopped.
 
     Returns:
-        A notice for the user, if there is something to do later.
+        tracker -> the run's id there, and a notice for the user, if there is something to do later.
     """
     notice = None
+    wandb_options: dict[str, Any] = {"name": name, "dir": str(folder)}
     if "wandb" in trackers and accelerator.is_main_process and wandb_goes_offline():
-        os.environ["WANDB_MODE"] = "offline"
+        wandb_options["mode"] = "offline"  # by now W&B has read WANDB_MODE
         sync = f"wandb sync {folder}/wandb/offline-run-*"
         notice = f"W&B has no API key, so it records offline; to upload later: wandb login, then {sync}"
+    if "wandb" in ids and not os.environ.get("WANDB_RUN_ID"):
+        wandb_options |= {"id": ids["wandb"], "resume": "allow"}
     # TensorBoard takes numbers and strings only.
     plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
     accelerator.init_trackers(
         project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
         config=plain,
-        init_kwargs={"wandb": {"name": name, "dir": str(folder)}},
+        init_kwargs={"wandb": wandb_options},
     )
+    started: dict[str, str] = {}
     if "wandb" in trackers and accelerator.is_main_process:
         # One counter for all curves: the number of updates, whatever else is logged in between.
         run = accelerator.get_tracker("wandb", unwrap=True)
         run.define_metric("train/global_step")
         run.define_metric("*", step_metric="train/global_step")
-    return notice
+        started["wandb"] = run.id
+    return started, notice

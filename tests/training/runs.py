@@ -1,0 +1,148 @@
+"""A small real run, put together as `scripts/train.py` does it: random tokens, a tiny BERT, prepared objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from peftlib.data.encoding import EncodedExamples
+from peftlib.data.loading import Splits, build_loaders
+from peftlib.evaluation.evaluator import Evaluation, evaluate
+from peftlib.strategies import STRATEGIES
+from peftlib.training.devices import build_accelerator
+from peftlib.training.loop import Plan, Training
+from peftlib.training.optimization import build_optimizer, build_scheduler
+
+VOCABULARY = 50
+TOKENIZER = SimpleNamespace(pad_token_id=0, pad_token_type_id=0)
+
+
+def encoded(examples: int, seed: int = 0) -> EncodedExamples:
+    """Sentences of 3 to 11 random tokens with random labels."""
+    generator = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(generator.integers(3, 12, examples))])
+    ids = generator.integers(1, VOCABULARY, offsets[-1]).astype(np.int32)
+    return EncodedExamples({"input_ids": ids}, offsets, generator.integers(0, 2, examples), "none", "made up")
+
+
+def tiny_bert(dropout: float = 0.0) -> nn.Module:
+    """The same weights at every call."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=16,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    return BertForSequenceClassification(config)
+
+
+class Log:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.lines: list[tuple[int, dict[str, float]]] = []
+
+    def advance(self, step: int) -> None:
+        self.steps.append(step)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.lines.append((step, values))
+
+    def of(self, name: str) -> list[float]:
+        return [values[name] for _, values in self.lines if name in values]
+
+
+class GradientRecorder(torch.optim.SGD):
+    """Keeps the gradient of every update and changes nothing, so that all updates start from the same weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), lr=0.0)
+        self.names = [name for name, _ in model.named_parameters()]
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def step(self, closure: Any = None) -> None:
+        parameters = self.param_groups[0]["params"]
+        self.seen.append({name: p.grad.clone() for name, p in zip(self.names, parameters, strict=True)})
+
+
+def scripted(scores: list[float]) -> Callable[[], Evaluation]:
+    """Evaluations with these accuracies, one after the other."""
+    left = iter(scores)
+    return lambda: Evaluation({"accuracy": next(left), "loss": 1.0}, np.zeros((1, 2)), np.zeros(1, dtype=int), 1.0)
+
+
+def make_run(
+    folder: Path,
+    *,
+    examples: int = 37,
+    micro: int = 4,
+    accumulation: int = 1,
+    epochs: int = 1,
+    max_steps: int | None = None,
+    scores: list[float] | None = None,
+    method: str = "full",
+    rate: float = 1e-3,
+    schedule: str = "linear",
+    warmup: int = 0,
+    dropout: float = 0.0,
+    scaler: torch.amp.GradScaler | None = None,
+    recorder: bool = False,
+    **plan_options: Any,
+) -> Training:
+    """A run that is ready for `train`; its watcher is a `Log`, its evaluation real unless `scores` are given."""
+    accelerator, _ = build_accelerator("no", accumulation, [], folder, 1)
+    accelerator.scaler = scaler
+    splits = Splits(encoded(examples), encoded(11, seed=1))
+    train_loader, eval_loader, batches = build_loaders(
+        splits,
+        TOKENIZER,
+        batch_sizes=(micro, 4),
+        accumulation_steps=accumulation,
+        num_processes=accelerator.num_processes,
+        seed=7,
+        group_by_length=True,
+        pad_to=0,
+        num_workers=0,
+    )
+    model = tiny_bert(dropout)
+    head = frozenset({"classifier.weight", "classifier.bias"})
+    model = STRATEGIES[method]().apply(model, head)
+    options = {
+        "eval_steps": None,
+        "logging_steps": 1,
+        "max_grad_norm": 0.0,
+        "patience": 0,
+        "best_metric": "accuracy",
+        **plan_options,
+    }
+    plan = Plan.of(batches.windows_per_epoch, epochs, max_steps, **options)
+    optimizer = GradientRecorder(model) if recorder else build_optimizer(model, rate, 0.0)
+    scheduler = build_scheduler(optimizer, schedule, plan.steps, warmup, 0.0)
+    prepared, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
+    score = partial(evaluate, accelerator, prepared, eval_loader, splits.validation.labels, ("accuracy",))
+    torch.manual_seed(0)
+    return Training(
+        accelerator,
+        prepared,
+        optimizer,
+        scheduler,
+        train_loader,
+        batches,
+        scripted(scores) if scores is not None else score,
+        Log(),
+        plan,
+    )
