@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 LAUNCH := $(BIN)/accelerate launch -q --config_file accelerate_configs/cpu.yaml
 ARGS   ?=
 
-.PHONY: help train test test-all quality style clean
+.PHONY: help train test chaos quality style clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -27,6 +27,9 @@ train: $(VENV)/.installed ## fine-tune the packaged MiniLM-L6 on rotten_tomatoes
 
 test: $(VENV)/.installed-dev ## the whole test suite, offline (ARGS="-k adapter" for a part)
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(VENV)/.installed ## kill a run 30 times, resume it, compare bit by bit (ARGS="--kills 5 --seed 1")
+	$(BIN)/python tests/chaos.py $(ARGS)
 
 quality: $(VENV)/.installed-dev ## ruff and mypy, nothing changed
 	$(BIN)/ruff check .

@@ -134,6 +134,13 @@ class TrainingArguments:
     early_stopping_patience: int = field(
         default=0, metadata={"help": "stop after N evaluations without a better score; 0 never stops early"}
     )
+    auto_find_batch_size: bool = field(
+        default=True,
+        metadata={
+            "help": "when memory runs out at the start, halve the micro-batch and double the accumulation, which keeps "
+            "the effective batch size"
+        },
+    )
     seed: int = field(default=42, metadata={"help": "of the head's start, the order of the data and dropout"})
     num_cpu_threads: int = field(
         default=0,
@@ -168,6 +175,26 @@ class OutputArguments:
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "replace the results of an earlier run in output_dir"}
     )
+    checkpointing_steps: str | None = field(
+        default=None,
+        metadata={
+            "help": "write a checkpoint every N updates, or at the end of each 'epoch'; None writes one only when a "
+            "signal stops the run"
+        },
+    )
+    checkpoints_total_limit: int | None = field(
+        default=None, metadata={"help": "keep the newest N checkpoints only; None keeps all"}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "auto goes on from the newest whole checkpoint in output_dir, or starts afresh when there is none; "
+            "or a checkpoint's folder; None starts afresh"
+        },
+    )
+    extend_training: bool = field(
+        default=False, metadata={"help": "let a resumed run have more epochs or steps than it was started with"}
+    )
     report_to: str = field(
         default="auto",
         metadata={
@@ -185,7 +212,18 @@ class OutputArguments:
     logging_steps: int = field(default=10, metadata={"help": "log the training loss every N updates"})
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "logging_steps")
+        _at_least(self, 1, "logging_steps", "checkpoints_total_limit")
+        if self.checkpointing_steps is not None and self.checkpointing_steps != "epoch":
+            try:
+                valid = int(self.checkpointing_steps) >= 1
+            except ValueError:
+                valid = False
+            if not valid:
+                raise UserError(
+                    f"--checkpointing_steps {self.checkpointing_steps}: must be epoch, or a number from 1 on"
+                )
+        if self.resume_from_checkpoint == "auto" and self.output_dir is None:
+            raise UserError("--resume_from_checkpoint auto: needs the run's folder; add --output_dir")
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import os
 import sys
 from collections.abc import Callable
 
-from peftlib.errors import RunError, UserError
+from peftlib.errors import Interrupted, RunError, UserError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main` and exit: 0 done, 1 the run failed, 2 the input was wrong, 130 interrupted.
+    """Call `main` and exit: 0 done, 1 the run failed, 2 the input was wrong, else a signal's own.
 
     Only the first process speaks; the others leave with the same status.
     """
@@ -22,6 +22,9 @@ def run(main: Callable[[], None]) -> None:
     except RunError as error:
         _say(f"failed: {error}")
         sys.exit(1)
+    except Interrupted as stop:
+        _say(str(stop))
+        sys.exit(stop.status)
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""The two ways in which a run ends with one line instead of a traceback."""
+"""The ways in which a run ends with one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that started well and cannot go on (a diverged loss, say). Scripts exit with status 1."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run after `step` updates; scripts exit with `status`."""
+
+    def __init__(self, signal_name: str, step: int, status: int, kept: bool) -> None:
+        way = "continue with --resume_from_checkpoint auto" if kept else "nothing was kept (see --checkpointing_steps)"
+        super().__init__(f"stopped by {signal_name} after step {step}; {way}")
+        self.status = status
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

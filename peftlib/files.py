@@ -19,8 +19,9 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        share(temporary)
         temporary.replace(path)
+        sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -42,8 +43,25 @@ def strict(value: Any) -> Any:
     return value
 
 
+def share(path: Path) -> None:
+    """Give a file or folder the permissions that a plain `open` or `mkdir` would have given it.
+
+    Temporary files, and those of safetensors, are their owner's alone, which would hide results from a group.
+    """
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _umask() -> int:
-    # The umask can only be read by setting it; mkstemp's 0600 would hide results from a shared group.
+    # The umask can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
     return mask

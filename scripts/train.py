@@ -28,14 +28,19 @@ def main() -> None:
     from peftlib.tracking.record import choose_output_dir, describe_run
     from peftlib.tracking.reporter import Reporter
     from peftlib.tracking.trackers import choose_trackers
+    from peftlib.training.checkpointing import CheckpointKeeper, find_checkpoint, matching_manifest, restore
     from peftlib.training.devices import build_accelerator
+    from peftlib.training.interruption import Interruption
     from peftlib.training.loop import Plan, Training, keep_best, train
+    from peftlib.training.memory import fit_micro_batch
     from peftlib.training.optimization import build_optimizer, build_scheduler
     from peftlib.training.saving import flat_results, save_result
 
     which, data, how, out, strategy = args.model, args.data, args.training, args.output, args.strategy
     task = TASKS[data.task_name]
-    folder = choose_output_dir(out.output_dir, task.name, how.method, overwrite=out.overwrite_output_dir)
+    folder = choose_output_dir(
+        out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=out.resume_from_checkpoint is not None
+    )
     trackers = choose_trackers(out.report_to)
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
@@ -57,16 +62,13 @@ def main() -> None:
             task, tokenizer, data.data_dir, data.max_length, data.max_train_samples, data.max_eval_samples
         )
     train_loader, eval_loader, batches = build_loaders(
-        splits,
-        tokenizer,
-        batch_sizes=(how.per_device_train_batch_size, how.per_device_eval_batch_size),
-        accumulation_steps=how.gradient_accumulation_steps,
-        num_processes=accelerator.num_processes,
-        seed=how.seed,
-        group_by_length=data.group_by_length,
-        pad_to=data.max_length if data.pad_to_max_length else 0,
-        num_workers=data.dataloader_num_workers,
-    )
+        splits, tokenizer, (how.per_device_train_batch_size, how.per_device_eval_batch_size),
+        how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed, group_by_length=data.group_by_length,
+        pad_to=data.max_length if data.pad_to_max_length else 0, num_workers=data.dataloader_num_workers,
+    )  # fmt: skip
+    checkpoint = find_checkpoint(out.resume_from_checkpoint, folder, reporter.console.note)
+    identity = {"arguments": args.flat(), "data": splits.facts(), "processes": accelerator.num_processes}
+    manifest = matching_manifest(checkpoint, identity, extend=out.extend_training)
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels)
@@ -76,15 +78,10 @@ def main() -> None:
 
     # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────
     plan = Plan.of(
-        batches.windows_per_epoch,
-        epochs=how.num_train_epochs,
-        max_steps=how.max_train_steps,
-        eval_steps=how.eval_steps,
-        logging_steps=out.logging_steps,
-        max_grad_norm=how.max_grad_norm,
-        patience=how.early_stopping_patience,
+        batches.windows_per_epoch, how.num_train_epochs, how.max_train_steps, eval_steps=how.eval_steps,
+        logging_steps=out.logging_steps, max_grad_norm=how.max_grad_norm, patience=how.early_stopping_patience,
         best_metric=task.best_metric,
-    )
+    )  # fmt: skip
     rate = how.learning_rate or strategy.default_learning_rate
     optimizer = build_optimizer(adapted, rate, how.weight_decay)
     scheduler = build_scheduler(optimizer, how.lr_scheduler_type, plan.steps, how.num_warmup_steps, how.warmup_ratio)
@@ -94,10 +91,16 @@ def main() -> None:
     score = partial(evaluate, accelerator, model, eval_loader, splits.validation.labels, task.metrics)
     facts = describe_run(source, task.labels, splits.facts(), parameters, precision, rate, batches.window_size)
 
-    with reporter.watching(plan.steps, facts):
+    with reporter.watching(plan.steps, facts, manifest), Interruption(accelerator) as interruption:
         # ── Train ────────────────────────────────────────────────────────────────────────────────────────────
         set_seed(how.seed, device_specific=True)  # dropout differs between processes; the head's start did not
         run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
+        run.interruption = interruption
+        run.keeper = CheckpointKeeper(folder, out.checkpointing_steps, out.checkpoints_total_limit, identity, reporter)
+        if checkpoint is not None:
+            restore(run, checkpoint)
+        elif how.auto_find_batch_size:
+            fit_micro_batch(run, reporter)
         progress = train(run)
 
         # ── Evaluate ─────────────────────────────────────────────────────────────────────────────────────────
@@ -107,8 +110,8 @@ def main() -> None:
         # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────
         if accelerator.is_main_process:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            save_result(folder, strategy, trained, head, tokenizer, reporter.facts, evaluation.metrics)
-        reporter.finish(flat_results(progress, evaluation, parameters))
+            saved = save_result(folder, strategy, trained, head, tokenizer, reporter.facts, evaluation.metrics)
+            reporter.finish(flat_results(progress, evaluation, parameters, saved))
 
 
 if __name__ == "__main__":

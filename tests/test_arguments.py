@@ -27,6 +27,11 @@ GROUPS = (ModelArguments, DataArguments, TrainingArguments, OutputArguments)
 
 # For every flag a value that is not its default, as it is written and as it is understood.
 SAMPLES = {
+    "auto_find_batch_size": ("false", False),
+    "checkpointing_steps": ("epoch", "epoch"),
+    "checkpoints_total_limit": ("3", 3),
+    "resume_from_checkpoint": ("runs/a", "runs/a"),
+    "extend_training": ("true", True),
     "model_name_or_path": ("some/model", "some/model"),
     "model_revision": ("v1.2", "v1.2"),
     "trust_remote_code": ("true", True),

@@ -130,7 +130,7 @@ def _store(arrays: dict[str, np.ndarray], path: Path) -> None:
         temporary = Path(name)
         save_file(arrays, temporary)
         temporary.replace(path)
-    except OSError:
+    except (OSError, SafetensorError):
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 

@@ -56,10 +56,10 @@ def load_splits(
 def build_loaders(
     splits: Splits,
     tokenizer: PreTrainedTokenizerBase,
-    *,
     batch_sizes: tuple[int, int],
     accumulation_steps: int,
     num_processes: int,
+    *,
     seed: int,
     group_by_length: bool,
     pad_to: int,
@@ -75,6 +75,9 @@ def build_loaders(
         The two loaders, and the training loader's sampler, which holds the order of the data and its position.
     """
     collator = Collator.for_tokenizer(tokenizer, pad_to)
+    # A loader draws a seed for its workers at every start. From a generator of its own: the run's generators, which
+    # checkpoints hold, stay out of it.
+    own = torch.Generator().manual_seed(seed)
     train_batch_size, eval_batch_size = batch_sizes
     batches = WindowBatches(
         splits.train.lengths,
@@ -86,15 +89,9 @@ def build_loaders(
     )
     eval_batches = WindowBatches(splits.validation.lengths, eval_batch_size, num_processes=num_processes)
     return (
-        DataLoader(splits.train, batch_sampler=batches, collate_fn=collator, num_workers=num_workers),
+        DataLoader(splits.train, batch_sampler=batches, collate_fn=collator, num_workers=num_workers, generator=own),
         DataLoader(
-            splits.validation,
-            batch_sampler=eval_batches,
-            collate_fn=collator,
-            num_workers=num_workers,
-            # Every pass draws a seed for its workers: from torch's global generator, an evaluation would change
-            # the dropout of all updates after it.
-            generator=torch.Generator(),
+            splits.validation, batch_sampler=eval_batches, collate_fn=collator, num_workers=num_workers, generator=own
         ),
         batches,
     )

@@ -30,6 +30,10 @@ class Console:
         """One line that the user should know of."""
         self._rich.print(Text(line), soft_wrap=True)
 
+    def warn(self, line: str) -> None:
+        """One line that must not be overlooked."""
+        self._rich.print(Text(line, style="bold red"), soft_wrap=True)
+
     def facts(self, title: str, rows: dict[str, str], *, panel: bool = False) -> None:
         """Names and values: a table or panel on a terminal, `name: value` lines in a pipe."""
         if not self._pretty:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +21,8 @@ from typing import Any, TextIO
 
 import torch
 
-from peftlib.errors import UserError
-from peftlib.files import strict, write_json
+from peftlib.errors import Interrupted, UserError
+from peftlib.files import strict, write_json, write_text
 from peftlib.modeling import ModelSource
 from peftlib.strategies.parameters import ParameterCount
 
@@ -34,11 +37,11 @@ _VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "
              "transformers", "wandb")  # fmt: skip
 
 
-def choose_output_dir(wanted: str | None, task: str, method: str, *, overwrite: bool) -> Path:
+def choose_output_dir(wanted: str | None, task: str, method: str, overwrite: bool, *, resume: bool = False) -> Path:
     """Where the run will write; nothing is created yet.
 
     Raises:
-        UserError: the folder holds something already, or is no folder.
+        UserError: the folder holds something already, is no folder, or is read-only.
     """
     if wanted is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -46,8 +49,14 @@ def choose_output_dir(wanted: str | None, task: str, method: str, *, overwrite: 
     path = Path(wanted)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path}: is a file; name a folder")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise UserError(f"--output_dir {path}: holds files already; name another folder, or add --overwrite_output_dir")
+    if path.is_dir() and any(path.iterdir()) and not overwrite and not resume:
+        raise UserError(
+            f"--output_dir {path}: holds files already; name another folder, go on with --resume_from_checkpoint auto, "
+            "or replace them with --overwrite_output_dir"
+        )
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--output_dir {path}: {existing} is read-only; name another folder")
     return path
 
 
@@ -57,20 +66,44 @@ class RunRecord:
     Args:
         folder: the output folder; created here, cleared of an earlier run's files.
         facts: what `run.json` says from the start; strictly JSON types, no secrets.
+        resumed_step: the update after which the run goes on; its `metrics.jsonl` is kept up to there. None starts
+            afresh.
+        warn: told when the disk refuses a line or a file; the run goes on.
+
+    Attributes:
+        logged_step: the last update that an earlier life of the run has logged; -1 for none.
+
+    Raises:
+        UserError: the folder cannot be written, or another run is writing into it.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        facts: dict[str, Any],
+        resumed_step: int | None = None,
+        warn: Callable[[str], None] = print,
+    ) -> None:
+        self.folder = folder
+        self.logged_step = -1
+        self._warn = warn
+        self._started = time.time()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in RUN_FILES:
-                (folder / name).unlink(missing_ok=True)
-            self._metrics: TextIO = (folder / "metrics.jsonl").open("w", encoding="utf-8")
+            self._lock = _lock(folder)
+            remove_leftovers(folder)
+            if resumed_step is None:
+                for name in RUN_FILES:
+                    (folder / name).unlink(missing_ok=True)
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            else:
+                self.logged_step = _cut_metrics(folder / "metrics.jsonl", resumed_step)
+            self._metrics: TextIO = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            resumed = {} if resumed_step is None else {"resumed_at_step": resumed_step}
+            self._facts: dict[str, Any] = {"status": "running", "started": _now(), **resumed, **facts}
+            self._write()
         except OSError as error:
             raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror})") from error
-        self.folder = folder
-        self._started = time.time()
-        self._facts: dict[str, Any] = {"status": "running", "started": _now(), **facts}
-        self._write()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -80,12 +113,18 @@ class RunRecord:
     def update(self, **facts: Any) -> None:
         """Add facts to `run.json`."""
         self._facts |= facts
-        self._write()
+        try:
+            self._write()
+        except OSError as error:
+            self._warn(f"WARNING: run.json could not be written: {error}")
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Append one line to `metrics.jsonl`; readers of a running file see whole lines only."""
-        self._metrics.write(json.dumps(strict({"step": step, **values}), allow_nan=False) + "\n")
-        self._metrics.flush()
+        try:
+            self._metrics.write(json.dumps(strict({"step": step, **values}), allow_nan=False) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            self._warn(f"WARNING: metrics.jsonl lacks step {step}: {error}")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -94,18 +133,57 @@ class RunRecord:
             yield
         except BaseException as error:
             reason = str(error) or type(error).__name__
-            self.update(status="failed", error=" ".join(reason.split())[:1000], ended=_now(), seconds=self._seconds())
+            status = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+            self.update(status=status, error=" ".join(reason.split())[:1000], ended=_now(), seconds=self._seconds())
             raise
         else:
             self.update(status="finished", ended=_now(), seconds=self._seconds())
         finally:
-            self._metrics.close()
+            with contextlib.suppress(OSError):  # a full disk has been reported line by line
+                self._metrics.close()
+            self._lock.close()
 
     def _seconds(self) -> float:
         return time.time() - self._started
 
     def _write(self) -> None:
         write_json(self.folder / "run.json", self._facts)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed run was writing when it died; called with the folder's lock held."""
+    for pattern in (".saving-*", "checkpoints/.writing-*", ".*.tmp"):
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _lock(folder: Path) -> TextIO:
+    """Take the folder for this process; the lock goes with the file object, or with the process."""
+    file = (folder / ".lock").open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"--output_dir {folder}: another run is writing there; name another folder") from error
+    return file
+
+
+def _cut_metrics(path: Path, step: int) -> int:
+    """Keep the lines up to `step`; returns the last step that was logged before the cut, -1 for none."""
+    kept, last = [], -1
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            logged = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off when the run was killed
+        last = max(last, logged)
+        if logged <= step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
+    return last
 
 
 def describe_run(

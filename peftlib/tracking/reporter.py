@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from peftlib.errors import Interrupted
 from peftlib.files import write_json
 from peftlib.tracking.console import Console
 from peftlib.tracking.record import RunRecord, environment, peak_memory
@@ -32,6 +33,9 @@ class Reporter:
         self._trackers = trackers
         self._created = time.perf_counter()
         self._record: RunRecord | None = None
+        self._logged_step = -1
+        self._silenced: set[str] = set()
+        self.tracker_ids: dict[str, str] = {}
         self.console = Console(speaks=accelerator.is_main_process)
         self.folder = folder
 
@@ -41,12 +45,13 @@ class Reporter:
         return self._record.facts if self._record is not None else {}
 
     @contextmanager
-    def watching(self, steps: int, facts: dict[str, Any]) -> Iterator[None]:
+    def watching(self, steps: int, facts: dict[str, Any], resumed: dict[str, Any] | None = None) -> Iterator[None]:
         """Open the records and trackers, announce the run, and close everything when the block ends.
 
         Args:
             steps: updates in the whole run.
             facts: what there is to say about it before it starts, for `run.json`.
+            resumed: the manifest of the checkpoint that the run goes on from; None starts afresh.
 
         Raises:
             UserError: the output folder cannot be written.
@@ -58,7 +63,9 @@ class Reporter:
         problem: list[Exception | None] = [None]
         if accelerator.is_main_process:
             try:
-                self._record = RunRecord(self.folder, facts)
+                step = None if resumed is None else int(resumed["step"])
+                self._record = RunRecord(self.folder, facts, step, warn=self.warn)
+                self._logged_step = self._record.logged_step
             except Exception as error:
                 problem = [error]
         # Raised on every process: the others would wait for the main one for ever.
@@ -67,22 +74,29 @@ class Reporter:
             raise problem[0]
         parameters = {f"params/{name}": value for name, value in facts["parameters"].items()}
         with ExitStack() as closing, self._record.running() if self._record is not None else nullcontext():
-            notice = start_trackers(
-                accelerator,
-                self._trackers,
-                project=arguments["project_name"],
-                name=arguments["run_name"] or self.folder.name,
-                folder=self.folder,
-                config={**arguments, "learning_rate": facts["learning_rate"], **parameters},
-            )
+            notice = None
+            with self._never_fatal("starting the trackers"):
+                self.tracker_ids, notice = start_trackers(
+                    accelerator,
+                    self._trackers,
+                    project=arguments["project_name"],
+                    name=arguments["run_name"] or self.folder.name,
+                    folder=self.folder,
+                    config={**arguments, "learning_rate": facts["learning_rate"], **parameters},
+                    ids={} if resumed is None else resumed["trackers"],
+                )
             if self._trackers:
-                closing.callback(accelerator.end_training)  # last of all: the record is complete by then
+                closing.callback(self._end_trackers)  # last of all: the record is complete by then
             self._announce(facts, steps, notice)
-            accelerator.log({**parameters, "train/global_step": 0}, step=0)
+            self._track({**parameters, "train/global_step": 0}, step=0)
             self.update(setup_seconds=time.perf_counter() - self._created)
             self.console.total_steps = steps
-            with self.console if self._record is not None else nullcontext():
-                yield
+            try:
+                with self.console if self._record is not None else nullcontext():
+                    yield
+            except Interrupted:
+                self._mark_preempting()
+                raise
 
     def advance(self, step: int) -> None:
         """An update is done."""
@@ -91,10 +105,24 @@ class Reporter:
     def log(self, values: dict[str, float], step: int) -> None:
         """Values at an update. One call per update: a tracker drops what comes for a step it has left."""
         values = {**values, "perf/peak_memory_bytes": peak_memory(self._accelerator.device)}
-        self._accelerator.log(values, step=step)
+        self._track(values, step)
         if self._record is not None:
             self._record.log(values, step)
         self.console.log(values, step)
+
+    def warn(self, line: str) -> None:
+        """A line that must not be overlooked."""
+        self.console.warn(line)
+
+    def _end_trackers(self) -> None:
+        with self._never_fatal("a tracker"):
+            self._accelerator.end_training()
+
+    def _mark_preempting(self) -> None:
+        """Tell W&B that the run was stopped from outside and will go on, so that a sweep requeues it."""
+        if "wandb" in self._trackers and self._accelerator.is_main_process:
+            with self._never_fatal("W&B"):
+                self._accelerator.get_tracker("wandb", unwrap=True).mark_preempting()
 
     def update(self, **facts: Any) -> None:
         """Add facts to `run.json`."""
@@ -123,6 +151,22 @@ class Reporter:
         )
         rows["result"] = str(self.folder)
         self.console.facts("summary", rows, panel=True)
+
+    def _track(self, values: dict[str, Any], step: int) -> None:
+        """Log to the trackers, unless an earlier life of the run did: they drop a step that comes twice."""
+        if step > self._logged_step:
+            with self._never_fatal("a tracker"):
+                self._accelerator.log(values, step=step)
+
+    @contextmanager
+    def _never_fatal(self, who: str) -> Iterator[None]:
+        """What watches a run must not end it."""
+        try:
+            yield
+        except Exception as error:
+            if who not in self._silenced:
+                self._silenced.add(who)
+                self.warn(f"WARNING: {who} failed, the run goes on without it: {type(error).__name__}: {error}")
 
     def _announce(self, facts: dict[str, Any], steps: int, notice: str | None) -> None:
         parameters, data = facts["parameters"], facts["data"]

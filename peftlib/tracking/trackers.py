@@ -65,7 +65,8 @@ def start_trackers(
     name: str,
     folder: Path,
     config: dict[str, Any],
-) -> str | None:
+    ids: dict[str, str],
+) -> tuple[dict[str, str], str | None]:
     """Start them on the main process, with the run's configuration.
 
     Args:
@@ -74,16 +75,19 @@ def start_trackers(
         name: of the run.
         folder: where local files of the trackers go.
         config: flag -> value, and whatever else describes the run.
+        ids: tracker -> the id under which the run was tracked before it was stopped.
 
     Returns:
-        A notice for the user, if there is something to do later.
+        tracker -> the run's id there, and a notice for the user, if there is something to do later.
     """
     notice = None
-    wandb_options = {"name": name, "dir": str(folder)}
+    wandb_options: dict[str, Any] = {"name": name, "dir": str(folder)}
     if "wandb" in trackers and accelerator.is_main_process and wandb_goes_offline():
         wandb_options["mode"] = "offline"  # by now W&B has read WANDB_MODE
         sync = f"wandb sync {folder}/wandb/offline-run-*"
         notice = f"W&B has no API key, so it records offline; to upload later: wandb login, then {sync}"
+    if "wandb" in ids and not os.environ.get("WANDB_RUN_ID"):
+        wandb_options |= {"id": ids["wandb"], "resume": "allow"}
     # TensorBoard takes numbers and strings only.
     plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
     accelerator.init_trackers(
@@ -91,9 +95,11 @@ def start_trackers(
         config=plain,
         init_kwargs={"wandb": wandb_options},
     )
+    started: dict[str, str] = {}
     if "wandb" in trackers and accelerator.is_main_process:
         # One counter for all curves: the number of updates, whatever else is logged in between.
         run = accelerator.get_tracker("wandb", unwrap=True)
         run.define_metric("train/global_step")
         run.define_metric("*", step_metric="train/global_step")
-    return notice
+        started["wandb"] = run.id
+    return started, notice

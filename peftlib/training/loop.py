@@ -1,4 +1,4 @@
-"""The training loop: `train_step` (a micro-batch), `update` (what follows a window), `train` (the run)."""
+"""The training loop, smallest first: `train_step` (a micro-batch), `update` (a window), `train_epoch`, `train`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader
 
 from peftlib.data.batching import WindowBatches
 from peftlib.data.encoding import split_inputs
-from peftlib.errors import RunError
+from peftlib.errors import Interrupted, RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.strategies.parameters import load_trained_state, trained_state
 from peftlib.training.accumulation import backward, weighted_loss
+from peftlib.training.interruption import EXIT_STATUS, Interruption
+from peftlib.training.randomness import capture_random, restore_random
 
 
 class Watcher(Protocol):
@@ -30,6 +32,16 @@ class Watcher(Protocol):
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Values at an update; called at most once per update, on every process."""
+
+
+class Keeper(Protocol):
+    """Who writes checkpoints (see `training/checkpointing.py`)."""
+
+    def is_due(self, step: int, epoch_ends: bool) -> bool:
+        """Whether one is wanted after this update."""
+
+    def save(self, training: Training) -> bool:
+        """Write one, called on every process; False when it could not be written (the run goes on)."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +112,35 @@ class Progress:
 
 
 @dataclass
+class Recent:
+    """The updates since the last log. Losses stay on the device until they are wanted.
+
+    Attributes:
+        losses: one scalar per update, this process's share of the window's loss.
+        rates: the learning rate of each of these updates.
+        norm: the gradient's norm at the latest update, where it is measured.
+        examples: over all processes.
+        seconds: wall time spent on them.
+    """
+
+    losses: list[torch.Tensor] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    norm: torch.Tensor | None = None
+    examples: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
 class Training:
-    """What a run works with: the prepared objects, and what changes as it goes."""
+    """What a run works with: the prepared objects, and what changes as it goes.
+
+    Attributes:
+        evaluate: scores the model on the validation split.
+        keeper: writes checkpoints; None keeps nothing.
+        interruption: tells of signals; None never stops.
+        random: every generator's state at the start of the current window: what a checkpoint has to hold, since a
+            run that is stopped inside a window starts that window anew.
+    """
 
     accelerator: Accelerator
     model: nn.Module
@@ -112,8 +151,24 @@ class Training:
     evaluate: Callable[[], Evaluation]
     watcher: Watcher
     plan: Plan
+    keeper: Keeper | None = None
+    interruption: Interruption | None = None
     progress: Progress = field(default_factory=Progress)
+    recent: Recent = field(default_factory=Recent)
     best_state: dict[str, torch.Tensor] = field(default_factory=dict)
+    random: dict[str, Any] = field(default_factory=dict)
+    _clock: float = 0.0
+
+    def start_clock(self) -> None:
+        """What follows is training."""
+        self._clock = time.perf_counter()
+
+    def stop_clock(self) -> None:
+        """Book the time since `start_clock` as training; what follows (evaluation, a checkpoint) is not."""
+        seconds = time.perf_counter() - self._clock
+        self.progress.train_seconds += seconds
+        self.recent.seconds += seconds
+        self.start_clock()
 
 
 def train_step(accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -152,72 +207,110 @@ def update(training: Training) -> torch.Tensor | None:
     return norm
 
 
-class _Recent:
-    """Losses and norms of the updates since the last log, kept on the device until they are wanted."""
-
-    def __init__(self) -> None:
-        self.losses: list[torch.Tensor] = []
-        self.rates: list[float] = []
-        self.norm: torch.Tensor | None = None
-        self.examples = 0
-        self.seconds = 0.0
-
-
 def train(training: Training) -> Progress:
     """Run to the end of the plan, or until patience runs out; leaves the best trained state in `best_state`.
 
+    `training` may come from a checkpoint: it goes on where that one was.
+
     Raises:
         RunError: the loss is no longer finite.
+        Interrupted: a signal asked for it, and the run can be resumed.
     """
-    plan, progress, batches = training.plan, training.progress, training.batches
-    progress.windows_per_epoch = batches.windows_per_epoch
+    progress = training.progress
+    progress.windows_per_epoch = training.batches.windows_per_epoch
     training.model.train()
-    recent = _Recent()
-    clock = time.perf_counter()
-    while progress.step < plan.steps and not progress.stopped_early:
-        left = plan.steps - progress.step
-        windows = batches.windows(progress.epoch)
-        batches.set_position(progress.epoch, progress.window, progress.window + left)
-        shares: list[torch.Tensor] = []
-        for batch in training.loader:
-            rate = float(training.scheduler.get_last_lr()[0])
-            with training.accelerator.accumulate(training.model):
-                shares.append(train_step(training.accelerator, training.model, batch))
-                if not training.accelerator.sync_gradients:
-                    continue
-                norm = update(training)
-            recent.losses.append(torch.stack(shares).sum())
-            shares = []
-            recent.rates.append(rate)
-            recent.norm = norm
-            recent.examples += len(windows[progress.window])
-            progress.step += 1
-            progress.window += 1
-            training.watcher.advance(progress.step)
-
-            epoch_ends = progress.window == len(windows)
-            last = progress.step == plan.steps
-            evaluates = last or (epoch_ends if plan.eval_steps is None else progress.step % plan.eval_steps == 0)
-            if not (evaluates or last or progress.step % plan.logging_steps == 0):
-                continue
-            values = _flush(training, recent)
-            now = time.perf_counter()
-            progress.train_seconds += now - clock
-            recent.seconds += now - clock
-            if recent.seconds > 0:
-                values["train/samples_per_second"] = recent.examples / recent.seconds
-            recent = _Recent()
-            if evaluates:
-                values |= _evaluate(training)
-            training.watcher.log(values, progress.step)
-            clock = time.perf_counter()
-            if progress.stopped_early:
-                training.loader.end()  # a prepared loader that is left early stays "active" otherwise
-                break
-        else:
-            if progress.window == len(windows):
-                progress.epoch, progress.window = progress.epoch + 1, 0
+    if training.random:
+        restore_random(training.random)
+    else:
+        training.random = capture_random()
+    training.start_clock()
+    while progress.step < training.plan.steps and not progress.stopped_early:
+        train_epoch(training)
     return progress
+
+
+def train_epoch(training: Training) -> None:
+    """From the current window to the end of the epoch, or of the run."""
+    progress, accelerator = training.progress, training.accelerator
+    windows = training.batches.windows(progress.epoch)
+    left = training.plan.steps - progress.step
+    training.batches.set_position(progress.epoch, progress.window, progress.window + left)
+    shares: list[torch.Tensor] = []
+    for batch in training.loader:
+        with accelerator.accumulate(training.model):
+            shares.append(train_step(accelerator, training.model, batch))
+            if accelerator.sync_gradients:
+                training.recent.rates.append(float(training.scheduler.get_last_lr()[0]))
+                training.recent.norm = update(training)
+        if accelerator.sync_gradients:
+            training.recent.losses.append(torch.stack(shares).sum())
+            training.recent.examples += len(windows[progress.window])
+            shares = []
+            finish_window(training)
+        stop_if_asked(training)
+        if progress.stopped_early:
+            training.loader.end()  # type: ignore[attr-defined] # a prepared loader that is left early stays "active" otherwise
+            return
+
+
+def finish_window(training: Training) -> None:
+    """After an update: count it, and log, evaluate and keep a checkpoint where one is due."""
+    progress, plan, keeper = training.progress, training.plan, training.keeper
+    progress.step += 1
+    progress.window += 1
+    if epoch_ends := progress.window == progress.windows_per_epoch:
+        progress.epoch, progress.window = progress.epoch + 1, 0
+    training.watcher.advance(progress.step)
+
+    evaluates = epoch_ends if plan.eval_steps is None else progress.step % plan.eval_steps == 0
+    if evaluates or progress.step == plan.steps or progress.step % plan.logging_steps == 0:
+        values = _flush(training)
+        if evaluates or progress.step == plan.steps:
+            values |= _evaluate(training)
+        training.watcher.log(values, progress.step)
+        training.start_clock()
+    training.random = capture_random()
+    if keeper is not None and keeper.is_due(progress.step, epoch_ends):
+        _keep(training, keeper)
+
+
+def stop_if_asked(training: Training) -> None:
+    """Between micro-batches: end the run at a signal, with a checkpoint of the last whole update.
+
+    Raises:
+        Interrupted: a signal arrived.
+    """
+    if training.interruption is None or training.progress.step == training.plan.steps:
+        return
+    number = training.interruption.requested()
+    if number is None:
+        return
+    kept = training.keeper is not None and _keep(training, training.keeper)
+    raise Interrupted(number.name, training.progress.step, EXIT_STATUS[number], kept)
+
+
+def losses_since_log(training: Training) -> list[float]:
+    """Fetch the losses of the updates since the last log, the same on every process.
+
+    The loop's only synchronisation of host and device.
+
+    Raises:
+        RunError: one of them is not finite.
+    """
+    recent = training.recent
+    if not recent.losses:
+        return []
+    # A window's loss is the sum of the processes' shares.
+    losses: list[float] = training.accelerator.reduce(torch.stack(recent.losses), reduction="sum").tolist()
+    for step, (loss, rate) in enumerate(
+        zip(losses, recent.rates, strict=True), training.progress.step - len(losses) + 1
+    ):
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss} at step {step} (learning rate {rate:.3g}); try a "
+                "smaller --learning_rate, more --num_warmup_steps, or --mixed_precision no"
+            )
+    return losses
 
 
 def keep_best(training: Training) -> None:
@@ -225,17 +318,20 @@ def keep_best(training: Training) -> None:
     load_trained_state(training.accelerator.unwrap_model(training.model), training.best_state)
 
 
-def _flush(training: Training, recent: _Recent) -> dict[str, float]:
-    """Fetch the losses since the last log: the loop's only host-device synchronisation."""
+def _keep(training: Training, keeper: Keeper) -> bool:
+    """Write a checkpoint; its time is not training time."""
+    training.stop_clock()
+    kept = keeper.save(training)
+    training.start_clock()
+    return kept
+
+
+def _flush(training: Training) -> dict[str, float]:
+    """The values of a log, and a fresh start for what follows it."""
     progress = training.progress
-    # A window's loss is the sum of the processes' shares.
-    losses = training.accelerator.reduce(torch.stack(recent.losses), reduction="sum").tolist()
-    for step, (loss, rate) in enumerate(zip(losses, recent.rates, strict=True), progress.step - len(losses) + 1):
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss} at step {step} (learning rate {rate:.3g}); try a smaller "
-                "--learning_rate, more --num_warmup_steps, or --mixed_precision no"
-            )
+    losses = losses_since_log(training)
+    training.stop_clock()
+    recent, training.recent = training.recent, Recent()
     progress.loss_sum += sum(losses)
     progress.examples += recent.examples
     values = {
@@ -244,6 +340,8 @@ def _flush(training: Training, recent: _Recent) -> dict[str, float]:
         "train/epoch": progress.epochs,
         "train/global_step": float(progress.step),
     }
+    if recent.seconds > 0:
+        values["train/samples_per_second"] = recent.examples / recent.seconds
     if recent.norm is not None:
         values["train/grad_norm"] = float(recent.norm)
     if training.accelerator.scaler is not None:

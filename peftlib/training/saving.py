@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from torch import nn
 
+from peftlib.errors import RunError
 from peftlib.evaluation.evaluator import Evaluation
-from peftlib.files import write_text
+from peftlib.files import share, sync, write_text
 from peftlib.strategies import Strategy
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.card import model_card
@@ -43,6 +44,9 @@ def save_result(
 
     Returns:
         The size in bytes of the weights' file.
+
+    Raises:
+        RunError: the disk refused.
     """
     with _placed_when_whole(folder) as temporary:
         strategy.save(model, head, temporary)
@@ -57,23 +61,32 @@ def save_result(
 @contextlib.contextmanager
 def _placed_when_whole(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files move into `folder` when the block ends well, and vanish when it does not."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-        temporary = Path(name)
-        # The libraries announce each file they write; the run says where the result lies in one place.
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
-            yield temporary
-        for path in sorted(temporary.iterdir()):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            path.replace(folder / path.name)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+            temporary = Path(name)
+            # The libraries announce each file they write; the run says where the result lies in one place.
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
+                yield temporary
+            for path in sorted(temporary.iterdir()):
+                share(path)
+                sync(path)
+                path.replace(folder / path.name)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
+        raise RunError(
+            f"the result could not be written to {folder}: {error}; make room there and go on with "
+            "--resume_from_checkpoint auto"
+        ) from error
 
 
-def flat_results(progress: Progress, evaluation: Evaluation, parameters: ParameterCount) -> dict[str, Any]:
+def flat_results(
+    progress: Progress, evaluation: Evaluation, parameters: ParameterCount, saved_bytes: int
+) -> dict[str, Any]:
     """The content of `all_results.json`: flat, in the keys that the `transformers` examples have made usual.
 
     Args:
         evaluation: of the saved state, the best one; `eval_*` are the scores of the last update.
+        saved_bytes: the size of the file that holds the trained weights.
     """
     return {
         **{f"eval_{name}": value for name, value in progress.last.items() if name != "step"},
@@ -86,6 +99,7 @@ def flat_results(progress: Progress, evaluation: Evaluation, parameters: Paramet
         "trainable_params": parameters.trainable,
         "total_params": parameters.total,
         "trainable_ratio": parameters.ratio,
+        "saved_bytes": saved_bytes,
         "global_step": progress.step,
         "skipped_steps": progress.skipped,
         "epoch": progress.epochs,

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import torch
 
-from peftlib.errors import RunError, UserError
+from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.files import write_json
 from peftlib.tracking.record import (
     RUN_FILES,
@@ -73,7 +73,9 @@ def test_overwriting_clears_a_runs_own_files_and_nothing_else(tmp_path):
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "run.json").write_text("old")
     RunRecord(tmp_path, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*foreign, "plots", "run.json", "metrics.jsonl"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*foreign, "plots", "run.json", "metrics.jsonl", ".lock"]
+    )
     assert all((tmp_path / name).read_text() == "old" for name in (*foreign, "plots/run.json"))
     assert read(tmp_path / "run.json")["status"] == "running"
     assert (tmp_path / "metrics.jsonl").read_text() == ""
@@ -106,15 +108,24 @@ def test_a_run_that_ends_well_is_finished(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
-    [(RunError("the loss\nis nan"), "the loss is nan"), (KeyboardInterrupt(), "KeyboardInterrupt")],
+    ("error", "status", "reason"),
+    [
+        (RunError("the loss\nis nan"), "failed", "the loss is nan"),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+        (
+            Interrupted("SIGTERM", 3, 143, kept=False),
+            "interrupted",
+            "stopped by SIGTERM after step 3; nothing was kept",
+        ),
+    ],
 )
-def test_a_run_that_is_cut_off_is_failed_and_says_why(tmp_path, error, reason):
+def test_a_run_that_is_cut_off_says_how_and_why(tmp_path, error, status, reason):
     record = RunRecord(tmp_path, {})
     with pytest.raises(type(error)), record.running():
         raise error
     run = read(tmp_path / "run.json")
-    assert (run["status"], run["error"]) == ("failed", reason)
+    assert run["status"] == status
+    assert run["error"].startswith(reason)
     assert "ended" in run
 
 

@@ -94,7 +94,7 @@ def test_no_secret_of_the_environment_reaches_a_file(tmp_path, monkeypatch):
     with reporter.watching(20, made_facts()):
         reporter.finish(RESULTS)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert len(files) == 3
+    assert len(files) == 4  # run.json, metrics.jsonl, all_results.json, .lock
     assert not any(b"s3cr3t" in path.read_bytes() for path in files)
 
 
@@ -106,12 +106,13 @@ def test_a_run_that_fails_is_recorded_as_failed(tmp_path):
     assert (run["status"], run["error"]) == ("failed", "the loss is nan")
 
 
-def test_a_tracker_that_cannot_start_is_a_failed_run_too(tmp_path):
+def test_a_tracker_that_cannot_start_does_not_stop_the_run(tmp_path, capsys):
     (tmp_path / "peft-text-classification").write_text("in TensorBoard's way")
     reporter = reporter_in(tmp_path, trackers=["tensorboard"])
-    with pytest.raises(OSError), reporter.watching(20, made_facts()):
-        pytest.fail("unreachable")
-    assert read(tmp_path / "run.json")["status"] == "failed"
+    with reporter.watching(20, made_facts()):
+        reporter.log(VALUES, 1)
+    assert "WARNING: starting the trackers failed" in capsys.readouterr().out
+    assert read(tmp_path / "run.json")["status"] == "finished"
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_to_fix(tmp_path):

@@ -106,7 +106,8 @@ from accelerate import Accelerator
 from peftlib.tracking.trackers import start_trackers
 accelerator = Accelerator(cpu=True, log_with=["wandb"])
 config = {{"seed": 1, "data_dir": None}}
-print(start_trackers(accelerator, ["wandb"], project=None, name="a", folder=Path({str(tmp_path)!r}), config=config))
+folder = Path({str(tmp_path)!r})
+print(start_trackers(accelerator, ["wandb"], project=None, name="a", folder=folder, config=config, ids={{}})[1])
 run = accelerator.get_tracker("wandb", unwrap=True)
 print(run.project, run.name, dict(run.config))
 accelerator.log({{"train/global_step": 1, "train/loss": 0.5}}, step=1)
@@ -132,7 +133,9 @@ def test_any_configuration_and_curve_reaches_tensorboard(tmp_path):
         project_config=ProjectConfiguration(project_dir=str(tmp_path), logging_dir=str(tmp_path)),
     )
     config = {"seed": 1, "learning_rate": None, "method": "bitfit", "use_dora": False, "list": [1, 2]}
-    notice = start_trackers(accelerator, ["tensorboard"], project="p", name="a", folder=tmp_path, config=config)
+    _, notice = start_trackers(
+        accelerator, ["tensorboard"], project="p", name="a", folder=tmp_path, config=config, ids={}
+    )
     assert notice is None
     accelerator.log({"train/loss": 0.5}, step=3)
     accelerator.end_training()

@@ -14,6 +14,7 @@ import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
+from peftlib.errors import RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.strategies.bitfit import BitFit
 from peftlib.strategies.full import Full
@@ -84,7 +85,7 @@ class FailsAfterTheWeights(BitFit):
 def test_nothing_is_half_written_when_saving_fails_in_the_middle(
     tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(RunError, match="no space left"):
         save(tmp_path, tiny_folder(), FailsAfterTheWeights())
     assert list(tmp_path.iterdir()) == []
 
@@ -92,7 +93,7 @@ def test_nothing_is_half_written_when_saving_fails_in_the_middle(
 def test_a_failure_leaves_the_earlier_result_as_it_was(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     save(tmp_path, tiny_folder())
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(RunError, match="no space left"):
         save(tmp_path, tiny_folder(), FailsAfterTheWeights())
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -118,7 +119,7 @@ def test_the_results_are_flat_and_named_as_usual() -> None:
         windows_per_epoch=6,
     )
     evaluation = Evaluation({"accuracy": 0.75}, np.zeros((20, 2)), np.zeros(20, dtype=int), 4.0)
-    results = flat_results(progress, evaluation, ParameterCount(25, 100))
+    results = flat_results(progress, evaluation, ParameterCount(25, 100), 117_520)
     assert results == {
         "eval_accuracy": 0.5,
         "eval_f1": 0.25,
@@ -135,6 +136,7 @@ def test_the_results_are_flat_and_named_as_usual() -> None:
         "trainable_params": 25,
         "total_params": 100,
         "trainable_ratio": 0.25,
+        "saved_bytes": 117_520,
         "global_step": 9,
         "skipped_steps": 2,
         "epoch": 1.5,

@@ -1,0 +1,60 @@
+"""Signals that ask a run to stop, turned into a question that the loop asks after every micro-batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+#: Signal -> the run's exit status once its checkpoint is written. SIGUSR1 is what SLURM's `--signal` is told to send
+#: ahead of the time limit: the script goes on to requeue the job, so the status is that of success.
+EXIT_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
+
+
+class Interruption:
+    """Catches the signals inside a `with` block; a second SIGINT ends the process at once.
+
+    All processes of a run have to stop after the same micro-batch, and a signal may reach only one of them, or each
+    at another moment, so they agree on it: a sum over the processes' hosts (gloo, never the device), once per
+    micro-batch. A single process asks nobody.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._received = 0
+        self._previous: dict[signal.Signals, Any] = {}
+        self._group: dist.ProcessGroup | None = None
+        if accelerator.num_processes > 1 and dist.is_initialized():
+            self._group = dist.new_group(backend="gloo")
+
+    def requested(self) -> signal.Signals | None:
+        """The signal that asked this run to stop, the same on every process; None while there is none."""
+        number = self._received
+        if self._group is not None:
+            highest = torch.tensor(number)
+            dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self._group)
+            number = int(highest)
+        return signal.Signals(number) if number else None
+
+    def __enter__(self) -> Interruption:
+        for kind in EXIT_STATUS:
+            self._previous[kind] = signal.signal(kind, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received == signal.SIGINT:
+            # No clean-up: checkpoints appear by renaming, so the last one is whole whatever happens now.
+            print("interrupted twice: ending at once", file=sys.stderr, flush=True)
+            os._exit(EXIT_STATUS[signal.SIGINT])
+        self._received = number

@@ -1,0 +1,82 @@
+"""A micro-batch that fits: halved until the longest examples go through, at the same effective batch."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from accelerate.utils.memory import should_reduce_batch_size
+
+from peftlib.data.batching import Slot
+from peftlib.errors import RunError
+from peftlib.tracking.reporter import Reporter
+from peftlib.training.loop import Training, train_step
+from peftlib.training.randomness import capture_random, restore_random
+
+
+def fit_micro_batch(training: Training, reporter: Reporter) -> None:
+    """Halve the micro-batch, and double the accumulation, until forward and backward have enough memory.
+
+    Tried on the longest examples before the first update, without synchronising gradients, so that a process that
+    runs out of memory keeps no other waiting. The updates see the same examples as before.
+
+    Args:
+        reporter: says what was changed, on the console and in `run.json`.
+
+    Raises:
+        RunError: a single example does not fit.
+    """
+    batches, accelerator = training.batches, training.accelerator
+    while True:
+        fits = torch.tensor(float(_fits(training)), device=accelerator.device)
+        if accelerator.reduce(fits, reduction="sum").item() == accelerator.num_processes:
+            break
+        if batches.micro_batch_size == 1:
+            raise RunError(
+                "out of memory with a single example; use a smaller --max_length or model, or another device"
+            )
+        if batches.micro_batch_size % 2:
+            raise RunError(
+                f"out of memory with micro-batches of {batches.micro_batch_size}, an odd number that cannot be halved; "
+                "lower --per_device_train_batch_size and raise --gradient_accumulation_steps"
+            )
+        set_micro_batch(training, batches.micro_batch_size // 2, batches.accumulation_steps * 2)
+        reporter.warn(
+            f"out of memory: micro-batches of {batches.micro_batch_size}, {batches.accumulation_steps} per update "
+            f"(the effective batch stays {batches.window_size}; --auto_find_batch_size false turns this off)"
+        )
+    reporter.update(micro_batch_size=batches.micro_batch_size, gradient_accumulation_steps=batches.accumulation_steps)
+
+
+def set_micro_batch(training: Training, size: int, accumulation_steps: int) -> None:
+    """Cut every window anew, before or between epochs."""
+    training.batches.micro_batch_size = size
+    training.batches.accumulation_steps = accumulation_steps
+    training.accelerator.gradient_accumulation_steps = accumulation_steps
+
+
+def _fits(training: Training) -> bool:
+    accelerator, batches, loader = training.accelerator, training.batches, training.loader
+    longest = np.argsort(-batches.lengths, kind="stable")[: batches.micro_batch_size]
+    generators = capture_random()
+    training.model.train()
+    try:
+        items = [loader.dataset[Slot(int(example), 0.0)] for example in longest]
+        batch = send_to_device(loader.collate_fn(items), accelerator.device)
+        with accelerator.no_sync(training.model):
+            train_step(accelerator, training.model, batch)
+        return True
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        return False
+    finally:
+        training.optimizer.zero_grad()
+        for parameter in training.model.parameters():
+            parameter.grad = None
+        restore_random(generators)  # as if it had not been tried
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

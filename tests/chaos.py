@@ -1,0 +1,96 @@
+"""Kill a real run again and again, resume it each time, and hold the result against a run that was left alone.
+
+    python tests/chaos.py --kills 30 --seed 1
+
+Every life of the run ends with SIGKILL at a random moment: while it imports, loads, trains, or writes a checkpoint
+(it writes one after every update). Exit status 0 when the final adapter is bit-equal and nothing is left lying around.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(folder: Path, extra: list[str]) -> list[str]:
+    flags = ["--checkpointing_steps", "1", "--checkpoints_total_limit", "2", "--resume_from_checkpoint", "auto"]
+    return [sys.executable, str(ROOT / "scripts" / "train.py"), "--output_dir", str(folder), *flags, *extra]
+
+
+def start(folder: Path, extra: list[str]) -> subprocess.Popen[bytes]:
+    log = (folder.parent / f"{folder.name}.log").open("ab")
+    return subprocess.Popen(command(folder, extra), stdout=log, stderr=log, start_new_session=True)
+
+
+def step_of(folder: Path) -> int:
+    steps = [int(path.name.removeprefix("step_")) for path in folder.glob("checkpoints/step_*")]
+    return max(steps, default=0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("extra", nargs="*", help="flags of train.py, after --")
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    print(f"chaos: {options.kills} kills, seed {options.seed}", flush=True)
+    extra = options.extra or ["--max_train_samples", "1600", "--max_eval_samples", "100", "--num_train_epochs", "4"]
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        calm, hunted = Path(name) / "calm", Path(name) / "hunted"
+        begin = time.monotonic()
+        if start(calm, extra).wait() != 0:
+            print((Path(name) / "calm.log").read_text(), file=sys.stderr)
+            return 1
+        seconds = time.monotonic() - begin
+        record = json.loads((calm / "run.json").read_text())
+        # What a life needs before its first update, and how long the run's updates would take in one go.
+        setup = seconds - record["results"]["train_runtime"]
+        share = record["results"]["train_runtime"] / options.kills
+        for kill in range(1, options.kills + 1):
+            run = start(hunted, extra)
+            # A third of the lives end before they train; the others get about their share of the updates.
+            life = chance.uniform(0, setup) if chance.random() < 1 / 3 else setup + chance.uniform(0, 1.5 * share)
+            time.sleep(life)
+            if run.poll() is not None:
+                print(f"  the run ended by itself (status {run.returncode}) before kill {kill}", flush=True)
+                if run.returncode != 0:
+                    print((Path(name) / "hunted.log").read_text()[-3000:], file=sys.stderr)
+                    return 1
+                break
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+            half_written = len(list(hunted.glob("checkpoints/.writing-*")))
+            print(
+                f"  kill {kill} after {life:.1f} s: at step {step_of(hunted)}, {half_written} half-written", flush=True
+            )
+        if start(hunted, extra).wait() != 0:
+            print((Path(name) / "hunted.log").read_text()[-3000:], file=sys.stderr)
+            return 1
+        left, right = (load_file(folder / "adapter_model.safetensors") for folder in (calm, hunted))
+        differ = [key for key in left.keys() | right.keys() if left[key].tobytes() != right[key].tobytes()]
+        curves = [[line.get("train/loss") for line in read(folder)] for folder in (calm, hunted)]
+        orphans = [path for path in hunted.rglob("*") if path.name.startswith((".writing-", ".saving-"))]
+        print(f"  adapter: {'DIFFERS in ' + differ[0] if differ else 'bit-equal'}; losses: "
+              f"{'equal' if curves[0] == curves[1] else 'DIFFER'}; orphans: {len(orphans)}")  # fmt: skip
+        return 1 if differ or orphans or curves[0] != curves[1] else 0
+
+
+def read(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

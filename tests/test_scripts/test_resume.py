@@ -1,0 +1,119 @@
+"""The real command, stopped by signals and gone on with."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.conftest import ROOT
+from tests.launching import CONFIGS, clean_environment, run_python
+
+pytestmark = pytest.mark.launch
+TRAIN = ROOT / "scripts" / "train.py"
+
+
+@pytest.fixture
+def flags(tiny_folder, glue_folder) -> list[object]:
+    return [
+        "--model_name_or_path", tiny_folder("bert"), "--task_name", "sst2", "--data_dir", glue_folder(train=400),
+        "--num_train_epochs", 40, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2,
+        "--logging_steps", 5, "--mixed_precision", "no",
+    ]  # fmt: skip
+
+
+def start(*words: object, cwd: Path) -> subprocess.Popen[str]:
+    home = cwd.parent / "home"
+    home.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=clean_environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_steps(folder: Path, count: int) -> None:
+    """Until so many updates are logged."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        log = folder / "metrics.jsonl"
+        if log.exists() and len(log.read_text().splitlines()) * 5 >= count:
+            return
+        time.sleep(0.05)
+    raise TimeoutError(folder)
+
+
+def status(folder: Path) -> str:
+    return json.loads((folder / "run.json").read_text())["status"]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_status(tmp_path, flags, number, expected):
+    folder = tmp_path / "run"
+    run = start(TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
+    wait_for_steps(folder, 20)
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == expected, errors
+    assert f"stopped by {number.name}" in errors and "Traceback" not in errors
+    assert len(list((folder / "checkpoints").glob("step_*"))) == 1
+    assert status(folder) == "interrupted"
+
+
+def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, flags):
+    short = [*flags, "--max_train_steps", 400]
+    words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / "multi_cpu.yaml"]
+    words += ["--main_process_port", 0, TRAIN]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = run_python(*words, *short, "--output_dir", whole, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = start(*words, *short, "--output_dir", parts, cwd=tmp_path)
+    wait_for_steps(parts, 30)
+    run.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
+    _, errors = run.communicate(timeout=90)
+    assert "stopped by SIGTERM" in errors
+    assert run.returncode != 0 and status(parts) == "interrupted"
+    again = run_python(*words, *short, "--output_dir", parts, "--resume_from_checkpoint", "auto", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    left, right = (load_file(folder / "adapter_model.safetensors") for folder in (whole, parts))
+    assert all(left[key].tobytes() == right[key].tobytes() for key in left)
+
+
+def test_the_second_run_into_a_folder_is_refused(tmp_path, flags):
+    folder = tmp_path / "run"
+    first = start(TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
+    try:
+        wait_for_steps(folder, 5)
+        second = run_python(TRAIN, *flags, "--output_dir", folder, "--overwrite_output_dir", cwd=tmp_path)
+        assert second.returncode == 2
+        assert "another run is writing there" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_resuming_another_run_is_refused_with_the_differences(tmp_path, flags):
+    folder = tmp_path / "run"
+    short = [*flags, "--max_train_steps", 4, "--checkpointing_steps", 2, "--output_dir", folder]
+    assert run_python(TRAIN, *short, cwd=tmp_path).returncode == 0
+    other = run_python(TRAIN, *short, "--seed", 7, "--resume_from_checkpoint", "auto", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "--seed was 42, is 7" in other.stderr and len(other.stderr.splitlines()) == 1
+    assert status(folder) == "finished"
+
+
+def test_chaos_in_short(tmp_path, flags):
+    short = [*flags[:6], "--num_train_epochs", 6, "--per_device_train_batch_size", 4]
+    done = run_python(ROOT / "tests" / "chaos.py", "--kills", 4, "--seed", 3, "--", *short, cwd=tmp_path, seconds=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "adapter: bit-equal; losses: equal; orphans: 0" in done.stdout

@@ -1,0 +1,316 @@
+"""Resumed equals uninterrupted, whatever was killed, damaged or full."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from peftlib.errors import Interrupted, RunError, UserError
+from peftlib.strategies.parameters import trained_state
+from peftlib.training import checkpointing
+from peftlib.training.checkpointing import (
+    CheckpointKeeper,
+    checkpoints,
+    find_checkpoint,
+    matching_manifest,
+    restore,
+    verify,
+)
+from peftlib.training.loop import Training, train
+from tests.training.runs import make_run
+
+IDENTITY = {
+    "arguments": {"seed": 1, "num_train_epochs": 2, "max_train_steps": None, "logging_steps": 1, "method": "bitfit"},
+    "data": {"train": {"fingerprint": "a"}, "validation": {"fingerprint": "b"}},
+    "processes": 1,
+}
+
+
+class Reporter:
+    """What a keeper needs of the real one."""
+
+    def __init__(self) -> None:
+        self.tracker_ids = {"wandb": "abc"}
+        self.warnings: list[str] = []
+
+    def warn(self, line: str) -> None:
+        self.warnings.append(line)
+
+
+def small_run(folder: Path, *, every: str | None = None, limit: int | None = None, **options) -> Training:
+    """10 windows an epoch (the last one short), 2 micro-batches each, dropout on."""
+    run = make_run(folder, micro=2, accumulation=2, epochs=2, method="bitfit", dropout=0.1, logging_steps=3, **options)
+    run.keeper = CheckpointKeeper(folder, every, limit, IDENTITY, Reporter())
+    return run
+
+
+def stop_at(call: int) -> SimpleNamespace:
+    """An interruption that arrives at the n-th time it is asked for, after the n-th micro-batch."""
+    count = iter(range(1, 10**6))
+    return SimpleNamespace(requested=lambda: signal.SIGTERM if next(count) == call else None)
+
+
+def weights(run: Training) -> dict[str, torch.Tensor]:
+    return trained_state(run.accelerator.unwrap_model(run.model))
+
+
+def curve(run: Training) -> dict[int, tuple[float, float]]:
+    return {step: (values["train/loss"], values["train/learning_rate"]) for step, values in run.watcher.lines}
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run = small_run(tmp_path_factory.mktemp("uninterrupted"))
+    train(run)
+    return SimpleNamespace(weights=weights(run), curve=curve(run), best=run.best_state, progress=run.progress)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 5, 7, 18, 19, 20, 21, 30, 36])
+def test_resumed_equals_uninterrupted_wherever_it_stopped(tmp_path, uninterrupted, micro_batch):
+    first = small_run(tmp_path)
+    first.interruption = stop_at(micro_batch)
+    with pytest.raises(Interrupted) as stop:
+        train(first)
+    assert stop.value.status == 143
+    torch.manual_seed(999)  # a new process starts with other generators
+
+    second = small_run(tmp_path)
+    restore(second, find_checkpoint("auto", tmp_path, print))
+    train(second)
+    assert_same(weights(second), uninterrupted.weights)
+    assert_same(second.best_state, uninterrupted.best)
+    assert curve(first) | curve(second) == uninterrupted.curve
+    assert second.progress.loss_sum == uninterrupted.progress.loss_sum
+    assert second.progress.examples == uninterrupted.progress.examples
+    assert second.progress.best == uninterrupted.progress.best
+
+
+def test_stopping_again_and_again_changes_nothing(tmp_path, uninterrupted):
+    for _ in range(40):
+        run = small_run(tmp_path)
+        found = find_checkpoint("auto", tmp_path, lambda line: None)
+        if found is not None:
+            restore(run, found)
+        run.interruption = stop_at(3)
+        try:
+            train(run)
+        except Interrupted:
+            continue
+        break
+    assert_same(weights(run), uninterrupted.weights)
+
+
+def test_checkpoints_do_not_change_the_run(tmp_path, uninterrupted):
+    run = small_run(tmp_path, every="1")
+    train(run)
+    assert_same(weights(run), uninterrupted.weights)
+    assert curve(run) == uninterrupted.curve
+    assert len(checkpoints(tmp_path / "checkpoints")) == 20
+
+
+def test_epoch_checkpoints_come_at_the_end_of_epochs(tmp_path):
+    train(small_run(tmp_path, every="epoch"))
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step_00000020", "step_00000010"]
+
+
+def test_only_safetensors_and_json_are_written(tmp_path):
+    train(small_run(tmp_path, every="epoch"))
+    names = {path.suffix for path in checkpoints(tmp_path / "checkpoints")[0].iterdir()}
+    assert names == {".safetensors", ".json"}
+
+
+def test_old_ones_are_removed_only_after_the_new_one_is_in_place(tmp_path, monkeypatch):
+    remove, seen = shutil.rmtree, []
+
+    def watched(path, **options):
+        newest = checkpoints(tmp_path / "checkpoints")[0]
+        verify(newest)
+        seen.append((newest.name, Path(path).name))
+        remove(path, **options)
+
+    monkeypatch.setattr(checkpointing.shutil, "rmtree", watched)
+    train(small_run(tmp_path, every="5", limit=2))
+    assert seen == [("step_00000015", "step_00000005"), ("step_00000020", "step_00000010")]
+
+
+# ── Damage ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path) -> Path:
+    train(small_run(tmp_path, every="10"))
+    return tmp_path
+
+
+FILES = ["manifest.json", "state.json", "trained.safetensors", "best.safetensors", "optimizer.safetensors",
+         "random.safetensors"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["truncated", "bit", "missing", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(two_checkpoints, name, damage):
+    newest, previous = checkpoints(two_checkpoints / "checkpoints")
+    path = newest / name
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "bit":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    said: list[str] = []
+    found = find_checkpoint("auto", two_checkpoints, said.append)
+    assert found == previous
+    assert len(said) == 1 and str(newest) in said[0] and name in said[0]
+
+
+def test_auto_starts_afresh_when_nothing_is_whole(tmp_path):
+    said: list[str] = []
+    assert find_checkpoint("auto", tmp_path, said.append) is None
+    assert "starting afresh" in said[0]
+
+
+def test_a_named_checkpoint_has_to_be_whole(two_checkpoints, tmp_path):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    assert find_checkpoint(str(newest), tmp_path, print) == newest
+    assert find_checkpoint(str(two_checkpoints), tmp_path / "elsewhere", print) == newest
+    (newest / "state.json").unlink()
+    with pytest.raises(UserError, match=r"state\.json is missing"):
+        find_checkpoint(str(newest), tmp_path, print)
+    with pytest.raises(UserError, match="no such folder"):
+        find_checkpoint(str(tmp_path / "nothing"), tmp_path, print)
+
+
+def test_a_manifest_cannot_point_out_of_its_folder(two_checkpoints):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["files"]["../../run.json"] = "0"
+    manifest["sha256"] = checkpointing._digest(manifest)
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="elsewhere"):
+        verify(newest)
+
+
+# ── Another run ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def changed(**arguments):
+    return {**IDENTITY, "arguments": {**IDENTITY["arguments"], **arguments}}
+
+
+def test_another_run_is_refused_with_the_differences(two_checkpoints):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    assert matching_manifest(newest, IDENTITY, extend=False)["step"] == 20
+    with pytest.raises(UserError, match="--method was bitfit, is lora; --seed was 1, is 2"):
+        matching_manifest(newest, changed(seed=2, method="lora"), extend=False)
+    with pytest.raises(UserError, match="the train data have changed"):
+        matching_manifest(newest, {**IDENTITY, "data": {"train": {"fingerprint": "x"}}}, extend=False)
+    with pytest.raises(UserError, match="it ran in 1 processes, this is 2"):
+        matching_manifest(newest, {**IDENTITY, "processes": 2}, extend=False)
+
+
+def test_what_does_not_shape_the_result_may_change(two_checkpoints):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    assert matching_manifest(newest, changed(logging_steps=50), extend=False) is not None
+
+
+def test_more_epochs_need_a_flag(two_checkpoints):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    with pytest.raises(UserError, match="--extend_training"):
+        matching_manifest(newest, changed(num_train_epochs=5), extend=False)
+    assert matching_manifest(newest, changed(num_train_epochs=5), extend=True) is not None
+
+
+def test_an_extended_run_goes_on_with_the_longer_schedule(two_checkpoints):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    longer = make_run(two_checkpoints, micro=2, accumulation=2, epochs=4, method="bitfit", dropout=0.1)
+    restore(longer, newest)
+    assert longer.scheduler.get_last_lr()[0] == pytest.approx(1e-3 * 0.5)
+    train(longer)
+    assert longer.progress.step == 40
+    assert set(longer.scheduler.get_last_lr()) == {0.0}
+
+
+# ── A disk that refuses ──────────────────────────────────────────────────────────────────────────────────────────
+
+WRITE_POINTS = ["tempfile.mkdtemp", "save_file", "write_json", "share", "sync"]
+
+
+def test_enospc_at_each_write_leaves_the_previous_checkpoint_and_the_run_goes_on(tmp_path, uninterrupted, monkeypatch):
+    calls = {"made": 0, "fails_at": 0}
+
+    def breaking(function):
+        def call(*arguments, **options):
+            calls["made"] += 1
+            if calls["made"] == calls["fails_at"]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return function(*arguments, **options)
+
+        return call
+
+    for point in WRITE_POINTS:
+        owner, name = checkpointing, point
+        if "." in point:
+            owner, name = getattr(checkpointing, point.split(".")[0]), point.split(".")[1]
+        monkeypatch.setattr(owner, name, breaking(getattr(owner, name)))
+    monkeypatch.setattr(Path, "rename", breaking(Path.rename))
+
+    train(small_run(tmp_path / "count", every="10"))
+    per_checkpoint = calls["made"] // 2
+    assert per_checkpoint > 10
+    for point in range(1, per_checkpoint + 1):
+        folder = tmp_path / str(point)
+        calls.update(made=0, fails_at=per_checkpoint + point)  # in the second checkpoint
+        run = small_run(folder, every="10")
+        train(run)
+        assert len(run.keeper._reporter.warnings) == 1, point
+        assert "No space left" in run.keeper._reporter.warnings[0]
+        whole = [path.name for path in checkpoints(folder / "checkpoints") if verify(path)]
+        # The last sync comes after the renaming: then the new one is there as well, and whole.
+        assert whole in (["step_00000010"], ["step_00000020", "step_00000010"]), point
+        assert not list(folder.glob("checkpoints/.writing-*")), point
+        assert_same(weights(run), uninterrupted.weights)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_file_system_does_not_stop_the_run(tmp_path, uninterrupted):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode()}")
+    try:
+        run = small_run(folder, every="2")
+        train(run)
+        assert run.keeper._reporter.warnings
+        assert_same(weights(run), uninterrupted.weights)
+        assert find_checkpoint("auto", folder, print) is not None
+        assert not list(folder.glob("checkpoints/.writing-*"))
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_spoilt_run_is_not_kept(tmp_path):
+    run = small_run(tmp_path, every="1")
+    with torch.no_grad():
+        next(run.model.parameters()).fill_(float("nan"))
+    with pytest.raises(RunError, match="the loss is nan at step 1"):
+        train(run)
+    assert checkpoints(tmp_path / "checkpoints") == []

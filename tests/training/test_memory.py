@@ -1,0 +1,80 @@
+"""Out of memory at the start: a smaller micro-batch, the same updates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from peftlib.errors import RunError
+from peftlib.strategies.parameters import trained_state
+from peftlib.training.loop import train
+from peftlib.training.memory import fit_micro_batch
+from tests.training.runs import make_run
+
+
+class Reporter:
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.facts: dict[str, object] = {}
+
+    def warn(self, line: str) -> None:
+        self.warnings.append(line)
+
+    def update(self, **facts: object) -> None:
+        self.facts |= facts
+
+
+def limited_run(folder, largest: int, **options):
+    """A run whose model has memory for so many examples."""
+    run = make_run(folder, **options)
+    forward = run.model.forward
+
+    def limited(input_ids, **rest):
+        if len(input_ids) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(input_ids=input_ids, **rest)
+
+    run.model.forward = limited
+    return run
+
+
+def test_the_micro_batch_is_halved_until_it_fits_and_the_result_stays(tmp_path):
+    plain = make_run(tmp_path, micro=16, epochs=2)
+    train(plain)
+    limited, reporter = limited_run(tmp_path, 4, micro=16, epochs=2), Reporter()
+    fit_micro_batch(limited, reporter)
+    assert (limited.batches.micro_batch_size, limited.batches.accumulation_steps) == (4, 4)
+    assert limited.accelerator.gradient_accumulation_steps == 4
+    assert limited.batches.window_size == plain.batches.window_size
+    assert reporter.facts == {"micro_batch_size": 4, "gradient_accumulation_steps": 4}
+    assert len(reporter.warnings) == 2 and "out of memory" in reporter.warnings[0]
+    train(limited)
+    expected = trained_state(plain.model)
+    for name, tensor in trained_state(limited.model).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_where_it_fits_nothing_changes_not_even_the_generators(tmp_path):
+    run, reporter = make_run(tmp_path, micro=8, dropout=0.1), Reporter()
+    before = torch.get_rng_state()
+    fit_micro_batch(run, reporter)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not reporter.warnings
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+    assert run.batches.micro_batch_size == 8
+
+
+def test_a_single_example_that_does_not_fit_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="single example"):
+        fit_micro_batch(limited_run(tmp_path, 0, micro=4), Reporter())
+
+
+def test_other_errors_are_not_mistaken_for_it(tmp_path):
+    run = make_run(tmp_path, micro=4)
+
+    def broken(**inputs):
+        raise RuntimeError("shapes do not match")
+
+    run.model.forward = broken
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        fit_micro_batch(run, Reporter())
