@@ -110,6 +110,7 @@ def test_a_run_ends_well_and_leaves_these_files(run: Run) -> None:
     assert run.done.returncode == 0, run.done.stderr
     assert "Traceback" not in run.done.stderr
     assert {path.name for path in run.folder.iterdir()} == {
+        ".lock",
         "adapter_config.json", "adapter_model.safetensors", "all_results.json", "metrics.jsonl", "README.md",
         "run.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
