@@ -128,6 +128,13 @@ class TrainingArguments:
             "natively, else fp16 on CUDA, else no; `no` is fp32"
         },
     )
+    frozen_dtype: Literal["auto", "fp32"] = field(
+        default="auto",
+        metadata={
+            "help": "precision in which frozen Linear weights are kept: auto is the forward pass's own, which computes "
+            "the same with fewer casts and less memory"
+        },
+    )
     eval_steps: int | None = field(
         default=None, metadata={"help": "evaluate every N updates; None evaluates at the end of each epoch"}
     )

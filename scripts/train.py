@@ -20,6 +20,7 @@ def main() -> None:
 
     from accelerate.utils import set_seed
 
+    from peftlib.acceleration import accelerate_model
     from peftlib.data.loading import build_loaders, load_splits
     from peftlib.data.tasks import TASKS
     from peftlib.evaluation.evaluator import evaluate
@@ -75,6 +76,7 @@ def main() -> None:
     base_size = size(base)
     adapted = strategy.apply(base, head)
     parameters = ParameterCount.of(base_size, adapted)
+    accelerate_model(adapted, accelerator.device, precision.name, how.frozen_dtype, strategy.reads_frozen_weights)
 
     # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────
     plan = Plan.of(

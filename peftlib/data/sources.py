@@ -146,8 +146,8 @@ def _from_package(split: str) -> Examples:
         ordered = sorted(sentences, key=_sha256)
         tenth = len(ordered) // 10
         part = {
-            "test": slice(0, tenth),
-            "validation": slice(tenth, 2 * tenth),
+            "validation": slice(0, tenth),
+            "test": slice(tenth, 2 * tenth),
             "train": slice(2 * tenth, None),
         }
         chosen += [(sentence, label) for sentence in ordered[part[split]]]

@@ -21,6 +21,11 @@ class Strategy(ABC):
     #: Peak learning rate when `--learning_rate` is not given.
     default_learning_rate: ClassVar[float]
 
+    @property
+    def reads_frozen_weights(self) -> bool:
+        """Whether frozen weights enter other than through their layers' products, so that rounding them counts."""
+        return False
+
     @abstractmethod
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         """Make `model` train what this method trains, and nothing else.

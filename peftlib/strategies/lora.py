@@ -52,6 +52,11 @@ class LoRA(Strategy):
         if not self._targets():
             raise UserError("--target_modules is empty; name endings such as query,value or say all-linear")
 
+    @property
+    def reads_frozen_weights(self) -> bool:
+        """DoRA divides by the norm of the whole weight, frozen part included (its equation 5)."""
+        return self.use_dora
+
     def _targets(self) -> list[str]:
         return [name.strip() for name in self.target_modules.split(",") if name.strip()]
 
