@@ -117,3 +117,33 @@ def test_chaos_in_short(tmp_path, flags):
     done = run_python(ROOT / "tests" / "chaos.py", "--kills", 3, "--seed", 3, "--", *short, cwd=tmp_path, seconds=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "adapter: bit-equal; losses: equal; orphans: 0" in done.stdout
+
+
+def test_the_slurm_script_requeues_a_run_that_was_stopped_and_only_that(tmp_path, flags):
+    (tmp_path / "bin").mkdir()
+    requeue = tmp_path / "bin" / "scontrol"
+    requeue.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+    requeue.chmod(0o755)
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = clean_environment(home, SLURM_JOB_ID="7", PYTHONPATH=str(ROOT))
+    environment["PATH"] = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{environment['PATH']}"
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    words = ["bash", "scripts/slurm/train.sbatch", *map(str, flags)]
+    folder = tmp_path / "outputs" / "slurm-7"
+
+    def start_job(*more: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*words, *more], cwd=tmp_path, env=environment, start_new_session=True)
+
+    job = start_job()
+    wait_for_steps(folder, 10)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(60) == 0
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert status(folder) == "interrupted"
+    assert start_job("--max_train_steps", "100", "--extend_training").wait(90) == 0
+    assert status(folder) == "finished"
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"

@@ -1,0 +1,85 @@
+"""What the README names exists: files, flags, make targets; its train.py lines parse."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from peftlib.arguments import parse_train_arguments, train_parser
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+SHELL = "\n".join(text for language, text in BLOCKS if language == "bash").replace("\\\n", " ")
+TREE = next(text for language, text in BLOCKS if "peftlib/" in text and not language)
+
+#: Flags of accelerate's launcher and of the project's other commands, which the text names too.
+OTHERS = {"--config_file", "--num_processes", "--cpu", "--help", "--config"}
+
+
+def tree_paths() -> list[str]:
+    """The tree's files and folders, with the folders that its indentation puts them in."""
+    paths, parents = [], []
+    for line in TREE.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        words = re.split(r"\s{2,}", line.strip())[0].split()
+        names = [word for word in words if "." in word or word.endswith("/") or word == "Makefile"]
+        parents = parents[:depth]
+        paths += ["".join(parents) + name for name in names]
+        if names and names[0].endswith("/"):
+            parents.append(names[0])
+    return paths
+
+
+def test_the_tree_was_read():
+    assert len(tree_paths()) > 40
+    assert "peftlib/strategies/bitfit.py" in tree_paths()
+
+
+@pytest.mark.parametrize("path", tree_paths())
+def test_what_the_tree_names_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_the_tree_leaves_no_module_out():
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "peftlib").rglob("*.py")}
+    scripts = {path.relative_to(ROOT).as_posix() for path in (ROOT / "scripts").glob("*.py")}
+    assert {path for path in modules | scripts if not path.endswith("__init__.py")} <= set(tree_paths())
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"`((?:scripts|accelerate_configs|benchmarks|peftlib|tests)/[\w/.*-]+)`", README)))
+)
+def test_a_path_in_the_text_exists(path):
+    assert list(ROOT.glob(path.rstrip("/")))
+
+
+def test_every_flag_exists():
+    named = {"--" + flag.replace("-", "_") for flag in re.findall(r"(?<![\w-])--([a-z][\w-]*)", README)}
+    assert named, "no flags found"
+    assert named - set(train_parser().flags()) <= OTHERS | other_scripts_flags()
+
+
+def other_scripts_flags() -> set[str]:
+    """Flags that the other scripts define."""
+    texts = [path.read_text() for folder in ("scripts", "tests") for path in (ROOT / folder).glob("*.py")]
+    return {flag for text in texts for flag in re.findall(r'add_argument\(\s*"(--[\w-]+)"', text)}
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL.splitlines() if "scripts/train.py" in line])
+def test_a_training_command_parses(line, tmp_path):
+    words = shlex.split(line, comments=True)
+    flags = words[words.index("scripts/train.py") + 1 :]
+    if "--config" in flags:
+        file = tmp_path / "run.yaml"
+        file.write_text("method: lora\n")
+        flags[flags.index("--config") + 1] = str(file)
+    assert parse_train_arguments(flags)
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", README, flags=re.MULTILINE))
+    assert {name for pair in named for name in pair if name} <= targets
