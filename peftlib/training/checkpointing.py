@@ -10,7 +10,7 @@ A checkpoint is a folder `checkpoints/step_XXXXXXXX` of safetensors and JSON, no
     manifest.json          what made it, and a SHA-256 of each file above
 
 It is written into a temporary sibling, synced to the disk, and renamed; older ones are removed after that. A run that
-is killed at any moment leaves the previous checkpoint whole, and `newest` passes over whatever does not verify.
+is killed at any moment leaves the previous checkpoint whole, and `find_checkpoint` passes over whatever does not verify.
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ class CheckpointKeeper:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         if self.limit is not None:
-            for old in checkpoints(self.folder)[self.limit :]:
+            # Of the older ones only: a newer one is damaged, since this life of the run did not start from it, and
+            # must not take the place of this one.
+            older = [path for path in checkpoints(self.folder) if path.name < target.name]
+            for old in older[self.limit - 1 :]:
                 shutil.rmtree(old, ignore_errors=True)
 
 

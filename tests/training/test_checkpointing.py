@@ -148,6 +148,18 @@ def test_old_ones_are_removed_only_after_the_new_one_is_in_place(tmp_path, monke
     assert seen == [("step_00000015", "step_00000005"), ("step_00000020", "step_00000010")]
 
 
+def test_a_damaged_newer_one_does_not_push_out_a_whole_one(tmp_path):
+    train(small_run(tmp_path, every="5"))
+    newest = checkpoints(tmp_path / "checkpoints")[0]
+    (newest / "state.json").unlink()
+    again = small_run(tmp_path, every="5", limit=1)
+    restore(again, tmp_path / "checkpoints" / "step_00000010")
+    again.interruption = stop_at(11)  # after step 15
+    with pytest.raises(Interrupted):
+        train(again)
+    assert find_checkpoint("auto", tmp_path, lambda line: None).name == "step_00000015"
+
+
 # ── Damage ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
