@@ -9,8 +9,8 @@ A checkpoint is a folder `checkpoints/step_XXXXXXXX` of safetensors and JSON, no
     state.json             progress, schedule, loss scale, the losses not logged yet
     manifest.json          what made it, and a SHA-256 of each file above
 
-It is written into a temporary sibling, synced to the disk, and renamed; older ones are removed after that. A run that
-is killed at any moment leaves the previous checkpoint whole, and `find_checkpoint` passes over whatever does not verify.
+It is written into a temporary sibling, synced to the disk, and renamed; older ones are removed after that. A run
+that is killed at any moment leaves the previous checkpoint whole; `find_checkpoint` passes over what does not verify.
 """
 
 from __future__ import annotations

@@ -87,6 +87,7 @@ class Progress:
         train_seconds: wall time of training, evaluation excluded.
         best: the metrics of the best evaluation so far, with its `step`.
         last: the metrics of the latest evaluation.
+        history: the metrics of every evaluation, each with its `step`.
         stale: evaluations since the best one.
         stopped_early: patience ran out.
         windows_per_epoch: updates in one pass over the data.
@@ -101,6 +102,7 @@ class Progress:
     train_seconds: float = 0.0
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
     stale: int = 0
     stopped_early: bool = False
     windows_per_epoch: int = 1
@@ -213,7 +215,7 @@ def train(training: Training) -> Progress:
     `training` may come from a checkpoint: it goes on where that one was.
 
     Raises:
-        RunError: the loss is no longer finite.
+        RunError: the loss is no longer finite, or a process that prepares batches died.
         Interrupted: a signal asked for it, and the run can be resumed.
     """
     progress = training.progress
@@ -225,7 +227,13 @@ def train(training: Training) -> Progress:
         training.random = capture_random()
     training.start_clock()
     while progress.step < training.plan.steps and not progress.stopped_early:
-        train_epoch(training)
+        try:
+            train_epoch(training)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # torch says so where it notices; else the pipe to the worker breaks.
+            if "DataLoader worker" not in str(error) and isinstance(error, RuntimeError):
+                raise
+            raise _worker_died(training, error) from error
     return progress
 
 
@@ -313,6 +321,15 @@ def losses_since_log(training: Training) -> list[float]:
     return losses
 
 
+def _worker_died(training: Training, error: Exception) -> RunError:
+    """Keep what there is (alone: the other processes are not at the same place), and say how to go on."""
+    alone = training.accelerator.num_processes == 1
+    kept = alone and training.keeper is not None and _keep(training, training.keeper)
+    way = ", go on with --resume_from_checkpoint auto" if kept else ""
+    reason = " ".join(str(error).split())[:200]
+    return RunError(f"a process that prepares batches died ({reason}); use --dataloader_num_workers 0{way}")
+
+
 def keep_best(training: Training) -> None:
     """Put the trained state of the best evaluation back into the model."""
     load_trained_state(training.accelerator.unwrap_model(training.model), training.best_state)
@@ -357,6 +374,7 @@ def _evaluate(training: Training) -> dict[str, float]:
     """
     progress, metric = training.progress, training.plan.best_metric
     progress.last = training.evaluate().metrics | {"step": progress.step}
+    progress.history.append(progress.last)
     score = progress.last[metric]
     # A NaN is never better, and anything is better than a NaN.
     if not progress.best or score > progress.best[metric] or (math.isnan(progress.best[metric]) and score == score):

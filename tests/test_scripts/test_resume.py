@@ -112,6 +112,22 @@ def test_resuming_another_run_is_refused_with_the_differences(tmp_path, flags):
     assert status(folder) == "finished"
 
 
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, flags):
+    folder = tmp_path / "run"
+    watched = [*flags, "--report_to", "wandb", "--output_dir", folder, "--max_train_steps", 4000]
+    run = start(TRAIN, *watched, cwd=tmp_path)
+    wait_for_steps(folder, 10)
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=60)
+    (first,) = (path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*"))
+    finish = [*watched[:-1], 60, "--extend_training", "--resume_from_checkpoint", "auto"]
+    again = run_python(TRAIN, *finish, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*")} == {first}
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] >= 60
+
+
 def test_chaos_in_short(tmp_path, flags):
     short = [*flags[:6], "--num_train_epochs", 6, "--per_device_train_batch_size", 4]
     done = run_python(ROOT / "tests" / "chaos.py", "--kills", 3, "--seed", 3, "--", *short, cwd=tmp_path, seconds=240)

@@ -13,9 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.strategies.parameters import trained_state
+from peftlib.tracking.record import choose_output_dir
 from peftlib.training import checkpointing
 from peftlib.training.checkpointing import (
     CheckpointKeeper,
@@ -317,6 +319,55 @@ def test_a_full_file_system_does_not_stop_the_run(tmp_path, uninterrupted):
         assert not list(folder.glob("checkpoints/.writing-*"))
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+def test_a_read_only_folder_is_refused_at_the_start(tmp_path):
+    folder = tmp_path / "fixed"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], capture_output=True).returncode != 0:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        with pytest.raises(UserError, match="read-only"):
+            choose_output_dir(str(folder / "run"), "mrpc", "lora", overwrite=False)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+class DyingExamples(torch.utils.data.Dataset):
+    """Examples whose worker process is killed when it is asked for its 20th."""
+
+    def __init__(self, examples) -> None:
+        self.examples, self.asked = examples, 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, slot):
+        self.asked += 1
+        if self.asked == 20 and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.examples[slot]
+
+
+def test_a_data_worker_that_dies_ends_the_run_with_a_checkpoint(tmp_path, uninterrupted):
+    run = small_run(tmp_path)
+    loader = run.loader
+    dying = DataLoader(
+        DyingExamples(loader.dataset),
+        batch_sampler=run.batches,
+        collate_fn=loader.collate_fn,
+        num_workers=1,
+        generator=torch.Generator(),
+    )
+    run.loader = run.accelerator.prepare(dying)
+    with pytest.raises(RunError, match="use --dataloader_num_workers 0, go on with --resume_from_checkpoint auto"):
+        train(run)
+    again = small_run(tmp_path)
+    restore(again, find_checkpoint("auto", tmp_path, print))
+    assert again.progress.step > 0
+    train(again)
+    assert_same(weights(again), uninterrupted.weights)
 
 
 def test_a_spoilt_run_is_not_kept(tmp_path):
