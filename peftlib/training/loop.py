@@ -233,7 +233,11 @@ def train(training: Training) -> Progress:
             # torch says so where it notices; else the pipe to the worker breaks.
             if "DataLoader worker" not in str(error) and isinstance(error, RuntimeError):
                 raise
-            raise _worker_died(training, error) from error
+            # No checkpoint now: torch raises this from a signal handler, maybe in the middle of an update.
+            raise RunError(
+                f"a process that prepares batches died ({' '.join(str(error).split())[:200]}); use "
+                "--dataloader_num_workers 0; a run with checkpoints goes on with --resume_from_checkpoint auto"
+            ) from error
     return progress
 
 
@@ -319,15 +323,6 @@ def losses_since_log(training: Training) -> list[float]:
                 "smaller --learning_rate, more --num_warmup_steps, or --mixed_precision no"
             )
     return losses
-
-
-def _worker_died(training: Training, error: Exception) -> RunError:
-    """Keep what there is (alone: the other processes are not at the same place), and say how to go on."""
-    alone = training.accelerator.num_processes == 1
-    kept = alone and training.keeper is not None and _keep(training, training.keeper)
-    way = ", go on with --resume_from_checkpoint auto" if kept else ""
-    reason = " ".join(str(error).split())[:200]
-    return RunError(f"a process that prepares batches died ({reason}); use --dataloader_num_workers 0{way}")
 
 
 def keep_best(training: Training) -> None:

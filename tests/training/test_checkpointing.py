@@ -350,8 +350,8 @@ class DyingExamples(torch.utils.data.Dataset):
         return self.examples[slot]
 
 
-def test_a_data_worker_that_dies_ends_the_run_with_a_checkpoint(tmp_path, uninterrupted):
-    run = small_run(tmp_path)
+def test_a_data_worker_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(tmp_path, uninterrupted):
+    run = small_run(tmp_path, every="1")
     loader = run.loader
     dying = DataLoader(
         DyingExamples(loader.dataset),
@@ -361,7 +361,10 @@ def test_a_data_worker_that_dies_ends_the_run_with_a_checkpoint(tmp_path, uninte
         generator=torch.Generator(),
     )
     run.loader = run.accelerator.prepare(dying)
-    with pytest.raises(RunError, match="use --dataloader_num_workers 0, go on with --resume_from_checkpoint auto"):
+    with pytest.raises(
+        RunError,
+        match="use --dataloader_num_workers 0; a run with checkpoints goes on with --resume_from_checkpoint auto",
+    ):
         train(run)
     again = small_run(tmp_path)
     restore(again, find_checkpoint("auto", tmp_path, print))
