@@ -233,6 +233,17 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def sweep_of_run() -> dict[str, str] | None:
+    """The sweep that this run is part of and its number or name there, from the environment; None outside one.
+
+    Set by `scripts/sweep.py` (PEFTLIB_SWEEP_ID, PEFTLIB_TRIAL) or by a W&B agent (WANDB_SWEEP_ID, WANDB_RUN_ID).
+    """
+    for sweep, trial in (("PEFTLIB_SWEEP_ID", "PEFTLIB_TRIAL"), ("WANDB_SWEEP_ID", "WANDB_RUN_ID")):
+        if os.environ.get(sweep):
+            return {"id": os.environ[sweep], "trial": os.environ.get(trial, "")}
+    return None
+
+
 def git_state(folder: Path) -> dict[str, Any] | None:
     """The commit of the checkout that holds the code, and whether it was changed; None outside a checkout."""
 

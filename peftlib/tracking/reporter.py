@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from peftlib.errors import Interrupted
 from peftlib.files import write_json
 from peftlib.tracking.console import Console
-from peftlib.tracking.record import RunRecord, environment, peak_memory
+from peftlib.tracking.record import RunRecord, environment, peak_memory, sweep_of_run
 from peftlib.tracking.trackers import start_trackers
 
 
@@ -60,6 +60,8 @@ class Reporter:
         device = accelerator.device
         facts = {"arguments": arguments, "output_dir": str(self.folder), **facts, **environment(device)}
         facts |= {"steps": steps, "processes": accelerator.num_processes}
+        if (sweep := sweep_of_run()) is not None:
+            facts["sweep"] = sweep
         problem: list[Exception | None] = [None]
         if accelerator.is_main_process:
             try:
@@ -82,7 +84,8 @@ class Reporter:
                     project=arguments["project_name"],
                     name=arguments["run_name"] or self.folder.name,
                     folder=self.folder,
-                    config={**arguments, "learning_rate": facts["learning_rate"], **parameters},
+                    config={**arguments, "learning_rate": facts["learning_rate"], **parameters, **_flat(sweep)},
+                    group=None if sweep is None else sweep["id"],
                     ids={} if resumed is None else resumed["trackers"],
                 )
             if self._trackers:
@@ -195,3 +198,7 @@ class Reporter:
         )
         if notice is not None:
             self.console.note(notice)
+
+
+def _flat(sweep: dict[str, str] | None) -> dict[str, str]:
+    return {f"sweep/{name}": value for name, value in (sweep or {}).items()}
