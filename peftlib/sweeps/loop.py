@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from types import FrameType, TracebackType
 
+import psutil
+
 from peftlib.errors import Interrupted, RunError, UserError, nearest
 from peftlib.sweeps.console import SweepConsole
 from peftlib.sweeps.run import Run, forget_checkpoints, in_use, logged_in, reason_of, record_of, tail_of
@@ -58,16 +60,17 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
     if not Path(search.sweep.program).is_file():
         raise UserError(f"program: {search.sweep.program} is not below {Path.cwd()}; start from the project's folder")
     active: dict[int, tuple[Claim, Run]] = {}
-    started, stopped = 0, 0
+    started, stopped, idle = 0, 0, False
     with _Signals() as signals, console:
         console.begin(search, workers)
         while True:
             while not signals.received and len(active) < workers and (count is None or started < count):
                 claim = search.claim()
+                idle = claim is None
                 if claim is None:
                     break
                 if not _settled(search, console, claim):
-                    active[claim.number] = (claim, _start(search, console, claim))
+                    active[claim.number] = (claim, _start(search, console, claim, workers))
                     started += 1
             for number, (claim, run) in list(active.items()):
                 if _look(search, console, claim, run, cut_off=bool(signals.received)):
@@ -77,7 +80,9 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
                 for _, run in active.values():
                     run.stop(signal.SIGTERM if stopped == 1 else signal.SIGKILL)
             console.show(search, {number: run for number, (_, run) in active.items()})
-            if not active and (signals.received or (count is not None and started >= count) or not search.unfinished()):
+            enough = bool(signals.received) or (count is not None and started >= count)
+            # What others are running may yet be cut off, and is taken up then.
+            if not active and (enough or (idle and not search.unfinished())):
                 break
             time.sleep(_PAUSE)
     if signals.received:
@@ -107,8 +112,10 @@ def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:
     return True
 
 
-def _start(search: Search, console: SweepConsole, claim: Claim) -> Run:
+def _start(search: Search, console: SweepConsole, claim: Claim, workers: int) -> Run:
     flags = search.sweep.flags(claim.values)
+    if workers > 1:  # each run would take all cores, and all would wait for each other
+        flags.setdefault("num_cpu_threads", max(1, (psutil.cpu_count(logical=False) or 1) // workers))
     run = Run(search.sweep, flags, search.run_folder(claim.number), claim.lock, (search.id, claim.number))
     console.started(claim, run)
     return run

@@ -44,6 +44,9 @@ def choose_output_dir(wanted: str | None, task: str, method: str, overwrite: boo
         UserError: the folder holds something already, is no folder, or is read-only.
     """
     if wanted is None:
+        if (sweep := sweep_of_run()) is not None:
+            # Agents may start two runs in the same second, and a run that is queued again belongs where it was.
+            return Path("outputs") / "sweeps" / sweep["id"] / sweep["trial"]
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         return Path("outputs") / f"{task}-{method}-{stamp}"
     path = Path(wanted)

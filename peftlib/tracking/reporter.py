@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from accelerate import Accelerator
@@ -89,7 +90,7 @@ class Reporter:
                     ids={} if resumed is None else resumed["trackers"],
                 )
             if self._trackers:
-                closing.callback(self._end_trackers)  # last of all: the record is complete by then
+                closing.push(self._end_trackers)  # last of all: the record is complete by then
             self._announce(facts, steps, notice)
             self._track({**parameters, "train/global_step": 0}, step=0)
             self.update(setup_seconds=time.perf_counter() - self._created)
@@ -117,7 +118,14 @@ class Reporter:
         """A line that must not be overlooked."""
         self.console.warn(line)
 
-    def _end_trackers(self) -> None:
+    def _end_trackers(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and "wandb" in self._trackers and self._accelerator.is_main_process:
+            # W&B looks at what reaches the interpreter's top, and scripts answer most errors before that.
+            with self._never_fatal("W&B"):
+                run = self._accelerator.get_tracker("wandb", unwrap=True)
+                run.finish(exit_code=error.status or 1 if isinstance(error, Interrupted) else 1)
         with self._never_fatal("a tracker"):
             self._accelerator.end_training()
 
