@@ -305,8 +305,8 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         UserError: an unknown flag, a wrong value, or a file that is no flat mapping of flags.
         SystemExit: after `--help`.
     """
-    argv = _without_groups(list(sys.argv[1:] if argv is None else argv))
     parser = train_parser()
+    argv = _without_groups(list(sys.argv[1:] if argv is None else argv), parser.flags())
     try:
         config = parser.parse_known_args(argv)[0].config
     except ArgumentError as error:
@@ -353,17 +353,17 @@ def _refuse_unknown(words: list[str], parser: _Parser) -> None:
     raise UserError(f"{words[0]!r}: a value without a flag; see --help")
 
 
-def _without_groups(argv: list[str]) -> list[str]:
+def _without_groups(argv: list[str], known: list[str]) -> list[str]:
     """Turn `--any={'method': 'lora', 'lora_r': 8}`, a W&B agent's form of a nested parameter, into plain flags."""
     flags: list[str] = []
     for word in argv:
         name, _, text = word.partition("=")
-        if name.startswith("--") and text.startswith("{"):
+        if name.startswith("--") and name not in known and text.startswith("{"):
             try:
                 group = ast.literal_eval(text)
             except (ValueError, SyntaxError) as error:
                 raise UserError(f"{name} {text}: no mapping of flags to values") from error
-            flags += _without_groups([f"--{key}={value}" for key, value in group.items()])
+            flags += _without_groups([f"--{key}={value}" for key, value in group.items()], known)
         else:
             flags.append(word)
     return flags
