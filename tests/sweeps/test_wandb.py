@@ -67,7 +67,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., P
 
         def wandb(*words: str) -> subprocess.CompletedProcess[str]:
             command = [str(tools / "wandb"), *words]
-            return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=200)
+            return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
 
         made = wandb("sweep", "sweep.yaml")
         assert made.returncode == 0 and "wandb agent" in made.stderr, made.stderr

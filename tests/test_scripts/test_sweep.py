@@ -39,7 +39,7 @@ def trials(folder: Path) -> list[FrozenTrial]:
     return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}").trials
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -86,7 +86,7 @@ def test_a_sweep_killed_in_the_middle_goes_on(tmp_path, tiny_folder):
     over = {trial.number: trial.datetime_complete for trial in trials(folder) if trial.state.is_finished()}
     assert len(over) < 3
 
-    done = run_python(SCRIPT, file, "--workers", 2, cwd=work, PYTHONPATH=str(ROOT))
+    done = run_python(SCRIPT, file, "--workers", 2, cwd=work, seconds=300, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout + done.stderr
     after = trials(folder)
     assert [trial.state.name for trial in after] == ["COMPLETE", "COMPLETE", "FAIL"]
