@@ -20,6 +20,8 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 # One resolver run over both files: the second install must not move what the first has pinned.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[dev]'
+	@# W&B's own sweep search, with which tests compare ours. It asks for numpy 1 and runs with 2.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'sweeps>=0.3,<0.4'
 	@touch $@
 
 train: $(VENV)/.installed ## fine-tune the packaged MiniLM-L6 on rotten_tomatoes with BitFit (ARGS="--method lora ..." for more)

@@ -6,6 +6,7 @@ a new method brings its flags along. Nothing here imports torch, so a wrong flag
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import math
 import re
@@ -255,6 +256,24 @@ class TrainArguments:
         return {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
 
 
+@dataclass(frozen=True)
+class SweepArguments:
+    """Which sweep, and how it is run."""
+
+    sweep_dir: str | None = field(
+        default=None,
+        metadata={"help": "the study and the runs' folders; None means outputs/sweeps/<name>"},
+    )
+    workers: int = field(default=1, metadata={"help": "runs at a time on this machine"})
+    count: int | None = field(default=None, metadata={"help": "start at most N runs in this call; None has no limit"})
+    seed: int = field(default=0, metadata={"help": "of the draws of random and bayes; the runs' own is --seed there"})
+    dry_run: bool = field(default=False, metadata={"help": "print the runs and their number; start nothing"})
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "workers", "count")
+        _at_least(self, 0, "seed")
+
+
 class _Parser(HfArgumentParser):
     """HfArgumentParser with one-line errors that name the nearest right flag or value."""
 
@@ -293,8 +312,8 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         UserError: an unknown flag, a wrong value, or a file that is no flat mapping of flags.
         SystemExit: after `--help`.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     parser = train_parser()
+    argv = _without_groups(list(sys.argv[1:] if argv is None else argv), parser.flags())
     try:
         config = parser.parse_known_args(argv)[0].config
     except ArgumentError as error:
@@ -302,11 +321,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
     if config is not None:
         argv = _flags_of_file(Path(config), parser) + argv
     parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False, return_remaining_strings=True)
-    if unknown := parsed[-1]:
-        flag = unknown[0].partition("=")[0]
-        if flag.startswith("-"):
-            raise UserError(f"{flag}: no such flag{nearest('--' + _underscored(flag), parser.flags())}")
-        raise UserError(f"{unknown[0]!r}: a value without a flag; see --help")
+    _refuse_unknown(parsed[-1], parser)
     model, data, training, output, *rest = parsed[: 4 + len(STRATEGIES)]
     strategies: dict[str, Strategy] = dict(zip(STRATEGIES, rest, strict=True))
     ignored = tuple(
@@ -316,6 +331,49 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         if method != training.method and getattr(strategy, entry.name) != entry.default
     )
     return TrainArguments(model, data, training, output, strategies[training.method], ignored)
+
+
+def parse_sweep_arguments(argv: Sequence[str] | None = None) -> tuple[Path, SweepArguments]:
+    """Parse the flags of `scripts/sweep.py`: the sweep's file, and how it is run.
+
+    Raises:
+        UserError: an unknown flag or a wrong value.
+        SystemExit: after `--help`.
+    """
+    parser = _Parser(
+        [SweepArguments], prog="sweep.py", description="Run a W&B sweep's YAML on this machine.", allow_abbrev=False
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="the sweep, in W&B's format")
+    options, rest, unknown = parser.parse_args_into_dataclasses(
+        list(sys.argv[1:] if argv is None else argv), look_for_args_file=False, return_remaining_strings=True
+    )
+    _refuse_unknown(unknown, parser)
+    return rest.file, options
+
+
+def _refuse_unknown(words: list[str], parser: _Parser) -> None:
+    if not words:
+        return
+    flag = words[0].partition("=")[0]
+    if flag.startswith("-"):
+        raise UserError(f"{flag}: no such flag{nearest('--' + _underscored(flag), parser.flags())}")
+    raise UserError(f"{words[0]!r}: a value without a flag; see --help")
+
+
+def _without_groups(argv: list[str], known: list[str]) -> list[str]:
+    """Turn `--any={'method': 'lora', 'lora_r': 8}`, a W&B agent's form of a nested parameter, into plain flags."""
+    flags: list[str] = []
+    for word in argv:
+        name, _, text = word.partition("=")
+        if name.startswith("--") and name not in known and text.startswith("{"):
+            try:
+                group = ast.literal_eval(text)
+            except (ValueError, SyntaxError) as error:
+                raise UserError(f"{name} {text}: no mapping of flags to values") from error
+            flags += _without_groups([f"--{key}={value}" for key, value in group.items()], known)
+        else:
+            flags.append(word)
+    return flags
 
 
 def _underscored(flag: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from peftlib.errors import Interrupted, RunError, UserError
+from peftlib.processes import end_with_launcher
 
 
 def run(main: Callable[[], None]) -> None:
@@ -14,6 +15,7 @@ def run(main: Callable[[], None]) -> None:
 
     Only the first process speaks; the others leave with the same status.
     """
+    end_with_launcher()
     try:
         main()
     except UserError as error:

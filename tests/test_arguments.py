@@ -16,6 +16,7 @@ from peftlib.arguments import (
     OutputArguments,
     TrainArguments,
     TrainingArguments,
+    parse_sweep_arguments,
     parse_train_arguments,
     train_parser,
 )
@@ -296,3 +297,48 @@ def test_parsing_does_not_import_torch(tmp_path):
     )
     done = run_python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "flags"),
+    [
+        ("--strategy={'method': 'lora', 'lora_r': 8, 'use_dora': True}", ["--method=lora", "--lora_r=8", "--use_dora"]),
+        ("--a={'b': {'seed': 3}, 'warmup_ratio': 0.5}", ["--seed=3", "--warmup_ratio=0.5"]),
+        ("--run_name={not a group}", ["--run_name", "{not a group}"]),
+    ],
+)
+def test_a_nested_parameter_of_a_wandb_agent_is_several_flags(word, flags):
+    assert parse(word) == parse(*flags)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--strategy={'lora_x': 8}", "--lora_x: no such flag"),
+        ("--strategy={'a'", "--strategy {'a': no mapping of flags"),
+    ],
+)
+def test_a_wrong_nested_parameter_is_named(word, message):
+    with pytest.raises(UserError, match=message):
+        parse(word)
+
+
+def test_the_flags_of_sweep_py():
+    file, options = parse_sweep_arguments(["a.yaml", "--workers=2", "--sweep-dir", "x", "--dry_run"])
+    assert str(file) == "a.yaml"
+    assert (options.workers, options.sweep_dir, options.dry_run, options.count) == (2, "x", True, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a.yaml", "--worker", "2"], "--worker: no such flag; did you mean --workers?"),
+        (["a.yaml", "--workers", "0"], "--workers 0: must be at least 1"),
+        (["a.yaml", "--workers", "x"], "--workers: invalid int value: 'x'"),
+        ([], "the following arguments are required: FILE"),
+    ],
+)
+def test_a_wrong_flag_of_sweep_py_is_one_line(words, message):
+    with pytest.raises(UserError) as error:
+        parse_sweep_arguments(words)
+    assert str(error.value) == message

@@ -1,6 +1,7 @@
 """Who may import whom: the walls of the house, checked on the source.
 
     scripts -> training -> {evaluation, tracking} -> {data, modeling, strategies} -> {hub, files, errors}
+    scripts -> sweeps -> {tracking, ...}: a sweep starts trainings, it never imports one
 
 `arguments` and `cli` are the scripts' own; no script imports another and the library never imports a script;
 `strategies` imports nothing above it; `training` names no method.
@@ -24,13 +25,16 @@ _ROOMS = {"data", "modeling", "strategies"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
-    "cli": {"errors"},
+    "processes": set(),
+    "cli": {"errors", "processes"},
     "hub": _FLOOR,
     "data": {"hub", *_FLOOR},
     "modeling": {"hub", *_FLOOR},
     "strategies": _FLOOR,
     "evaluation": _ROOMS | _FLOOR,
     "tracking": _ROOMS | _FLOOR,
+    # A sweep starts trainings as processes of their own; it never imports one.
+    "sweeps": {"tracking", "data", "strategies", "processes"} | _FLOOR,
     "training": {"evaluation", "tracking"} | _ROOMS | _FLOOR,
     # The command line reads the tables of tasks, models and methods, and nothing that trains.
     "arguments": _ROOMS | _FLOOR,

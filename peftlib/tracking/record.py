@@ -44,6 +44,9 @@ def choose_output_dir(wanted: str | None, task: str, method: str, overwrite: boo
         UserError: the folder holds something already, is no folder, or is read-only.
     """
     if wanted is None:
+        if (sweep := sweep_of_run()) is not None:
+            # Agents may start two runs in the same second, and a run that is queued again belongs where it was.
+            return Path("outputs") / "sweeps" / sweep["id"] / sweep["trial"]
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         return Path("outputs") / f"{task}-{method}-{stamp}"
     path = Path(wanted)
@@ -231,6 +234,17 @@ def environment(device: torch.device) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }
+
+
+def sweep_of_run() -> dict[str, str] | None:
+    """The sweep that this run is part of and its number or name there, from the environment; None outside one.
+
+    Set by `scripts/sweep.py` (PEFTLIB_SWEEP_ID, PEFTLIB_TRIAL) or by a W&B agent (WANDB_SWEEP_ID, WANDB_RUN_ID).
+    """
+    for sweep, trial in (("PEFTLIB_SWEEP_ID", "PEFTLIB_TRIAL"), ("WANDB_SWEEP_ID", "WANDB_RUN_ID")):
+        if os.environ.get(sweep):
+            return {"id": os.environ[sweep], "trial": os.environ.get(trial, "")}
+    return None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from peftlib.errors import Interrupted
 from peftlib.files import write_json
 from peftlib.tracking.console import Console
-from peftlib.tracking.record import RunRecord, environment, peak_memory
+from peftlib.tracking.record import RunRecord, environment, peak_memory, sweep_of_run
 from peftlib.tracking.trackers import start_trackers
 
 
@@ -60,6 +61,8 @@ class Reporter:
         device = accelerator.device
         facts = {"arguments": arguments, "output_dir": str(self.folder), **facts, **environment(device)}
         facts |= {"steps": steps, "processes": accelerator.num_processes}
+        if (sweep := sweep_of_run()) is not None:
+            facts["sweep"] = sweep
         problem: list[Exception | None] = [None]
         if accelerator.is_main_process:
             try:
@@ -82,11 +85,12 @@ class Reporter:
                     project=arguments["project_name"],
                     name=arguments["run_name"] or self.folder.name,
                     folder=self.folder,
-                    config={**arguments, "learning_rate": facts["learning_rate"], **parameters},
+                    config={**arguments, "learning_rate": facts["learning_rate"], **parameters, **_flat(sweep)},
+                    group=None if sweep is None else sweep["id"],
                     ids={} if resumed is None else resumed["trackers"],
                 )
             if self._trackers:
-                closing.callback(self._end_trackers)  # last of all: the record is complete by then
+                closing.push(self._end_trackers)  # last of all: the record is complete by then
             self._announce(facts, steps, notice)
             self._track({**parameters, "train/global_step": 0}, step=0)
             self.update(setup_seconds=time.perf_counter() - self._created)
@@ -114,7 +118,14 @@ class Reporter:
         """A line that must not be overlooked."""
         self.console.warn(line)
 
-    def _end_trackers(self) -> None:
+    def _end_trackers(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and "wandb" in self._trackers and self._accelerator.is_main_process:
+            # W&B looks at what reaches the interpreter's top, and scripts answer most errors before that.
+            with self._never_fatal("W&B"):
+                run = self._accelerator.get_tracker("wandb", unwrap=True)
+                run.finish(exit_code=error.status or 1 if isinstance(error, Interrupted) else 1)
         with self._never_fatal("a tracker"):
             self._accelerator.end_training()
 
@@ -195,3 +206,7 @@ class Reporter:
         )
         if notice is not None:
             self.console.note(notice)
+
+
+def _flat(sweep: dict[str, str] | None) -> dict[str, str]:
+    return {f"sweep/{name}": value for name, value in (sweep or {}).items()}

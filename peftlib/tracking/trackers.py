@@ -66,6 +66,7 @@ def start_trackers(
     folder: Path,
     config: dict[str, Any],
     ids: dict[str, str],
+    group: str | None = None,
 ) -> tuple[dict[str, str], str | None]:
     """Start them on the main process, with the run's configuration.
 
@@ -76,12 +77,15 @@ def start_trackers(
         folder: where local files of the trackers go.
         config: flag -> value, and whatever else describes the run.
         ids: tracker -> the id under which the run was tracked before it was stopped.
+        group: shown together with the runs that name the same one; $WANDB_RUN_GROUP wins over it.
 
     Returns:
         tracker -> the run's id there, and a notice for the user, if there is something to do later.
     """
     notice = None
     wandb_options: dict[str, Any] = {"name": name, "dir": str(folder)}
+    if group is not None and not os.environ.get("WANDB_RUN_GROUP"):
+        wandb_options["group"] = group
     if "wandb" in trackers and accelerator.is_main_process and wandb_goes_offline():
         wandb_options["mode"] = "offline"  # by now W&B has read WANDB_MODE
         sync = f"wandb sync {folder}/wandb/offline-run-*"

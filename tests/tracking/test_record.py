@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.files import write_json
+from peftlib.tracking import record
 from peftlib.tracking.record import (
     RUN_FILES,
     RunRecord,
@@ -203,3 +205,22 @@ def test_peak_memory_is_in_bytes_and_grows_with_what_is_held():
     assert before > 50e6  # torch alone takes more
     held = torch.ones(before // 4 + 25_000_000)  # fp32: more than everything before, and 100 MB
     assert peak_memory(torch.device("cpu")) > held.numel() * 4
+
+
+@pytest.mark.parametrize(
+    ("variables", "sweep"),
+    [
+        ({}, None),
+        ({"PEFTLIB_SWEEP_ID": "quick-1", "PEFTLIB_TRIAL": "3"}, {"id": "quick-1", "trial": "3"}),
+        ({"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "xyz"}, {"id": "abc", "trial": "xyz"}),
+        # A local sweep whose runs W&B watches.
+        ({"PEFTLIB_SWEEP_ID": "q", "PEFTLIB_TRIAL": "0", "WANDB_SWEEP_ID": "abc"}, {"id": "q", "trial": "0"}),
+    ],
+)
+def test_a_run_knows_its_sweep(variables, sweep, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert record.sweep_of_run() == sweep
+    folder = record.choose_output_dir(None, "mrpc", "lora", False)
+    # Two agents may start runs of one method in the same second.
+    assert (folder == Path("outputs", "sweeps", *sweep.values())) if sweep else folder.name.startswith("mrpc-lora-")

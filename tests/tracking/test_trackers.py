@@ -107,9 +107,10 @@ from peftlib.tracking.trackers import start_trackers
 accelerator = Accelerator(cpu=True, log_with=["wandb"])
 config = {{"seed": 1, "data_dir": None}}
 folder = Path({str(tmp_path)!r})
-print(start_trackers(accelerator, ["wandb"], project=None, name="a", folder=folder, config=config, ids={{}})[1])
+print(start_trackers(accelerator, ["wandb"], project=None, name="a", folder=folder, config=config, ids={{}},
+                     group="s-1")[1])
 run = accelerator.get_tracker("wandb", unwrap=True)
-print(run.project, run.name, dict(run.config))
+print(run.project, run.name, run.group, dict(run.config))
 accelerator.log({{"train/global_step": 1, "train/loss": 0.5}}, step=1)
 accelerator.end_training()
 """
@@ -117,7 +118,7 @@ accelerator.end_training()
     assert done.returncode == 0, done.stderr
     notice, run = done.stdout.splitlines()
     assert notice.startswith("W&B has no API key, so it records offline; to upload later: wandb login, then wandb sync")
-    assert run == f"{DEFAULT_PROJECT} a {{'seed': 1, 'data_dir': 'None'}}"
+    assert run == f"{DEFAULT_PROJECT} a s-1 {{'seed': 1, 'data_dir': 'None'}}"
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
 
 

@@ -1,0 +1,161 @@
+"""What a person sees of a sweep: a live table on a terminal, a line per event in a pipe, the ranking at the end."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console as RichConsole
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from peftlib.sweeps.config import Sweep
+
+if TYPE_CHECKING:
+    from peftlib.sweeps.run import Run
+    from peftlib.sweeps.search import Claim, Search
+
+_SHOWN = 12  # trials in the live table
+_STATES = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "stopped early",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "cut off",
+    TrialState.WAITING: "waiting",
+}
+
+
+class SweepConsole:
+    """The sweep's standard output."""
+
+    def __init__(self) -> None:
+        self._rich = RichConsole(highlight=False)
+        self._live: Live | None = None
+        self._workers = 1
+        self._durations: list[float] = []
+        self._began: dict[int, float] = {}
+
+    def note(self, line: str) -> None:
+        """One line that the user should know of."""
+        self._rich.print(Text(line), soft_wrap=True)
+
+    def __enter__(self) -> SweepConsole:
+        if self._rich.is_terminal:
+            # Refreshed by `show` alone: runs are forked, which is safe as long as there is one thread.
+            self._live = Live(console=self._rich, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def begin(self, search: Search, workers: int) -> None:
+        """Say what is going to happen."""
+        sweep, self._workers = search.sweep, workers
+        over = sum(trial.state.is_finished() for trial in search.trials())
+        size = f"{sweep.size} runs" if sweep.size is not None else "no run_cap: goes on until it is stopped"
+        goal = "maximize" if sweep.maximize else "minimize"
+        self.note(f"sweep {search.id}: {sweep.method}, {size}, {goal} {sweep.metric}, in {search.folder}")
+        if over:
+            self.note(f"going on: {over} runs are over already")
+
+    def started(self, claim: Claim, run: Run) -> None:
+        """A run has begun, or goes on."""
+        self._began[claim.number] = time.monotonic()
+        verb = "goes on" if claim.taken_up else "started"
+        self.note(f"run {claim.number} {verb}: {describe(claim.values)}")
+
+    def ended(self, trial: FrozenTrial) -> None:
+        """A run is over, for good or until it is taken up again."""
+        began = self._began.pop(trial.number, None)
+        if began is not None and trial.state == TrialState.COMPLETE:
+            self._durations.append(time.monotonic() - began)
+        took = f" in {time.monotonic() - began:.0f} s" if began is not None else ""
+        self.note(f"run {trial.number} {_STATES[trial.state]}{took}{_outcome(trial)}")
+
+    def show(self, search: Search, active: dict[int, Run]) -> None:
+        """Redraw the live table; a pipe has been told everything by then."""
+        if self._live is None:
+            return
+        sweep, trials = search.sweep, search.trials()
+        over = [trial for trial in trials if trial.state.is_finished()]
+        best = next((trial for trial in search.ranked() if trial.value is not None), None)
+        parts = [f"{len(over)} of {sweep.size if sweep.size is not None else '∞'} runs over"]
+        if best is not None:
+            parts.append(f"best {sweep.metric} {best.value:.4f} (run {best.number})")
+        if self._durations and sweep.size is not None:
+            mean = sum(self._durations) / len(self._durations)
+            parts.append(f"about {(sweep.size - len(over)) * mean / self._workers / 60:.0f} min left")
+        table = Table(title=" · ".join(parts), title_justify="left")
+        for name in ("run", "state", sweep.metric, "step", *varying(sweep)):
+            table.add_column(name)
+        for trial in trials[-_SHOWN:]:
+            run = active.get(trial.number)
+            value = run.values[-1] if run is not None and run.values else trial.value
+            table.add_row(
+                str(trial.number),
+                "running" if run is not None else _STATES[trial.state],
+                "" if value is None else f"{value:.4f}",
+                "" if run is None else str(run.steps),
+                *_values(sweep, trial),
+            )
+        self._live.update(table, refresh=True)
+
+    def finish(self, search: Search) -> None:
+        """The ranking, and where the best result lies."""
+        sweep, ranked = search.sweep, search.ranked()
+        names = ("rank", "run", "state", sweep.metric, *varying(sweep))
+        rows = []
+        for rank, trial in enumerate(ranked, start=1):
+            value = "" if trial.value is None else f"{trial.value:.4f}"
+            rows.append([str(rank), str(trial.number), _STATES[trial.state], value, *_values(sweep, trial)])
+        if self._rich.is_terminal:
+            table = Table(*names, title="ranking", title_justify="left")
+            for row in rows:
+                table.add_row(*row)
+            self._rich.print(table)
+        else:
+            widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+            for row in [list(names), *rows]:
+                self.note("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        for trial in ranked:
+            if trial.state == TrialState.FAIL:
+                self.note(f"run {trial.number} failed{_outcome(trial)}; {search.run_folder(trial.number)}.log")
+        if ranked and ranked[0].state == TrialState.COMPLETE:
+            self.note(f"best: {sweep.metric} {ranked[0].value:.4f}, in {search.run_folder(ranked[0].number)}")
+
+
+def describe(values: dict[str, Any]) -> str:
+    """`--lora_r=8 --seed=1`, in the sweep's own names."""
+    return " ".join(f"--{name}={value}" for name, value in values.items())
+
+
+def varying(sweep: Sweep) -> list[str]:
+    """The parameters in which runs differ."""
+    return [parameter.name for parameter in sweep.parameters if parameter.varies]
+
+
+def _values(sweep: Sweep, trial: FrozenTrial) -> list[str]:
+    values = trial.user_attrs.get("values", {})
+    texts = []
+    for name in varying(sweep):
+        value = values.get(name, "")
+        texts.append(f"{value:.6g}" if isinstance(value, float) else str(value))
+    return texts
+
+
+def _outcome(trial: FrozenTrial) -> str:
+    if "error" in trial.user_attrs:
+        return f": {trial.user_attrs['error']}"
+    if trial.value is not None:
+        return f": {trial.value:.4f}"
+    if "stopped_at" in trial.user_attrs:
+        return f" after {trial.user_attrs['stopped_at']} evaluations"
+    return ""

@@ -1,0 +1,162 @@
+"""The sweep itself: keep so many runs going, tell the study how they do, until there is nothing left to try."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import psutil
+
+from peftlib.errors import Interrupted, RunError, UserError, nearest
+from peftlib.sweeps.console import SweepConsole
+from peftlib.sweeps.run import Run, forget_checkpoints, in_use, logged_in, reason_of, record_of, tail_of
+from peftlib.sweeps.search import Claim, Search
+
+_PAUSE = 0.5  # seconds between looks
+
+
+class Stopped(Interrupted):
+    """A signal ended the sweep; what is unfinished goes on with the next call."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        Exception.__init__(self, f"stopped by {number.name}; the same command goes on from here")
+        self.status = 128 + number
+
+
+class _Signals:
+    """Turns SIGINT and SIGTERM into a question; a second one ends the runs at once."""
+
+    def __init__(self) -> None:
+        self.received: list[signal.Signals] = []
+
+    def __enter__(self) -> _Signals:
+        self._previous = {kind: signal.signal(kind, self._receive) for kind in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(signal.Signals(number))
+
+
+def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: int | None = None) -> None:
+    """Run what the study asks for, and say at the end what was best.
+
+    Args:
+        workers: runs at a time.
+        count: runs of this call, at most; None has no limit.
+
+    Raises:
+        Stopped: a signal came.
+        UserError: the program is not there.
+        RunError: no run of the sweep has ended well.
+    """
+    if not Path(search.sweep.program).is_file():
+        raise UserError(f"program: {search.sweep.program} is not below {Path.cwd()}; start from the project's folder")
+    active: dict[int, tuple[Claim, Run]] = {}
+    started, stopped, idle = 0, 0, False
+    with _Signals() as signals, console:
+        console.begin(search, workers)
+        while True:
+            while not signals.received and len(active) < workers and (count is None or started < count):
+                claim = search.claim()
+                idle = claim is None
+                if claim is None:
+                    break
+                if not _settled(search, console, claim):
+                    active[claim.number] = (claim, _start(search, console, claim, workers))
+                    started += 1
+            for number, (claim, run) in list(active.items()):
+                if _look(search, console, claim, run, cut_off=bool(signals.received)):
+                    del active[number]
+            if len(signals.received) > stopped:
+                stopped = len(signals.received)
+                for _, run in active.values():
+                    run.stop(signal.SIGTERM if stopped == 1 else signal.SIGKILL)
+            console.show(search, {number: run for number, (_, run) in active.items()})
+            enough = bool(signals.received) or (count is not None and started >= count)
+            # What others are running may yet be cut off, and is taken up then.
+            if not active and (enough or (idle and not search.unfinished())):
+                break
+            time.sleep(_PAUSE)
+    if signals.received:
+        raise Stopped(signals.received[0])
+    console.finish(search)
+    if not search.unfinished() and not any(trial.value is not None for trial in search.ranked()):
+        raise RunError("no run has ended well; the logs are in " + str(search.folder / "runs"))
+
+
+def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:
+    """Whether a trial that was cut off is over already, and only the study does not know."""
+    if not claim.taken_up:
+        return False
+    folder = search.run_folder(claim.number)
+    while in_use(folder):  # its launcher was killed alone; the training ends by itself
+        time.sleep(_PAUSE)
+    record = record_of(folder)
+    if "stopped_at" in claim.trial.user_attrs:
+        _stopped_early(search, claim)
+    elif record.get("status") == "finished":
+        _finished(search, claim)
+    elif record.get("status") == "failed":
+        search.fail(claim, record["error"], tail_of(folder))
+    else:
+        return False
+    console.ended(search.trials()[claim.number])
+    return True
+
+
+def _start(search: Search, console: SweepConsole, claim: Claim, workers: int) -> Run:
+    flags = search.sweep.flags(claim.values)
+    if workers > 1:  # each run would take all cores, and all would wait for each other
+        flags.setdefault("num_cpu_threads", max(1, (psutil.cpu_count(logical=False) or 1) // workers))
+    run = Run(search.sweep, flags, search.run_folder(claim.number), claim.lock, (search.id, claim.number))
+    console.started(claim, run)
+    return run
+
+
+def _look(search: Search, console: SweepConsole, claim: Claim, run: Run, *, cut_off: bool) -> bool:
+    """Tell the study what is new; returns whether the run is over.
+
+    Args:
+        cut_off: the sweep is being stopped, so that the run may have ended for that.
+    """
+    status = run.poll()
+    if status is None:
+        if run.stopping is None and search.report(claim, run.values):
+            run.stop()
+        return False
+    record = record_of(run.folder)
+    if status == 0 and record.get("status") == "finished":
+        _finished(search, claim)  # even when it was told to stop: it was done before it heard of that
+    elif "stopped_at" in claim.trial.user_attrs:
+        _stopped_early(search, claim)
+    elif cut_off or record.get("status") == "interrupted":
+        # Not its own fault: it is taken up again, by this sweep unless that is being stopped too.
+        if not search.release(claim, blameless=cut_off):
+            search.fail(claim, f"cut off again and again: {reason_of(run.folder, status)}", tail_of(run.folder))
+    else:
+        search.fail(claim, reason_of(run.folder, status), tail_of(run.folder))
+    console.ended(search.trials()[claim.number])
+    return True
+
+
+def _stopped_early(search: Search, claim: Claim) -> None:
+    forget_checkpoints(search.run_folder(claim.number))
+    search.stopped_early(claim)
+
+
+def _finished(search: Search, claim: Claim) -> None:
+    metric = search.sweep.metric
+    logged = logged_in(search.run_folder(claim.number))
+    if metric in logged:
+        search.complete(claim, logged[metric][-1])
+    else:
+        names = ", ".join(sorted(name for name in logged if name.startswith("eval/")))
+        search.fail(claim, f"metric.name: the run has not logged {metric}{nearest(metric, logged)} (it has {names})")

@@ -1,0 +1,246 @@
+"""One parameter of a sweep: its distribution in W&B's terms, and how Optuna draws from it.
+
+Source of names, defaults and quantile functions: https://docs.wandb.ai/models/sweeps/sweep-config-keys and the JSON
+schema of W&B's own `sweeps` package, with which the tests compare.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftlib.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+#: Distribution -> the settings that it must have.
+REQUIRED = {
+    "constant": ("value",),
+    "categorical": ("values",),
+    "categorical_w_probabilities": ("values", "probabilities"),
+    **dict.fromkeys(("int_uniform", "uniform", "q_uniform", "log_uniform", "log_uniform_values", "q_log_uniform",
+                     "q_log_uniform_values", "inv_log_uniform", "inv_log_uniform_values"), ("min", "max")),
+    **dict.fromkeys(("normal", "q_normal", "log_normal", "q_log_normal", "beta", "q_beta"), ()),
+}  # fmt: skip
+_DEFAULTS: dict[str, float] = {"q": 1.0, "mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0}
+_GRID = ("constant", "categorical", "int_uniform", "q_uniform")
+# Where a distribution has no bounds, the share of either tail that is never drawn: its quantile is infinite at 0 and 1.
+_TAIL = 1e-6
+
+
+def optional_settings(distribution: str) -> tuple[str, ...]:
+    """The settings for which W&B has a default."""
+    shape: tuple[str, ...] = ()
+    if distribution.endswith("normal"):
+        shape = ("mu", "sigma")
+    elif distribution.endswith("beta"):
+        shape = ("a", "b")
+    return (*shape, "q") if distribution.startswith("q_") else shape
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A named distribution.
+
+    Attributes:
+        name: with the names of the parameters around it: `optimizer.learning_rate`.
+        distribution: a key of `REQUIRED`.
+        settings: `min`, `max`, `values`, ..., defaults filled in.
+    """
+
+    name: str
+    distribution: str
+    settings: dict[str, Any]
+
+    @property
+    def flag(self) -> str:
+        """The name without those around it."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def varies(self) -> bool:
+        """Whether two runs can differ in it."""
+        return self.distribution != "constant"
+
+    def grid(self) -> list[Any]:
+        """All values, in W&B's order; equal ones once.
+
+        Raises:
+            UserError: the distribution has no finite list of values, in W&B's grid search either.
+        """
+        settings = self.settings
+        if self.distribution == "int_uniform":
+            return list(range(settings["min"], settings["max"] + 1))
+        if self.distribution == "q_uniform":
+            import numpy as np
+
+            return np.arange(settings["min"], settings["max"], settings["q"]).tolist()  # without max, as W&B does
+        if self.distribution not in _GRID:
+            raise UserError(
+                f"parameters.{self.name}: {self.distribution} has no grid (method grid: {', '.join(_GRID)})"
+            )
+        values = settings["values"] if self.varies else [settings["value"]]
+        return list({_identity(value): value for value in values}.values())
+
+    def quantile(self, share: float) -> Any:
+        """The value below which this share (0..1) of all draws lies; W&B's sampler draws the share evenly."""
+        from scipy import stats
+
+        settings, kind = self.settings, self.distribution.removeprefix("q_")
+        if kind == "constant":
+            return settings["value"]
+        if kind.startswith("categorical"):
+            values, shares = settings["values"], settings.get("probabilities")
+            reached = 0.0
+            for index, value in enumerate(values):
+                reached += shares[index] if shares else 1 / len(values)
+                if share < reached:
+                    return value
+            # Rounding may leave the sum of the shares below 1; the last value with any share is meant.
+            return next(values[i] for i in reversed(range(len(values))) if not shares or shares[i] > 0)
+        if kind == "int_uniform":
+            return min(settings["max"], settings["min"] + int(share * (settings["max"] - settings["min"] + 1)))
+        if kind == "normal":
+            value = stats.norm.ppf(share, loc=settings["mu"], scale=settings["sigma"])
+        elif kind == "log_normal":
+            value = stats.lognorm.ppf(share, s=settings["sigma"], scale=math.exp(settings["mu"]))
+        elif kind == "beta":
+            value = stats.beta.ppf(share, a=settings["a"], b=settings["b"])
+        else:
+            value = _between(kind, settings["min"], settings["max"], share)
+        return _rounded(float(value), settings["q"]) if self.distribution.startswith("q_") else float(value)
+
+    def extremes(self) -> list[Any]:
+        """Values that tell whether train.py takes what this can give: all of few, else the ends, else the middle."""
+        if self.distribution in ("categorical", "categorical_w_probabilities"):
+            return list(self.settings["values"])
+        ends = (0.0, 1.0) if "min" in self.settings else (0.5,)
+        return [self.quantile(share) for share in (ends if self.varies else ends[:1])]
+
+    def suggest(self, trial: Trial) -> Any:
+        """A value by the study's sampler. What Optuna has no distribution for is drawn as a share, 0..1."""
+        settings = self.settings
+        match self.distribution:
+            case "constant":
+                return settings["value"]
+            case "categorical":
+                values = {label(value): value for value in settings["values"]}
+                return values[trial.suggest_categorical(self.name, list(values))]
+            case "int_uniform":
+                return trial.suggest_int(self.name, settings["min"], settings["max"])
+            case "uniform":
+                return trial.suggest_float(self.name, settings["min"], settings["max"])
+            case "log_uniform_values":
+                return trial.suggest_float(self.name, settings["min"], settings["max"], log=True)
+            case _:
+                return self.quantile(trial.suggest_float(f"{self.name} (share)", _TAIL, 1 - _TAIL))
+
+
+def parse_parameter(name: str, content: dict[str, Any]) -> Parameter:
+    """Check one entry of a sweep's `parameters` and fill in what W&B would.
+
+    Raises:
+        UserError: names the setting that is wrong.
+    """
+    place = f"parameters.{name}"
+    distribution = content.get("distribution") or _implied(place, content)
+    if distribution not in REQUIRED:
+        raise UserError(f"{place}.distribution: {distribution} is unknown{nearest(str(distribution), REQUIRED)}")
+    settings = {key: value for key, value in content.items() if key != "distribution"}
+    known = (*REQUIRED[distribution], *optional_settings(distribution))
+    for key in settings:
+        if key not in known:
+            raise UserError(f"{place}.{key}: {distribution} has no such setting{nearest(str(key), known)}")
+    for key in REQUIRED[distribution]:
+        if key not in settings:
+            raise UserError(f"{place}.{key}: missing; {distribution} needs {' and '.join(REQUIRED[distribution])}")
+    settings = {key: _DEFAULTS[key] for key in optional_settings(distribution)} | settings
+    _check(place, distribution, settings)
+    return Parameter(name, distribution, settings)
+
+
+def _implied(place: str, content: dict[str, Any]) -> str:
+    if "value" in content:
+        return "constant"
+    if "values" in content:
+        return "categorical_w_probabilities" if "probabilities" in content else "categorical"
+    if "min" in content and "max" in content:
+        low, high = content["min"], content["max"]
+        if _is_integer(low) and _is_integer(high):
+            return "int_uniform"
+        if _is_integer(low) or _is_integer(high):
+            # The W&B client refuses this too: it says neither "whole numbers" nor "any numbers".
+            raise UserError(f"{place}: min and max must both be whole numbers or both have a decimal point")
+        return "uniform"
+    raise UserError(f"{place}: needs value, values, min and max, or a distribution")
+
+
+def _check(place: str, distribution: str, settings: dict[str, Any]) -> None:
+    for key in ("min", "max", *_DEFAULTS):
+        value = settings.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if isinstance(value, str) else ""
+            raise UserError(f"{place}.{key}: {value!r} is no number{hint}")
+        if distribution == "int_uniform" and not _is_integer(value):
+            raise UserError(f"{place}.{key}: {value!r} is no whole number")
+    if "min" in settings and settings["min"] >= settings["max"]:
+        raise UserError(f"{place}.min: {settings['min']} is not less than max {settings['max']}")
+    if distribution.endswith("_values") and settings["min"] <= 0:
+        raise UserError(f"{place}.min: {settings['min']} must be greater than 0")
+    for key, lowest in (
+        ("q", "greater than 0"),
+        ("sigma", "at least 0"),
+        ("a", "greater than 0"),
+        ("b", "greater than 0"),
+    ):
+        if settings.get(key, 1) < 0 or (settings.get(key, 1) == 0 and key != "sigma"):
+            raise UserError(f"{place}.{key}: {settings[key]} must be {lowest}")
+    for key in ("values", "probabilities"):
+        if key in settings and (not isinstance(settings[key], list) or not settings[key]):
+            raise UserError(f"{place}.{key}: must be a list with at least one entry")
+    if "probabilities" in settings:
+        shares = settings["probabilities"]
+        if len(shares) != len(settings["values"]):
+            raise UserError(f"{place}.probabilities: {len(shares)} for {len(settings['values'])} values")
+        if any(isinstance(share, bool) or not isinstance(share, (int, float)) or share < 0 for share in shares):
+            raise UserError(f"{place}.probabilities: must be numbers from 0 on")
+        if not math.isclose(sum(shares), 1, rel_tol=1e-5, abs_tol=1e-8):
+            raise UserError(f"{place}.probabilities: add up to {sum(shares):g}, not to 1")
+
+
+def _between(kind: str, low: float, high: float, share: float) -> float:
+    """Quantiles of what has two ends. `log_uniform` names exponents of e, `log_uniform_values` the values."""
+    if kind == "uniform":
+        return low + share * (high - low)
+    exponents: Callable[[float], float] = math.log if kind.endswith("_values") else float
+    first, last = exponents(low), exponents(high)
+    if kind == "inv_log_uniform":  # log(1 / x) is even between min and max
+        first, last = -last, -first
+    value = math.exp(first + share * (last - first))
+    return min(max(value, low), high) if kind.endswith("_values") else value  # exp(log(x)) may miss x by a bit
+
+
+def _rounded(value: float, q: float) -> float:
+    """The nearest multiple of q, whole when q is."""
+    multiple = round(value / q) * q
+    return int(multiple) if isinstance(q, int) else multiple
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _identity(value: Any) -> str:
+    # 3.0 and 3 are one value to W&B, True and 1 are two.
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
+
+
+def label(value: Any) -> str | int | float | None:
+    """What the study calls a value: itself, or JSON for lists, mappings and truth values (to Python, True is 1)."""
+    if isinstance(value, bool) or not (value is None or isinstance(value, (str, int, float))):
+        return json.dumps(value, sort_keys=True)
+    return value

@@ -1,0 +1,258 @@
+"""The study: which run comes next, how the finished ones did, all of it in one SQLite file.
+
+Whoever opens the same folder works on the same study, one after the other or at once. A trial is in somebody's hands
+as long as a lock on its file is held; the lock goes with the processes that hold it, so a trial that the study calls
+running but that nobody holds was cut off, and the next one to look takes it up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from peftlib.errors import UserError
+from peftlib.files import write_json
+from peftlib.sweeps.config import Sweep
+from peftlib.sweeps.parameters import label
+
+_CUT_OFF_LIMIT = 3  # times that a run may be cut off from outside before it counts as failed
+_OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass
+class Claim:
+    """A trial in this process's hands.
+
+    Attributes:
+        values: parameter's name -> its value.
+        lock: held by this process and the run's launcher.
+        taken_up: whether it was begun before and cut off.
+        seen: iterations that the study has heard of.
+    """
+
+    trial: Trial
+    values: dict[str, Any]
+    lock: TextIO
+    taken_up: bool
+    seen: int
+
+    @property
+    def number(self) -> int:
+        return self.trial.number
+
+
+class Search:
+    """The sweep's study in `folder`, made when it is not there.
+
+    Args:
+        seed: of the random draws. A trial's draw depends on the seed, its number and, with bayes, on what is finished
+            by then; never on how often the sweep was stopped.
+        parallel: whether runs overlap, so that bayes keeps away from where others are trying.
+
+    Raises:
+        UserError: the folder holds another sweep, or cannot be written.
+    """
+
+    def __init__(self, sweep: Sweep, folder: Path, seed: int = 0, *, parallel: bool = False) -> None:
+        self.sweep, self.folder = sweep, folder
+        self._seed, self._parallel = seed, parallel
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        try:
+            (folder / "runs").mkdir(parents=True, exist_ok=True)
+            (folder / "locks").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--sweep_dir {folder}: cannot be written ({error.strerror})") from error
+        with self._alone():
+            self._same_sweep()
+            storage = RDBStorage(
+                f"sqlite:///{(folder / 'study.db').absolute()}", engine_kwargs={"connect_args": {"timeout": 60}}
+            )
+            self.study = optuna.create_study(
+                storage=storage,
+                study_name="sweep",
+                direction="maximize" if sweep.maximize else "minimize",
+                load_if_exists=True,
+                pruner=self._pruner(),
+                sampler=self._sampler(0),
+            )
+            if "id" not in self.study.user_attrs:
+                self.study.set_user_attr("id", f"{sweep.name}-{uuid.uuid4().hex[:8]}")
+        self.id: str = self.study.user_attrs["id"]
+
+    def run_folder(self, number: int) -> Path:
+        """Where the run of a trial writes; its log is beside it, with `.log` behind the name."""
+        return self.folder / "runs" / f"{number:04d}"
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials so far, in order."""
+        return self.study.get_trials(deepcopy=False)
+
+    def claim(self) -> Claim | None:
+        """Take the next trial: one that was cut off, else a new one; None when there is none now.
+
+        None is not the end while `unfinished`: what others are running may be cut off.
+        """
+        with self._alone():
+            trials = self.trials()
+            for frozen in trials:
+                if frozen.state == TrialState.RUNNING and (lock := self._lock(frozen.number)):
+                    return self._taken(Trial(self.study, frozen._trial_id), lock, taken_up=True)
+            if not any(frozen.state == TrialState.WAITING for frozen in trials):
+                if self._enough(trials):
+                    return None
+                if self.sweep.method == "grid":
+                    # Optuna's GridSampler shuffles, and gives two workers the same point. A trial's number is its
+                    # index in the grid, so the queue never holds more than the one point that is asked for next.
+                    point = self.sweep.grid_point(len(trials))
+                    self.study.enqueue_trial({name: label(value) for name, value in point.items()})
+            trial = self.study.ask()
+            lock = self._lock(trial.number)
+            if lock is None:
+                raise UserError(f"--sweep_dir {self.folder}: trial {trial.number} is locked by another sweep")
+            return self._taken(trial, lock, taken_up=False)
+
+    def unfinished(self) -> bool:
+        """Whether any trial is neither over nor yet to be made."""
+        return any(frozen.state not in _OVER for frozen in self.trials())
+
+    def report(self, claim: Claim, values: list[float]) -> bool:
+        """Tell of all evaluations of a run so far; returns whether it should be stopped for a new one."""
+        if self.sweep.hyperband is None:
+            return False
+        fresh = range(claim.seen, len(values))
+        for index in fresh:
+            claim.trial.report(values[index], index + 1)
+            claim.seen = index + 1
+            if claim.trial.should_prune():
+                claim.trial.set_user_attr("stopped_at", index + 1)
+                return True
+        return False
+
+    def complete(self, claim: Claim, value: float) -> None:
+        """The run has ended well with this value of the metric."""
+        self._tell(claim, TrialState.COMPLETE, value)
+
+    def stopped_early(self, claim: Claim) -> None:
+        """The run was stopped because `report` said so."""
+        self._tell(claim, TrialState.PRUNED)
+
+    def fail(self, claim: Claim, reason: str, tail: str = "") -> None:
+        """The run went wrong; the reason in one line, and the end of its log."""
+        claim.trial.set_user_attr("error", reason)
+        claim.trial.set_user_attr("log_tail", tail)
+        self._tell(claim, TrialState.FAIL)
+
+    def release(self, claim: Claim, *, blameless: bool) -> bool:
+        """Leave a run that was cut off to whoever looks next.
+
+        Args:
+            blameless: this sweep itself has cut it off, which does not count.
+
+        Returns:
+            False when it has been cut off too often; then nothing was done.
+        """
+        times = claim.trial.user_attrs.get("cut_off", 0) + (not blameless)
+        if times > _CUT_OFF_LIMIT:
+            return False
+        claim.trial.set_user_attr("cut_off", times)
+        claim.lock.close()
+        return True
+
+    def ranked(self) -> list[FrozenTrial]:
+        """Finished trials, the best first, then those stopped early, then the failed ones."""
+        order = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        sign = -1 if self.sweep.maximize else 1
+
+        def place(trial: FrozenTrial) -> tuple[int, float, int]:
+            return order.index(trial.state), sign * (trial.value if trial.value is not None else 0.0), trial.number
+
+        return sorted((trial for trial in self.trials() if trial.state in _OVER), key=place)
+
+    def _taken(self, trial: Trial, lock: TextIO, *, taken_up: bool) -> Claim:
+        self.study.sampler = self._sampler(trial.number)
+        if self.sweep.method == "grid":
+            values = self.sweep.grid_point(trial.number)
+            for parameter in self.sweep.parameters:
+                if parameter.varies:  # for whoever opens the study with Optuna's own tools
+                    trial.suggest_categorical(parameter.name, [label(value) for value in parameter.grid()])
+        else:
+            values = {parameter.name: parameter.suggest(trial) for parameter in self.sweep.parameters}
+        if "values" not in trial.user_attrs:
+            trial.set_user_attr("values", values)
+        seen = max(self.trials()[trial.number].intermediate_values, default=0)
+        return Claim(trial, values, lock, taken_up, seen)
+
+    def _enough(self, trials: list[FrozenTrial]) -> bool:
+        size, target = self.sweep.size, self.sweep.target
+        if size is not None and len(trials) >= size:
+            return True
+        values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+        return target is not None and any(
+            value >= target if self.sweep.maximize else value <= target for value in values
+        )
+
+    def _tell(self, claim: Claim, state: TrialState, value: float | None = None) -> None:
+        self.study.tell(claim.trial, value, state=state)
+        claim.lock.close()
+
+    def _sampler(self, number: int) -> BaseSampler:
+        # A new one for each trial: a sampler that lived on would begin its draws anew after every restart.
+        seed = (self._seed * 1_000_003 + number) % 2**32
+        if self.sweep.method == "bayes":
+            return TPESampler(seed=seed, constant_liar=self._parallel)
+        return RandomSampler(seed=seed)
+
+    def _pruner(self) -> BasePruner:
+        settings = self.sweep.hyperband
+        if settings is None:
+            return NopPruner()
+        return HyperbandPruner(settings.first, settings.last or "auto", settings.factor)
+
+    def _same_sweep(self) -> None:
+        """Keep the file's content on the first call; refuse another one later. `run_cap` may be raised."""
+        path = self.folder / "sweep.json"
+        now = {key: value for key, value in self.sweep.content.items() if key not in ("run_cap", "description")}
+        now |= {"seed": self._seed}
+        now = json.loads(json.dumps(now))
+        if not path.exists():
+            write_json(path, now)
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                raise UserError(f"--sweep_dir {self.folder}: holds a sweep with another {key}; name another folder")
+
+    def _lock(self, number: int) -> TextIO | None:
+        return try_lock(self.folder / "locks" / f"{number:04d}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time, on all machines that see the folder."""
+        with (self.folder / "locks" / "study").open("a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def try_lock(path: Path) -> TextIO | None:
+    """Lock a file without waiting; None when another process holds it."""
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file

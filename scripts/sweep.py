@@ -1,0 +1,42 @@
+"""Run a W&B sweep's YAML on this machine, without an account.
+
+    python scripts/sweep.py scripts/sweeps/quick.yaml
+    python scripts/sweep.py scripts/sweeps/report_grid.yaml --dry_run
+    python scripts/sweep.py scripts/sweeps/rate_search.yaml --workers 2 --sweep_dir outputs/sweeps/rates
+
+Stop it at any moment and give the same command again: it goes on. With an account, `wandb sweep FILE` and
+`wandb agent ID` run the same file.
+"""
+
+from pathlib import Path
+
+from peftlib import cli
+from peftlib.arguments import parse_sweep_arguments, parse_train_arguments, train_parser
+from peftlib.sweeps.config import load_sweep
+
+
+def main() -> None:
+    # ── The sweep, checked before anything starts ────────────────────────────────────────────────────────────
+    file, args = parse_sweep_arguments()
+    sweep = load_sweep(file, train_parser().flags(), parse_train_arguments)
+
+    # ── Its runs, shown ──────────────────────────────────────────────────────────────────────────────────────
+    if args.dry_run:
+        from peftlib.sweeps.preview import preview
+
+        preview(sweep)
+        return
+
+    # ── Its runs, run ────────────────────────────────────────────────────────────────────────────────────────
+    # Imported below the checks, so that a wrong file is answered before Optuna and W&B are loaded.
+    from peftlib.sweeps.console import SweepConsole
+    from peftlib.sweeps.loop import run_sweep
+    from peftlib.sweeps.search import Search
+
+    folder = Path(args.sweep_dir) if args.sweep_dir else sweep.default_folder
+    search = Search(sweep, folder, args.seed, parallel=args.workers > 1)
+    run_sweep(search, SweepConsole(), args.workers, args.count)
+
+
+if __name__ == "__main__":
+    cli.run(main)

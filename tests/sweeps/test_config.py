@@ -1,0 +1,157 @@
+"""Sweep files: W&B's format, its order of a grid, train.py's flags; and the files that are shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from peftlib.arguments import parse_train_arguments, train_parser
+from peftlib.errors import UserError
+from peftlib.sweeps.config import Sweep, load_sweep
+from tests.conftest import ROOT
+
+SHIPPED = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))
+_GOOD = {
+    "program": "scripts/train.py",
+    "method": "grid",
+    "metric": {"name": "eval/accuracy", "goal": "maximize"},
+    "parameters": {"lora_r": {"values": [4, 8]}},
+}
+
+
+def load(folder: Path, **changes: Any) -> Sweep:
+    content = {key: value for key, value in {**_GOOD, **changes}.items() if value is not None}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return load_sweep(folder / "sweep.yaml", train_parser().flags(), parse_train_arguments)
+
+
+def shipped(path: Path) -> Sweep:
+    return load_sweep(path, train_parser().flags(), parse_train_arguments)
+
+
+def of_wandb(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every run of a grid by W&B's own search, as the values that its agent is given."""
+    search = pytest.importorskip("sweeps.grid_search", reason="W&B's own search (pip install --no-deps sweeps)")
+    runs = search.grid_search_next_runs([], content, n=1000)
+    return [{name: entry["value"] for name, entry in run.config.items()} for run in runs if run is not None]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"seed": {"values": [2, 1]}, "lora_r": {"values": [8, 4, 16]}, "method": {"value": "lora"}},
+        {"seed": {"min": 1, "max": 3}, "warmup_ratio": {"distribution": "q_uniform", "min": 0.0, "max": 0.3, "q": 0.1}},
+        {"z": {"parameters": {"seed": {"values": [1, 2]}, "lora_r": {"values": [1, 2]}}}, "use_dora": {"value": False}},
+        {"p": {"values": [{"method": "bitfit"}, {"method": "lora", "lora_r": 2}]}, "max_length": {"min": 8, "max": 9}},
+        {"lora_r": {"values": [4, 4, 8]}, "seed": {"value": 3}},
+    ],
+)  # fmt: skip
+def test_a_grid_has_wandb_s_runs_in_wandb_s_order(tmp_path, parameters):
+    sweep = load(tmp_path, parameters=parameters)
+    expected = of_wandb(sweep.content)
+    assert [sweep.flags(point) for point in sweep.grid()] == [sweep.flags(point) for point in expected]
+    assert sweep.size == len(expected)
+
+
+def test_the_last_parameter_by_name_varies_fastest(tmp_path):
+    sweep = load(tmp_path, parameters={"seed": {"values": [2, 1]}, "lora_r": {"values": [8, 4]}})
+    assert list(sweep.grid()) == [
+        {"lora_r": 8, "seed": 2}, {"lora_r": 8, "seed": 1}, {"lora_r": 4, "seed": 2}, {"lora_r": 4, "seed": 1},
+    ]  # fmt: skip
+
+
+def test_run_cap_cuts_a_grid(tmp_path):
+    assert load(tmp_path, run_cap=1).size == 1
+
+
+def test_nested_names_lose_their_group_and_mappings_are_several_flags(tmp_path):
+    parameters = {
+        "a": {"parameters": {"b": {"parameters": {"seed": {"value": 7}}}}},
+        "s": {"value": {"method": "lora"}},
+    }
+    sweep = load(tmp_path, parameters=parameters)
+    assert [sweep.flags(point) for point in sweep.grid()] == [{"seed": 7, "method": "lora"}]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_file_is_valid_to_wandb_itself(path):
+    config = pytest.importorskip("sweeps.config", reason="W&B's own schema (pip install --no-deps sweeps)")
+    assert config.schema_violations_from_proposed_config(yaml.safe_load(path.read_text())) == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_file_gives_flags_that_train_py_takes_from_wandb_s_agent(path):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    sweep = shipped(path)
+    assert sweep.program == "scripts/train.py"
+    assert sweep.command == ("${env}", "accelerate", "launch", "${program}", "${args}")
+    if sweep.method == "grid":
+        points = of_wandb(sweep.content)
+    else:
+        random = pytest.importorskip("sweeps.random_search")
+        run = random.random_search_next_runs({**sweep.content, "method": "random"}, n=1)[0]
+        points = [{name: entry["value"] for name, entry in run.config.items()}]
+    for point in points:
+        words = create_sweep_command_args({"args": {name: {"value": value} for name, value in point.items()}})["args"]
+        flat, flags = parse_train_arguments(words).flat(), sweep.flags(point)
+        assert {name: flat.get(name) for name in flags} == flags
+
+
+def test_the_files_that_the_readme_names_are_shipped():
+    names = {path.stem for path in SHIPPED}
+    assert names == {"quick", "rank_ablation", "rate_search", "report_grid", "seeds"}
+    runs = [sweep_flags["task_name"] for sweep_flags in map(shipped(SHIPPED[3]).flags, shipped(SHIPPED[3]).grid())]
+    assert len(runs) == 8 and set(runs) == {"mrpc", "sst2"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "gird"}, "method: gird is unknown; did you mean grid? (known: grid, random, bayes)"),
+        ({"method": "custom"}, "method: custom is unknown"),
+        ({"metod": "grid"}, "metod: no key of a sweep; did you mean method?"),
+        ({"program": None}, "program: missing"),
+        ({"metric": None}, "metric: missing"),
+        ({"metric": {"goal": "maximize"}}, "metric.name: missing"),
+        ({"metric": {"name": "x", "goal": "max"}}, "metric.goal: max is unknown; did you mean maximize?"),
+        ({"metric": {"nam": "x"}}, "metric.nam: no such key; did you mean name?"),
+        ({"run_cap": 0}, "run_cap: 0 must be a whole number from 1 on"),
+        ({"command": ["python", "${program}"]}, "command: has no ${args}"),
+        ({"controller": {"type": "local"}}, "controller: is for W&B's server alone"),
+        ({"early_terminate": {"type": "median"}}, "early_terminate.type: median is unknown (known: hyperband)"),
+        ({"early_terminate": {"type": "hyperband"}}, "early_terminate.min_iter: missing; or give max_iter and s"),
+        ({"early_terminate": {"type": "hyperband", "max_iter": 9}}, "early_terminate.s: missing"),
+        ({"parameters": {}}, "parameters: must be a mapping"),
+        ({"parameters": {"lora_r": 8}}, "parameters.lora_r: must be a mapping such as {value: 8}"),
+        ({"parameters": {"lora_rr": {"value": 8}}}, "parameters.lora_rr: train.py has no --lora_rr; did you"),
+        ({"parameters": {"g": {"value": {"lora_x": 8}}}}, "parameters.g: train.py has no --lora_x; did you mean"),
+        ({"parameters": {"lora_r": {"values": [8, 2.5]}}}, "parameters.lora_r: --lora_r: invalid int value: '2.5'"),
+        ({"parameters": {"method": {"values": ["lora", "bitfitt"]}}}, "parameters.method: --method bitfitt: unkn"),
+        ({"parameters": {"output_dir": {"value": "x"}}}, "parameters.output_dir: --output_dir is given by the sweep"),
+        ({"parameters": {"seed": {"value": 1}, "a": {"value": {"seed": 2}}}}, "parameters.seed: --seed is set by "),
+        ({"parameters": {"seed": {"distribution": "normal"}}}, "parameters.seed: normal has no grid"),
+        ({"method": "random", "parameters": {"lora_dropout": {"min": 0.0, "max": 2.0}}}, "parameters.lora_dropout: "),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_answered_with_the_key(tmp_path, changes, message):
+    with pytest.raises(UserError) as error:
+        load(tmp_path, **changes)
+    assert str(error.value).startswith(f"{tmp_path / 'sweep.yaml'}: {message}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1", "", "\x00"])
+def test_no_yaml_or_no_mapping_is_one_line(tmp_path, text):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_sweep(tmp_path / "s.yaml", [], print)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
+        load_sweep(tmp_path / "nowhere.yaml", [], print)

@@ -1,0 +1,157 @@
+"""The sweep around runs of a small program that writes a training's files and takes its signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import pytest
+import yaml
+
+from peftlib.errors import RunError, UserError
+from peftlib.sweeps.config import load_sweep
+from peftlib.sweeps.console import SweepConsole
+from peftlib.sweeps.loop import Stopped, run_sweep
+from peftlib.sweeps.search import Search
+
+# --seed 0 is the best run, each further one worse; it logs --max_train_steps evaluations.
+_PROGRAM = """
+import json, pathlib, signal, sys, time
+flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+out = pathlib.Path(flags["output_dir"])
+out.mkdir(exist_ok=True)
+def say(status, **facts):
+    (out / "run.json").write_text(json.dumps({"status": status, **facts}))
+def stop(*_):
+    (out / "checkpoints").mkdir(exist_ok=True)
+    say("interrupted")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+say("running")
+seed = int(flags["seed"])
+if seed == 13:
+    print("error: unlucky")
+    sys.exit(2)
+with (out / "metrics.jsonl").open("w") as log:
+    for step in range(int(flags["max_train_steps"])):
+        print(json.dumps({"step": step, "eval/accuracy": 1 - seed / 10, "eval/loss": seed}), file=log, flush=True)
+        time.sleep(float(flags.get("learning_rate", 0)))
+say("finished")
+"""
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    """Opens the study of a sweep over this program, in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("peftlib.sweeps.loop._PAUSE", 0.05)
+
+    def make(seeds: list[int], steps: int = 2, pause: float = 0.0, **changes: Any) -> Search:
+        (tmp_path / "program.py").write_text(_PROGRAM)
+        content = {
+            "program": "program.py", "method": "grid", "metric": {"name": "eval/accuracy", "goal": "maximize"},
+            "parameters": {"seed": {"values": seeds}, "max_train_steps": {"value": steps},
+                           "learning_rate": {"value": pause}},
+        }  # fmt: skip
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**content, **changes}))
+        known = ["--seed", "--max_train_steps", "--learning_rate"]
+        return Search(load_sweep(tmp_path / "sweep.yaml", known, lambda words: None), tmp_path / "study")
+
+    return make
+
+
+def states(search: Search) -> list[str]:
+    return [trial.state.name for trial in search.trials()]
+
+
+def test_a_crash_is_recorded_and_the_sweep_goes_on(search, capsys):
+    opened = search([2, 13, 1])
+    run_sweep(opened, SweepConsole())
+    assert states(opened) == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert opened.trials()[1].user_attrs["error"] == "unlucky (exit status 2)"
+    assert opened.trials()[1].user_attrs["log_tail"] == "error: unlucky"
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split() for line in lines if line.startswith(("1 ", "2 ", "3 "))]
+    assert [" ".join(row) for row in table] == ["1 2 finished 0.9000 1", "2 0 finished 0.8000 2", "3 1 failed 13"]
+    assert lines[-2].startswith("run 1 failed: unlucky (exit status 2); ") and lines[-2].endswith("0001.log")
+    assert lines[-1] == f"best: eval/accuracy 0.9000, in {opened.run_folder(2)}"
+
+
+def test_workers_overlap_and_count_ends_the_call(search):
+    opened = search([1, 2, 3], steps=6, pause=0.1)
+    run_sweep(opened, SweepConsole(), workers=2, count=2)
+    first, second = opened.trials()
+    assert first.state.name == second.state.name == "COMPLETE"
+    assert second.datetime_start < first.datetime_complete
+    run_sweep(opened, SweepConsole())
+    assert states(opened) == ["COMPLETE"] * 3
+
+
+def test_hyperband_stops_a_bad_run_for_good(search):
+    early = {"type": "hyperband", "max_iter": 27, "s": 1, "eta": 27}
+    opened = search([0, 5], steps=27, pause=0.1, early_terminate=early)
+    run_sweep(opened, SweepConsole())
+    assert states(opened) == ["COMPLETE", "PRUNED"]
+    assert opened.trials()[1].user_attrs["stopped_at"] == 1
+    assert not (opened.run_folder(1) / "checkpoints").exists()
+
+
+def test_a_run_that_ended_while_nobody_looked_is_not_repeated(search):
+    opened = search([1, 13])
+    claims = [opened.claim(), opened.claim()]
+    for claim in claims:
+        folder = opened.run_folder(claim.number)
+        folder.mkdir()
+        done = claim.number == 0
+        (folder / "run.json").write_text('{"status": "finished"}' if done else '{"status": "failed", "error": "odd"}')
+        (folder / "metrics.jsonl").write_text('{"step": 1, "eval/accuracy": 0.25}\n')
+        (folder.parent / f"{folder.name}.log").write_text("")
+    for claim in claims:
+        claim.lock.close()
+    again = search([1, 13])
+    run_sweep(again, SweepConsole())
+    assert again.trials()[0].value == 0.25 and again.trials()[1].user_attrs["error"] == "odd"
+    assert (again.run_folder(0) / "metrics.jsonl").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_runs_and_the_next_call_goes_on(search, number):
+    opened = search([1, 2], steps=40, pause=0.1)
+
+    def send() -> None:
+        os.kill(os.getpid(), number)
+
+    timer = threading.Timer(2, send)
+    timer.start()
+    with pytest.raises(Stopped, match="the same command goes on") as stopped:
+        run_sweep(opened, SweepConsole())
+    timer.join()
+    assert stopped.value.status == 128 + number
+    assert states(opened) == ["RUNNING"]
+    assert "interrupted" in (opened.run_folder(0) / "run.json").read_text()
+    run_sweep(search([1, 2], steps=40, pause=0.1), SweepConsole(), workers=2)
+    assert states(opened) == ["COMPLETE", "COMPLETE"]
+
+
+def test_a_metric_that_is_never_logged_is_a_failure_with_the_nearest_name(search):
+    opened = search([1], metric={"name": "eval/acuracy"})
+    with pytest.raises(RunError, match="no run has ended well"):
+        run_sweep(opened, SweepConsole())
+    assert "has not logged eval/acuracy; did you mean eval/accuracy?" in opened.trials()[0].user_attrs["error"]
+
+
+def test_a_program_that_is_not_here_is_named_before_anything_starts(search):
+    with pytest.raises(UserError, match=r"program: elsewhere\.py is not below"):
+        run_sweep(search([1], program="elsewhere.py"), SweepConsole())
+
+
+def test_a_terminal_gets_a_live_table(search, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "150")
+    opened = search([1, 2], steps=5, pause=0.1)
+    run_sweep(opened, SweepConsole())
+    out = capsys.readouterr().out
+    assert "0 of 2 runs over" in out and "1 of 2 runs over" in out and "best eval/accuracy 0.9000 (run 0)" in out
+    assert "running" in out and "ranking" in out and "min left" in out

@@ -1,0 +1,156 @@
+"""A run's command, its files, and its processes; the real training is in tests/test_scripts/test_sweep.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from peftlib.sweeps.config import Sweep, load_sweep
+from peftlib.sweeps.run import Run, expand, in_use, logged_in, reason_of, tail_of
+from peftlib.sweeps.search import try_lock
+
+
+def sweep_of(folder: Path, program: str = "train.py", command: list[str] | None = None) -> Sweep:
+    content = {
+        "program": program, "method": "grid", "metric": {"name": "m"}, "parameters": {"seed": {"value": 1}},
+        "command": command or ["${env}", "${interpreter}", "${program}", "${args}"], "project": "a-project",
+    }  # fmt: skip
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
+    return load_sweep(folder / "sweep.yaml", ["--seed"], lambda words: None)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["${env}", "accelerate", "launch", "${program}", "${args}"],
+         ["/usr/bin/env", "accelerate", "launch", "p.py", "--lora_r=8", "--use_dora=False"]),
+        (["${interpreter}", "${program}", "${args_no_boolean_flags}"], ["python", "p.py", "--lora_r=8"]),
+        (["${program}", "${args_no_equals}"], ["p.py", "--lora_r", "8", "--use_dora", "False"]),
+        (["nice", "-n", "${envvar:NICENESS}", "${program}", "${args}"],
+         ["nice", "-n", "5", "p.py", "--lora_r=8", "--use_dora=False"]),
+    ],
+)  # fmt: skip
+def test_a_command_is_filled_in_as_wandb_s_agent_does(tmp_path, monkeypatch, words, expected):
+    monkeypatch.setenv("NICENESS", "5")
+    assert expand(sweep_of(tmp_path, "p.py", words), {"lora_r": 8, "use_dora": False}, tmp_path / "0") == expected
+
+
+def test_arguments_in_a_file_lie_beside_the_run(tmp_path):
+    sweep = sweep_of(tmp_path, command=["${program}", "${args_json_file}"])
+    _, path = expand(sweep, {"seed": 1}, tmp_path / "0003")
+    assert json.loads(Path(path).read_text()) == {"seed": 1}
+
+
+def start(folder: Path, script: str) -> Run:
+    """A run of a small program that writes what a training writes."""
+    opening = f"import os, pathlib, sys, time\nout = pathlib.Path({str(folder / '0')!r})\nout.mkdir(exist_ok=True)\n"
+    (folder / "program.py").write_text(opening + script)
+    lock = try_lock(folder / "lock")
+    assert lock is not None
+    run = Run(sweep_of(folder, str(folder / "program.py")), {"seed": 1}, folder / "0", lock, ("s-1", 4))
+    lock.close()  # as if the sweep had died: the run's processes hold it
+    return run
+
+
+def ended(run: Run, seconds: float = 30) -> int:
+    deadline = time.monotonic() + seconds
+    while (status := run.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return status
+
+
+def test_a_run_is_told_where_it_belongs_and_holds_its_trial(tmp_path):
+    names = ("PEFTLIB_SWEEP_ID", "PEFTLIB_TRIAL", "WANDB_PROJECT")
+    run = start(
+        tmp_path,
+        f"print(*[os.environ[name] for name in {names}], sys.argv[1:], flush=True)\n"
+        "sys.stdin.read()\ntime.sleep(0.5)\nsys.exit(3)",
+    )
+    assert try_lock(tmp_path / "lock") is None
+    assert ended(run) == 3
+    assert try_lock(tmp_path / "lock") is not None
+    words = ["--seed=1", f"--output_dir={tmp_path / '0'}", "--resume_from_checkpoint=auto"]
+    assert tail_of(tmp_path / "0") == f"s-1 4 a-project {words}"
+    assert reason_of(tmp_path / "0", 3) == "exit status 3"
+
+
+def test_metrics_are_read_while_they_are_written_whole_lines_only(tmp_path):
+    (tmp_path / "0").mkdir()
+    path = tmp_path / "0" / "metrics.jsonl"
+    path.write_text('{"step": 1, "m": 0.5}\n{"step": 2, "m": null}\n{"step": 3, "other": 1}\n{"step": 4, "m"')
+    run = start(tmp_path, "time.sleep(20)")
+    assert run.poll() is None and run.values == [0.5] and run.steps == 3
+    with path.open("a") as file:
+        file.write(': 0.75}\n{"step": 5, "m": 1}\n')
+    run.poll()
+    assert run.values == [0.5, 0.75, 1.0] and run.steps == 5
+    path.write_text('{"step": 1, "m": 0.25}\n')  # gone on from an earlier checkpoint
+    run.poll()
+    assert run.values == [0.25]
+    run.stop()
+    assert ended(run) == -signal.SIGTERM
+    assert logged_in(tmp_path / "0") == {"step": [1.0], "m": [0.25]}
+
+
+def test_a_run_lasts_as_long_as_any_process_writes_into_its_folder(tmp_path):
+    script = """
+import fcntl, signal, subprocess
+if os.fork():
+    time.sleep(30)
+lock = open(out / ".lock", "a"); fcntl.flock(lock, fcntl.LOCK_EX)
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.7), (out / "saved").touch(), sys.exit(143)))
+(out / "ready").touch()
+time.sleep(30)
+"""
+    run = start(tmp_path, script)
+    while not (tmp_path / "0" / "ready").exists():
+        time.sleep(0.02)
+    assert in_use(tmp_path / "0")
+    run.stop()
+    assert ended(run) == -signal.SIGTERM and (tmp_path / "0" / "saved").exists()
+
+
+def test_the_reason_is_the_run_s_own_word(tmp_path):
+    (tmp_path / "0.log").write_text("noise\nerror: --data_dir x: is missing\nTraceback\n")
+    assert reason_of(tmp_path / "0", 1) == "--data_dir x: is missing (exit status 1)"
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "run.json").write_text('{"status": "failed", "error": "the loss is nan"}')
+    assert reason_of(tmp_path / "0", 1) == "the loss is nan (exit status 1)"
+    (tmp_path / "0" / "run.json").write_text('{"status": "running"}')
+    (tmp_path / "0.log").write_text("")
+    assert reason_of(tmp_path / "0", -9) == "killed by SIGKILL"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+@pytest.mark.parametrize(("sweep", "lives"), [("s1", False), ("", True)])
+def test_inside_a_sweep_a_training_ends_with_its_launcher(tmp_path, sweep, lives):
+    inner = (
+        "import time; from peftlib.processes import end_with_launcher\n"
+        "end_with_launcher(); print('ready', flush=True); time.sleep(60)"
+    )
+    outer = (
+        "import subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {inner!r}]); print(child.pid, flush=True); child.wait()"
+    )
+    environment = {**os.environ, "WANDB_SWEEP_ID": sweep}
+    launcher = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True, env=environment)
+    assert launcher.stdout is not None
+    child = int(launcher.stdout.readline())
+    assert launcher.stdout.readline() == "ready\n"
+    launcher.kill()
+    launcher.wait()
+    time.sleep(0.5)
+    state = Path(f"/proc/{child}/stat")
+    alive = state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+    if alive:
+        os.kill(child, signal.SIGKILL)
+    assert alive == lives

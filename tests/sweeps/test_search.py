@@ -1,0 +1,193 @@
+"""The study: its order, its seeds, and what becomes of trials whose holder died."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from peftlib.arguments import train_parser
+from peftlib.errors import UserError
+from peftlib.sweeps.config import load_sweep
+from peftlib.sweeps.search import Claim, Search
+
+_RATE = {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1}
+
+
+@pytest.fixture
+def search(tmp_path):
+    """Opens the study in the test's folder, as another process would."""
+
+    def make(**changes: Any) -> Search:
+        content = {
+            "program": "train.py", "method": "grid", "metric": {"name": "eval/accuracy", "goal": "maximize"},
+            "parameters": {"lora_r": {"values": [4, 8]}, "use_dora": {"values": [True, False]}},
+        }  # fmt: skip
+        seed = changes.pop("seed_of_search", 0)
+        file = tmp_path / "sweep.yaml"
+        file.write_text(yaml.safe_dump({**content, **changes}))
+        return Search(load_sweep(file, train_parser().flags(), lambda words: None), tmp_path / "study", seed)
+
+    return make
+
+
+def die(claim: Claim) -> None:
+    """What the operating system does for a process that is killed."""
+    claim.lock.close()
+
+
+def take(search: Search) -> Claim:
+    claim = search.claim()
+    assert claim is not None
+    return claim
+
+
+def states(search: Search) -> list[str]:
+    return [trial.state.name for trial in search.trials()]
+
+
+def test_two_sweeps_share_a_grid_in_order_and_neither_repeats(search):
+    one, two = search(), search()
+    claims = [take(one), take(two), take(one), take(two)]
+    assert [(c.number, c.values) for c in claims] == list(enumerate(one.sweep.grid()))
+    assert one.claim() is None and one.unfinished()
+    for claim in claims:
+        one.complete(claim, 0.5)
+    assert two.claim() is None and not two.unfinished()
+
+
+def test_what_nobody_holds_is_taken_up_and_what_is_over_is_not(search):
+    first = search()
+    done, failed, held, cut = (take(first) for _ in range(4))
+    first.complete(done, 0.5)
+    first.fail(failed, "no memory", "the log")
+    die(cut)
+    second = search()
+    again = take(second)
+    assert (again.number, again.values, again.taken_up) == (cut.number, cut.values, True)
+    assert second.claim() is None  # the third is still held
+    die(held)
+    assert take(second).number == held.number
+    assert states(second) == ["COMPLETE", "FAIL", "RUNNING", "RUNNING"]
+    assert second.trials()[1].user_attrs["error"] == "no memory"
+
+
+def test_a_trial_queued_by_a_process_that_died_is_the_next_one(search):
+    first = search()
+    first.study.enqueue_trial({"lora_r": 4, "use_dora": "true"})
+    assert take(search()).values == {"lora_r": 4, "use_dora": True}
+    assert len(first.trials()) == 1
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_draws_depend_on_seed_and_number_not_on_interruptions(search, tmp_path, method):
+    changes = {"method": method, "run_cap": 4, "parameters": {"learning_rate": _RATE, "lora_r": {"min": 1, "max": 64}}}
+    drawn = []
+    for _ in range(4):
+        opened = search(**changes)
+        claim = take(opened)
+        drawn.append(claim.values)
+        if claim.number == 2:  # killed before it was told; the next process draws the same
+            die(claim)
+            opened = search(**changes)
+            claim = take(opened)
+            assert claim.values == drawn[2] and claim.taken_up
+        opened.complete(claim, claim.values["learning_rate"])
+    assert search(**changes).claim() is None  # run_cap
+    assert len({values["learning_rate"] for values in drawn}) == 4
+
+    (tmp_path / "study").rename(tmp_path / "before")
+    straight = search(**changes)
+    for values in drawn:
+        claim = take(straight)
+        assert claim.values == values
+        straight.complete(claim, values["learning_rate"])
+
+
+def test_bayes_looks_where_it_was_good(search):
+    """After the random start the draws gather around the best rate; random ones do not."""
+    spread = {}
+    for method in ("bayes", "random"):
+        opened = search(method=method, name=method, run_cap=30, parameters={"learning_rate": _RATE})
+        opened = Search(opened.sweep, opened.folder.parent / method)
+        distances = []
+        while (claim := opened.claim()) is not None:
+            distance = abs(math.log10(claim.values["learning_rate"]) + 3)
+            distances.append(distance)
+            opened.complete(claim, -distance)
+        spread[method] = sum(distances[-12:]) / 12
+        (opened.folder.parent / "study").rename(opened.folder.parent / f"unused-{method}")
+    assert spread["bayes"] < 0.6 * spread["random"]
+
+
+@pytest.mark.parametrize(
+    "early", [{"type": "hyperband", "min_iter": 1, "eta": 2}, {"type": "hyperband", "max_iter": 8, "s": 3, "eta": 2}]
+)
+def test_hyperband_stops_a_bad_run_and_not_the_best(search, early):
+    opened = search(early_terminate=early, method="random", run_cap=12, parameters={"learning_rate": _RATE})
+    stopped = []
+    for number in range(12):
+        claim = take(opened)
+        quality = 1 - number / 24  # every run is worse than those before it
+        values: list[float] = []
+        for _ in range(8):
+            values.append(quality)
+            if opened.report(claim, values):
+                opened.stopped_early(claim)
+                stopped.append(number)
+                break
+        else:
+            opened.complete(claim, quality)
+    assert stopped and 0 not in stopped
+    assert opened.ranked()[0].number == 0
+    assert opened.trials()[stopped[0]].user_attrs["stopped_at"] >= 1
+
+
+def test_a_target_that_is_reached_ends_the_sweep(search):
+    opened = search(metric={"name": "eval/loss", "target": 0.1})
+    opened.complete(take(opened), 0.09)
+    assert opened.claim() is None and not opened.unfinished()
+
+
+def test_a_run_that_is_always_cut_off_ends_up_failed(search):
+    opened = search()
+    for _ in range(3):
+        assert opened.release(take(opened), blameless=False)
+    claim = take(opened)
+    assert opened.release(claim, blameless=True)  # the sweep's own doing does not count
+    claim = take(opened)
+    assert claim.number == 0 and not opened.release(claim, blameless=False)
+    assert take(search()).number == 1  # it is still held, to be told of
+
+
+def test_the_best_come_first_then_the_stopped_then_the_failed(search):
+    opened = search()
+    bad, good, failed = take(opened), take(opened), take(opened)
+    opened.complete(bad, 0.1)
+    opened.complete(good, 0.9)
+    opened.fail(failed, "reason")
+    assert [trial.number for trial in opened.ranked()] == [1, 0, 2]
+    assert [trial.state for trial in opened.ranked()][-1] == TrialState.FAIL
+
+
+def test_a_folder_keeps_to_its_sweep_but_for_run_cap(search):
+    search(run_cap=1).claim()
+    assert search(run_cap=2).claim() is not None
+    with pytest.raises(UserError, match="holds a sweep with another parameters; name another folder"):
+        search(parameters={"lora_r": {"values": [1]}})
+    with pytest.raises(UserError, match="holds a sweep with another seed"):
+        search(seed_of_search=1)
+
+
+def test_a_folder_that_cannot_be_written_is_named(search, tmp_path):
+    (tmp_path / "study").write_text("a file")
+    with pytest.raises(UserError, match=r"--sweep_dir .*study: cannot be written"):
+        search()
+
+
+def test_the_id_stays(search):
+    assert search().id == search().id and Path(search().run_folder(3)).name == "0003"

@@ -1,0 +1,144 @@
+"""As much of a W&B server as `wandb sweep`, `wandb agent` and a run of theirs talk to, on this machine.
+
+It knows nothing of the client but the protocol: GraphQL at /graphql, and the file stream to which a run's history,
+summary and exit code go. What it was told lies in plain dictionaries.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import yaml
+
+ENTITY, PROJECT = "somebody", "a-project"
+
+
+class WandbServer:
+    """One sweep and its runs.
+
+    Args:
+        points: name -> value of each run that the agent is given, one after the other.
+
+    Attributes:
+        sweep: the configuration that `wandb sweep` sent.
+        runs: id -> its configuration, history, summary and exit code.
+        given: the ids in the order in which the agent got them.
+        states: what the agent last said of a run: true while it lives.
+    """
+
+    def __init__(self, points: list[dict[str, Any]]) -> None:
+        self.points = points
+        self.sweep: dict[str, Any] = {}
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.given: list[str] = []
+        self.operations: list[str] = []
+        self.unknown: list[str] = []
+        self.stop: Callable[[str], bool] = lambda run: False
+        self.url = ""
+
+    def answer(self, query: str, variables: dict[str, Any]) -> Any:
+        """Of a GraphQL request, by the name of its operation."""
+        found = re.search(r"(?:query|mutation)\s+(\w+)", query)
+        name = found.group(1) if found else query
+        self.operations.append(name)
+        project = {"id": "p", "name": PROJECT, "entity": {"id": "e", "name": ENTITY}}
+        if name == "UpsertSweep":
+            self.sweep = yaml.safe_load(variables["config"])
+            return {"upsertSweep": {"sweep": {"name": "s1", "project": project}, "configValidationWarnings": []}}
+        if name == "SweepWithRuns":
+            facts = {"id": "S", "name": "s1", "state": "RUNNING", "config": yaml.safe_dump(self.sweep)}
+            return {"project": {"sweep": {**facts, "method": self.sweep["method"], "runs": {"edges": []}}}}
+        if name == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "agent"}}}
+        if name == "Heartbeat":
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(self._commands(variables))}}
+        if name == "UpsertBucket":
+            run = self._run(variables["name"])
+            run["config"] |= json.loads(variables.get("config") or "{}")
+            run |= {key: variables[key] for key in ("sweep", "program", "groupName") if variables.get(key)}
+            bucket = {"id": "b", "name": variables["name"], "displayName": variables["name"], "project": project}
+            return {"upsertBucket": {"bucket": {**bucket, "sweepName": "s1", "historyLineCount": 0}, "inserted": True}}
+        if name in ("Viewer", "ViewerFields"):
+            return {"viewer": {"id": "v", "username": ENTITY, "entity": ENTITY, "flags": "{}", "teams": {"edges": []}}}
+        if name == "RunStoppedStatus":
+            return {"project": {"run": {"stopped": False}}}
+        if name == "CreateRunFiles":
+            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
+        self.unknown.append(name)
+        return None
+
+    def stream(self, run_id: str, body: dict[str, Any]) -> None:
+        """A run's history and summary as they come in."""
+        run = self._run(run_id)
+        for name, part in (body.get("files") or {}).items():
+            lines = [json.loads(line) for line in part["content"] if name.endswith((".jsonl", ".json"))]
+            if name == "wandb-history.jsonl":
+                run["history"] += lines
+            elif name == "wandb-summary.json" and lines:
+                run["summary"] = lines[-1]
+        if body.get("complete"):
+            run["exitcode"] = body["exitcode"]
+        if body.get("preempting"):
+            run["preempting"] = True
+
+    def _run(self, run_id: str) -> dict[str, Any]:
+        return self.runs.setdefault(run_id, {"config": {}, "history": [], "summary": {}, "exitcode": None})
+
+    def _commands(self, variables: dict[str, Any]) -> list[dict[str, Any]]:
+        alive = json.loads(variables["runState"])
+        if alive:
+            return [{"type": "stop", "run_id": run} for run in alive if self.stop(run)]
+        if len(self.given) == len(self.points):
+            return [{"type": "exit"}]
+        run_id = f"run{len(self.given)}"
+        point = {name: {"value": value} for name, value in self.points[len(self.given)].items()}
+        self.given.append(run_id)
+        self._run(run_id)
+        return [{"type": "run", "run_id": run_id, "program": self.sweep["program"], "args": point}]
+
+
+@contextmanager
+def serve(points: list[dict[str, Any]]) -> Iterator[WandbServer]:
+    """Serve on a free port of the loopback interface while the block runs."""
+    told = WandbServer(points)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+            if self.path.startswith("/graphql"):
+                data = told.answer(body["query"], body.get("variables") or {})
+                answer = {"errors": [{"message": "not known here"}]} if data is None else {"data": data}
+            else:
+                told.stream(self.path.split("/")[-2], body)
+                answer = {"exitcode": None, "limits": {}}
+            self._send(answer)
+
+        def do_GET(self) -> None:
+            self._send({})
+
+        def _send(self, answer: Any) -> None:
+            content = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    told.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield told
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,141 @@
+"""`scripts/sweep.py` as its users start it: killed, continued, crashed into, and given wrong files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import FrozenTrial
+
+from tests.conftest import ROOT, write_glue
+from tests.launching import clean_environment, run_python
+
+SCRIPT = ROOT / "scripts" / "sweep.py"
+pytestmark = pytest.mark.launch
+
+
+def write_sweep(path: Path, **changes: Any) -> Path:
+    sweep = {
+        "program": str(ROOT / "scripts" / "train.py"), "name": "s", "method": "grid",
+        "metric": {"name": "eval/best_accuracy", "goal": "maximize"},
+        "parameters": {"method": {"values": ["bitfit", "lora"]}},
+        "command": ["${env}", "accelerate", "launch", "${program}", "${args}"],
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump({**sweep, **changes}))
+    return path
+
+
+def trials(folder: Path) -> list[FrozenTrial]:
+    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}").trials
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_a_sweep_killed_in_the_middle_goes_on(tmp_path, tiny_folder):
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "home").mkdir()
+    parameters = {
+        "model_name_or_path": {"value": str(tiny_folder())},
+        "task_name": {"value": "mrpc"},
+        "mixed_precision": {"value": "no"},
+        "num_cpu_threads": {"value": 1},
+        "logging_steps": {"value": 1},
+        "num_train_epochs": {"value": 20},
+        "eval_steps": {"value": 40},
+        # The third fails before it trains.
+        "strategy": {
+            "values": [
+                {"method": "bitfit", "data_dir": str(write_glue(tmp_path / "glue", 64))},
+                {"method": "lora", "data_dir": str(tmp_path / "glue"), "use_dora": False},
+                {"method": "lora", "data_dir": str(tmp_path / "nowhere")},
+            ]
+        },
+    }
+    file = write_sweep(work / "sweep.yaml", parameters=parameters)
+    folder = work / "outputs" / "sweeps" / "s"
+    environment = clean_environment(tmp_path / "home", PYTHONPATH=str(ROOT))
+    first = subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(file), "--workers", "2"],
+        cwd=work,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    # The second run trains when it is killed; the first is somewhere.
+    log = folder / "runs" / "0001" / "metrics.jsonl"
+    wait_for(lambda: first.poll() is not None or (log.exists() and log.read_text().count("\n") > 2))
+    os.kill(first.pid, signal.SIGKILL)
+    before, _ = first.communicate()
+    assert first.returncode == -signal.SIGKILL, before
+    over = {trial.number: trial.datetime_complete for trial in trials(folder) if trial.state.is_finished()}
+    assert len(over) < 3
+
+    done = run_python(SCRIPT, file, "--workers", 2, cwd=work, seconds=300, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = trials(folder)
+    assert [trial.state.name for trial in after] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert {number: after[number].datetime_complete for number in over} == over
+    points = [trial.user_attrs["values"]["strategy"] for trial in after]
+    assert points == parameters["strategy"]["values"]
+    # What had begun went on from the checkpoint that it wrote when the sweep was killed.
+    assert "run 1 goes on" in done.stdout
+    record = json.loads((folder / "runs" / "0001" / "run.json").read_text())
+    assert record["resumed_at_step"] > 0 and record["status"] == "finished"
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, 81))  # 20 epochs of 4 updates, each once
+    # Every run says where it belongs; crashes are told with their reason and the end of their log.
+    assert record["sweep"]["trial"] == "1" and record["sweep"]["id"].startswith("s-")
+    assert "nowhere" in after[2].user_attrs["error"] and "(exit status 1)" in after[2].user_attrs["error"]
+    assert "error: --data_dir" in after[2].user_attrs["log_tail"]
+    # The ranking, and where the best adapter lies.
+    best = done.stdout.splitlines()[-1]
+    assert (
+        best.startswith("best: eval/best_accuracy")
+        and (work / best.split(" in ")[1] / "adapter_model.safetensors").exists()
+    )
+
+    again = run_python(SCRIPT, file, cwd=work, PYTHONPATH=str(ROOT))
+    assert again.returncode == 0 and "started" not in again.stdout and "3 runs are over already" in again.stdout
+    assert [trial.datetime_complete for trial in trials(folder)] == [trial.datetime_complete for trial in after]
+
+
+def test_a_dry_run_prints_the_runs_and_their_number(tmp_path):
+    done = run_python(SCRIPT, ROOT / "scripts" / "sweeps" / "report_grid.yaml", "--dry_run", cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and lines[-1] == "8 runs" and len(lines) == 9
+    assert "--lora_r=32 --task_name=sst2" in lines[7] and "--train_head=False" in lines[0]
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methd": "grid"}, "methd: no key of a sweep; did you mean method?"),
+        (
+            {"parameters": {"lora_rank": {"value": 8}}},
+            "parameters.lora_rank: train.py has no --lora_rank; did you mean",
+        ),
+    ],
+)
+def test_a_wrong_file_is_one_line_and_starts_nothing(tmp_path, changes, message):
+    file = write_sweep(tmp_path / "wrong.yaml", **changes)
+    done = run_python(SCRIPT, file, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and f"error: {file}: {message}" in done.stderr
+    assert not (tmp_path / "outputs").exists()
