@@ -56,20 +56,18 @@ def main() -> int:
             return 1
         seconds = time.monotonic() - begin
         record = json.loads((calm / "run.json").read_text())
-        # What a life needs before its first update, and how long the run's updates would take in one go.
-        setup = seconds - record["results"]["train_runtime"]
-        share = record["results"]["train_runtime"] / options.kills
+        # What a life needs before its first update, and its share of the time that updates and checkpoints take.
+        setup = seconds - record["seconds"]
+        share = record["seconds"] / options.kills
         for kill in range(1, options.kills + 1):
             run = start(hunted, extra)
             # A third of the lives end before they train; the others get about their share of the updates.
             life = chance.uniform(0, setup) if chance.random() < 1 / 3 else setup + chance.uniform(0, 1.5 * share)
             time.sleep(life)
             if run.poll() is not None:
-                print(f"  the run ended by itself (status {run.returncode}) before kill {kill}", flush=True)
-                if run.returncode != 0:
-                    print((Path(name) / "hunted.log").read_text()[-3000:], file=sys.stderr)
-                    return 1
-                break
+                print(f"  the run ended by itself (status {run.returncode}) before kill {kill}: give it more epochs")
+                print((Path(name) / "hunted.log").read_text()[-3000:], file=sys.stderr)
+                return 1
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()
             half_written = len(list(hunted.glob("checkpoints/.writing-*")))

@@ -89,6 +89,8 @@ class Reporter:
                     group=None if sweep is None else sweep["id"],
                     ids={} if resumed is None else resumed["trackers"],
                 )
+            if "starting the trackers" in self._silenced:
+                self._trackers, accelerator.trackers = [], []  # half a tracker would fail again at every log
             if self._trackers:
                 closing.push(self._end_trackers)  # last of all: the record is complete by then
             self._announce(facts, steps, notice)

@@ -84,6 +84,11 @@ def start_trackers(
     """
     notice = None
     wandb_options: dict[str, Any] = {"name": name, "dir": str(folder)}
+    if "wandb" in trackers and accelerator.is_main_process and not os.environ.get("WANDB_INIT_TIMEOUT"):
+        import wandb
+
+        # A server that cannot be reached holds a run up for so many seconds, not for W&B's 90.
+        wandb_options["settings"] = wandb.Settings(init_timeout=30)
     if group is not None and not os.environ.get("WANDB_RUN_GROUP"):
         wandb_options["group"] = group
     if "wandb" in trackers and accelerator.is_main_process and wandb_goes_offline():
