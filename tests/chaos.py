@@ -62,7 +62,7 @@ def main() -> int:
         for kill in range(1, options.kills + 1):
             run = start(hunted, extra)
             # A third of the lives end before they train; the others get about their share of the updates.
-            life = chance.uniform(0, setup) if chance.random() < 1 / 3 else setup + chance.uniform(0, 1.5 * share)
+            life = chance.uniform(0, setup) if chance.random() < 1 / 3 else setup + chance.uniform(0, share)
             time.sleep(life)
             if run.poll() is not None:
                 print(f"  the run ended by itself (status {run.returncode}) before kill {kill}: give it more epochs")
