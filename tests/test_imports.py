@@ -30,6 +30,8 @@ MAY_IMPORT = {
     "hub": _FLOOR,
     "data": {"hub", *_FLOOR},
     "modeling": {"hub", *_FLOOR},
+    # Knows modules and dtypes, no method and no task.
+    "acceleration": set(),
     "strategies": _FLOOR,
     "evaluation": _ROOMS | _FLOOR,
     "tracking": _ROOMS | _FLOOR,
