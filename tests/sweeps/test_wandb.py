@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,10 @@ def test_a_failed_run_is_marked_failed_and_the_agent_goes_on(story):
 
 
 def test_a_run_that_the_server_stops_ends_with_its_launcher(story):
+    # The agent does not wait for the run that it has told to end.
+    deadline = time.monotonic() + 60
+    while story.record("run1")["status"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.5)
     record = story.record("run1")
     assert record["status"] == "interrupted" and story.server.runs["run1"]["exitcode"] not in (0, None)
 
