@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
 
 import psutil
 
 from peftlib.errors import Interrupted, RunError, UserError, nearest
+from peftlib.processes import CaughtSignals
 from peftlib.sweeps.console import SweepConsole
 from peftlib.sweeps.run import Run, forget_checkpoints, in_use, logged_in, reason_of, record_of, tail_of
 from peftlib.sweeps.search import Claim, Search
@@ -23,26 +23,6 @@ class Stopped(Interrupted):
     def __init__(self, number: signal.Signals) -> None:
         Exception.__init__(self, f"stopped by {number.name}; the same command goes on from here")
         self.status = 128 + number
-
-
-class _Signals:
-    """Turns SIGINT and SIGTERM into a question; a second one ends the runs at once."""
-
-    def __init__(self) -> None:
-        self.received: list[signal.Signals] = []
-
-    def __enter__(self) -> _Signals:
-        self._previous = {kind: signal.signal(kind, self._receive) for kind in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received.append(signal.Signals(number))
 
 
 def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: int | None = None) -> None:
@@ -61,7 +41,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
         raise UserError(f"program: {search.sweep.program} is not below {Path.cwd()}; start from the project's folder")
     active: dict[int, tuple[Claim, Run]] = {}
     started, stopped, idle = 0, 0, False
-    with _Signals() as signals, console:
+    with CaughtSignals(signal.SIGINT, signal.SIGTERM) as signals, console:
         console.begin(search, workers)
         while True:
             while not signals.received and len(active) < workers and (count is None or started < count):

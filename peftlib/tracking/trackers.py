@@ -12,9 +12,12 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
-from peftlib.errors import UserError, nearest
+from peftlib.errors import Interrupted, UserError, nearest
 
 DEFAULT_PROJECT = "peft-text-classification"
+
+_KILLED = 255  # the exit code of W&B's own client after a Ctrl-C; shown as "killed"
+_ANSWER_SECONDS = 5.0
 
 # Trackers whose package is called otherwise.
 _PACKAGES = {"comet_ml": "comet_ml", "dvclive": "dvclive", "aim": "aim", "tensorboard": "tensorboard"}
@@ -57,6 +60,46 @@ def wandb_goes_offline() -> bool:
         return wandb.api.api_key is None
 
 
+def end_wandb_run(run: Any, error: BaseException) -> None:
+    """End a W&B run that did not end well, and say whether its sweep should queue it again.
+
+    W&B queues a run again that was marked as preempting and ends with another exit code than 0
+    (https://docs.wandb.ai/models/sweeps/signal-handling-sweep-runs). One that somebody wanted to end is not marked.
+
+    Args:
+        run: the W&B client's.
+        error: why it ends.
+    """
+    if not isinstance(error, Interrupted):
+        run.finish(exit_code=1)
+    elif error.by_hand or _told_to_stop(run):
+        run.finish(exit_code=_KILLED)
+    else:
+        run.mark_preempting()
+        run.finish(exit_code=error.status or 1)
+
+
+def _told_to_stop(run: Any) -> bool:
+    """Whether W&B's server wants the end of a sweep's run: it does badly (hyperband), or somebody pressed stop.
+
+    An agent passes that on as a SIGTERM, which is what a cluster sends to preempt a run. The client asks the server
+    every 15 seconds; asked here at once, since a preempted run may have less time than that.
+    """
+    interface = run._interface
+    if not os.environ.get("WANDB_SWEEP_ID") or interface is None:
+        return False
+    if hasattr(interface, "deliver_stop_status"):  # older versions; newer ones send any question the same way
+        handle = interface.deliver_stop_status()
+    else:
+        from wandb.proto.wandb_internal_pb2 import Record, Request, StopStatusRequest
+
+        handle = interface._deliver(Record(request=Request(stop_status=StopStatusRequest())))
+    try:
+        return bool(handle.wait_or(timeout=_ANSWER_SECONDS).response.stop_status_response.run_should_stop)
+    except TimeoutError:
+        return False
+
+
 def start_trackers(
     accelerator: Accelerator,
     trackers: list[str],
@@ -95,8 +138,10 @@ def start_trackers(
         wandb_options["mode"] = "offline"  # by now W&B has read WANDB_MODE
         sync = f"wandb sync {folder}/wandb/offline-run-*"
         notice = f"W&B has no API key, so it records offline; to upload later: wandb login, then {sync}"
-    if "wandb" in ids and not os.environ.get("WANDB_RUN_ID"):
-        wandb_options |= {"id": ids["wandb"], "resume": "allow"}
+    if "wandb" in ids:
+        wandb_options["resume"] = "allow"
+        if not os.environ.get("WANDB_RUN_ID"):  # else it says which run, as an agent does that got it again
+            wandb_options["id"] = ids["wandb"]
     # TensorBoard takes numbers and strings only.
     plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
     accelerator.init_trackers(
