@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import requests
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
@@ -18,6 +19,9 @@ DEFAULT_PROJECT = "peft-text-classification"
 
 _KILLED = 255  # the exit code of W&B's own client after a Ctrl-C; shown as "killed"
 _ANSWER_SECONDS = 5.0
+_STOPPED = """query RunStoppedStatus($project: String, $entity: String, $runId: String!) {
+  project(name: $project, entityName: $entity) { run(name: $runId) { stopped } }
+}"""
 
 # Trackers whose package is called otherwise.
 _PACKAGES = {"comet_ml": "comet_ml", "dvclive": "dvclive", "aim": "aim", "tensorboard": "tensorboard"}
@@ -53,11 +57,15 @@ def wandb_goes_offline() -> bool:
     """Whether W&B has to be told to record offline: it would ask for a key, or fail where nobody can answer."""
     if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_DISABLED"):
         return False
+    return _api_key() is None
+
+
+def _api_key() -> str | None:
     import wandb
 
     # Newer versions warn that this is deprecated; what they offer instead is missing from the older ones.
     with contextlib.redirect_stderr(io.StringIO()):
-        return wandb.api.api_key is None
+        return wandb.api.api_key
 
 
 def end_wandb_run(run: Any, error: BaseException) -> None:
@@ -82,22 +90,22 @@ def end_wandb_run(run: Any, error: BaseException) -> None:
 def _told_to_stop(run: Any) -> bool:
     """Whether W&B's server wants the end of a sweep's run: it does badly (hyperband), or somebody pressed stop.
 
-    An agent passes that on as a SIGTERM, which is what a cluster sends to preempt a run. The client asks the server
-    every 15 seconds; asked here at once, since a preempted run may have less time than that.
+    An agent passes that on as a SIGTERM, which is also what a cluster sends to preempt a run. The client learns of it
+    too, up to 15 seconds later; a preempted run may not have that long, so the server is asked.
     """
-    interface = run._interface
-    if not os.environ.get("WANDB_SWEEP_ID") or interface is None:
+    if not os.environ.get("WANDB_SWEEP_ID"):
         return False
-    if hasattr(interface, "deliver_stop_status"):  # older versions; newer ones send any question the same way
-        handle = interface.deliver_stop_status()
-    else:
-        from wandb.proto.wandb_internal_pb2 import Record, Request, StopStatusRequest
-
-        handle = interface._deliver(Record(request=Request(stop_status=StopStatusRequest())))
+    variables = {"entity": run.entity, "project": run.project, "runId": run.id}
     try:
-        return bool(handle.wait_or(timeout=_ANSWER_SECONDS).response.stop_status_response.run_should_stop)
-    except TimeoutError:
-        return False
+        answer = requests.post(
+            f"{run.settings.base_url}/graphql",
+            json={"query": _STOPPED, "variables": variables},
+            auth=("api", _api_key() or ""),
+            timeout=_ANSWER_SECONDS,
+        )
+        return bool(answer.json()["data"]["project"]["run"]["stopped"])
+    except (requests.RequestException, KeyError, TypeError):
+        return False  # a run that is queued once too often costs less than one that is lost
 
 
 def start_trackers(

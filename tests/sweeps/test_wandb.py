@@ -76,7 +76,7 @@ def made_sweep(place: Path, points: list[dict[str, Any]], **changes: Any) -> Ite
 def common(place: Path, model: Path) -> dict[str, Any]:
     """What all runs here are given."""
     return {
-        "model_name_or_path": str(model), "task_name": "mrpc", "data_dir": str(write_glue(place / "glue")),
+        "model_name_or_path": str(model), "task_name": "mrpc", "data_dir": str(write_glue(place / "glue", 160)),
         "mixed_precision": "no", "num_cpu_threads": 1,
     }  # fmt: skip
 
@@ -154,7 +154,7 @@ def test_records_and_runs_name_the_sweep(story):
 
 # ── One run in two processes, preempted in the middle ────────────────────────────────────────────────────────────
 
-STEPS = 400
+STEPS = 100
 
 
 @pytest.fixture(scope="module")

@@ -148,8 +148,9 @@ def serve(points: list[dict[str, Any]]) -> Iterator[WandbServer]:
                 data = told.answer(body["query"], body.get("variables") or {})
                 answer = {"errors": [{"message": "not known here"}]} if data is None else {"data": data}
             else:
-                told.stream(self.path.split("/")[-2], body)
-                answer = {"exitcode": None, "limits": {}}
+                run = self.path.split("/")[-2]
+                told.stream(run, body)
+                answer = {"exitcode": None, "limits": {}, "stopped": told.stop(run)}
             self._send(answer)
 
         def do_GET(self) -> None:
