@@ -143,13 +143,15 @@ def serve(points: list[dict[str, Any]]) -> Iterator[WandbServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            answer: dict[str, Any] = {}  # to the client's telemetry
             if self.path.startswith("/graphql"):
-                data = told.answer(body["query"], body.get("variables") or {})
+                asked = json.loads(body)
+                data = told.answer(asked["query"], asked.get("variables") or {})
                 answer = {"errors": [{"message": "not known here"}]} if data is None else {"data": data}
-            else:
+            elif self.path.endswith("/file_stream"):
                 run = self.path.split("/")[-2]
-                told.stream(run, body)
+                told.stream(run, json.loads(body))
                 answer = {"exitcode": None, "limits": {}, "stopped": told.stop(run)}
             self._send(answer)
 
