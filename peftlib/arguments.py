@@ -178,7 +178,11 @@ class OutputArguments:
     """What it leaves behind, and who watches."""
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "where the results go; None means outputs/<task>-<method>-<time>"}
+        default=None,
+        metadata={
+            "help": "where the results go; None means outputs/<task>-<method>-<time>, or outputs/sweeps/<sweep>/<run> "
+            "inside a sweep"
+        },
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "replace the results of an earlier run in output_dir"}
@@ -197,7 +201,7 @@ class OutputArguments:
         default=None,
         metadata={
             "help": "auto goes on from the newest whole checkpoint in output_dir, or starts afresh when there is none; "
-            "or a checkpoint's folder; None starts afresh"
+            "or a checkpoint's folder; None starts afresh, or means auto where a sweep names the folder"
         },
     )
     extend_training: bool = field(
