@@ -178,7 +178,11 @@ class OutputArguments:
     """What it leaves behind, and who watches."""
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "where the results go; None means outputs/<task>-<method>-<time>"}
+        default=None,
+        metadata={
+            "help": "where the results go; None means outputs/<task>-<method>-<time>, or outputs/sweeps/<sweep>/<run> "
+            "inside a sweep"
+        },
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "replace the results of an earlier run in output_dir"}
@@ -197,7 +201,7 @@ class OutputArguments:
         default=None,
         metadata={
             "help": "auto goes on from the newest whole checkpoint in output_dir, or starts afresh when there is none; "
-            "or a checkpoint's folder; None starts afresh"
+            "or a checkpoint's folder; None starts afresh, or means auto where a sweep names the folder"
         },
     )
     extend_training: bool = field(
@@ -300,7 +304,7 @@ def train_parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; the command line wins over it")
-    # A W&B agent that resumes a preempted run adds this one; it is W&B's business, not ours.
+    # W&B's own part of a run's configuration, see `_without_records`.
     parser.add_argument("--_wandb", help=SUPPRESS)
     return parser
 
@@ -314,6 +318,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
     """
     parser = train_parser()
     argv = _without_groups(list(sys.argv[1:] if argv is None else argv), parser.flags())
+    argv = _without_records(argv, parser.flags())
     try:
         config = parser.parse_known_args(argv)[0].config
     except ArgumentError as error:
@@ -374,6 +379,23 @@ def _without_groups(argv: list[str], known: list[str]) -> list[str]:
         else:
             flags.append(word)
     return flags
+
+
+def _without_records(argv: list[str], known: list[str]) -> list[str]:
+    """Drop what is no flag with a value from the words with which a W&B agent starts a preempted run again.
+
+    The first time it passes on the sweep's parameters. After a preemption it passes on all that the run's
+    configuration holds by then (https://github.com/wandb/wandb/issues/9143): every flag, those without a value as
+    None, facts such as `params/trainable`, and `_wandb`, by which such a command line is known.
+    """
+    if not any(word.startswith("--_wandb=") for word in argv):
+        return argv
+
+    def is_record(word: str) -> bool:
+        name, assigned, value = word.partition("=")
+        return bool(assigned) and (name not in known or value == "None")
+
+    return [word for word in argv if not is_record(word)]
 
 
 def _underscored(flag: str) -> str:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "tracking": _ROOMS | _FLOOR,
     # A sweep starts trainings as processes of their own; it never imports one.
     "sweeps": {"tracking", "data", "strategies", "processes"} | _FLOOR,
-    "training": {"evaluation", "tracking"} | _ROOMS | _FLOOR,
+    "training": {"evaluation", "tracking", "processes"} | _ROOMS | _FLOOR,
     # The command line reads the tables of tasks, models and methods, and nothing that trains.
     "arguments": _ROOMS | _FLOOR,
 }

@@ -16,8 +16,8 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 SHELL = "\n".join(text for language, text in BLOCKS if language == "bash").replace("\\\n", " ")
 TREE = next(text for language, text in BLOCKS if "peftlib/" in text and not language)
 
-#: Flags of accelerate's launcher and of the project's other commands, which the text names too.
-OTHERS = {"--config_file", "--num_processes", "--cpu", "--help", "--config"}
+#: Flags of accelerate's launcher, of W&B's agent and of the project's other commands, which the text names too.
+OTHERS = {"--forward_signals", "--config_file", "--num_processes", "--cpu", "--help", "--config"}
 
 
 def tree_paths() -> list[str]:

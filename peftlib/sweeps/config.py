@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError, nearest
 from peftlib.sweeps.parameters import Parameter, parse_parameter
 
@@ -123,6 +124,8 @@ def load_sweep(path: Path, known: Sequence[str], check: Callable[[list[str]], ob
     try:
         sweep = _parse(path, content)
         _check_flags(sweep, known, check)
+        if "--task_name" in known:
+            _check_metric(sweep)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return sweep
@@ -233,6 +236,20 @@ def _check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]]
             if flag in places:
                 raise UserError(f"{place}: {flag} is set by {places[flag]} too")
             places[flag] = place
+
+
+def _check_metric(sweep: Sweep) -> None:
+    """A metric that a task does not log would be missed only when a whole run has gone by."""
+    if not sweep.metric.startswith("eval/"):
+        return
+    given = ((parameter.flag, value) for parameter in sweep.parameters for value in parameter.extremes())
+    named = [TASKS[task] for flag, task in _leaves(given) if flag == "task_name"]
+    for tasks in [[task] for task in named] or [list(TASKS.values())]:
+        logged = {f"eval/{name}" for task in tasks for name in ("loss", *task.metrics, f"best_{task.best_metric}")}
+        if sweep.metric not in logged:
+            whose = f"task {tasks[0].name} does not log" if named else "no task logs"
+            hint = nearest(sweep.metric, logged)
+            raise UserError(f"metric.name: {whose} {sweep.metric}{hint} (known: {', '.join(sorted(logged))})")
 
 
 def _leaves(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:

@@ -63,6 +63,17 @@ def choose_output_dir(wanted: str | None, task: str, method: str, overwrite: boo
     return path
 
 
+def choose_resume(wanted: str | None, output_dir: str | None, overwrite: bool) -> str | None:
+    """What to go on from: as asked, else "auto" inside a sweep.
+
+    A sweep that was preempted hands the run out again. Its folder is named after it, so that a checkpoint there is
+    its own; one that the user named may be another run's.
+    """
+    if wanted is None and output_dir is None and not overwrite and sweep_of_run() is not None:
+        return "auto"
+    return wanted
+
+
 class RunRecord:
     """The JSON files of one run. Only the main process has one; whatever the tracker, they are written.
 
