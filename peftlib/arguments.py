@@ -274,6 +274,23 @@ class SweepArguments:
         _at_least(self, 0, "seed")
 
 
+@dataclass(frozen=True)
+class CompareArguments:
+    """What is made of finished runs."""
+
+    output_dir: str = field(
+        default="report", metadata={"help": "the report's folder; an earlier report in it is replaced"}
+    )
+    examples: bool = field(
+        default=False,
+        metadata={"help": "of two runs: what one gets right and the other wrong, side by side; writes no report"},
+    )
+    max_examples: int = field(default=20, metadata={"help": "examples: show N per side at most"})
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_examples")
+
+
 class _Parser(HfArgumentParser):
     """HfArgumentParser with one-line errors that name the nearest right flag or value."""
 
@@ -349,6 +366,24 @@ def parse_sweep_arguments(argv: Sequence[str] | None = None) -> tuple[Path, Swee
     )
     _refuse_unknown(unknown, parser)
     return rest.file, options
+
+
+def parse_compare_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], CompareArguments]:
+    """Parse the flags of `scripts/compare.py`: the runs' folders or globs, and what is made of them.
+
+    Raises:
+        UserError: an unknown flag or a wrong value, or no runs.
+        SystemExit: after `--help`.
+    """
+    parser = _Parser([CompareArguments], prog="compare.py", description="Compare finished runs.", allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, or above them, or globs")
+    options, rest, unknown = parser.parse_args_into_dataclasses(
+        list(sys.argv[1:] if argv is None else argv), look_for_args_file=False, return_remaining_strings=True
+    )
+    _refuse_unknown(unknown, parser)
+    if not rest.runs:
+        raise UserError("no runs: name their folders, as in compare.py outputs/*")
+    return rest.runs, options
 
 
 def _refuse_unknown(words: list[str], parser: _Parser) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+#: The metrics that can be computed on resampled examples.
+RESAMPLED = ("accuracy", "f1")
 #: Below this a standard deviation of scores in 0..1 is rounding, not spread.
 _NO_SPREAD = 1e-12
 _CHUNK = 500  # resamples at a time: 500 x 10,000 examples take 40 MB
@@ -115,7 +117,7 @@ def seeds_for(effect: float, power: float = 0.8, alpha: float = 0.05, most: int 
 
 
 def resampled_scores(
-    predictions: np.ndarray, labels: np.ndarray, metric: str, resamples: int = 2000, seed: int = 0
+    predictions: np.ndarray, labels: np.ndarray, metric: str, resamples: int = 5000, seed: int = 0
 ) -> np.ndarray:
     """Scores of some runs on bootstrap samples of the examples.
 

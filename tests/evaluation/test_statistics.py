@@ -90,8 +90,8 @@ def test_seeds_that_cannot_be_paired(a, b):
 @pytest.mark.parametrize(
     ("effect", "power", "seeds"), [(0.2, 0.8, 199), (0.5, 0.8, 34), (0.8, 0.8, 15), (0.5, 0.9, 44)]
 )
-def test_known_numbers_of_seeds(effect, power, seeds):
-    assert seeds_for(effect, power) == seeds == seeds_for(-effect, power)
+def test_known_numbers_of_seeds(effect, power, count):
+    assert seeds_for(effect, power) == count == seeds_for(-effect, power)
 
 
 def test_huge_and_tiny_effects():
