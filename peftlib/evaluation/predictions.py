@@ -20,7 +20,10 @@ def save_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> No
         logits: fp32, shape (examples, classes), in the split's order.
         labels: int64, shape (examples,).
     """
-    tensors = {"logits": np.ascontiguousarray(logits, np.float32), "labels": np.ascontiguousarray(labels, np.int64)}
+    tensors: dict[str, np.ndarray] = {
+        "logits": np.ascontiguousarray(logits, np.float32),
+        "labels": np.ascontiguousarray(labels, np.int64),
+    }
     save_file(tensors, folder / PREDICTIONS)
 
 

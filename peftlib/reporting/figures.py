@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
+_WIDTH = 4.4  # inches
 _SETTINGS = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -62,29 +64,43 @@ def styled() -> Iterator[None]:
         yield
 
 
-def look(index: int) -> dict[str, object]:
+def look(index: int) -> dict[str, Any]:
     """Colour, marker and line of the method at this place of its comparison."""
     place = index % len(_COLOURS)
     return {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": _LINES[place]}
 
 
-def new_figure(height: float = 3.4) -> tuple[Figure, Axes]:
-    """A figure as wide as a phone shows it at full size."""
-    figure = Figure(figsize=(4.4, height), layout="constrained")
+def new_figure(plot_height: float = 2.3, below: float = 0.5) -> tuple[Figure, Axes]:
+    """A figure as wide as a phone shows it at full size.
+
+    Args:
+        plot_height: of the axes, in inches.
+        below: inches under the axes, for ticks and labels.
+    """
+    # Margins in inches: matplotlib's own layout engines take longer than all of the drawing.
+    height = plot_height + below + 0.3
+    figure = Figure(figsize=(_WIDTH, height))
+    figure.subplots_adjust(left=0.68 / _WIDTH, right=1 - 0.12 / _WIDTH, bottom=below / height, top=1 - 0.3 / height)
     return figure, figure.add_subplot()
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Where it hides no data."""
+    """Where it hides no data: the figure grows by what the legend needs."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=2.8, columnspacing=1.2)
+    _, height = figure.get_size_inches()
+    rows = 0.08 + 0.19 * ((len(labels) + 1) // 2)
+    edges = figure.subplotpars
+    figure.set_size_inches(_WIDTH, height + rows)
+    figure.subplots_adjust(
+        bottom=(edges.bottom * height + rows) / (height + rows), top=(edges.top * height + rows) / (height + rows)
+    )
+    figure.legend(handles, labels, loc="lower center", ncols=2, handlelength=2.8, columnspacing=1.2, borderaxespad=0.3)
 
 
 def write_figure(figure: Figure, folder: Path, name: str, title: str, caption: str) -> Plot:
     """Write `<name>.png` and `<name>.svg` into `folder`."""
     figure.axes[0].set_title(title)
     figure.savefig(folder / f"{name}.png", dpi=160)
-    figure.set_layout_engine("none")  # it was laid out just now
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     write_text(folder / f"{name}.svg", buffer.getvalue())

@@ -137,20 +137,15 @@ def compare(runs: Iterable[Run]) -> list[Comparison]:
         key = _key(group[0])
         main = largest.setdefault(group[0].task, key)
         variants, notes = _variants(group)
-        found.append(
-            Comparison(key, None if main is key else _difference(key, main), variants, (*notes, *_notes(group)))
-        )
+        apart = None if main is key else _difference(key, main)
+        found.append(Comparison(key, apart, variants, (*notes, *_notes(group))))
     return found
 
 
 def _key(run: Run) -> dict[str, Any]:
     record, arguments = run.record, run.arguments
     data = {f"{split} split": (facts["fingerprint"][:12], facts["examples"]) for split, facts in record["data"].items()}
-    settings = {
-        name: value
-        for name, value in sorted(arguments.items())
-        if name not in _NO_SETTING and name not in _METHOD_FLAGS
-    }
+    settings = {name: arguments[name] for name in sorted(arguments.keys() - _NO_SETTING - _METHOD_FLAGS)}
     return {
         "task": run.task,
         "base model": record["model"]["name"],
@@ -220,14 +215,12 @@ def _strategy_label(method: str, flags: dict[str, Any]) -> str:
 
 def _notes(group: list[Run]) -> list[str]:
     machines = {str(run.record.get("machine", {}).get("device", "unknown")) for run in group}
-    threads = {run.record.get("machine", {}).get("threads") for run in group}
+    threads = {str(run.record.get("machine", {}).get("threads")) for run in group}
     notes = []
     if len(machines) > 1:
         notes.append(f"Runs of different machines ({', '.join(sorted(machines))}): times and memory do not compare.")
     elif len(threads) > 1:
-        notes.append(
-            f"Runs on different numbers of threads ({', '.join(sorted(map(str, threads)))}): times do not compare."
-        )
+        notes.append(f"Runs on different numbers of threads ({', '.join(sorted(threads))}): times do not compare.")
     if any(run.answers is None for run in group):
         notes.append("Some runs have left no predictions, so their examples cannot be paired; train them again.")
     return notes

@@ -26,9 +26,9 @@ ALPHA = 0.05
 METHOD = (
     "Each method at its best learning rate, pairs under the seeds that both have. Examples: paired bootstrap over "
     "validation examples and seeds (5,000 resamples). Seeds: paired t-test; effect is Cohen's d_z. A difference is "
-    f"claimed when the larger of the two p-values stays below {ALPHA} after Holm's correction over all pairs. Numbers of "
-    "seeds are for a power of 0.8 at an uncorrected 0.05. Rates and saved states were chosen on these same examples, "
-    "which flatters every method alike."
+    f"claimed when the larger of the two p-values stays below {ALPHA} after Holm's correction over all pairs. Numbers "
+    "of seeds are for a power of 0.8 at an uncorrected 0.05. Rates and saved states were chosen on these same "
+    "examples, which flatters every method alike."
 )
 
 
@@ -70,42 +70,37 @@ class Pair:
         if len(self.seeds) == 1:
             return self._of_one_seed()
         if self.claimed:
-            better, worse = (self.a, self.b) if self.difference > 0 else (self.b, self.a)
-            return (
-                f"{better} has the higher {self.metric} than {worse}, by {abs(self.difference):.4f}{self._numbers()}."
-            )
-        return f"No difference can be claimed between {self.a} and {self.b}{self._numbers()}. {self._more_seeds()}"
+            return self._claim()
+        p = "" if self.corrected is None else f" (corrected p {p_text(self.corrected)})"
+        return f"No difference can be claimed between {self.a} and {self.b}{p}. {self._more_seeds()}"
+
+    def _claim(self) -> str:
+        sign, better, worse = (1, self.a, self.b) if self.difference > 0 else (-1, self.b, self.a)
+        parts = [] if self.corrected is None else [f"corrected p {p_text(self.corrected)}"]
+        if self.bootstrap is not None:
+            low, high = sorted((sign * self.bootstrap.low, sign * self.bootstrap.high))
+            parts.insert(0, f"95 % interval {low:.4f} to {high:.4f}")
+        size = abs(self.difference)
+        return f"{better} has a higher {self.metric} than {worse}, by {size:.4f} ({', '.join(parts)})."
 
     def _of_one_seed(self) -> str:
-        opening = (
-            f"{self.a} and {self.b} were both trained with seed {self.seeds[0]} only: no difference can be claimed."
-        )
+        opening = f"{self.a} and {self.b} share seed {self.seeds[0]} only: no difference can be claimed."
         if self.mcnemar is None:
             return opening
         differ = "make different errors" if self.mcnemar < ALPHA else "cannot be told apart by their errors"
         return f"{opening} These two runs {differ} (McNemar's p {p_text(self.mcnemar)}, uncorrected)."
 
-    def _numbers(self) -> str:
-        parts = [f"difference {self.difference:+.4f}"] if not self.claimed else []
-        if self.bootstrap is not None:
-            sign = -1 if self.claimed and self.difference < 0 else 1
-            low, high = sorted((sign * self.bootstrap.low, sign * self.bootstrap.high))
-            parts.append(f"95 % interval {low:+.4f} to {high:+.4f}")
-        if self.corrected is not None:
-            parts.append(f"corrected p {p_text(self.corrected)}")
-        return f" ({', '.join(parts)})" if parts else ""
-
     def _more_seeds(self) -> str:
+        if abs(self.difference) < 1e-12:
+            return "Their mean scores are equal."
         if self.seed_test is None or self.seed_test.effect is None:
-            return "It is the same under every seed." if abs(self.difference) > 1e-12 else "Their scores are equal."
+            return "It is the same under every seed, but the examples are too few to be sure."
         needed = self.seed_test.seeds_needed
         if needed is None:
             return "More than 10,000 seeds would be needed to find so small a difference."
         if needed <= len(self.seeds):
             return "The seeds agree, but the examples are too few, or the pairs too many, to be sure."
-        return (
-            f"If it is as large as it looks, it takes about {needed:,} seeds to find it; there are {len(self.seeds)}."
-        )
+        return f"If it is as large as it looks, about {needed:,} seeds would find it; there are {len(self.seeds)}."
 
 
 def compare_pairs(comparison: Comparison, metric: str) -> list[Pair]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from peftlib.evaluation.statistics import mean_interval
 from peftlib.reporting.figures import Plot, legend_below, look, new_figure, styled, write_figure
@@ -14,7 +15,7 @@ from peftlib.reporting.grouping import Comparison, Variant
 from peftlib.reporting.table import Row
 
 #: Name -> (axis label, whether it is logarithmic, a row's value).
-_COSTS: dict[str, tuple[str, bool, Callable[[Row], float | None]]] = {
+_COSTS: dict[str, tuple[str, bool, Callable[[Row], float]]] = {
     "parameters": ("trained parameters", True, lambda row: row.trainable),
     "time": ("training time (s)", False, lambda row: row.costs["train_seconds"].mean),
     "memory": ("peak memory (MB)", False, lambda row: row.costs["peak_memory_bytes"].mean / 1e6),
@@ -64,9 +65,13 @@ def draw_pareto(comparison: Comparison, rows: list[Row], cost: str, folder: Path
         interval = row.metrics[metric]
         style = look(shown[row.label]) | {"linestyle": "none"}
         axes.errorbar(x, interval.mean, yerr=interval.half_width, capsize=3, elinewidth=1, label=row.label, **style)
-    front = pareto_front([(float(x), row.metrics[metric].mean) for row, x in points if x is not None])
+    front = pareto_front([(x, row.metrics[metric].mean) for row, x in points])
     axes.step(*zip(*front, strict=True), where="post", color="#999999", lw=1, zorder=0, label="Pareto front")
-    axes.set(xlabel=label, ylabel=metric, xscale="log" if logarithmic else "linear")
+    axes.set(xlabel=label, ylabel=metric)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     legend_below(figure, axes)
     caption = f"Means with 95 % intervals over seeds. On the front, no other method has a higher {metric} for less."
     return write_figure(figure, folder, f"{slug}-{metric}-by-{cost}", f"{metric.capitalize()} by {label}", caption)
@@ -87,10 +92,8 @@ def draw_rank(comparison: Comparison, folder: Path, slug: str) -> Plot:
     family = sorted(family, key=lambda variant: int(variant.flags["lora_r"]))
     ranks = [int(variant.flags["lora_r"]) for variant in family]
     _line_with_intervals(axes, ranks, family, metric, index=0, label=_seeds(family[0]).replace(f" r={ranks[0]}", ""))
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ranks, [str(rank) for rank in ranks])
-    axes.minorticks_off()
-    axes.set(xlabel="rank r", ylabel=metric)
+    axes.set(xlabel="rank r", ylabel=metric, xscale="log")
+    _tick_at(axes, ranks)
     return write_figure(
         figure, folder, f"{slug}-{metric}-by-rank", f"{metric.capitalize()} by rank",
         "Means with 95 % intervals over seeds, each rank at its best learning rate.",
@@ -101,17 +104,18 @@ def draw_rate(comparison: Comparison, folder: Path, slug: str) -> Plot:
     """The metric against the learning rate, for every method that was tried at two rates or more."""
     metric = comparison.metrics[0]
     figure, axes = new_figure()
-    drawn = 0
+    rates: set[float] = set()
     for index, best in enumerate(comparison.contenders()):
         same = [variant for variant in comparison.variants if variant.strategy == best.strategy]
         if len(same) < 2:
             continue
         same.sort(key=lambda variant: variant.rate)
         _line_with_intervals(axes, [variant.rate for variant in same], same, metric, index, best.strategy)
-        drawn += 1
-    if not drawn:
+        rates |= {variant.rate for variant in same}
+    if not rates:
         raise NoData(f"{metric.capitalize()} against the learning rate: every method was trained at one rate only.")
     axes.set(xlabel="peak learning rate", ylabel=metric, xscale="log")
+    _tick_at(axes, sorted(rates))
     legend_below(figure, axes)
     caption = "Means with 95 % intervals over seeds."
     return write_figure(figure, folder, f"{slug}-{metric}-by-rate", f"{metric.capitalize()} by learning rate", caption)
@@ -135,6 +139,13 @@ def _line_with_intervals(
     axes.errorbar(places, means, yerr=halves, capsize=3, elinewidth=1, label=label, **look(index))
 
 
+def _tick_at(axes: Axes, places: Sequence[float]) -> None:
+    """Ticks where something was measured, on a logarithmic axis; of many, some."""
+    shown = places[:: 1 + (len(places) - 1) // 7]
+    axes.set_xticks(shown, [f"{place:g}" for place in shown])
+    axes.minorticks_off()
+
+
 def _common_steps(variant: Variant, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps at which every seed was evaluated, and the values there, shape (seeds, steps)."""
     curves = [
@@ -155,7 +166,7 @@ def draw_scores(comparison: Comparison, rows: list[Row], folder: Path, slug: str
     drawings: list[Callable[[], Plot]] = [
         lambda: draw_curve(comparison, "eval/loss", folder, slug),
         lambda: draw_curve(comparison, f"eval/{metric}", folder, slug),
-        *(lambda cost=cost: draw_pareto(comparison, rows, cost, folder, slug) for cost in _COSTS),  # type: ignore[misc]
+        *(lambda cost=cost: draw_pareto(comparison, rows, cost, folder, slug) for cost in _COSTS),
         lambda: draw_rank(comparison, folder, slug),
         lambda: draw_rate(comparison, folder, slug),
     ]

@@ -169,11 +169,8 @@ def facts_of(report: Report) -> dict[str, str]:
     """On what, and with which versions, the runs were made."""
     records = [run.record for section in report.sections for run in section.comparison.runs]
     machines = {str(record.get("machine", {}).get("device", "unknown")) for record in records}
-    versions = {
-        f"{name} {record.get('versions', {}).get(name)}"
-        for record in records
-        for name in ("torch", "transformers", "peft")
-    }
+    named = ("torch", "transformers", "peft")
+    versions = {f"{name} {record.get('versions', {}).get(name)}" for record in records for name in named}
     commits = {str((record.get("git") or {}).get("commit", "unknown"))[:12] for record in records}
     return {"machine": ", ".join(sorted(machines)), "versions": ", ".join(sorted(versions)),
             "commit": ", ".join(sorted(commits))}  # fmt: skip

@@ -110,7 +110,8 @@ def _folders(word: str) -> list[Path]:
         return [path]
     if path.exists():
         raise UserError(f"{word}: is a file; name the run's folder")
-    matches = [Path(match) for match in sorted(glob.glob(word, recursive=True)) if Path(match).is_dir()]
+    # Not Path.glob: that one takes no absolute patterns.
+    matches = [Path(match) for match in sorted(glob.glob(word, recursive=True)) if Path(match).is_dir()]  # noqa: PTH207
     if not matches:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{word}: no such folder{nearest(path.name, siblings)}")

@@ -75,9 +75,9 @@ def rows_csv(rows: Sequence[Row]) -> str:
         line: list[Any] = [row.label, " ".join(map(str, row.seeds))]
         for name in measured:
             line += _ends((row.metrics | row.costs).get(name))
-        published = [("; ".join(f"{model}: {value}" for model, value, _ in row.published))]
-        sources = ["; ".join(dict.fromkeys(source for *_, source in row.published))]
-        lines.append(line + [row.trainable, row.ratio, row.saved_bytes, row.seed_report, *published, *sources])
+        published = "; ".join(f"{model}: {value}" for model, value, _ in row.published)
+        sources = "; ".join(dict.fromkeys(source for *_, source in row.published))
+        lines.append([*line, row.trainable, row.ratio, row.saved_bytes, row.seed_report, published, sources])
     return to_csv(header, lines)
 
 
@@ -101,12 +101,12 @@ def pairs_csv(pairs: Sequence[Pair]) -> str:
 
 def pairs_sheet(pairs: Sequence[Pair]) -> Sheet:
     """The tests, short enough for a page."""
-    header = ["a", "b", "seeds", "a − b", "95 % interval", "p, examples", "p, seeds", "effect d_z", "p, corrected"]
+    header = ["pair", "seeds", "difference", "95 % interval", "p, examples", "p, seeds", "effect d_z", "p, corrected"]
     lines = []
     for pair in pairs:
         bootstrap, seed_test = pair.bootstrap, pair.seed_test
         lines.append([
-            pair.a, pair.b, str(len(pair.seeds)), f"{pair.difference:+.4f}",
+            f"{pair.a} − {pair.b}", str(len(pair.seeds)), f"{pair.difference:+.4f}",
             "–" if bootstrap is None else f"{bootstrap.low:+.4f} to {bootstrap.high:+.4f}",
             "–" if bootstrap is None else p_text(bootstrap.p),
             "–" if seed_test is None else p_text(seed_test.p),

@@ -30,7 +30,7 @@ def draw_biases(comparison: Comparison, folder: Path, slug: str) -> Plot:
     groups = [group for group in (*_SHORT, *changes) if len(changes.get(group, [])) == layers]
     groups = list(dict.fromkeys(groups))
     table = 1000 * np.array([changes[group] for group in groups]).T
-    figure, axes = new_figure(height=1.4 + 0.3 * layers)
+    figure, axes = new_figure(plot_height=0.3 * layers, below=0.85)
     axes.grid(False)
     image = axes.imshow(table, cmap="cividis", aspect="auto", vmin=0)
     for (row, column), value in np.ndenumerate(table):
@@ -41,8 +41,8 @@ def draw_biases(comparison: Comparison, folder: Path, slug: str) -> Plot:
     axes.set_ylabel("layer")
     figure.colorbar(image, label="mean |change| × 1000")
     caption = (
-        f"{variant.label}, seed {variant.runs[0].seed}: mean absolute change of each bias vector × 1000. Softmax ignores "
-        "a shift that is the same for all keys, so key biases move by rounding only."
+        f"{variant.label}, seed {variant.runs[0].seed}: mean absolute change of each bias vector × 1000. Softmax "
+        "ignores a shift that is the same for all keys, so key biases move by rounding only."
     )
     return write_figure(figure, folder, f"{slug}-bias-changes", "Where the biases moved", caption)
 

@@ -67,7 +67,7 @@ def singular_values(run: Run) -> np.ndarray | None:
                 a, b = file.get_tensor(name), file.get_tensor(name.replace("lora_A", "lora_B"))
                 if b.any():
                     # Of the r x r product of the two triangles: that of B A itself is as large as the layer.
-                    triangles = np.linalg.qr(b, mode="r") @ np.linalg.qr(a.T, mode="r").T
+                    triangles = np.linalg.qr(b).R @ np.linalg.qr(a.T).R.T
                     found.append(scale * np.linalg.svd(triangles, compute_uv=False))
     return np.array(found) if found else None
 
