@@ -32,8 +32,13 @@ class CompareConsole:
         if section.comparison.apart:
             self.note(f"apart: {section.comparison.apart}")
         self.table(section.sheet)
-        for line in (*notes_of(section.sheet), *section.comparison.notes):
+        for line in section.comparison.notes:
             self.note(line)
+        if section.references.lines:
+            self.note("beside what others have reported, of other models and settings:")
+            self.table(section.references)
+            for line in notes_of(section.references):
+                self.note(line)
         for words in (*section.claims, *section.no_claims):
             self.note(f"- {words}")
         self.note()
@@ -47,7 +52,7 @@ class CompareConsole:
             return
         table = Table()
         for index, title in enumerate(sheet.header):
-            table.add_column(Text(title), justify="right" if 0 < index < sheet.own else "left")
+            table.add_column(Text(title), justify="right" if 0 < index < sheet.numeric else "left")
         for line in sheet.lines:
             table.add_row(*map(Text, line))
         self._rich.print(table)

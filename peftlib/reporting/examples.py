@@ -81,4 +81,4 @@ def _sheet(examples: Examples, places: np.ndarray, wrong: np.ndarray, labels: Se
         [str(place), " ‖ ".join(examples.texts[place]), labels[examples.labels[place]], labels[answer]]
         for place, answer in zip(places.tolist(), wrong.tolist(), strict=True)
     ]
-    return Sheet(["example", "text", "true, and said by the other", f"said by {loser}"], lines, [], own=1)
+    return Sheet(["example", "text", "true, and said by the other", f"said by {loser}"], lines, numeric=1)

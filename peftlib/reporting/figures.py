@@ -27,6 +27,7 @@ _SETTINGS = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "lines.markersize": 5.5,
@@ -80,7 +81,7 @@ def new_figure(plot_height: float = 2.3, below: float = 0.5) -> tuple[Figure, Ax
     # Margins in inches: matplotlib's own layout engines take longer than all of the drawing.
     height = plot_height + below + 0.3
     figure = Figure(figsize=(_WIDTH, height))
-    figure.subplots_adjust(left=0.68 / _WIDTH, right=1 - 0.12 / _WIDTH, bottom=below / height, top=1 - 0.3 / height)
+    figure.subplots_adjust(left=0.74 / _WIDTH, right=1 - 0.12 / _WIDTH, bottom=below / height, top=1 - 0.3 / height)
     return figure, figure.add_subplot()
 
 
@@ -88,13 +89,16 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     """Where it hides no data: the figure grows by what the legend needs."""
     handles, labels = axes.get_legend_handles_labels()
     _, height = figure.get_size_inches()
-    rows = 0.08 + 0.19 * ((len(labels) + 1) // 2)
+    columns = 1 if max(map(len, labels)) > 24 else 2
+    rows = 0.08 + 0.19 * -(-len(labels) // columns)
     edges = figure.subplotpars
     figure.set_size_inches(_WIDTH, height + rows)
     figure.subplots_adjust(
         bottom=(edges.bottom * height + rows) / (height + rows), top=(edges.top * height + rows) / (height + rows)
     )
-    figure.legend(handles, labels, loc="lower center", ncols=2, handlelength=2.8, columnspacing=1.2, borderaxespad=0.3)
+    figure.legend(
+        handles, labels, loc="lower center", ncols=columns, handlelength=2.8, columnspacing=1.2, borderaxespad=0.3
+    )
 
 
 def write_figure(figure: Figure, folder: Path, name: str, title: str, caption: str) -> Plot:

@@ -41,9 +41,9 @@ def draw_curve(comparison: Comparison, key: str, folder: Path, slug: str) -> Plo
             continue
         drawn += 1
         style = look(index)
-        axes.plot(steps, values.mean(axis=0), label=_seeds(variant), markevery=max(1, len(steps) // 8), **style)
+        axes.plot(steps, values.mean(axis=0), label=variant.label, markevery=max(1, len(steps) // 8), **style)
         if len(values) > 1:
-            axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, lw=0)
+            axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.12, lw=0)
     if not drawn:
         raise NoData(f"Evaluation {name} against steps: no run was evaluated twice.")
     axes.set(xlabel="optimizer updates", ylabel=f"evaluation {name}")
@@ -91,7 +91,7 @@ def draw_rank(comparison: Comparison, folder: Path, slug: str) -> Plot:
     figure, axes = new_figure()
     family = sorted(family, key=lambda variant: int(variant.flags["lora_r"]))
     ranks = [int(variant.flags["lora_r"]) for variant in family]
-    _line_with_intervals(axes, ranks, family, metric, index=0, label=_seeds(family[0]).replace(f" r={ranks[0]}", ""))
+    _line_with_intervals(axes, ranks, family, metric, index=0)
     axes.set(xlabel="rank r", ylabel=metric, xscale="log")
     _tick_at(axes, ranks)
     return write_figure(
@@ -131,7 +131,12 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _line_with_intervals(
-    axes: Axes, places: list[float] | list[int], variants: list[Variant], metric: str, index: int, label: str
+    axes: Axes,
+    places: list[float] | list[int],
+    variants: list[Variant],
+    metric: str,
+    index: int,
+    label: str | None = None,
 ) -> None:
     intervals = [mean_interval(variant.scores(metric)) for variant in variants]
     halves = [interval.half_width or 0.0 for interval in intervals]
@@ -153,11 +158,6 @@ def _common_steps(variant: Variant, key: str) -> tuple[np.ndarray, np.ndarray]:
     ]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     return np.array(steps), np.array([[curve[step] for step in steps] for curve in curves])
-
-
-def _seeds(variant: Variant) -> str:
-    count = len(variant.runs)
-    return f"{variant.label} ({count} seed{'' if count == 1 else 's'})"
 
 
 def draw_scores(comparison: Comparison, rows: list[Row], folder: Path, slug: str) -> tuple[list[Plot], list[str]]:

@@ -23,6 +23,7 @@ from peftlib.reporting.sheets import (
     notes_of,
     pairs_csv,
     pairs_sheet,
+    reference_sheet,
     rows_csv,
     runs_csv,
     sheet_of,
@@ -43,6 +44,7 @@ class Section:
 
     Attributes:
         slug: begins the names of its files.
+        references: the methods for which others have reported a number.
         pairs: the tests of the task's first metric.
         other_pairs: those of its other metrics.
         left_out: a sentence for each plot that has no data.
@@ -52,6 +54,7 @@ class Section:
     comparison: Comparison
     rows: list[Row]
     sheet: Sheet
+    references: Sheet
     pairs: list[Pair]
     other_pairs: list[Pair]
     plots: list[Plot] = field(default_factory=list)
@@ -65,6 +68,11 @@ class Section:
     def best(self) -> Row:
         """The trained row with the highest mean of the first metric."""
         return max((row for row in self.rows if row.seeds), key=lambda row: row.metrics[self.metric].mean)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the baseline of a trained head on a frozen encoder is there."""
+        return any(row.baseline and row.seeds for row in self.rows)
 
     @property
     def metric(self) -> str:
@@ -105,7 +113,18 @@ def work_out(runs: list[Run]) -> Report:
         slug = re.sub(r"[^\w-]+", "-", comparison.task) + (f"-{number + 1}" if number else "")
         table = rows(comparison)
         first, *others = (compare_pairs(comparison, metric) for metric in comparison.metrics)
-        sections.append(Section(slug, comparison, table, sheet_of(table), first, [pair for p in others for pair in p]))
+        best = {variant.label for variant in comparison.contenders()}
+        sections.append(
+            Section(
+                slug=slug,
+                comparison=comparison,
+                rows=table,
+                sheet=sheet_of(table),
+                references=reference_sheet([row for row in table if row.label in best]),
+                pairs=first,
+                other_pairs=[pair for pairs in others for pair in pairs],
+            )
+        )
     return Report(runs, sections, failed)
 
 
@@ -179,6 +198,8 @@ def facts_of(report: Report) -> dict[str, str]:
 def _write_tables(section: Section, folder: Path) -> None:
     write_text(folder / f"{section.slug}.csv", rows_csv(section.rows))
     write_text(folder / f"{section.slug}.tex", to_latex(section.sheet))
+    if section.references.lines:
+        write_text(folder / f"{section.slug}-references.tex", to_latex(section.references))
     write_text(folder / f"{section.slug}-pairs.csv", pairs_csv([*section.pairs, *section.other_pairs]))
 
 

@@ -21,41 +21,54 @@ class Sheet:
     """A table of text.
 
     Attributes:
+        numeric: so many columns from the left hold numbers, but for the first, which names the line.
         sources: where the numbers in the cells marked [1], [2], ... come from, in that order.
-        own: how many of the columns, from the left, hold our own numbers.
     """
 
     header: list[str]
     lines: list[list[str]]
-    sources: list[str]
-    own: int
+    numeric: int
+    sources: tuple[str, ...] = ()
 
 
 def sheet_of(rows: Sequence[Row]) -> Sheet:
     """The table that people read."""
-    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    metrics = _metrics(rows)
     header = ["method", "seeds", *metrics, "trained parameters", *(title for title, _ in COSTS.values()), "saved"]
-    own = len(header)
-    has_seed_report = any(row.seed_report for row in rows)
-    has_published = any(row.published for row in rows)
-    header += ["seed report"] * has_seed_report + ["published"] * has_published
-    sources: list[str] = []
-    lines = []
-    for row in rows:
-        line = [
+    lines = [
+        [
             row.label,
             str(len(row.seeds)) if row.seeds else "–",
-            *(plus_minus(row.metrics[name]) if name in row.metrics else "–" for name in metrics),
+            *(_cell(row, name) for name in metrics),
             f"{row.trainable:,} ({row.ratio:.4%})" if row.trainable else "0",
             *(plus_minus(row.costs[name], write) if name in row.costs else "–" for name, (_, write) in COSTS.items()),
             size(row.saved_bytes),
         ]
-        if has_seed_report:
-            line.append(f"{row.seed_report} {_cite(sources, SEED_REPORT)}" if row.seed_report else "")
-        if has_published:
-            line.append("; ".join(f"{model}: {value} {_cite(sources, from_)}" for model, value, from_ in row.published))
-        lines.append(line)
-    return Sheet(header, lines, sources, own)
+        for row in rows
+    ]
+    return Sheet(header, lines, len(header))
+
+
+def reference_sheet(rows: Sequence[Row]) -> Sheet:
+    """Ours beside what others have reported, of the methods for which there is such a number."""
+    metrics = _metrics(rows)
+    header = ["method", *(f"our {name}" for name in metrics), "seed report", "published"]
+    sources: list[str] = []
+    lines = []
+    for row in rows:
+        if row.seed_report or row.published:
+            report = f"{row.seed_report} {_cite(sources, SEED_REPORT)}" if row.seed_report else "–"
+            published = [f"{model}: {value} {_cite(sources, source)}" for model, value, source in row.published]
+            lines.append([row.label, *(_cell(row, name) for name in metrics), report, "; ".join(published) or "–"])
+    return Sheet(header, lines, 1 + len(metrics), tuple(sources))
+
+
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.metrics))
+
+
+def _cell(row: Row, metric: str) -> str:
+    return plus_minus(row.metrics[metric]) if metric in row.metrics else "–"
 
 
 def _cite(sources: list[str], source: str) -> str:
@@ -66,8 +79,7 @@ def _cite(sources: list[str], source: str) -> str:
 
 def rows_csv(rows: Sequence[Row]) -> str:
     """The same with full precision: each mean with the ends of its interval."""
-    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    measured = [*metrics, *COSTS]
+    measured = [*_metrics(rows), *COSTS]
     header = ["method", "seeds", *(f"{name}_{end}" for name in measured for end in ("mean", "low", "high"))]
     header += ["trainable_params", "trainable_ratio", "saved_bytes", "seed_report", "published", "published_source"]
     lines: list[list[Any]] = []
@@ -113,7 +125,7 @@ def pairs_sheet(pairs: Sequence[Pair]) -> Sheet:
             "–" if seed_test is None or seed_test.effect is None else f"{seed_test.effect:+.2f}",
             "–" if pair.corrected is None else p_text(pair.corrected),
         ])  # fmt: skip
-    return Sheet(header, lines, [], len(header))
+    return Sheet(header, lines, len(header))
 
 
 def runs_csv(runs: Sequence[Run]) -> str:
@@ -150,8 +162,7 @@ def to_latex(sheet: Sheet) -> str:
     def line(cells: Sequence[str]) -> str:
         return " & ".join(tex_escaped(cell) for cell in cells) + r" \\"
 
-    # The first column is text, and so is what others have reported.
-    columns = "l" + "r" * (sheet.own - 1) + "l" * (len(sheet.header) - sheet.own)
+    columns = "l" + "r" * (sheet.numeric - 1) + "l" * (len(sheet.header) - sheet.numeric)
     body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(sheet.header), r"\midrule"]
     body += [*map(line, sheet.lines), r"\bottomrule", r"\end{tabular}"]
     return "\n".join(["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes_of(sheet)), *body, ""])
@@ -168,7 +179,7 @@ def to_markdown(sheet: Sheet) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(md_escaped(cell) for cell in cells) + " |"
 
-    rule = ["---"] + ["---:"] * (sheet.own - 1) + ["---"] * (len(sheet.header) - sheet.own)
+    rule = ["---"] + ["---:"] * (sheet.numeric - 1) + ["---"] * (len(sheet.header) - sheet.numeric)
     return "\n".join([line(sheet.header), "|" + "|".join(rule) + "|", *map(line, sheet.lines)])
 
 
