@@ -272,10 +272,63 @@ class SweepArguments:
     count: int | None = field(default=None, metadata={"help": "start at most N runs in this call; None has no limit"})
     seed: int = field(default=0, metadata={"help": "of the draws of random and bayes; the runs' own is --seed there"})
     dry_run: bool = field(default=False, metadata={"help": "print the runs and their number; start nothing"})
+    set: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "parameters in place of the file's, as in --set 'seed=[1, 2, 3]' data_dir=glue; give the same ones "
+            "to go on"
+        },
+    )
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "workers", "count")
         _at_least(self, 0, "seed")
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """What is made of finished runs."""
+
+    output_dir: str = field(
+        default="report", metadata={"help": "the report's folder; an earlier report in it is replaced"}
+    )
+    examples: bool = field(
+        default=False,
+        metadata={"help": "of two runs: what one gets right and the other wrong, side by side; writes no report"},
+    )
+    max_examples: int = field(default=20, metadata={"help": "examples: show N per side at most"})
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_examples")
+
+
+@dataclass(frozen=True)
+class ReproduceArguments:
+    """On what the comparison that this project began with is run again."""
+
+    model_name_or_path: str = field(
+        default=DEFAULT_MODEL, metadata={"help": "the base model; the first report's was bert-base-uncased"}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "a folder with MRPC and SST-2 in GLUE's layout; None asks the Hub"}
+    )
+    seeds: str = field(default="42,43,44", metadata={"help": "a comma-separated list of seeds"})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "train on the first N examples of each task only; None means all"}
+    )
+    set: list[str] = field(
+        default_factory=list, metadata={"help": "more parameters in place of the sweep's, as sweep.py takes them"}
+    )
+    workers: int = field(default=1, metadata={"help": "runs at a time on this machine"})
+    sweep_dir: str | None = field(
+        default=None, metadata={"help": "the runs' folders; None means outputs/sweeps/reproduce-<model>-<tasks>"}
+    )
+    output_dir: str = field(default="report", metadata={"help": "the report's folder"})
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_train_samples", "workers")
+        if not re.fullmatch(r"\d+(,\d+)*", self.seeds):
+            raise UserError(f"--seeds {self.seeds}: must be whole numbers with commas, as in 42,43,44")
 
 
 class _Parser(HfArgumentParser):
@@ -354,6 +407,39 @@ def parse_sweep_arguments(argv: Sequence[str] | None = None) -> tuple[Path, Swee
     )
     _refuse_unknown(unknown, parser)
     return rest.file, options
+
+
+def parse_reproduce_arguments(argv: Sequence[str] | None = None) -> ReproduceArguments:
+    """Parse the flags of `scripts/reproduce.py`.
+
+    Raises:
+        UserError: an unknown flag or a wrong value.
+        SystemExit: after `--help`.
+    """
+    parser = _Parser([ReproduceArguments], prog="reproduce.py", description="Run the comparison.", allow_abbrev=False)
+    options, unknown = parser.parse_args_into_dataclasses(
+        list(sys.argv[1:] if argv is None else argv), look_for_args_file=False, return_remaining_strings=True
+    )
+    _refuse_unknown(unknown, parser)
+    return options
+
+
+def parse_compare_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], CompareArguments]:
+    """Parse the flags of `scripts/compare.py`: the runs' folders or globs, and what is made of them.
+
+    Raises:
+        UserError: an unknown flag or a wrong value, or no runs.
+        SystemExit: after `--help`.
+    """
+    parser = _Parser([CompareArguments], prog="compare.py", description="Compare finished runs.", allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, or above them, or globs")
+    options, rest, unknown = parser.parse_args_into_dataclasses(
+        list(sys.argv[1:] if argv is None else argv), look_for_args_file=False, return_remaining_strings=True
+    )
+    _refuse_unknown(unknown, parser)
+    if not rest.runs:
+        raise UserError("no runs: name their folders, as in compare.py outputs/*")
+    return rest.runs, options
 
 
 def _refuse_unknown(words: list[str], parser: _Parser) -> None:

@@ -114,7 +114,7 @@ def main() -> None:
         # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────
         if accelerator.is_main_process:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            saved = save_result(folder, strategy, trained, head, tokenizer, reporter.facts, evaluation.metrics)
+            saved = save_result(folder, strategy, trained, head, tokenizer, reporter.facts, evaluation)
             reporter.finish(flat_results(progress, evaluation, parameters, saved))
 
 

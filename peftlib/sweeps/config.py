@@ -105,12 +105,15 @@ class Sweep:
         return dict(_leaves((name.rpartition(".")[2], value) for name, value in values.items()))
 
 
-def load_sweep(path: Path, known: Sequence[str], check: Callable[[list[str]], object]) -> Sweep:
+def load_sweep(
+    path: Path, known: Sequence[str], check: Callable[[list[str]], object], changes: Sequence[str] = ()
+) -> Sweep:
     """Read and check a sweep before anything of it starts.
 
     Args:
         known: train.py's flags, with their dashes.
         check: parses a command line of train.py's; raises UserError.
+        changes: `name=value` or `name=[value, value]`, in YAML: parameters that are put in place of the file's.
 
     Raises:
         UserError: one line that names the key.
@@ -122,6 +125,8 @@ def load_sweep(path: Path, known: Sequence[str], check: Callable[[list[str]], ob
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no valid YAML ({' '.join(str(error).split())})") from error
     try:
+        if changes and isinstance(content, dict) and isinstance(content.get("parameters"), dict):
+            content["parameters"] |= dict(_change(change) for change in changes)
         sweep = _parse(path, content)
         _check_flags(sweep, known, check)
         if "--task_name" in known:
@@ -129,6 +134,18 @@ def load_sweep(path: Path, known: Sequence[str], check: Callable[[list[str]], ob
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return sweep
+
+
+def _change(text: str) -> tuple[str, dict[str, Any]]:
+    """`seed=[1, 2]` as an entry of `parameters`."""
+    name, sign, written = text.partition("=")
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: no valid YAML ({' '.join(str(error).split())})") from error
+    if not sign or not name:
+        raise UserError(f"--set {text}: must be name=value, or name=[value, value]")
+    return name, {"values": value} if isinstance(value, list) else {"value": value}
 
 
 def _parse(path: Path, content: Any) -> Sweep:

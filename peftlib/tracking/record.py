@@ -29,8 +29,8 @@ from peftlib.strategies.parameters import ParameterCount
 #: What a run writes into its folder; `--overwrite_output_dir` clears these and nothing else.
 RUN_FILES = (
     "adapter_config.json", "adapter_model.safetensors", "all_results.json", "config.json", "metrics.jsonl",
-    "model.safetensors", "README.md", "run.json", "special_tokens_map.json", "tokenizer.json",
-    "tokenizer_config.json", "vocab.txt",
+    "model.safetensors", "predictions.safetensors", "README.md", "run.json", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt",
 )  # fmt: skip
 
 _VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "safetensors", "tokenizers", "torch",
