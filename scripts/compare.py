@@ -19,28 +19,22 @@ def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
     words, args = parse_compare_arguments()
     # Imported below the arguments, so that --help and a wrong flag are answered at once.
-    from peftlib.reporting.console import CompareConsole
+    from peftlib.reporting.console import CompareConsole, publish
+    from peftlib.reporting.report import check_folder
     from peftlib.reporting.runs import find_runs
 
     runs = find_runs(words)
-    console = CompareConsole()
 
     # ── Two runs, example by example ─────────────────────────────────────────────────────────────────────────
     if args.examples:
         from peftlib.reporting.examples import show_disagreements
 
-        show_disagreements(runs, console, args.max_examples)
+        show_disagreements(runs, CompareConsole(), args.max_examples)
         return
 
     # ── All runs, in a report ────────────────────────────────────────────────────────────────────────────────
-    from peftlib.reporting.report import prepare_folder, work_out, write_report
-
-    folder = Path(args.output_dir)
-    prepare_folder(folder)
-    report = work_out(runs)
-    console.show(report)
-    write_report(report, folder, command=shlex.join(["python", *sys.argv]))
-    console.note(f"report: {folder / 'index.html'}")
+    check_folder(Path(args.output_dir))
+    publish(runs, Path(args.output_dir), command=shlex.join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":

@@ -7,40 +7,41 @@
 It says first what can be reached from here; without the Hub and a GLUE folder the same grid runs on packaged data.
 """
 
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 
 from peftlib import cli
-from peftlib.arguments import parse_reproduce_arguments
-
-SCRIPTS = Path(__file__).resolve().parent
+from peftlib.arguments import parse_reproduce_arguments, parse_train_arguments, train_parser
 
 
 def main() -> None:
-    args = parse_reproduce_arguments()
     # ── What can be reached ──────────────────────────────────────────────────────────────────────────────────
+    args = parse_reproduce_arguments()
+    from peftlib.reporting.console import publish
+    from peftlib.reporting.report import check_folder
+    from peftlib.reporting.runs import find_runs
+    from peftlib.sweeps.config import load_sweep
+    from peftlib.sweeps.console import SweepConsole
+    from peftlib.sweeps.loop import run_sweep
     from peftlib.sweeps.reproduction import sweep_words, tasks_at_hand
+    from peftlib.sweeps.search import Search
 
+    check_folder(Path(args.output_dir))
+    console = SweepConsole()
     tasks, notice = tasks_at_hand(args.data_dir)
     words, folder = sweep_words(args.model_name_or_path, tasks, args.data_dir, args.seeds, args.max_train_samples)
-    folder = Path(args.sweep_dir) if args.sweep_dir else folder
     if notice is not None:
-        print(notice, flush=True)
+        console.note(notice)
 
     # ── The runs ─────────────────────────────────────────────────────────────────────────────────────────────
-    sweep = [SCRIPTS / "sweep.py", SCRIPTS / "sweeps" / "reproduce.yaml", "--sweep_dir", folder]
-    run(*sweep, "--workers", args.workers, "--set", *words, *args.set)
+    file = Path(__file__).parent / "sweeps" / "reproduce.yaml"
+    sweep = load_sweep(file, train_parser().flags(), parse_train_arguments, [*words, *args.set])
+    search = Search(sweep, Path(args.sweep_dir) if args.sweep_dir else folder, parallel=args.workers > 1)
+    run_sweep(search, console, args.workers)
 
     # ── The report ───────────────────────────────────────────────────────────────────────────────────────────
-    run(SCRIPTS / "compare.py", folder, "--output_dir", args.output_dir)
-
-
-def run(*words: object) -> None:
-    """Another script of this folder; one that does not end well ends this one in the same way."""
-    status = subprocess.run([sys.executable, *map(str, words)]).returncode
-    if status != 0:
-        sys.exit(status)
+    publish(find_runs([str(search.folder)]), Path(args.output_dir), command=shlex.join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":

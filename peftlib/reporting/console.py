@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
-from peftlib.reporting.report import Report, Section
+from peftlib.reporting.report import Report, Section, work_out, write_report
+from peftlib.reporting.runs import Run
 from peftlib.reporting.sheets import Sheet, notes_of
+
+
+def publish(runs: list[Run], folder: Path, command: str) -> None:
+    """Show the comparison, write its report, and say where it is.
+
+    Args:
+        folder: one that `check_folder` has let pass.
+        command: what the user typed.
+
+    Raises:
+        UserError: no run has a result.
+    """
+    console = CompareConsole()
+    report = work_out(runs)
+    console.show(report)
+    write_report(report, folder, command)
+    console.note(f"report: {folder / 'index.html'}")
 
 
 class CompareConsole:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,38 +129,42 @@ def work_out(runs: list[Run]) -> Report:
     return Report(runs, sections, failed)
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the report's folder, or empty it of an earlier report.
+def check_folder(folder: Path) -> None:
+    """Refuse a place where the report cannot be written, before there is anything to write.
 
     Raises:
-        UserError: it is no folder, holds something that no report has left there, or cannot be written.
+        UserError: it is no folder, holds something that no report has left there, or is read-only.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file; name a folder")
     present = {path for path in folder.rglob("*") if not path.is_dir()} if folder.is_dir() else set()
-    own = {path for pattern in _OWN_FILES for path in folder.glob(pattern)}
-    if foreign := sorted(present - own):
+    if foreign := sorted(present - _own_files(folder)):
         raise UserError(f"--output_dir {folder}: holds {foreign[0].relative_to(folder)}, which no report has written; "
                         "name another folder")  # fmt: skip
-    try:
-        for path in own:
-            path.unlink()
-        for name in ("tables", "plots"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror})") from error
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--output_dir {folder}: {existing} is read-only; name another folder")
+
+
+def _own_files(folder: Path) -> set[Path]:
+    return {path for pattern in _OWN_FILES for path in folder.glob(pattern)}
 
 
 def write_report(report: Report, folder: Path, command: str) -> None:
-    """Fill a folder that `prepare_folder` made.
+    """Fill the folder, in place of an earlier report.
 
     Args:
+        folder: one that `check_folder` has let pass.
         command: what the user typed, for the report's foot.
     """
     # Loaded here: the table on the terminal needs no matplotlib.
     from peftlib.reporting.plots import draw_scores
     from peftlib.reporting.weight_plots import draw_weights
 
+    for path in _own_files(folder):
+        path.unlink()
+    for name in ("tables", "plots"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     for section in report.sections:
         _write_tables(section, folder / "tables")
     write_text(folder / "tables" / "runs.csv", runs_csv(report.runs))
