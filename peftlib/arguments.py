@@ -254,10 +254,16 @@ class TrainArguments:
     strategy: Strategy
     ignored: tuple[str, ...] = ()
 
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate: the flag's, or else the method's own."""
+        return self.training.learning_rate or self.strategy.default_learning_rate
+
     def flat(self) -> dict[str, Any]:
-        """Flag name -> value, of all groups and of the chosen method."""
+        """Flag name -> value, of all groups and of the chosen method; the learning rate is the one that is used."""
         groups = (self.model, self.data, self.training, self.output, self.strategy)
-        return {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+        values = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+        return values | {"learning_rate": self.learning_rate}
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,7 @@ def main() -> None:
     from peftlib.training.saving import flat_results, save_result
 
     which, data, how, out, strategy = args.model, args.data, args.training, args.output, args.strategy
-    task = TASKS[data.task_name]
-    rate = how.learning_rate or strategy.default_learning_rate
+    task, rate = TASKS[data.task_name], args.learning_rate
     folder = choose_output_dir(
         out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=out.resume_from_checkpoint is not None
     )
@@ -70,8 +69,7 @@ def main() -> None:
         pad_to=data.max_length if data.pad_to_max_length else 0, num_workers=data.dataloader_num_workers,
     )  # fmt: skip
     checkpoint = find_checkpoint(resume, folder, reporter.console.note)
-    shaping = {**args.flat(), "learning_rate": rate}
-    identity = {"arguments": shaping, "data": splits.facts(), "processes": accelerator.num_processes}
+    identity = {"arguments": args.flat(), "data": splits.facts(), "processes": accelerator.num_processes}
     manifest = matching_manifest(checkpoint, identity, extend=out.extend_training)
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
