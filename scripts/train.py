@@ -29,20 +29,20 @@ def main() -> None:
     from peftlib.tracking.record import choose_output_dir, choose_resume, describe_run
     from peftlib.tracking.reporter import Reporter
     from peftlib.tracking.trackers import choose_trackers
-    from peftlib.training.checkpointing import CheckpointKeeper, find_checkpoint, matching_manifest, restore
+    from peftlib.training.checkpointing import CheckpointKeeper, restore
     from peftlib.training.devices import build_accelerator
     from peftlib.training.interruption import Interruption
-    from peftlib.training.loop import Plan, Training, keep_best, train
+    from peftlib.training.loop import keep_best, train
+    from peftlib.training.manifest import find_checkpoint, matching_manifest
     from peftlib.training.memory import fit_micro_batch
     from peftlib.training.optimization import build_optimizer, build_scheduler
     from peftlib.training.saving import flat_results, save_result
+    from peftlib.training.state import Plan, Training
 
     which, data, how, out, strategy = args.model, args.data, args.training, args.output, args.strategy
     task, rate = TASKS[data.task_name], args.learning_rate
-    folder = choose_output_dir(
-        out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=out.resume_from_checkpoint is not None
-    )
     resume = choose_resume(out.resume_from_checkpoint, out.output_dir, out.overwrite_output_dir)
+    folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=resume is not None)
     trackers = choose_trackers(out.report_to)
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,7 @@ from peftlib.files import share, sync, write_text
 from peftlib.strategies import Strategy
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.card import model_card
-from peftlib.training.loop import Progress
+from peftlib.training.state import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

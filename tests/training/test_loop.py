@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftlib.errors import RunError
 from peftlib.strategies.parameters import trained_state
-from peftlib.training.loop import Plan, Training, keep_best, train, train_step
+from peftlib.training.loop import keep_best, train, train_step
+from peftlib.training.state import Plan, Training
 from tests.training.runs import make_run
 
 properties = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

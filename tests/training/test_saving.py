@@ -20,8 +20,8 @@ from peftlib.evaluation.predictions import load_predictions
 from peftlib.strategies.bitfit import BitFit
 from peftlib.strategies.full import Full
 from peftlib.strategies.parameters import ParameterCount
-from peftlib.training.loop import Progress
 from peftlib.training.saving import flat_results, save_result
+from peftlib.training.state import Progress
 from tests.strategies.classifiers import classifier, logits, update
 
 RUN: dict[str, Any] = {
