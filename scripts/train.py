@@ -42,7 +42,7 @@ def main() -> None:
     which, data, how, out, strategy = args.model, args.data, args.training, args.output, args.strategy
     task, rate = TASKS[data.task_name], args.learning_rate
     resume = choose_resume(out.resume_from_checkpoint, out.output_dir, out.overwrite_output_dir)
-    folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=resume is not None)
+    folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=bool(resume))
     trackers = choose_trackers(out.report_to)
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
