@@ -439,8 +439,10 @@ def parse_compare_arguments(argv: Sequence[str] | None = None) -> tuple[list[str
     """
     parser = _Parser([CompareArguments], prog="compare.py", description="Compare finished runs.", allow_abbrev=False)
     parser.add_argument("runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, or above them, or globs")
+    # A flag of this parser takes the word behind it for its value: here that is a run.
+    words = ["--examples=true" if word == "--examples" else word for word in (sys.argv[1:] if argv is None else argv)]
     options, rest, unknown = parser.parse_args_into_dataclasses(
-        list(sys.argv[1:] if argv is None else argv), look_for_args_file=False, return_remaining_strings=True
+        words, look_for_args_file=False, return_remaining_strings=True
     )
     _refuse_unknown(unknown, parser)
     if not rest.runs:

@@ -96,7 +96,7 @@ def find_runs(words: Iterable[str]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for word in words:
-        below = [run for folder in _folders(word) for run in _runs_below(folder)]
+        below = sorted((run for place in _folders(word) for run in _runs_below(place)), key=lambda run: run.folder)
         if not below:
             raise UserError(f"{word}: holds no run (no run.json in it or below it); name a run's or a sweep's folder")
         for run in below:

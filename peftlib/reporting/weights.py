@@ -43,9 +43,12 @@ def base_weights(run: Run) -> Path | None:
         file = Path(find_model(name).location) / "model.safetensors"
         return file if file.exists() else None
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    revision = run.arguments.get("model_revision")
-    cached = try_to_load_from_cache(name, "model.safetensors", revision=revision) if name.count("/") <= 1 else None
+    try:
+        cached = try_to_load_from_cache(name, "model.safetensors", revision=run.arguments.get("model_revision"))
+    except HFValidationError:  # a folder of another machine
+        return None
     return Path(cached) if isinstance(cached, str) else None
 
 

@@ -108,7 +108,7 @@ def test_a_shipped_file_gives_flags_that_train_py_takes_from_wandb_s_agent(path)
 
 def test_the_files_that_the_readme_names_are_shipped():
     names = {path.stem for path in SHIPPED}
-    assert names == {"quick", "rank_ablation", "rate_search", "report_grid", "seeds"}
+    assert names == {"quick", "rank_ablation", "rate_search", "report_grid", "reproduce", "seeds"}
     runs = [sweep_flags["task_name"] for sweep_flags in map(shipped(SHIPPED[3]).flags, shipped(SHIPPED[3]).grid())]
     assert len(runs) == 8 and set(runs) == {"mrpc", "sst2"}
 
