@@ -88,7 +88,7 @@ def test_seeds_that_cannot_be_paired(a, b):
 
 # Textbook values for a paired, two-sided t-test at 0.05 (G*Power 3.1).
 @pytest.mark.parametrize(
-    ("effect", "power", "seeds"), [(0.2, 0.8, 199), (0.5, 0.8, 34), (0.8, 0.8, 15), (0.5, 0.9, 44)]
+    ("effect", "power", "count"), [(0.2, 0.8, 199), (0.5, 0.8, 34), (0.8, 0.8, 15), (0.5, 0.9, 44)]
 )
 def test_known_numbers_of_seeds(effect, power, count):
     assert seeds_for(effect, power) == count == seeds_for(-effect, power)
