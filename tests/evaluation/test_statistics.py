@@ -160,7 +160,7 @@ def test_equal_answers_do_not_differ():
 def test_a_difference_in_every_resample_has_the_smallest_p_there_is():
     found = bootstrap(np.ones((2, 50), dtype=np.int64), np.zeros((2, 50), dtype=np.int64))
     assert (found.low, found.high) == (1.0, 1.0)
-    assert found.p == pytest.approx(2 / 2001)
+    assert found.p == pytest.approx(2 / 5001)
 
 
 def test_seeds_that_disagree_widen_the_interval():
@@ -189,7 +189,7 @@ def test_holms_own_steps():
     assert holm([0.2]) == [0.2]
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)  # statsmodels collects garbage at every call
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
 def test_a_corrected_p_is_between_its_own_and_bonferronis(p_values):
     for corrected, p in zip(holm(p_values), p_values, strict=True):
