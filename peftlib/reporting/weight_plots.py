@@ -65,7 +65,7 @@ def draw_singular_values(comparison: Comparison, folder: Path, slug: str) -> Plo
         needed = int(np.median((energy < 0.9).sum(axis=1) + 1))
         ranks.append(f"{variant.label}: {needed} of {shares.shape[1]}")
     if not ranks:
-        raise NoData("Singular values of the LoRA updates: there is no run with a LoRA adapter.")
+        raise NoData("Singular values of the LoRA updates: there is no LoRA adapter, or none that has moved.")
     axes.set(xlabel="singular value, largest first", ylabel="share of the largest", ylim=(0, 1.05))
     legend_below(figure, axes)
     caption = (

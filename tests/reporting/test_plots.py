@@ -110,21 +110,21 @@ def test_the_front_is_what_nothing_beats(points):
             ("--method", "head"),
             [
                 "Where the biases moved: there is no run with BitFit.",
-                "Singular values of the LoRA updates: there is no run with a LoRA adapter.",
+                "Singular values of the LoRA updates: there is no LoRA adapter, or none that has moved.",
             ],
         ),
         (
             ("--method", "bitfit", "--model_name_or_path", "no/model"),
             [
                 "Where the biases moved: the weights of no/model are not on this machine.",
-                "Singular values of the LoRA updates: there is no run with a LoRA adapter.",
+                "Singular values of the LoRA updates: there is no LoRA adapter, or none that has moved.",
             ],
         ),
         (
             ("--method", "lora"),
             [
                 "Where the biases moved: there is no run with BitFit.",
-                "Singular values of the LoRA updates: there is no run with a LoRA adapter.",
+                "Singular values of the LoRA updates: there is no LoRA adapter, or none that has moved.",
             ],
         ),
     ],

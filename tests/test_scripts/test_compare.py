@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,56 +13,22 @@ from peftlib.arguments import CompareArguments, parse_compare_arguments
 from peftlib.errors import UserError
 from peftlib.reporting import runs as reading
 from peftlib.reporting.report import work_out
-from tests.conftest import ROOT, write_glue
+from tests.conftest import ROOT
 from tests.launching import run_python
 from tests.reporting.made_up import make_run
+from tests.test_scripts.conftest import SmallGrid
 
 SCRIPT = ROOT / "scripts" / "compare.py"
 launched = pytest.mark.launch
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Path:
-    """A folder `work` with two runs that were really trained."""
-    place = tmp_path_factory.mktemp("compare")
-    work = place / "work"
-    work.mkdir()
-    words = ["--model_name_or_path", tiny_folder(), "--task_name", "mrpc", "--data_dir", write_glue(place / "glue")]
-    words += ["--max_train_steps", 4, "--eval_steps", 2, "--mixed_precision", "no", "--num_cpu_threads", 1]
-
-    def train(method: str) -> subprocess.CompletedProcess[str]:
-        train_script = ROOT / "scripts" / "train.py"
-        return run_python(train_script, *words, "--method", method, "--output_dir", method, cwd=work)
-
-    with ThreadPoolExecutor(2) as pool:
-        for done in pool.map(train, ("bitfit", "lora")):
-            assert done.returncode == 0, done.stderr
-    return work
-
-
 @launched
-def test_real_runs_in_a_report(trained: Path) -> None:
-    done = run_python(SCRIPT, "bitfit", "lo*", cwd=trained)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    assert lines[-1] == "report: report/index.html"
-    assert any(re.match(r"BitFit +1 +0\.\d{4} ", line) for line in lines)
-    rows = {row["method"]: row for row in csv.DictReader((trained / "report" / "tables" / "mrpc.csv").open())}
-    assert list(rows) == ["majority class", "BitFit", "LoRA r=16"]
-    assert int(rows["BitFit"]["saved_bytes"]) == (trained / "bitfit" / "adapter_model.safetensors").stat().st_size
-    # The base model lies in a folder: the plots of the weights are there too.
-    plots = {path.name for path in (trained / "report" / "plots").glob("*.png")}
-    assert {"mrpc-bias-changes.png", "mrpc-singular-values.png", "mrpc-loss-by-step.png"} <= plots
-    assert "bitfit" in (trained / "report" / "index.html").read_text()
-
-
-@launched
-def test_real_runs_example_by_example(trained: Path) -> None:
-    done = run_python(SCRIPT, "bitfit", "lora", "--examples", cwd=trained)
+def test_real_runs_example_by_example(small_grid: SmallGrid, tmp_path: Path) -> None:
+    done = run_python(SCRIPT, "--examples", *small_grid.runs, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.match(r"mrpc: both right \d+, both wrong \d+ of 10\n", done.stdout)
-    assert "bitfit right, lora wrong: " in done.stdout
+    assert re.search(r"reproduce-\w+/0 right, reproduce-\w+/1 wrong: ", done.stdout)
+    assert not (tmp_path / "report").exists()
 
 
 @launched
@@ -130,7 +92,8 @@ def test_500_runs_in_a_moment(many: Path) -> None:
     assert done.returncode == 0, done.stderr
     # 8 s on one busy core, of which importing takes half. The bound is for a machine that does other things too.
     assert seconds < 40
-    assert re.search(r"LoRA r=32, lr 0.001 +25 ", done.stdout)
+    assert re.search(r"LoRA r=32, lr 0.001 +25 +0\.\d{4} ± ", done.stdout)
+    assert done.stdout.splitlines()[-1] == f"report: {many.parent / 'report' / 'index.html'}"
 
 
 def test_every_file_of_500_runs_is_read_once(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 
-from tests.conftest import ROOT, write_glue
+from tests.conftest import ROOT
 from tests.launching import run_python
 
 SCRIPT = ROOT / "scripts" / "reproduce.py"
 pytestmark = pytest.mark.launch
 
 
-def test_a_small_grid_ends_in_a_report(tmp_path, tiny_folder):
-    work = tmp_path / "work"
-    work.mkdir()
-    (work / "scripts").symlink_to(ROOT / "scripts")  # a sweep names its program from the project's folder
-    words = ["--model_name_or_path", tiny_folder(), "--data_dir", write_glue(tmp_path / "glue"), "--seeds", 1]
-    # The cheapest of the grid's methods, on one of its tasks.
-    words += ["--set", "strategy=[{method: head}]", "task_name=[mrpc]", "max_train_steps=2", "num_cpu_threads=1"]
-    done = run_python(SCRIPT, *words, "mixed_precision='no'", cwd=work, PYTHONPATH=str(ROOT))
+def test_a_small_grid_ends_in_a_report(small_grid):
+    done, work, (bitfit, _) = small_grid
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "report: report/index.html"
-    rows = list(csv.DictReader((work / "report" / "tables" / "mrpc.csv").open()))
-    assert [row["method"] for row in rows] == ["majority class", "Head"]
-    (folder,) = (work / "outputs" / "sweeps").iterdir()
-    assert folder.name == f"reproduce-{tiny_folder().name}-mrpc-sst2"
+    rows = {row["method"]: row for row in csv.DictReader((work / "report" / "tables" / "mrpc.csv").open())}
+    assert list(rows) == ["majority class", "BitFit", "LoRA r=8"]
+    assert int(rows["BitFit"]["saved_bytes"]) == (bitfit / "adapter_model.safetensors").stat().st_size
+    record = json.loads((bitfit / "run.json").read_text())
+    assert float(rows["BitFit"]["f1_mean"]) == record["results"]["best_eval_f1"]
+    plots = {path.name for path in (work / "report" / "plots").glob("*.png")}
+    assert {"mrpc-bias-changes.png", "mrpc-loss-by-step.png", "mrpc-accuracy-by-time.png"} <= plots
 
 
 def test_what_is_wrong_is_said_before_anything_starts(tmp_path):
