@@ -19,13 +19,14 @@ from peftlib.strategies import STRATEGIES
 from tests.conftest import ROOT
 from tests.launching import run_python
 
-_FLOOR = {"errors", "files"}
+_FLOOR = {"errors", "files", "flags"}
 _ROOMS = {"data", "modeling", "strategies"}
 
 # Room of peftlib -> the other rooms that it may import.
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "flags": set(),
     "processes": set(),
     "cli": {"errors", "processes"},
     "hub": _FLOOR,

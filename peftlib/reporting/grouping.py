@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlib.data.tasks import TASKS
+from peftlib.flags import NOT_SHAPING
 from peftlib.reporting.runs import Run
 from peftlib.strategies import STRATEGIES
 
-#: Flags that say where, how often and how fast, or that stand in the record in another form (the batch as its
-#: effective size, the precision as what `auto` became, the data as its fingerprint).
-_NO_SETTING = frozenset({
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "extend_training", "checkpointing_steps",
-    "checkpoints_total_limit", "report_to", "project_name", "run_name", "logging_steps", "dataloader_num_workers",
-    "num_cpu_threads", "per_device_eval_batch_size", "auto_find_batch_size", "data_dir", "config",
+_NO_SETTING = NOT_SHAPING | frozenset({
+    # They stand in the record in another form: the batch as its effective size, the precision as what `auto` became,
+    # the data as its fingerprint.
     "trust_remote_code", "pad_to_max_length", "per_device_train_batch_size", "gradient_accumulation_steps",
     "mixed_precision", "max_train_samples", "max_eval_samples", "model_name_or_path", "task_name",
     # What a comparison is about.

@@ -9,16 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from peftlib.errors import UserError
+from peftlib.flags import NOT_SHAPING
 
 FORMAT = 1  # raise it when a checkpoint's files mean something else
 PREFIX = "step_"
 
-#: Flags that a resumed run may change: they say where, how often and how fast, not what is computed.
-_FREE = frozenset({
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "extend_training", "checkpointing_steps",
-    "checkpoints_total_limit", "report_to", "project_name", "run_name", "logging_steps", "dataloader_num_workers",
-    "num_cpu_threads", "per_device_eval_batch_size", "auto_find_batch_size", "data_dir", "config",
-})  # fmt: skip
 #: Flags that `--extend_training` lets grow.
 _LENGTHS = ("num_train_epochs", "max_train_steps")
 
@@ -107,7 +102,7 @@ def matching_manifest(checkpoint: Path | None, identity: dict[str, Any], *, exte
         return None
     manifest = verify(checkpoint)
     before, now = manifest["identity"], identity
-    allowed = _FREE | (set(_LENGTHS) if extend else set())
+    allowed = NOT_SHAPING | (set(_LENGTHS) if extend else set())
     old, new = before["arguments"], now["arguments"]
     differences = [
         f"--{name} was {old.get(name)}, is {new.get(name)}"

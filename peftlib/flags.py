@@ -1,0 +1,9 @@
+"""What some flags of `scripts/train.py` mean beyond their type; the flags themselves are in `arguments.py`."""
+
+#: They say where, how often and how fast, not what is computed: a resumed run may change them, and runs that differ in
+#: them alone are the same thing.
+NOT_SHAPING = frozenset({
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "extend_training", "checkpointing_steps",
+    "checkpoints_total_limit", "report_to", "project_name", "run_name", "logging_steps", "dataloader_num_workers",
+    "num_cpu_threads", "per_device_eval_batch_size", "auto_find_batch_size", "data_dir",
+})  # fmt: skip
