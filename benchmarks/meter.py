@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -23,6 +23,7 @@ class Speed:
     Attributes:
         examples: under the clock, over all processes.
         seconds: between two ends of updates (in evaluation: around whole evaluations).
+        cpu_seconds: of all threads of this process in that time, which other processes' load hardly touches.
         tokens: real ones among the examples.
         computed: tokens that went through the model, padding included.
         operations: in the matrix products of the real tokens, see `ceiling.operations`.
@@ -34,6 +35,7 @@ class Speed:
 
     examples: int
     seconds: float
+    cpu_seconds: float
     tokens: int
     computed: int
     operations: float
@@ -41,6 +43,20 @@ class Speed:
     threads: int
     memory: dict[str, int]
     first_update: float | None
+
+
+class _Times(NamedTuple):
+    """Seconds on the wall and of this process's CPUs."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> _Times:
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, earlier: _Times) -> _Times:
+        return _Times(self.wall - earlier.wall, self.cpu - earlier.cpu)
 
 
 @dataclass
@@ -58,8 +74,8 @@ class Meter:
     after_imports: int
     first: int = 0
     last: int = 0
-    _started: float | None = None
-    _seconds: float | None = None
+    _started: _Times | None = None
+    _spent: _Times | None = None
     _first_update: float | None = None
     _lengths: list[torch.Tensor] = field(default_factory=list)
     _computed: int = 0
@@ -81,21 +97,22 @@ class Meter:
     def start(self) -> None:
         """The stretch starts here."""
         synchronize(self.device)
-        self._started = time.perf_counter()
+        self._started = _Times.now()
 
     def stop(self) -> None:
         """The stretch ends here."""
         assert self._started is not None
         synchronize(self.device)
-        self._seconds = time.perf_counter() - self._started
+        self._spent = _Times.now().since(self._started)
 
     def speed(self, model: nn.Module, precision: str, *, training: bool, processes: int = 1) -> Speed:
         """What was measured; the processes share the examples evenly."""
-        assert self._seconds is not None
+        assert self._spent is not None
         lengths = torch.cat(self._lengths).cpu().numpy()
         return Speed(
             examples=len(lengths) * processes,
-            seconds=self._seconds,
+            seconds=self._spent.wall,
+            cpu_seconds=self._spent.cpu,
             tokens=int(lengths.sum()) * processes,
             computed=self._computed * processes,
             operations=operations(model, lengths, training=training) * processes,
@@ -106,7 +123,7 @@ class Meter:
         )
 
     def _count(self, model: nn.Module, positional: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        if self._started is not None and self._seconds is None:
+        if self._started is not None and self._spent is None:
             mask: torch.Tensor = inputs["attention_mask"]
             self._lengths.append(mask.sum(dim=1))  # stays on the device
             self._computed += mask.numel()
@@ -120,8 +137,10 @@ class Meter:
         return found
 
 
-def resident() -> int:
-    """Bytes that this process has in memory now."""
+def resident_after_imports() -> int:
+    """Bytes that this process has in memory, with all code that a run will load."""
+    import transformers.models.bert.modeling_bert  # noqa: F401  # else loaded with the model
+
     return int(psutil.Process().memory_info().rss)
 
 

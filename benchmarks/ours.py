@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from benchmarks.jobs import EVALUATIONS, Job
-from benchmarks.meter import Meter, Speed, accuracy, resident
+from benchmarks.meter import Meter, Speed, accuracy, resident_after_imports
 from peftlib.acceleration import accelerate_model
 from peftlib.arguments import parse_train_arguments
 from peftlib.data.loading import build_loaders, load_splits
@@ -116,7 +116,7 @@ def measure_training(job: Job) -> Speed:
 
     Whole epochs, since one update's examples have similar lengths: a part of an epoch would be no fair sample.
     """
-    after_imports = resident()
+    after_imports = resident_after_imports()
     with prepared(job, 1 + job.epochs, ONLY_AT_THE_END) as (run, reporter):
         meter = Meter(run.accelerator.device, after_imports, start_late(run, job.warmup), run.plan.steps)
         meter.watch(run.model)
@@ -127,7 +127,7 @@ def measure_training(job: Job) -> Speed:
 
 def measure_evaluation(job: Job) -> Speed:
     """Score the validation split `EVALUATIONS` times under the clock, after one time that is not."""
-    after_imports = resident()
+    after_imports = resident_after_imports()
     with prepared(job, 1, None) as (run, _):
         meter = Meter(run.accelerator.device, after_imports)
         meter.watch(run.model)

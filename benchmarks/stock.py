@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from benchmarks.jobs import EVALUATIONS, Job
-from benchmarks.meter import Meter, Speed, accuracy, resident
+from benchmarks.meter import Meter, Speed, accuracy, resident_after_imports
 from peftlib.arguments import TrainArguments, parse_train_arguments
 from peftlib.data.batching import Slot
 from peftlib.data.encoding import EncodedExamples
@@ -92,7 +92,7 @@ def _settings(args: TrainArguments, job: Job, examples: int, folder: str) -> Tra
 
 def measure_training(job: Job) -> Speed:
     """Train under the clock for as many updates as `job.epochs` epochs have, after `job.warmup` updates."""
-    after_imports = resident()
+    after_imports = resident_after_imports()
     with tempfile.TemporaryDirectory(prefix="bench-run-") as folder:
         trainer = build(job, folder)
         meter = Meter(trainer.args.device, after_imports, job.warmup, trainer.args.max_steps)
@@ -104,7 +104,7 @@ def measure_training(job: Job) -> Speed:
 
 def measure_evaluation(job: Job) -> Speed:
     """Score the validation split `EVALUATIONS` times under the clock, after one time that is not."""
-    after_imports = resident()
+    after_imports = resident_after_imports()
     with tempfile.TemporaryDirectory(prefix="bench-run-") as folder:
         trainer = build(job, folder)
         meter = Meter(trainer.args.device, after_imports)
