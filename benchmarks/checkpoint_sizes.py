@@ -23,10 +23,12 @@ from peftlib.data.loading import Splits, build_loaders
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.strategies import STRATEGIES
 from peftlib.strategies.parameters import trained_state
-from peftlib.training.checkpointing import CheckpointKeeper, checkpoints
+from peftlib.training.checkpointing import CheckpointKeeper
 from peftlib.training.devices import build_accelerator
-from peftlib.training.loop import Plan, Training, train
+from peftlib.training.loop import train
+from peftlib.training.manifest import checkpoints
 from peftlib.training.optimization import build_optimizer, build_scheduler
+from peftlib.training.state import Plan, Training
 
 HEAD = frozenset({"classifier.weight", "classifier.bias"})
 METHODS: dict[str, dict[str, Any]] = {"bitfit": {}, "lora": {"lora_r": 16}, "head": {}, "full": {}}

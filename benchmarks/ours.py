@@ -27,9 +27,10 @@ from peftlib.strategies.parameters import ParameterCount, size
 from peftlib.tracking.record import describe_run
 from peftlib.tracking.reporter import Reporter
 from peftlib.training.devices import build_accelerator
-from peftlib.training.loop import Plan, Training, train
+from peftlib.training.loop import train
 from peftlib.training.memory import fit_micro_batch
 from peftlib.training.optimization import build_optimizer, build_scheduler
+from peftlib.training.state import Plan, Training
 
 #: Evaluate after so many updates: only the last one is followed by an evaluation, which is not under the clock.
 ONLY_AT_THE_END = 10**9
@@ -56,7 +57,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
     """
     args = parse_train_arguments(job.argv())
     data, how, strategy = args.data, args.training, args.strategy
-    task = TASKS[data.task_name]
+    task, rate = TASKS[data.task_name], args.learning_rate
     with tempfile.TemporaryDirectory(prefix="bench-run-") as name:
         folder = Path(name) / "run"
         accelerator, precision = build_accelerator(
@@ -87,14 +88,15 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             batches.windows_per_epoch, epochs, None, eval_steps=eval_steps, logging_steps=args.output.logging_steps,
             max_grad_norm=how.max_grad_norm, patience=0, best_metric="accuracy",
         )  # fmt: skip
-        rate = how.learning_rate or strategy.default_learning_rate
         optimizer = build_optimizer(adapted, rate, how.weight_decay)
         scheduler = build_scheduler(
             optimizer, how.lr_scheduler_type, plan.steps, how.num_warmup_steps, how.warmup_ratio
         )
         model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
         score = partial(_score, accelerator, model, eval_loader, splits.validation.labels)
-        facts = describe_run(source, task.labels, splits.facts(), parameters, precision, rate, batches.window_size)
+        facts = describe_run(
+            source, task.labels, splits.facts(), parameters, precision, args.learning_rate, batches.window_size
+        )
         with reporter.watching(plan.steps, facts):
             set_seed(how.seed, device_specific=True)
             run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)

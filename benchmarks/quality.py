@@ -9,7 +9,6 @@ uniformly drawn examples. Everything else is equal, seed by seed. Writes quality
 
 from __future__ import annotations
 
-from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
@@ -18,6 +17,7 @@ from benchmarks.jobs import Job, System
 from benchmarks.options import common_parser, describe, say, write
 from benchmarks.report import table
 from benchmarks.works import Setting, works
+from peftlib.evaluation.statistics import mean_interval
 
 SYSTEMS: tuple[System, ...] = ("plain", "ours")
 
@@ -31,27 +31,17 @@ def final_scores(job: Job) -> dict[str, Any]:
         return {"history": train(run).history}
 
 
-def paired_difference(ours: list[float], plain: list[float]) -> tuple[float, float, float]:
-    """Mean of ours - plain over the seeds, and its 95 % interval by Student's t."""
-    from scipy.stats import t
-
-    differences = [one - other for one, other in zip(ours, plain, strict=True)]
-    middle = mean(differences)
-    half = float(t.ppf(0.975, len(differences) - 1)) * stdev(differences) / sqrt(len(differences))
-    return middle, middle - half, middle + half
-
-
 def summary(accuracies: dict[str, dict[str, list[float]]]) -> str:
     """Work -> system -> one accuracy per seed, as Markdown."""
     rows = []
     for work, by_system in accuracies.items():
-        middle, low, high = paired_difference(by_system["ours"], by_system["plain"])
+        gain = mean_interval([ours - plain for ours, plain in zip(by_system["ours"], by_system["plain"], strict=True)])
         rows.append(
             [
                 work,
                 str(len(by_system["ours"])),
                 *(f"{mean(by_system[system]):.4f} ± {stdev(by_system[system]):.4f}" for system in SYSTEMS),
-                f"{middle:+.4f} ({low:+.4f} to {high:+.4f})",
+                f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})",
             ]
         )
     head = ["dev accuracy", "seeds", "plain", "ours", "ours - plain (95 % interval)"]
@@ -65,6 +55,8 @@ def main() -> None:
     parser.add_argument("--num_train_epochs", type=int, default=3, help="of each run")
     parser.add_argument("--only", action="append", help="a work's name (MRPC BitFit); may be repeated")
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error("--seeds: an interval needs at least two")
     setting = Setting(options.data_dir, options.model_name_or_path, options.num_cpu_threads, updates=0)
     chosen = [work for work in works(glue=options.data_dir is not None) if work.kind == "train"]
     found: dict[str, dict[str, list[float]]] = {}

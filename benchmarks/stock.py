@@ -75,7 +75,7 @@ def _settings(args: TrainArguments, job: Job, examples: int, folder: str) -> Tra
         per_device_eval_batch_size=how.per_device_eval_batch_size,
         gradient_accumulation_steps=how.gradient_accumulation_steps,
         max_steps=job.warmup + job.epochs * -(-examples // window),
-        learning_rate=how.learning_rate or args.strategy.default_learning_rate,
+        learning_rate=args.learning_rate,
         lr_scheduler_type=how.lr_scheduler_type,
         warmup_steps=how.warmup_ratio,
         weight_decay=how.weight_decay,

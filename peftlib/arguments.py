@@ -178,7 +178,11 @@ class OutputArguments:
     """What it leaves behind, and who watches."""
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "where the results go; None means outputs/<task>-<method>-<time>"}
+        default=None,
+        metadata={
+            "help": "where the results go; None means outputs/<task>-<method>-<time>, or outputs/sweeps/<sweep>/<run> "
+            "inside a sweep"
+        },
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "replace the results of an earlier run in output_dir"}
@@ -197,7 +201,7 @@ class OutputArguments:
         default=None,
         metadata={
             "help": "auto goes on from the newest whole checkpoint in output_dir, or starts afresh when there is none; "
-            "or a checkpoint's folder; None starts afresh"
+            "or a checkpoint's folder; None starts afresh, or means auto where a sweep names the folder"
         },
     )
     extend_training: bool = field(
@@ -250,10 +254,16 @@ class TrainArguments:
     strategy: Strategy
     ignored: tuple[str, ...] = ()
 
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate: the flag's, or else the method's own."""
+        return self.training.learning_rate or self.strategy.default_learning_rate
+
     def flat(self) -> dict[str, Any]:
-        """Flag name -> value, of all groups and of the chosen method."""
+        """Flag name -> value, of all groups and of the chosen method; the learning rate is the one that is used."""
         groups = (self.model, self.data, self.training, self.output, self.strategy)
-        return {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+        values = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+        return values | {"learning_rate": self.learning_rate}
 
 
 @dataclass(frozen=True)
@@ -268,10 +278,63 @@ class SweepArguments:
     count: int | None = field(default=None, metadata={"help": "start at most N runs in this call; None has no limit"})
     seed: int = field(default=0, metadata={"help": "of the draws of random and bayes; the runs' own is --seed there"})
     dry_run: bool = field(default=False, metadata={"help": "print the runs and their number; start nothing"})
+    set: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "parameters in place of the file's, as in --set 'seed=[1, 2, 3]' data_dir=glue; give the same ones "
+            "to go on"
+        },
+    )
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "workers", "count")
         _at_least(self, 0, "seed")
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """What is made of finished runs."""
+
+    output_dir: str = field(
+        default="report", metadata={"help": "the report's folder; an earlier report in it is replaced"}
+    )
+    examples: bool = field(
+        default=False,
+        metadata={"help": "of two runs: what one gets right and the other wrong, side by side; writes no report"},
+    )
+    max_examples: int = field(default=20, metadata={"help": "examples: show N per side at most"})
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_examples")
+
+
+@dataclass(frozen=True)
+class ReproduceArguments:
+    """On what the comparison that this project began with is run again."""
+
+    model_name_or_path: str = field(
+        default=DEFAULT_MODEL, metadata={"help": "the base model; the first report's was bert-base-uncased"}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "a folder with MRPC and SST-2 in GLUE's layout; None asks the Hub"}
+    )
+    seeds: str = field(default="42,43,44", metadata={"help": "a comma-separated list of seeds"})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "train on the first N examples of each task only; None means all"}
+    )
+    set: list[str] = field(
+        default_factory=list, metadata={"help": "more parameters in place of the sweep's, as sweep.py takes them"}
+    )
+    workers: int = field(default=1, metadata={"help": "runs at a time on this machine"})
+    sweep_dir: str | None = field(
+        default=None, metadata={"help": "the runs' folders; None means outputs/sweeps/reproduce-<model>-<tasks>"}
+    )
+    output_dir: str = field(default="report", metadata={"help": "the report's folder"})
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_train_samples", "workers")
+        if not re.fullmatch(r"\d+(,\d+)*", self.seeds):
+            raise UserError(f"--seeds {self.seeds}: must be whole numbers with commas, as in 42,43,44")
 
 
 class _Parser(HfArgumentParser):
@@ -300,7 +363,7 @@ def train_parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; the command line wins over it")
-    # A W&B agent that resumes a preempted run adds this one; it is W&B's business, not ours.
+    # W&B's own part of a run's configuration, see `_without_records`.
     parser.add_argument("--_wandb", help=SUPPRESS)
     return parser
 
@@ -314,6 +377,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
     """
     parser = train_parser()
     argv = _without_groups(list(sys.argv[1:] if argv is None else argv), parser.flags())
+    argv = _without_records(argv, parser.flags())
     try:
         config = parser.parse_known_args(argv)[0].config
     except ArgumentError as error:
@@ -351,6 +415,41 @@ def parse_sweep_arguments(argv: Sequence[str] | None = None) -> tuple[Path, Swee
     return rest.file, options
 
 
+def parse_reproduce_arguments(argv: Sequence[str] | None = None) -> ReproduceArguments:
+    """Parse the flags of `scripts/reproduce.py`.
+
+    Raises:
+        UserError: an unknown flag or a wrong value.
+        SystemExit: after `--help`.
+    """
+    parser = _Parser([ReproduceArguments], prog="reproduce.py", description="Run the comparison.", allow_abbrev=False)
+    options, unknown = parser.parse_args_into_dataclasses(
+        list(sys.argv[1:] if argv is None else argv), look_for_args_file=False, return_remaining_strings=True
+    )
+    _refuse_unknown(unknown, parser)
+    return options
+
+
+def parse_compare_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], CompareArguments]:
+    """Parse the flags of `scripts/compare.py`: the runs' folders or globs, and what is made of them.
+
+    Raises:
+        UserError: an unknown flag or a wrong value, or no runs.
+        SystemExit: after `--help`.
+    """
+    parser = _Parser([CompareArguments], prog="compare.py", description="Compare finished runs.", allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, or above them, or globs")
+    # A flag of this parser takes the word behind it for its value: here that is a run.
+    words = ["--examples=true" if word == "--examples" else word for word in (sys.argv[1:] if argv is None else argv)]
+    options, rest, unknown = parser.parse_args_into_dataclasses(
+        words, look_for_args_file=False, return_remaining_strings=True
+    )
+    _refuse_unknown(unknown, parser)
+    if not rest.runs:
+        raise UserError("no runs: name their folders, as in compare.py outputs/*")
+    return rest.runs, options
+
+
 def _refuse_unknown(words: list[str], parser: _Parser) -> None:
     if not words:
         return
@@ -374,6 +473,23 @@ def _without_groups(argv: list[str], known: list[str]) -> list[str]:
         else:
             flags.append(word)
     return flags
+
+
+def _without_records(argv: list[str], known: list[str]) -> list[str]:
+    """Drop what is no flag with a value from the words with which a W&B agent starts a preempted run again.
+
+    The first time it passes on the sweep's parameters. After a preemption it passes on all that the run's
+    configuration holds by then (https://github.com/wandb/wandb/issues/9143): every flag, those without a value as
+    None, facts such as `params/trainable`, and `_wandb`, by which such a command line is known.
+    """
+    if not any(word.startswith("--_wandb=") for word in argv):
+        return argv
+
+    def is_record(word: str) -> bool:
+        name, assigned, value = word.partition("=")
+        return bool(assigned) and (name not in known or value == "None")
+
+    return [word for word in argv if not is_record(word)]
 
 
 def _underscored(flag: str) -> str:

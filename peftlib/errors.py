@@ -15,12 +15,17 @@ class RunError(Exception):
 
 
 class Interrupted(Exception):
-    """A signal ended the run after `step` updates; scripts exit with `status`."""
+    """A signal ended the run after `step` updates; scripts exit with `status`.
+
+    Attributes:
+        by_hand: SIGINT, from a person at the terminal or at W&B's stop button: the run is not wanted back.
+    """
 
     def __init__(self, signal_name: str, step: int, status: int, kept: bool) -> None:
         way = "continue with --resume_from_checkpoint auto" if kept else "nothing was kept (see --checkpointing_steps)"
         super().__init__(f"stopped by {signal_name} after step {step}; {way}")
         self.status = status
+        self.by_hand = signal_name == "SIGINT"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

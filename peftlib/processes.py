@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them."""
+"""Processes that end with the one that started them, and signals that wait to be asked for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,40 @@ import ctypes
 import os
 import signal
 import sys
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_Caught = TypeVar("_Caught", bound="CaughtSignals")
+
+
+class CaughtSignals:
+    """Inside a `with` block, signals are noted instead of ending the process.
+
+    Args:
+        kinds: which ones.
+
+    Attributes:
+        received: those that came, in order.
+    """
+
+    def __init__(self, *kinds: signal.Signals) -> None:
+        self.received: list[signal.Signals] = []
+        self._kinds = kinds
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self: _Caught) -> _Caught:
+        self._previous = {kind: signal.signal(kind, self._receive) for kind in self._kinds}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(signal.Signals(number))
 
 
 def end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
     python scripts/sweep.py scripts/sweeps/quick.yaml
     python scripts/sweep.py scripts/sweeps/report_grid.yaml --dry_run
+    python scripts/sweep.py scripts/sweeps/seeds.yaml --set task_name=mrpc data_dir=glue 'seed=[1, 2, 3]'
     python scripts/sweep.py scripts/sweeps/rate_search.yaml --workers 2 --sweep_dir outputs/sweeps/rates
 
 Stop it at any moment and give the same command again: it goes on. With an account, `wandb sweep FILE` and
@@ -18,7 +19,7 @@ from peftlib.sweeps.config import load_sweep
 def main() -> None:
     # ── The sweep, checked before anything starts ────────────────────────────────────────────────────────────
     file, args = parse_sweep_arguments()
-    sweep = load_sweep(file, train_parser().flags(), parse_train_arguments)
+    sweep = load_sweep(file, train_parser().flags(), parse_train_arguments, args.set)
 
     # ── Its runs, shown ──────────────────────────────────────────────────────────────────────────────────────
     if args.dry_run:
@@ -30,9 +31,10 @@ def main() -> None:
     # ── Its runs, run ────────────────────────────────────────────────────────────────────────────────────────
     # Imported below the checks, so that a wrong file is answered before Optuna and W&B are loaded.
     from peftlib.sweeps.console import SweepConsole
-    from peftlib.sweeps.loop import run_sweep
+    from peftlib.sweeps.loop import check_program, run_sweep
     from peftlib.sweeps.search import Search
 
+    check_program(sweep)
     folder = Path(args.sweep_dir) if args.sweep_dir else sweep.default_folder
     search = Search(sweep, folder, args.seed, parallel=args.workers > 1)
     run_sweep(search, SweepConsole(), args.workers, args.count)

@@ -26,22 +26,23 @@ def main() -> None:
     from peftlib.evaluation.evaluator import evaluate
     from peftlib.modeling import find_model, load_classifier, load_tokenizer
     from peftlib.strategies.parameters import ParameterCount, size
-    from peftlib.tracking.record import choose_output_dir, describe_run
+    from peftlib.tracking.record import choose_output_dir, choose_resume, describe_run
     from peftlib.tracking.reporter import Reporter
     from peftlib.tracking.trackers import choose_trackers
-    from peftlib.training.checkpointing import CheckpointKeeper, find_checkpoint, matching_manifest, restore
+    from peftlib.training.checkpointing import CheckpointKeeper, restore
     from peftlib.training.devices import build_accelerator
     from peftlib.training.interruption import Interruption
-    from peftlib.training.loop import Plan, Training, keep_best, train
+    from peftlib.training.loop import keep_best, train
+    from peftlib.training.manifest import find_checkpoint, matching_manifest
     from peftlib.training.memory import fit_micro_batch
     from peftlib.training.optimization import build_optimizer, build_scheduler
     from peftlib.training.saving import flat_results, save_result
+    from peftlib.training.state import Plan, Training
 
     which, data, how, out, strategy = args.model, args.data, args.training, args.output, args.strategy
-    task = TASKS[data.task_name]
-    folder = choose_output_dir(
-        out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=out.resume_from_checkpoint is not None
-    )
+    task, rate = TASKS[data.task_name], args.learning_rate
+    resume = choose_resume(out.resume_from_checkpoint, out.output_dir, out.overwrite_output_dir)
+    folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=bool(resume))
     trackers = choose_trackers(out.report_to)
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
@@ -67,7 +68,7 @@ def main() -> None:
         how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed, group_by_length=data.group_by_length,
         pad_to=data.max_length if data.pad_to_max_length else 0, num_workers=data.dataloader_num_workers,
     )  # fmt: skip
-    checkpoint = find_checkpoint(out.resume_from_checkpoint, folder, reporter.console.note)
+    checkpoint = find_checkpoint(resume, folder, reporter.console.note)
     identity = {"arguments": args.flat(), "data": splits.facts(), "processes": accelerator.num_processes}
     manifest = matching_manifest(checkpoint, identity, extend=out.extend_training)
 
@@ -84,7 +85,6 @@ def main() -> None:
         logging_steps=out.logging_steps, max_grad_norm=how.max_grad_norm, patience=how.early_stopping_patience,
         best_metric=task.best_metric,
     )  # fmt: skip
-    rate = how.learning_rate or strategy.default_learning_rate
     optimizer = build_optimizer(adapted, rate, how.weight_decay)
     scheduler = build_scheduler(optimizer, how.lr_scheduler_type, plan.steps, how.num_warmup_steps, how.warmup_ratio)
 
@@ -93,7 +93,7 @@ def main() -> None:
     score = partial(evaluate, accelerator, model, eval_loader, splits.validation.labels, task.metrics)
     facts = describe_run(source, task.labels, splits.facts(), parameters, precision, rate, batches.window_size)
 
-    with reporter.watching(plan.steps, facts, manifest), Interruption(accelerator) as interruption:
+    with Interruption(accelerator) as interruption, reporter.watching(plan.steps, facts, manifest):
         # ── Train ────────────────────────────────────────────────────────────────────────────────────────────
         set_seed(how.seed, device_specific=True)  # dropout differs between processes; the head's start did not
         run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
@@ -112,7 +112,7 @@ def main() -> None:
         # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────
         if accelerator.is_main_process:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            saved = save_result(folder, strategy, trained, head, tokenizer, reporter.facts, evaluation.metrics)
+            saved = save_result(folder, strategy, trained, head, tokenizer, reporter.facts, evaluation)
             reporter.finish(flat_results(progress, evaluation, parameters, saved))
 
 

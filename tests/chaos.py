@@ -3,7 +3,9 @@
     python tests/chaos.py --kills 30 --seed 1
 
 Every life of the run ends with SIGKILL at a random moment: while it imports, loads, trains, or writes a checkpoint
-(it writes one after every update). Exit status 0 when the final adapter is bit-equal and nothing is left lying around.
+(it writes one after every update). Moments are counted in updates, not in seconds, so that a machine whose load changes
+still has the run alive at the last kill. Exit status 0 when the final adapter is bit-equal and nothing is left lying
+around.
 """
 
 from __future__ import annotations
@@ -48,22 +50,28 @@ def main() -> int:
     chance = random.Random(options.seed)
     print(f"chaos: {options.kills} kills, seed {options.seed}", flush=True)
     extra = options.extra or ["--max_train_samples", "1600", "--max_eval_samples", "100", "--num_train_epochs", "4"]
+    extra = [*extra, "--num_cpu_threads", "1"]  # two threads that wait for each other crawl on a machine at work
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         calm, hunted = Path(name) / "calm", Path(name) / "hunted"
         begin = time.monotonic()
         if start(calm, extra).wait() != 0:
             print((Path(name) / "calm.log").read_text(), file=sys.stderr)
             return 1
-        seconds = time.monotonic() - begin
-        record = json.loads((calm / "run.json").read_text())
-        # What a life needs before its first update, and its share of the time that updates and checkpoints take.
-        setup = seconds - record["seconds"]
-        share = record["seconds"] / options.kills
+        setup = time.monotonic() - begin - json.loads((calm / "run.json").read_text())["seconds"]
+        steps = json.loads((calm / "all_results.json").read_text())["global_step"]
+        pace = json.loads((calm / "run.json").read_text())["seconds"] / steps
         for kill in range(1, options.kills + 1):
-            run = start(hunted, extra)
-            # A third of the lives end before they train; the others get about their share of the updates.
-            life = chance.uniform(0, setup) if chance.random() < 1 / 3 else setup + chance.uniform(0, share)
-            time.sleep(life)
+            run, begin = start(hunted, extra), time.monotonic()
+            if chance.random() < 1 / 3:  # before it trains
+                time.sleep(chance.uniform(0, setup))
+            else:
+                here = step_of(hunted)
+                # Twice its share of what is left, at most; two updates for every later kill stay in any case.
+                spare = steps - here - 2 * (options.kills - kill + 1)
+                goal = here + chance.uniform(0, max(1.0, 2 * spare / (options.kills - kill + 2)))
+                while step_of(hunted) < int(goal) and run.poll() is None:
+                    time.sleep(0.002)
+                time.sleep(goal % 1 * pace)
             if run.poll() is not None:
                 print(f"  the run ended by itself (status {run.returncode}) before kill {kill}: give it more epochs")
                 print((Path(name) / "hunted.log").read_text()[-3000:], file=sys.stderr)
@@ -71,6 +79,7 @@ def main() -> int:
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()
             half_written = len(list(hunted.glob("checkpoints/.writing-*")))
+            life = time.monotonic() - begin
             print(
                 f"  kill {kill} after {life:.1f} s: at step {step_of(hunted)}, {half_written} half-written", flush=True
             )

@@ -150,8 +150,24 @@ def test_flags_of_other_methods_are_reported_when_they_differ_from_their_default
     assert parse("--method", "lora", "--lora_r", "4").ignored == ()
 
 
-def test_the_flag_that_a_wandb_agent_adds_is_tolerated():
-    assert parse("--_wandb={'a': 1}", "--seed=3") == parse("--seed=3")
+def test_a_wandb_agent_that_starts_a_preempted_run_again_may_pass_on_all_that_its_configuration_holds():
+    first = parse("--strategy={'method': 'lora', 'lora_r': 4}", "--use_dora=True", "--max_train_samples", "9")
+    recorded = {**first.flat(), "strategy": {"method": "lora", "lora_r": 4}, "params/total": 9, "sweep/id": "s1"}
+    again = [f"--{name}={value}" for name, value in recorded.items()]
+    assert parse("--_wandb={'a': 1}", "--max_train_samples", "9", *again).flat() == first.flat()
+
+
+@pytest.mark.parametrize("method", STRATEGIES)
+def test_the_rate_is_the_flags_or_else_the_methods_own(method):
+    default = STRATEGIES[method].default_learning_rate
+    args = parse("--method", method)
+    assert (args.learning_rate, args.flat()["learning_rate"]) == (default, default)
+    assert parse("--method", method, "--learning_rate", "0.5").learning_rate == 0.5
+
+
+def test_only_such_an_agent_may_pass_on_what_is_no_flag():
+    with pytest.raises(UserError, match="--params/total: no such flag"):
+        parse("--params/total=9")
 
 
 @given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))

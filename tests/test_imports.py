@@ -2,6 +2,7 @@
 
     scripts -> training -> {evaluation, tracking} -> {data, modeling, strategies} -> {hub, files, errors}
     scripts -> sweeps -> {tracking, ...}: a sweep starts trainings, it never imports one
+    scripts -> reporting -> {evaluation, data, ...}: a report reads what runs have left
 
 `arguments` and `cli` are the scripts' own; no script imports another and the library never imports a script;
 `strategies` imports nothing above it; `training` names no method.
@@ -36,8 +37,10 @@ MAY_IMPORT = {
     "evaluation": _ROOMS | _FLOOR,
     "tracking": _ROOMS | _FLOOR,
     # A sweep starts trainings as processes of their own; it never imports one.
-    "sweeps": {"tracking", "data", "strategies", "processes"} | _FLOOR,
-    "training": {"evaluation", "tracking"} | _ROOMS | _FLOOR,
+    "sweeps": {"tracking", "data", "modeling", "strategies", "processes"} | _FLOOR,
+    # Reads what runs have left; trains and sweeps nothing.
+    "reporting": {"evaluation", *_ROOMS, *_FLOOR},
+    "training": {"evaluation", "tracking", "processes"} | _ROOMS | _FLOOR,
     # The command line reads the tables of tasks, models and methods, and nothing that trains.
     "arguments": _ROOMS | _FLOOR,
 }

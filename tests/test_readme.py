@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from peftlib.arguments import SweepArguments, parse_train_arguments, train_parser
+from peftlib.arguments import CompareArguments, ReproduceArguments, SweepArguments, parse_train_arguments, train_parser
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,8 +16,8 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 SHELL = "\n".join(text for language, text in BLOCKS if language == "bash").replace("\\\n", " ")
 TREE = next(text for language, text in BLOCKS if "peftlib/" in text and not language)
 
-#: Flags of accelerate's launcher and of the project's other commands, which the text names too.
-OTHERS = {"--config_file", "--num_processes", "--cpu", "--help", "--config"}
+#: Flags of accelerate's launcher, of W&B's agent and of the project's other commands, which the text names too.
+OTHERS = {"--forward_signals", "--config_file", "--num_processes", "--cpu", "--help", "--config"}
 
 
 def tree_paths() -> list[str]:
@@ -66,7 +66,8 @@ def test_every_flag_exists():
 def other_scripts_flags() -> set[str]:
     """Flags of the other scripts."""
     chaos = re.findall(r'add_argument\(\s*"(--[\w-]+)"', (ROOT / "tests" / "chaos.py").read_text())
-    return {*chaos, *(f"--{field.name}" for field in dataclasses.fields(SweepArguments))}
+    groups = (SweepArguments, CompareArguments, ReproduceArguments)
+    return {*chaos, *(f"--{field.name}" for group in groups for field in dataclasses.fields(group))}
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL.splitlines() if "scripts/train.py" in line])

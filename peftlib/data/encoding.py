@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -94,7 +95,9 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
 
 def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, np.ndarray]:
     columns = [list(column) for column in zip(*examples.texts, strict=True)]
-    tokens = tokenizer(
+    # A copy, because a call leaves its truncation and padding in the tokenizer, which is saved with the result: the
+    # file would depend on whether the cache was filled.
+    tokens = deepcopy(tokenizer)(
         *columns,
         truncation=True,
         max_length=max_length,

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError, nearest
 from peftlib.sweeps.parameters import Parameter, parse_parameter
 
@@ -104,12 +105,15 @@ class Sweep:
         return dict(_leaves((name.rpartition(".")[2], value) for name, value in values.items()))
 
 
-def load_sweep(path: Path, known: Sequence[str], check: Callable[[list[str]], object]) -> Sweep:
+def load_sweep(
+    path: Path, known: Sequence[str], check: Callable[[list[str]], object], changes: Sequence[str] = ()
+) -> Sweep:
     """Read and check a sweep before anything of it starts.
 
     Args:
         known: train.py's flags, with their dashes.
         check: parses a command line of train.py's; raises UserError.
+        changes: `name=value` or `name=[value, value]`, in YAML: parameters that are put in place of the file's.
 
     Raises:
         UserError: one line that names the key.
@@ -121,11 +125,27 @@ def load_sweep(path: Path, known: Sequence[str], check: Callable[[list[str]], ob
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no valid YAML ({' '.join(str(error).split())})") from error
     try:
+        if changes and isinstance(content, dict) and isinstance(content.get("parameters"), dict):
+            content["parameters"] |= dict(_change(change) for change in changes)
         sweep = _parse(path, content)
         _check_flags(sweep, known, check)
+        if "--task_name" in known:
+            _check_metric(sweep)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return sweep
+
+
+def _change(text: str) -> tuple[str, dict[str, Any]]:
+    """`seed=[1, 2]` as an entry of `parameters`."""
+    name, sign, written = text.partition("=")
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: no valid YAML ({' '.join(str(error).split())})") from error
+    if not sign or not name:
+        raise UserError(f"--set {text}: must be name=value, or name=[value, value]")
+    return name, {"values": value} if isinstance(value, list) else {"value": value}
 
 
 def _parse(path: Path, content: Any) -> Sweep:
@@ -233,6 +253,20 @@ def _check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]]
             if flag in places:
                 raise UserError(f"{place}: {flag} is set by {places[flag]} too")
             places[flag] = place
+
+
+def _check_metric(sweep: Sweep) -> None:
+    """A metric that a task does not log would be missed only when a whole run has gone by."""
+    if not sweep.metric.startswith("eval/"):
+        return
+    given = ((parameter.flag, value) for parameter in sweep.parameters for value in parameter.extremes())
+    named = [TASKS[task] for flag, task in _leaves(given) if flag == "task_name"]
+    for tasks in [[task] for task in named] or [list(TASKS.values())]:
+        logged = {f"eval/{name}" for task in tasks for name in ("loss", *task.metrics, f"best_{task.best_metric}")}
+        if sweep.metric not in logged:
+            whose = f"task {tasks[0].name} does not log" if named else "no task logs"
+            hint = nearest(sweep.metric, logged)
+            raise UserError(f"metric.name: {whose} {sweep.metric}{hint} (known: {', '.join(sorted(logged))})")
 
 
 def _leaves(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:

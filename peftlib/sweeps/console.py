@@ -35,6 +35,7 @@ class SweepConsole:
         self._rich = RichConsole(highlight=False)
         self._live: Live | None = None
         self._workers = 1
+        self._varying: list[str] = []
         self._durations: list[float] = []
         self._began: dict[int, float] = {}
 
@@ -59,6 +60,7 @@ class SweepConsole:
     def begin(self, search: Search, workers: int) -> None:
         """Say what is going to happen."""
         sweep, self._workers = search.sweep, workers
+        self._varying = varying(sweep)
         over = sum(trial.state.is_finished() for trial in search.trials())
         size = f"{sweep.size} runs" if sweep.size is not None else "no run_cap: goes on until it is stopped"
         goal = "maximize" if sweep.maximize else "minimize"
@@ -70,7 +72,8 @@ class SweepConsole:
         """A run has begun, or goes on."""
         self._began[claim.number] = time.monotonic()
         verb = "goes on" if claim.taken_up else "started"
-        self.note(f"run {claim.number} {verb}: {describe(claim.values)}")
+        values = ", ".join(f"{name} {_shown(claim.values[name])}" for name in self._varying)
+        self.note(f"run {claim.number} {verb}" + (f": {values}" if values else ""))
 
     def ended(self, trial: FrozenTrial) -> None:
         """A run is over, for good or until it is taken up again."""
@@ -132,11 +135,6 @@ class SweepConsole:
             self.note(f"best: {sweep.metric} {ranked[0].value:.4f}, in {search.run_folder(ranked[0].number)}")
 
 
-def describe(values: dict[str, Any]) -> str:
-    """`--lora_r=8 --seed=1`, in the sweep's own names."""
-    return " ".join(f"--{name}={value}" for name, value in values.items())
-
-
 def varying(sweep: Sweep) -> list[str]:
     """The parameters in which runs differ."""
     return [parameter.name for parameter in sweep.parameters if parameter.varies]
@@ -144,11 +142,14 @@ def varying(sweep: Sweep) -> list[str]:
 
 def _values(sweep: Sweep, trial: FrozenTrial) -> list[str]:
     values = trial.user_attrs.get("values", {})
-    texts = []
-    for name in varying(sweep):
-        value = values.get(name, "")
-        texts.append(f"{value:.6g}" if isinstance(value, float) else str(value))
-    return texts
+    return [_shown(values.get(name, "")) for name in varying(sweep)]
+
+
+def _shown(value: Any) -> str:
+    """A parameter's value; of a mapping, the flags that it stands for."""
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_shown(entry)}" for name, entry in value.items())
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _outcome(trial: FrozenTrial) -> str:

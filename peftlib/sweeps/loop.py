@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
 
 import psutil
 
 from peftlib.errors import Interrupted, RunError, UserError, nearest
+from peftlib.processes import CaughtSignals
+from peftlib.sweeps.config import Sweep
 from peftlib.sweeps.console import SweepConsole
 from peftlib.sweeps.run import Run, forget_checkpoints, in_use, logged_in, reason_of, record_of, tail_of
 from peftlib.sweeps.search import Claim, Search
@@ -25,24 +26,14 @@ class Stopped(Interrupted):
         self.status = 128 + number
 
 
-class _Signals:
-    """Turns SIGINT and SIGTERM into a question; a second one ends the runs at once."""
+def check_program(sweep: Sweep) -> None:
+    """Make sure, before a folder is made for the sweep, that its runs can be started from here.
 
-    def __init__(self) -> None:
-        self.received: list[signal.Signals] = []
-
-    def __enter__(self) -> _Signals:
-        self._previous = {kind: signal.signal(kind, self._receive) for kind in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received.append(signal.Signals(number))
+    Raises:
+        UserError: the program is not there.
+    """
+    if not Path(sweep.program).is_file():
+        raise UserError(f"program: {sweep.program} is not below {Path.cwd()}; start from the project's folder")
 
 
 def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: int | None = None) -> None:
@@ -54,14 +45,11 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
 
     Raises:
         Stopped: a signal came.
-        UserError: the program is not there.
         RunError: no run of the sweep has ended well.
     """
-    if not Path(search.sweep.program).is_file():
-        raise UserError(f"program: {search.sweep.program} is not below {Path.cwd()}; start from the project's folder")
     active: dict[int, tuple[Claim, Run]] = {}
     started, stopped, idle = 0, 0, False
-    with _Signals() as signals, console:
+    with CaughtSignals(signal.SIGINT, signal.SIGTERM) as signals, console:
         console.begin(search, workers)
         while True:
             while not signals.received and len(active) < workers and (count is None or started < count):
@@ -77,8 +65,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
                     del active[number]
             if len(signals.received) > stopped:
                 stopped = len(signals.received)
-                for _, run in active.values():
-                    run.stop(signal.SIGTERM if stopped == 1 else signal.SIGKILL)
+                _stop(console, [run for _, run in active.values()], at_once=stopped > 1)
             console.show(search, {number: run for number, (_, run) in active.items()})
             enough = bool(signals.received) or (count is not None and started >= count)
             # What others are running may yet be cut off, and is taken up then.
@@ -90,6 +77,13 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
     console.finish(search)
     if not search.unfinished() and not any(trial.value is not None for trial in search.ranked()):
         raise RunError("no run has ended well; the logs are in " + str(search.folder / "runs"))
+
+
+def _stop(console: SweepConsole, runs: list[Run], *, at_once: bool) -> None:
+    if runs and not at_once:
+        console.note("stopping: the runs write their checkpoints; once more ends them at once")
+    for run in runs:
+        run.stop(signal.SIGKILL if at_once else signal.SIGTERM)
 
 
 def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:

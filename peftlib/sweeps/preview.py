@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 from peftlib.sweeps.config import Sweep
 
 
 def preview(sweep: Sweep) -> None:
     """Print a line per run of a grid, and their number; of a search, what it draws from."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word, as it ends `cat`
     if sweep.method == "grid":
         for index, point in enumerate(sweep.grid()):
             print(f"{index}: " + " ".join(f"--{flag}={value}" for flag, value in sweep.flags(point).items()))

@@ -29,8 +29,8 @@ from peftlib.strategies.parameters import ParameterCount
 #: What a run writes into its folder; `--overwrite_output_dir` clears these and nothing else.
 RUN_FILES = (
     "adapter_config.json", "adapter_model.safetensors", "all_results.json", "config.json", "metrics.jsonl",
-    "model.safetensors", "README.md", "run.json", "special_tokens_map.json", "tokenizer.json",
-    "tokenizer_config.json", "vocab.txt",
+    "model.safetensors", "predictions.safetensors", "README.md", "run.json", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt",
 )  # fmt: skip
 
 _VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "safetensors", "tokenizers", "torch",
@@ -61,6 +61,17 @@ def choose_output_dir(wanted: str | None, task: str, method: str, overwrite: boo
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {path}: {existing} is read-only; name another folder")
     return path
+
+
+def choose_resume(wanted: str | None, output_dir: str | None, overwrite: bool) -> str | None:
+    """What to go on from: as asked, else "auto" inside a sweep.
+
+    A sweep that was preempted hands the run out again. Its folder is named after it, so that a checkpoint there is
+    its own; one that the user named may be another run's.
+    """
+    if wanted is None and output_dir is None and not overwrite and sweep_of_run() is not None:
+        return "auto"
+    return wanted
 
 
 class RunRecord:

@@ -12,11 +12,10 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from peftlib.errors import Interrupted
 from peftlib.files import write_json
 from peftlib.tracking.console import Console
 from peftlib.tracking.record import RunRecord, environment, peak_memory, sweep_of_run
-from peftlib.tracking.trackers import start_trackers
+from peftlib.tracking.trackers import end_wandb_run, start_trackers
 
 
 class Reporter:
@@ -97,12 +96,8 @@ class Reporter:
             self._track({**parameters, "train/global_step": 0}, step=0)
             self.update(setup_seconds=time.perf_counter() - self._created)
             self.console.total_steps = steps
-            try:
-                with self.console if self._record is not None else nullcontext():
-                    yield
-            except Interrupted:
-                self._mark_preempting()
-                raise
+            with self.console if self._record is not None else nullcontext():
+                yield
 
     def advance(self, step: int) -> None:
         """An update is done."""
@@ -126,16 +121,9 @@ class Reporter:
         if error is not None and "wandb" in self._trackers and self._accelerator.is_main_process:
             # W&B looks at what reaches the interpreter's top, and scripts answer most errors before that.
             with self._never_fatal("W&B"):
-                run = self._accelerator.get_tracker("wandb", unwrap=True)
-                run.finish(exit_code=error.status or 1 if isinstance(error, Interrupted) else 1)
+                end_wandb_run(self._accelerator.get_tracker("wandb", unwrap=True), error)
         with self._never_fatal("a tracker"):
             self._accelerator.end_training()
-
-    def _mark_preempting(self) -> None:
-        """Tell W&B that the run was stopped from outside and will go on, so that a sweep requeues it."""
-        if "wandb" in self._trackers and self._accelerator.is_main_process:
-            with self._never_fatal("W&B"):
-                self._accelerator.get_tracker("wandb", unwrap=True).mark_preempting()
 
     def update(self, **facts: Any) -> None:
         """Add facts to `run.json`."""

@@ -9,12 +9,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+import requests
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
-from peftlib.errors import UserError, nearest
+from peftlib.errors import Interrupted, UserError, nearest
 
 DEFAULT_PROJECT = "peft-text-classification"
+
+_KILLED = 255  # the exit code of W&B's own client after a Ctrl-C; shown as "killed"
+_ANSWER_SECONDS = 5.0
+_STOPPED = """query RunStoppedStatus($project: String, $entity: String, $runId: String!) {
+  project(name: $project, entityName: $entity) { run(name: $runId) { stopped } }
+}"""
 
 # Trackers whose package is called otherwise.
 _PACKAGES = {"comet_ml": "comet_ml", "dvclive": "dvclive", "aim": "aim", "tensorboard": "tensorboard"}
@@ -50,11 +57,55 @@ def wandb_goes_offline() -> bool:
     """Whether W&B has to be told to record offline: it would ask for a key, or fail where nobody can answer."""
     if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_DISABLED"):
         return False
+    return _api_key() is None
+
+
+def _api_key() -> str | None:
     import wandb
 
     # Newer versions warn that this is deprecated; what they offer instead is missing from the older ones.
     with contextlib.redirect_stderr(io.StringIO()):
-        return wandb.api.api_key is None
+        return wandb.api.api_key
+
+
+def end_wandb_run(run: Any, error: BaseException) -> None:
+    """End a W&B run that did not end well, and say whether its sweep should queue it again.
+
+    W&B queues a run again that was marked as preempting and ends with another exit code than 0
+    (https://docs.wandb.ai/models/sweeps/signal-handling-sweep-runs). One that somebody wanted to end is not marked.
+
+    Args:
+        run: the W&B client's.
+        error: why it ends.
+    """
+    if not isinstance(error, Interrupted):
+        run.finish(exit_code=1)
+    elif error.by_hand or _told_to_stop(run):
+        run.finish(exit_code=_KILLED)
+    else:
+        run.mark_preempting()
+        run.finish(exit_code=error.status or 1)
+
+
+def _told_to_stop(run: Any) -> bool:
+    """Whether W&B's server wants the end of a sweep's run: it does badly (hyperband), or somebody pressed stop.
+
+    An agent passes that on as a SIGTERM, which is also what a cluster sends to preempt a run. The client learns of it
+    too, up to 15 seconds later; a preempted run may not have that long, so the server is asked.
+    """
+    if not os.environ.get("WANDB_SWEEP_ID"):
+        return False
+    variables = {"entity": run.entity, "project": run.project, "runId": run.id}
+    try:
+        answer = requests.post(
+            f"{run.settings.base_url}/graphql",
+            json={"query": _STOPPED, "variables": variables},
+            auth=("api", _api_key() or ""),
+            timeout=_ANSWER_SECONDS,
+        )
+        return bool(answer.json()["data"]["project"]["run"]["stopped"])
+    except (requests.RequestException, KeyError, TypeError):
+        return False  # a run that is queued once too often costs less than one that is lost
 
 
 def start_trackers(
@@ -95,8 +146,10 @@ def start_trackers(
         wandb_options["mode"] = "offline"  # by now W&B has read WANDB_MODE
         sync = f"wandb sync {folder}/wandb/offline-run-*"
         notice = f"W&B has no API key, so it records offline; to upload later: wandb login, then {sync}"
-    if "wandb" in ids and not os.environ.get("WANDB_RUN_ID"):
-        wandb_options |= {"id": ids["wandb"], "resume": "allow"}
+    if "wandb" in ids:
+        wandb_options["resume"] = "allow"
+        if not os.environ.get("WANDB_RUN_ID"):  # else it says which run, as an agent does that got it again
+            wandb_options["id"] = ids["wandb"]
     # TensorBoard takes numbers and strings only.
     plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
     accelerator.init_trackers(

@@ -3,174 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
-from peftlib.data.batching import WindowBatches
 from peftlib.data.encoding import split_inputs
 from peftlib.errors import Interrupted, RunError
-from peftlib.evaluation.evaluator import Evaluation
 from peftlib.strategies.parameters import load_trained_state, trained_state
 from peftlib.training.accumulation import backward, weighted_loss
-from peftlib.training.interruption import EXIT_STATUS, Interruption
+from peftlib.training.interruption import EXIT_STATUS
 from peftlib.training.randomness import capture_random, restore_random
-
-
-class Watcher(Protocol):
-    """Who is told how the run goes (see `tracking/reporter.py`)."""
-
-    def advance(self, step: int) -> None:
-        """An update is done."""
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Values at an update; called at most once per update, on every process."""
-
-
-class Keeper(Protocol):
-    """Who writes checkpoints (see `training/checkpointing.py`)."""
-
-    def is_due(self, step: int, epoch_ends: bool) -> bool:
-        """Whether one is wanted after this update."""
-
-    def save(self, training: Training) -> bool:
-        """Write one, called on every process; False when it could not be written (the run goes on)."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long, how often, by what.
-
-    Attributes:
-        steps: updates in the whole run.
-        epochs: passes over the data, the last one possibly cut short.
-        eval_steps: evaluate every so many updates; None at the end of each epoch. The last update always is.
-        logging_steps: fetch the loss from the device every so many updates.
-        max_grad_norm: global L2 norm to clip to; 0 does not clip (and does not measure).
-        patience: evaluations without a better score before the run stops; 0 for never.
-        best_metric: which metric is the score; larger is better.
-    """
-
-    steps: int
-    epochs: int
-    eval_steps: int | None
-    logging_steps: int
-    max_grad_norm: float
-    patience: int
-    best_metric: str
-
-    @classmethod
-    def of(cls, windows_per_epoch: int, epochs: int, max_steps: int | None, **options: Any) -> Plan:
-        """`max_steps`, where given, decides instead of `epochs`."""
-        steps = epochs * windows_per_epoch if max_steps is None else max_steps
-        return cls(steps=steps, epochs=math.ceil(steps / windows_per_epoch), **options)
-
-
-@dataclass
-class Progress:
-    """Where a run is, and what it has seen so far.
-
-    Attributes:
-        epoch: complete passes over the data.
-        window: windows done in the current epoch.
-        step: windows done in all: the x-axis of every curve.
-        skipped: updates that fp16's scaler refused because of an overflow.
-        examples: training examples done.
-        loss_sum: sum of the windows' mean losses.
-        train_seconds: wall time of training, evaluation excluded.
-        best: the metrics of the best evaluation so far, with its `step`.
-        last: the metrics of the latest evaluation.
-        history: the metrics of every evaluation, each with its `step`.
-        stale: evaluations since the best one.
-        stopped_early: patience ran out.
-        windows_per_epoch: updates in one pass over the data.
-    """
-
-    epoch: int = 0
-    window: int = 0
-    step: int = 0
-    skipped: int = 0
-    examples: int = 0
-    loss_sum: float = 0.0
-    train_seconds: float = 0.0
-    best: dict[str, float] = field(default_factory=dict)
-    last: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-    stale: int = 0
-    stopped_early: bool = False
-    windows_per_epoch: int = 1
-
-    @property
-    def epochs(self) -> float:
-        """Passes over the data, the started one as a fraction."""
-        return self.epoch + self.window / self.windows_per_epoch
-
-
-@dataclass
-class Recent:
-    """The updates since the last log. Losses stay on the device until they are wanted.
-
-    Attributes:
-        losses: one scalar per update, this process's share of the window's loss.
-        rates: the learning rate of each of these updates.
-        norm: the gradient's norm at the latest update, where it is measured.
-        examples: over all processes.
-        seconds: wall time spent on them.
-    """
-
-    losses: list[torch.Tensor] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    norm: torch.Tensor | None = None
-    examples: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class Training:
-    """What a run works with: the prepared objects, and what changes as it goes.
-
-    Attributes:
-        evaluate: scores the model on the validation split.
-        keeper: writes checkpoints; None keeps nothing.
-        interruption: tells of signals; None never stops.
-        random: every generator's state at the start of the current window: what a checkpoint has to hold, since a
-            run that is stopped inside a window starts that window anew.
-    """
-
-    accelerator: Accelerator
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
-    loader: DataLoader
-    batches: WindowBatches
-    evaluate: Callable[[], Evaluation]
-    watcher: Watcher
-    plan: Plan
-    keeper: Keeper | None = None
-    interruption: Interruption | None = None
-    progress: Progress = field(default_factory=Progress)
-    recent: Recent = field(default_factory=Recent)
-    best_state: dict[str, torch.Tensor] = field(default_factory=dict)
-    random: dict[str, Any] = field(default_factory=dict)
-    _clock: float = 0.0
-
-    def start_clock(self) -> None:
-        """What follows is training."""
-        self._clock = time.perf_counter()
-
-    def stop_clock(self) -> None:
-        """Book the time since `start_clock` as training; what follows (evaluation, a checkpoint) is not."""
-        seconds = time.perf_counter() - self._clock
-        self.progress.train_seconds += seconds
-        self.recent.seconds += seconds
-        self.start_clock()
+from peftlib.training.state import Keeper, Progress, Recent, Training
 
 
 def train_step(accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

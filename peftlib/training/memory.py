@@ -12,8 +12,9 @@ from accelerate.utils.memory import should_reduce_batch_size
 from peftlib.data.batching import Slot
 from peftlib.errors import RunError
 from peftlib.tracking.reporter import Reporter
-from peftlib.training.loop import Training, train_step
+from peftlib.training.loop import train_step
 from peftlib.training.randomness import capture_random, restore_random
+from peftlib.training.state import Training
 
 
 def fit_micro_batch(training: Training, reporter: Reporter) -> None:

@@ -15,11 +15,12 @@ from torch import nn
 
 from peftlib.errors import RunError
 from peftlib.evaluation.evaluator import Evaluation
+from peftlib.evaluation.predictions import save_predictions
 from peftlib.files import share, sync, write_text
 from peftlib.strategies import Strategy
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.card import model_card
-from peftlib.training.loop import Progress
+from peftlib.training.state import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,15 +33,15 @@ def save_result(
     head: frozenset[str],
     tokenizer: PreTrainedTokenizerBase,
     run: dict[str, Any],
-    scores: dict[str, float],
+    evaluation: Evaluation,
 ) -> int:
-    """Write the adapter (or checkpoint), the tokenizer and the model card into `folder`.
+    """Write the adapter (or checkpoint), the tokenizer, the model card and the predictions into `folder`.
 
     Args:
         model: what the strategy made, unwrapped.
         head: the names of the head's parameters.
         run: the facts of `run.json`, for the card.
-        scores: metric -> value on the validation split, for the card.
+        evaluation: of `model` on the validation split.
 
     Returns:
         The size in bytes of the weights' file.
@@ -54,7 +55,9 @@ def save_result(
         is_adapter = (temporary / "adapter_config.json").is_file()
         weights = temporary / ("adapter_model.safetensors" if is_adapter else "model.safetensors")
         size = weights.stat().st_size
-        write_text(temporary / "README.md", model_card(run, scores, folder=str(folder), is_adapter=is_adapter))
+        card = model_card(run, evaluation.metrics, folder=str(folder), is_adapter=is_adapter)
+        write_text(temporary / "README.md", card)
+        save_predictions(temporary, evaluation.logits, evaluation.labels)
     return size
 
 

@@ -142,6 +142,13 @@ def test_a_second_run_tokenises_neither_of_its_two_splits(cache, calls):
     assert len(entries(cache)) == 2
 
 
+def test_the_tokenizer_stays_as_it_was_loaded(tokenizer, cache):
+    before = tokenizer.backend_tokenizer.to_str()
+    for _ in ("tokenised", "from the cache"):
+        encode(examples_of(ROWS), tokenizer, 8)
+        assert tokenizer.backend_tokenizer.to_str() == before
+
+
 def test_other_data_labels_lengths_and_tokenizers_have_other_entries(tokenizer, cache, calls):
     relabelled = [(text, 1 - label) for text, label in ROWS]
     extended = load_tokenizer(find_model(DEFAULT_MODEL))

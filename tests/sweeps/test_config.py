@@ -63,6 +63,11 @@ def test_the_last_parameter_by_name_varies_fastest(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("metric", ["eval/f1", "eval/loss", "eval/best_accuracy", "train/loss"])
+def test_a_metric_that_every_task_of_the_sweep_logs_passes(tmp_path, metric):
+    assert load(tmp_path, metric={"name": metric}, parameters={"task_name": {"value": "mrpc"}}).metric == metric
+
+
 def test_run_cap_cuts_a_grid(tmp_path):
     assert load(tmp_path, run_cap=1).size == 1
 
@@ -103,7 +108,7 @@ def test_a_shipped_file_gives_flags_that_train_py_takes_from_wandb_s_agent(path)
 
 def test_the_files_that_the_readme_names_are_shipped():
     names = {path.stem for path in SHIPPED}
-    assert names == {"quick", "rank_ablation", "rate_search", "report_grid", "seeds"}
+    assert names == {"quick", "rank_ablation", "rate_search", "report_grid", "reproduce", "seeds"}
     runs = [sweep_flags["task_name"] for sweep_flags in map(shipped(SHIPPED[3]).flags, shipped(SHIPPED[3]).grid())]
     assert len(runs) == 8 and set(runs) == {"mrpc", "sst2"}
 
@@ -119,6 +124,11 @@ def test_the_files_that_the_readme_names_are_shipped():
         ({"metric": {"goal": "maximize"}}, "metric.name: missing"),
         ({"metric": {"name": "x", "goal": "max"}}, "metric.goal: max is unknown; did you mean maximize?"),
         ({"metric": {"nam": "x"}}, "metric.nam: no such key; did you mean name?"),
+        ({"metric": {"name": "eval/acuracy"}}, "metric.name: no task logs eval/acuracy; did you mean eval/accuracy? ("),
+        ({"metric": {"name": "eval/f1"}, "parameters": {"task_name": {"values": ["mrpc", "sst2"]}}},
+         "metric.name: task sst2 does not log eval/f1"),
+        ({"metric": {"name": "eval/best_f1"}, "parameters": {"g": {"value": {"task_name": "mrpc"}}}},
+         "metric.name: task mrpc does not log eval/best_f1; did you mean eval/f1?"),
         ({"run_cap": 0}, "run_cap: 0 must be a whole number from 1 on"),
         ({"command": ["python", "${program}"]}, "command: has no ${args}"),
         ({"controller": {"type": "local"}}, "controller: is for W&B's server alone"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import yaml
 from peftlib.errors import RunError, UserError
 from peftlib.sweeps.config import load_sweep
 from peftlib.sweeps.console import SweepConsole
-from peftlib.sweeps.loop import Stopped, run_sweep
+from peftlib.sweeps.loop import Stopped, check_program, run_sweep
 from peftlib.sweeps.search import Search
 
 # --seed 0 is the best run, each further one worse; it logs --max_train_steps evaluations.
@@ -73,6 +74,7 @@ def test_a_crash_is_recorded_and_the_sweep_goes_on(search, capsys):
     assert opened.trials()[1].user_attrs["error"] == "unlucky (exit status 2)"
     assert opened.trials()[1].user_attrs["log_tail"] == "error: unlucky"
     lines = capsys.readouterr().out.splitlines()
+    assert "run 0 started: seed 2" in lines, "what is the same in all runs is not repeated"
     table = [line.split() for line in lines if line.startswith(("1 ", "2 ", "3 "))]
     assert [" ".join(row) for row in table] == ["1 2 finished 0.9000 1", "2 0 finished 0.8000 2", "3 1 failed 13"]
     assert lines[-2].startswith("run 1 failed: unlucky (exit status 2); ") and lines[-2].endswith("0001.log")
@@ -117,7 +119,7 @@ def test_a_run_that_ended_while_nobody_looked_is_not_repeated(search):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_runs_and_the_next_call_goes_on(search, number):
+def test_a_signal_stops_the_runs_and_the_next_call_goes_on(search, number, capsys):
     opened = search([1, 2], steps=40, pause=0.1)
 
     def send() -> None:
@@ -129,6 +131,7 @@ def test_a_signal_stops_the_runs_and_the_next_call_goes_on(search, number):
         run_sweep(opened, SweepConsole())
     timer.join()
     assert stopped.value.status == 128 + number
+    assert "stopping: the runs write their checkpoints" in capsys.readouterr().out
     assert states(opened) == ["RUNNING"]
     assert "interrupted" in (opened.run_folder(0) / "run.json").read_text()
     run_sweep(search([1, 2], steps=40, pause=0.1), SweepConsole(), workers=2)
@@ -142,9 +145,10 @@ def test_a_metric_that_is_never_logged_is_a_failure_with_the_nearest_name(search
     assert "has not logged eval/acuracy; did you mean eval/accuracy?" in opened.trials()[0].user_attrs["error"]
 
 
-def test_a_program_that_is_not_here_is_named_before_anything_starts(search):
+def test_a_program_that_is_not_here_is_named(search):
+    check_program(search([1]).sweep)
     with pytest.raises(UserError, match=r"program: elsewhere\.py is not below"):
-        run_sweep(search([1], program="elsewhere.py"), SweepConsole())
+        check_program(replace(search([1]).sweep, program="elsewhere.py"))
 
 
 def test_a_terminal_gets_a_live_table(search, monkeypatch, capsys):

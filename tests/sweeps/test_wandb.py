@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,68 +16,101 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, write_glue
-from tests.launching import clean_environment
+from tests.launching import CONFIGS, clean_environment
 from tests.sweeps.wandb_server import WandbServer, serve
 
 pytestmark = pytest.mark.launch
 
 
 @dataclass(frozen=True)
-class Story:
-    """What happened: the agent's output, what the server was told, and the runs' own records."""
+class Sweep:
+    """A sweep that `wandb sweep` has made on a server of the test's own, and the place where agents work on it."""
 
-    agent: subprocess.CompletedProcess[str]
     server: WandbServer
     place: Path
+    environment: dict[str, str]
+
+    def wandb(self, *words: str) -> subprocess.Popen[str]:
+        """Start the `wandb` command; its output goes to `wandb.log`."""
+        command = [str(Path(sys.executable).parent / "wandb"), *words]
+        with (self.place / "wandb.log").open("a") as log:
+            return subprocess.Popen(command, cwd=self.place, env=self.environment, stdout=log, stderr=log, text=True)
+
+    @property
+    def log(self) -> str:
+        return (self.place / "wandb.log").read_text()
+
+    def folder(self, run: str) -> Path:
+        return self.place / "outputs" / "sweeps" / "s1" / run
 
     def record(self, run: str) -> dict[str, Any]:
-        return json.loads((self.place / "outputs" / "sweeps" / "s1" / run / "run.json").read_text())
+        return json.loads((self.folder(run) / "run.json").read_text())
+
+    def state(self, run: str) -> str:
+        return str(self.server.runs[run]["state"])
 
 
-@pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Iterator[Story]:
-    """Three runs: one diverges, one is stopped by the server, one ends well."""
-    place = tmp_path_factory.mktemp("agent") / "work"
-    place.mkdir()
-    home = place.parent / "home"
-    home.mkdir()
-    common = {
-        "model_name_or_path": str(tiny_folder()), "task_name": "mrpc", "data_dir": str(write_glue(place / "glue")),
-        "mixed_precision": "no", "num_cpu_threads": 1,
-    }  # fmt: skip
-    long = {"num_train_epochs": 100_000, "logging_steps": 1}
-    points = [
-        {**common, "method": "full", "learning_rate": 1e30, "weight_decay": 1e30, "num_warmup_steps": 0},
-        {**common, **long, "method": "bitfit"},
-        {**common, "strategy": {"method": "lora", "lora_r": 4, "use_dora": True}, "group_by_length": False,
-         "max_train_steps": 4, "eval_steps": 2},
-    ]  # fmt: skip
+@contextmanager
+def made_sweep(place: Path, points: list[dict[str, Any]], **changes: Any) -> Iterator[Sweep]:
+    """A shipped sweep with some keys of its own, whose server gives out these points."""
+    (place / "work").mkdir()
+    (place / "home").mkdir()
     sweep = yaml.safe_load((ROOT / "scripts" / "sweeps" / "quick.yaml").read_text())
-    (place / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "program": str(ROOT / "scripts" / "train.py")}))
-    tools = Path(sys.executable).parent
+    sweep |= {"program": str(ROOT / "scripts" / "train.py"), **changes}
+    (place / "work" / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     with serve(points) as server:
-        server.stop = lambda run: run == "run1" and any("train/loss" in line for line in server.runs[run]["history"])
         environment = clean_environment(
-            home,
+            place / "home",
             WANDB_BASE_URL=server.url,
             WANDB_API_KEY="0" * 40,
             WANDB_ERROR_REPORTING="false",
             WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL="1",
             PYTHONPATH=str(ROOT),
-            PATH=f"{tools}:/usr/bin:/bin",
+            PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin",
         )
+        made = Sweep(server, place / "work", environment)
+        assert made.wandb("sweep", "sweep.yaml").wait(60) == 0 and "wandb agent" in made.log, made.log
+        yield made
 
-        def wandb(*words: str) -> subprocess.CompletedProcess[str]:
-            command = [str(tools / "wandb"), *words]
-            return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
 
-        made = wandb("sweep", "sweep.yaml")
-        assert made.returncode == 0 and "wandb agent" in made.stderr, made.stderr
-        yield Story(wandb("agent", "s1"), server, place)
+def common(place: Path, model: Path) -> dict[str, Any]:
+    """What all runs here are given."""
+    return {
+        "model_name_or_path": str(model), "task_name": "mrpc", "data_dir": str(write_glue(place / "glue", 160)),
+        "mixed_precision": "no", "num_cpu_threads": 1,
+    }  # fmt: skip
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+# ── Three runs: one diverges, one is stopped by the server, one ends well ────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Iterator[Sweep]:
+    place = tmp_path_factory.mktemp("agent")
+    same = common(place, tiny_folder())
+    points = [
+        {**same, "method": "full", "learning_rate": 1e30, "weight_decay": 1e30, "num_warmup_steps": 0},
+        {**same, "method": "bitfit", "num_train_epochs": 100_000, "logging_steps": 1},
+        {**same, "strategy": {"method": "lora", "lora_r": 4, "use_dora": True}, "group_by_length": False,
+         "max_train_steps": 4, "eval_steps": 2},
+    ]  # fmt: skip
+    with made_sweep(place, points) as sweep:
+        runs = sweep.server.runs
+        sweep.server.stop = lambda run: run == "run1" and any("train/loss" in line for line in runs[run]["history"])
+        assert sweep.wandb("agent", "s1").wait(300) == 0, sweep.log
+        # The agent does not wait for a run that it has told to end.
+        wait_for(lambda: sweep.state("run1") != "running")
+        yield sweep
 
 
 def test_the_agent_gets_and_starts_every_run(story):
-    assert story.agent.returncode == 0, story.agent.stderr[-3000:]
     assert story.server.given == list(story.server.runs) == ["run0", "run1", "run2"]
     assert story.server.sweep["command"][1:3] == ["accelerate", "launch"]
 
@@ -102,20 +136,69 @@ def test_the_metrics_stream_in_under_the_documented_keys(story):
 
 
 def test_a_failed_run_is_marked_failed_and_the_agent_goes_on(story):
-    assert [story.server.runs[run]["exitcode"] for run in ("run0", "run2")] == [1, 0]
+    assert (story.state("run0"), story.server.runs["run0"]["exitcode"]) == ("failed", 1)
     assert "the loss is nan" in story.record("run0")["error"]
+    assert (story.state("run2"), story.server.runs["run2"]["exitcode"]) == ("finished", 0)
 
 
-def test_a_run_that_the_server_stops_ends_with_its_launcher(story):
-    # The agent does not wait for the run that it has told to end.
-    deadline = time.monotonic() + 60
-    while story.record("run1")["status"] == "running" and time.monotonic() < deadline:
-        time.sleep(0.5)
-    record = story.record("run1")
-    assert record["status"] == "interrupted" and story.server.runs["run1"]["exitcode"] not in (0, None)
+def test_a_run_that_the_server_stops_ends_with_its_launcher_and_is_not_queued_again(story):
+    assert story.record("run1")["status"] == "interrupted"
+    assert story.state("run1") == "killed"
 
 
 def test_records_and_runs_name_the_sweep(story):
     for run in story.server.given:
         assert story.record(run)["sweep"] == {"id": "s1", "trial": run}
         assert story.server.runs[run]["sweep"] == story.server.runs[run]["groupName"] == "s1"
+
+
+# ── One run in two processes, preempted in the middle ────────────────────────────────────────────────────────────
+
+STEPS = 100
+
+
+@pytest.fixture(scope="module")
+def preempted(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Iterator[Sweep]:
+    """The agent is sent away by SIGTERM, as clusters do it; another one comes later."""
+    place = tmp_path_factory.mktemp("preempted")
+    point = {
+        **common(place, tiny_folder()), "strategy": {"method": "lora", "lora_r": 4}, "seed": 7,
+        "max_train_steps": STEPS, "eval_steps": STEPS // 2, "logging_steps": 1,
+    }  # fmt: skip
+    launcher = ["accelerate", "launch", "--config_file", str(CONFIGS / "multi_cpu.yaml"), "--main_process_port", "0"]
+    with made_sweep(place, [point], command=["${env}", *launcher, "${program}", "${args}"]) as sweep:
+        first = sweep.wandb("agent", "--forward-signals", "s1")
+        log = sweep.folder("run0") / "metrics.jsonl"
+        wait_for(lambda: first.poll() is not None or (log.exists() and log.read_text().count("\n") >= 5))
+        first.terminate()
+        first.wait(60)
+        wait_for(lambda: sweep.state("run0") in ("preempted", "finished"))
+        assert (sweep.state("run0"), sweep.server.runs["run0"]["exitcode"]) == ("preempted", 143), sweep.log
+        assert sweep.wandb("agent", "s1").wait(120) == 0, sweep.log
+        yield sweep
+
+
+def test_a_preempted_run_is_handed_out_again_and_goes_on_from_its_checkpoint(preempted):
+    assert preempted.server.given == ["run0", "run0"]
+    record = preempted.record("run0")
+    assert 0 < record["resumed_at_step"] < STEPS
+    assert (record["status"], preempted.state("run0")) == ("finished", "finished")
+
+
+def test_no_step_of_a_preempted_run_is_logged_twice_or_lost(preempted):
+    lines = (preempted.folder("run0") / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
+    history = preempted.server.runs["run0"]["history"]
+    assert [line["_step"] for line in history] == list(range(STEPS + 1))
+    assert [line["train/global_step"] for line in history] == list(range(STEPS + 1))
+
+
+def test_every_process_takes_the_values_and_only_the_main_one_talks_to_wandb(preempted):
+    record = preempted.record("run0")
+    assert record["processes"] == 2 and record["effective_batch_size"] == 2 * 16
+    assert {name: record["arguments"][name] for name in ("method", "lora_r", "seed")} == {
+        "method": "lora", "lora_r": 4, "seed": 7,
+    }  # fmt: skip
+    assert list(preempted.server.runs) == ["run0"]
+    lives = list((preempted.folder("run0") / "wandb").glob("run-*-run0"))
+    assert len(lives) == 2, "one client for each time that the run was started"

@@ -27,9 +27,9 @@ class WandbServer:
 
     Attributes:
         sweep: the configuration that `wandb sweep` sent.
-        runs: id -> its configuration, history, summary and exit code.
-        given: the ids in the order in which the agent got them.
-        states: what the agent last said of a run: true while it lives.
+        runs: id -> its configuration, history, summary, state and exit code.
+        given: the ids in the order in which agents got them; one that was preempted is there twice.
+        stop: which runs are to end, as hyperband or the stop button decide it.
     """
 
     def __init__(self, points: list[dict[str, Any]]) -> None:
@@ -60,14 +60,18 @@ class WandbServer:
             return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(self._commands(variables))}}
         if name == "UpsertBucket":
             run = self._run(variables["name"])
+            if run["state"] == "pending":
+                run["state"] = "running"
             run["config"] |= json.loads(variables.get("config") or "{}")
             run |= {key: variables[key] for key in ("sweep", "program", "groupName") if variables.get(key)}
             bucket = {"id": "b", "name": variables["name"], "displayName": variables["name"], "project": project}
             return {"upsertBucket": {"bucket": {**bucket, "sweepName": "s1", "historyLineCount": 0}, "inserted": True}}
+        if name == "RunResumeStatus":
+            return {"model": {**project, "bucket": self._so_far(variables["name"])}}
         if name in ("Viewer", "ViewerFields"):
             return {"viewer": {"id": "v", "username": ENTITY, "entity": ENTITY, "flags": "{}", "teams": {"edges": []}}}
         if name == "RunStoppedStatus":
-            return {"project": {"run": {"stopped": False}}}
+            return {"project": {"run": {"stopped": self.stop(variables["runId"])}}}
         if name == "CreateRunFiles":
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
         self.unknown.append(name)
@@ -82,25 +86,54 @@ class WandbServer:
                 run["history"] += lines
             elif name == "wandb-summary.json" and lines:
                 run["summary"] = lines[-1]
+        if body.get("preempting"):
+            run["state"] = "preempting"
         if body.get("complete"):
             run["exitcode"] = body["exitcode"]
-        if body.get("preempting"):
-            run["preempting"] = True
+            run["state"] = _state_after(run["state"], body["exitcode"])
 
     def _run(self, run_id: str) -> dict[str, Any]:
-        return self.runs.setdefault(run_id, {"config": {}, "history": [], "summary": {}, "exitcode": None})
+        fresh = {"config": {}, "history": [], "summary": {}, "state": "pending", "exitcode": None}
+        return self.runs.setdefault(run_id, fresh)
+
+    def _so_far(self, run_id: str) -> dict[str, Any]:
+        """What a client is told that goes on with a run."""
+        run = self._run(run_id)
+        return {
+            "id": "b", "name": run_id, "displayName": run_id, "sweepName": "s1", "tags": [],
+            "historyLineCount": len(run["history"]), "eventsLineCount": 0, "logLineCount": 0,
+            "historyTail": json.dumps([json.dumps(line) for line in run["history"][-1:]]), "eventsTail": "[]",
+            "summaryMetrics": json.dumps(run["summary"]), "config": json.dumps(run["config"]),
+            "wandbConfig": json.dumps({"t": 1}),
+        }  # fmt: skip
 
     def _commands(self, variables: dict[str, Any]) -> list[dict[str, Any]]:
         alive = json.loads(variables["runState"])
         if alive:
             return [{"type": "stop", "run_id": run} for run in alive if self.stop(run)]
-        if len(self.given) == len(self.points):
+        for run_id, run in self.runs.items():
+            if run["state"] == "preempted":
+                run["state"] = "pending"
+                self.given.append(run_id)
+                # All of its configuration, not the sweep's parameters alone: https://github.com/wandb/wandb/issues/9143
+                return [{"type": "resume", "run_id": run_id, "program": self.sweep["program"], "args": run["config"]}]
+        started = len(set(self.given))
+        if started == len(self.points):
             return [{"type": "exit"}]
-        run_id = f"run{len(self.given)}"
-        point = {name: {"value": value} for name, value in self.points[len(self.given)].items()}
+        run_id = f"run{started}"
+        point = {name: {"value": value} for name, value in self.points[started].items()}
         self.given.append(run_id)
         self._run(run_id)
         return [{"type": "run", "run_id": run_id, "program": self.sweep["program"], "args": point}]
+
+
+def _state_after(state: str, exit_code: int) -> str:
+    """Of a run that has ended (https://docs.wandb.ai/models/sweeps/signal-handling-sweep-runs)."""
+    if exit_code == 0:
+        return "finished"
+    if exit_code == 255:  # the client's own after a Ctrl-C
+        return "killed"
+    return "preempted" if state == "preempting" else "failed"
 
 
 @contextmanager
@@ -110,13 +143,16 @@ def serve(points: list[dict[str, Any]]) -> Iterator[WandbServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            answer: dict[str, Any] = {}  # to the client's telemetry
             if self.path.startswith("/graphql"):
-                data = told.answer(body["query"], body.get("variables") or {})
+                asked = json.loads(body)
+                data = told.answer(asked["query"], asked.get("variables") or {})
                 answer = {"errors": [{"message": "not known here"}]} if data is None else {"data": data}
-            else:
-                told.stream(self.path.split("/")[-2], body)
-                answer = {"exitcode": None, "limits": {}}
+            elif self.path.endswith("/file_stream"):
+                run = self.path.split("/")[-2]
+                told.stream(run, json.loads(body))
+                answer = {"exitcode": None, "limits": {}, "stopped": told.stop(run)}
             self._send(answer)
 
         def do_GET(self) -> None:

@@ -123,6 +123,37 @@ def test_a_dry_run_prints_the_runs_and_their_number(tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_dry_run_into_head_says_nothing_else(tmp_path):
+    words = [sys.executable, str(SCRIPT), str(ROOT / "scripts" / "sweeps" / "rank_ablation.yaml"), "--dry_run"]
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert run.stdout is not None and run.stderr is not None
+    run.stdout.close()
+    assert run.stderr.read() == "" and run.wait(60) == -signal.SIGPIPE
+
+
+def test_a_sweep_whose_program_is_not_here_leaves_no_folder(tmp_path):
+    done = run_python(SCRIPT, write_sweep(tmp_path / "s.yaml", program="elsewhere.py"), cwd=tmp_path)
+    assert done.returncode == 2 and "error: program: elsewhere.py is not below" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_shipped_rate_search_runs(tmp_path, tiny_folder):
+    """With hyperband and a Bayesian search, in small: two runs on a tiny model."""
+    content = yaml.safe_load((ROOT / "scripts" / "sweeps" / "rate_search.yaml").read_text())
+    small = {"model_name_or_path": str(tiny_folder()), "max_train_samples": 64, "max_eval_samples": 32, "eval_steps": 4}
+    parameters = {**content["parameters"], **{name: {"value": value} for name, value in small.items()}}
+    changes = {**content, "program": str(ROOT / "scripts" / "train.py"), "parameters": parameters, "run_cap": 2}
+    work = tmp_path / "work"
+    work.mkdir()
+    done = run_python(SCRIPT, write_sweep(work / "s.yaml", **changes), "--workers", 2, cwd=work, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout + done.stderr
+    finished = trials(work / "outputs" / "sweeps" / "rate-search")
+    assert [trial.state.name for trial in finished] == ["COMPLETE", "COMPLETE"]
+    rates = [trial.user_attrs["values"]["learning_rate"] for trial in finished]
+    assert len(set(rates)) == 2 and all(1e-4 <= rate <= 2e-2 for rate in rates)
+    assert all(trial.intermediate_values for trial in finished), "hyperband has heard of their evaluations"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

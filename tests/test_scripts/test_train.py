@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
+from peftlib.evaluation.predictions import load_predictions
 from tests.conftest import ROOT, write_glue
 from tests.launching import launch, run_python
 
@@ -111,8 +113,8 @@ def test_a_run_ends_well_and_leaves_these_files(run: Run) -> None:
     assert "Traceback" not in run.done.stderr
     assert {path.name for path in run.folder.iterdir()} == {
         ".lock",
-        "adapter_config.json", "adapter_model.safetensors", "all_results.json", "metrics.jsonl", "README.md",
-        "run.json", "tokenizer.json", "tokenizer_config.json",
+        "adapter_config.json", "adapter_model.safetensors", "all_results.json", "metrics.jsonl",
+        "predictions.safetensors", "README.md", "run.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
 
 
@@ -125,6 +127,15 @@ def test_the_results_have_the_usual_keys_and_are_numbers(run: Run) -> None:
     assert results["trainable_ratio"] == results["trainable_params"] / results["total_params"]
     assert results["best_eval_accuracy"] == max(run.of("eval/accuracy"))
     assert results["train_loss"] == pytest.approx(sum(run.of("train/loss")) / STEPS)
+
+
+def test_the_predictions_are_those_of_the_saved_state(run: Run) -> None:
+    answers = load_predictions(run.folder)
+    assert answers is not None
+    logits, labels = answers
+    assert (logits.shape, logits.dtype) == ((DEV, 2), np.float32)
+    results = run.json("all_results.json")
+    assert (logits.argmax(axis=1) == labels).mean() == pytest.approx(results["best_eval_accuracy"])
 
 
 def test_the_record_tells_how_the_run_went(run: Run) -> None:

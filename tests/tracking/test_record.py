@@ -224,3 +224,20 @@ def test_a_run_knows_its_sweep(variables, sweep, monkeypatch):
     folder = record.choose_output_dir(None, "mrpc", "lora", False)
     # Two agents may start runs of one method in the same second.
     assert (folder == Path("outputs", "sweeps", *sweep.values())) if sweep else folder.name.startswith("mrpc-lora-")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "output_dir", "overwrite", "sweep", "resume"),
+    [
+        (None, None, False, "s1", "auto"),  # the folder is the run's own
+        (None, None, False, "", None),
+        (None, "out", False, "s1", None),  # another run's, for all we know
+        (None, None, True, "s1", None),
+        ("a/checkpoint", None, False, "s1", "a/checkpoint"),
+    ],
+)
+def test_inside_a_sweep_a_run_goes_on_from_what_lies_in_its_own_folder(
+    wanted, output_dir, overwrite, sweep, resume, monkeypatch
+):
+    monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
+    assert record.choose_resume(wanted, output_dir, overwrite) == resume

@@ -8,7 +8,9 @@ from accelerate.utils import ProjectConfiguration
 
 from peftlib.errors import UserError
 from peftlib.tracking.trackers import DEFAULT_PROJECT, choose_trackers, start_trackers, wandb_goes_offline
+from tests.conftest import ROOT
 from tests.launching import run_python
+from tests.sweeps.wandb_server import serve
 
 
 def complaint(wanted):
@@ -120,6 +122,46 @@ accelerator.end_training()
     assert notice.startswith("W&B has no API key, so it records offline; to upload later: wandb login, then wandb sync")
     assert run == f"{DEFAULT_PROJECT} a s-1 {{'seed': 1, 'data_dir': 'None'}}"
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+
+
+# ── W&B's verdict on a run that did not end well ─────────────────────────────────────────────────────────────────
+
+ENDS = """
+import os, signal
+import wandb
+from peftlib.errors import Interrupted, RunError
+from peftlib.processes import CaughtSignals
+from peftlib.tracking.trackers import end_wandb_run
+
+errors = {
+    "diverged": RunError("the loss is nan"),
+    "ctrl-c": Interrupted("SIGINT", 3, 130, kept=True),
+    "sigterm": Interrupted("SIGTERM", 3, 143, kept=True),
+    "time-limit": Interrupted("SIGUSR1", 3, 0, kept=True),
+    "hyperband": Interrupted("SIGTERM", 3, 143, kept=True),
+}
+wandb.setup()
+os.environ["WANDB_SWEEP_ID"] = "s1"  # after the client has read its environment: inside a sweep it ignores the ids
+for name, error in errors.items():
+    with CaughtSignals(signal.SIGINT):  # W&B's client sends one to a run that is to end
+        end_wandb_run(wandb.init(id=name), error)
+"""
+
+
+@pytest.mark.launch
+def test_wandb_learns_which_runs_of_a_sweep_are_wanted_back(tmp_path):
+    with serve([]) as server:
+        server.stop = lambda run: run == "hyperband"
+        variables = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
+        done = run_python("-c", ENDS, cwd=tmp_path, PYTHONPATH=str(ROOT), **variables)
+    assert done.returncode == 0, done.stderr
+    assert {name: (run["state"], run["exitcode"]) for name, run in server.runs.items()} == {
+        "diverged": ("failed", 1),
+        "ctrl-c": ("killed", 255),
+        "sigterm": ("preempted", 143),
+        "time-limit": ("preempted", 1),
+        "hyperband": ("killed", 255),
+    }
 
 
 # ── TensorBoard, which needs no account ──────────────────────────────────────────────────────────────────────────

@@ -18,8 +18,8 @@ from peftlib.data.loading import Splits, build_loaders
 from peftlib.evaluation.evaluator import Evaluation, evaluate
 from peftlib.strategies import STRATEGIES
 from peftlib.training.devices import build_accelerator
-from peftlib.training.loop import Plan, Training
 from peftlib.training.optimization import build_optimizer, build_scheduler
+from peftlib.training.state import Plan, Training
 
 VOCABULARY = 50
 TOKENIZER = SimpleNamespace(pad_token_id=0, pad_token_type_id=0)

@@ -19,15 +19,10 @@ from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.record import choose_output_dir
 from peftlib.training import checkpointing
-from peftlib.training.checkpointing import (
-    CheckpointKeeper,
-    checkpoints,
-    find_checkpoint,
-    matching_manifest,
-    restore,
-    verify,
-)
-from peftlib.training.loop import Training, train
+from peftlib.training.checkpointing import CheckpointKeeper, restore
+from peftlib.training.loop import train
+from peftlib.training.manifest import checkpoints, digest, find_checkpoint, matching_manifest, verify
+from peftlib.training.state import Training
 from tests.training.runs import make_run
 
 IDENTITY = {
@@ -216,7 +211,7 @@ def test_a_manifest_cannot_point_out_of_its_folder(two_checkpoints):
     manifest = json.loads((newest / "manifest.json").read_text())
     del manifest["sha256"]
     manifest["files"]["../../run.json"] = "0"
-    manifest["sha256"] = checkpointing._digest(manifest)
+    manifest["sha256"] = digest(manifest)
     (newest / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="elsewhere"):
         verify(newest)

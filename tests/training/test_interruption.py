@@ -31,6 +31,13 @@ def test_the_exit_statuses_are_the_shells():
     }  # fmt: skip
 
 
+def test_the_first_signal_counts():
+    with Interruption(ALONE) as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # such as the echo of a launcher's death
+        assert interruption.requested() == signal.SIGINT
+
+
 def test_a_second_sigint_ends_at_once():
     code = (
         "import os, signal, types\n"

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftlib.errors import RunError
 from peftlib.strategies.parameters import trained_state
-from peftlib.training.loop import Plan, Training, keep_best, train, train_step
+from peftlib.training.loop import keep_best, train, train_step
+from peftlib.training.state import Plan, Training
 from tests.training.runs import make_run
 
 properties = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -359,10 +360,10 @@ def test_the_logged_loss_is_the_windows_mean(tmp_path: Path) -> None:
 def test_training_time_leaves_evaluation_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from peftlib.training import loop
+    from peftlib.training import state
 
     now = [0.0]
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(state, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     run = make_run(tmp_path, examples=40, epochs=2, scores=[0.5, 0.6])
     advance, evaluate = run.watcher.advance, run.evaluate
 

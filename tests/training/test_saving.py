@@ -16,11 +16,12 @@ from transformers import AutoTokenizer
 
 from peftlib.errors import RunError
 from peftlib.evaluation.evaluator import Evaluation
+from peftlib.evaluation.predictions import load_predictions
 from peftlib.strategies.bitfit import BitFit
 from peftlib.strategies.full import Full
 from peftlib.strategies.parameters import ParameterCount
-from peftlib.training.loop import Progress
 from peftlib.training.saving import flat_results, save_result
+from peftlib.training.state import Progress
 from tests.strategies.classifiers import classifier, logits, update
 
 RUN: dict[str, Any] = {
@@ -34,6 +35,9 @@ RUN: dict[str, Any] = {
     "effective_batch_size": 4,
     "precision": {"name": "no"},
 }
+ANSWERS = Evaluation(
+    {"accuracy": 0.5, "loss": 0.7}, np.array([[0.25, -1.0], [3.0, 4.0]], np.float32), np.array([0, 0]), seconds=1.0
+)
 
 
 def save(folder: Path, base: Path, strategy: Any = None) -> tuple[torch.Tensor, int]:
@@ -43,7 +47,7 @@ def save(folder: Path, base: Path, strategy: Any = None) -> tuple[torch.Tensor, 
     adapted = strategy.apply(model, head)
     update(adapted)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    size = save_result(folder, strategy, adapted, head, tokenizer, RUN, {"accuracy": 0.5, "loss": 0.7})
+    size = save_result(folder, strategy, adapted, head, tokenizer, RUN, ANSWERS)
     return logits(adapted), size
 
 
@@ -52,6 +56,7 @@ def test_an_adapter_its_tokenizer_and_its_card(tiny_folder: Callable[..., Path],
     assert {path.name for path in tmp_path.iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "predictions.safetensors",
         "README.md",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -62,6 +67,9 @@ def test_an_adapter_its_tokenizer_and_its_card(tiny_folder: Callable[..., Path],
     text = "a film, unbelievably good"
     ids = AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
     assert ids == AutoTokenizer.from_pretrained(tiny_folder())(text)["input_ids"]
+    answers = load_predictions(tmp_path)
+    assert answers is not None
+    assert np.array_equal(answers[0], ANSWERS.logits) and np.array_equal(answers[1], ANSWERS.labels)
     card = (tmp_path / "README.md").read_text()
     assert str(tmp_path) in card, "the card loads the folder that it lies in"
     assert ".saving-" not in card

@@ -1,0 +1,221 @@
+"""What a handful of seeds on a small validation split allow to be said.
+
+Two things make a score vary: the seed (Dodge et al., 2020, https://arxiv.org/abs/2002.06305) and the choice of
+validation examples. Seeds are compared by a paired t-test, examples (and seeds) by a paired bootstrap (Dror et al.,
+2018, https://aclanthology.org/P18-1128, on which test fits which score), two single runs by McNemar's test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+#: The metrics that can be computed on resampled examples.
+RESAMPLED = ("accuracy", "f1")
+#: Below this a standard deviation of scores in 0..1 is rounding, not spread.
+_NO_SPREAD = 1e-12
+_CHUNK = 500  # resamples at a time: 500 x 10,000 examples take 40 MB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds.
+
+    Attributes:
+        low, high: the ends of the confidence interval; None with one seed, which has no spread to go by.
+    """
+
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def half_width(self) -> float | None:
+        """What stands behind the ±."""
+        return None if self.high is None else self.high - self.mean
+
+
+@dataclass(frozen=True)
+class SeedTest:
+    """A paired t-test over seeds, and how large the difference is.
+
+    Attributes:
+        p: two-sided.
+        effect: Cohen's d_z, the mean difference in standard deviations of the differences; None without spread.
+        seeds_needed: how many seeds find a difference of this effect with a power of 0.8; None where no number does.
+    """
+
+    p: float
+    effect: float | None
+    seeds_needed: int | None
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """What a bootstrap says of a difference: its confidence interval and its two-sided p."""
+
+    low: float
+    high: float
+    p: float
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean and Student-t confidence interval over seeds.
+
+    Raises:
+        ValueError: there are no values, or one is not finite.
+    """
+    array = _finite(values)
+    mean, n = float(array.mean()), len(array)
+    if n == 1:
+        return Interval(1, mean, None, None)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * array.std(ddof=1) / math.sqrt(n))
+    return Interval(n, mean, mean - half, mean + half)
+
+
+def compare_seeds(a: Sequence[float], b: Sequence[float], power: float = 0.8) -> SeedTest:
+    """Paired t-test of `a - b`, scores of the same seeds in the same order.
+
+    Effect size: Cohen's d_z (Lakens, 2013, https://doi.org/10.3389/fpsyg.2013.00863, equation 6).
+
+    Raises:
+        ValueError: the two differ in length, have fewer than two seeds, or hold a number that is not finite.
+    """
+    difference = _finite(a) - _finite(b)
+    if len(difference) < 2:
+        raise ValueError("a paired t-test needs at least two seeds")
+    mean, spread = float(difference.mean()), float(difference.std(ddof=1))
+    if spread < _NO_SPREAD:  # the statistic would be 0/0, or infinite
+        return SeedTest(p=1.0 if abs(mean) < _NO_SPREAD else 0.0, effect=None, seeds_needed=None)
+    effect = mean / spread
+    return SeedTest(float(stats.ttest_rel(a, b).pvalue), effect, seeds_for(effect, power))
+
+
+def seeds_for(effect: float, power: float = 0.8, alpha: float = 0.05, most: int = 10_000) -> int | None:
+    """The fewest seeds with which a paired t-test finds this effect with this power; None when over `most`.
+
+    Power from the noncentral t distribution (Cohen, 1988, chapter 2), by statsmodels.
+    """
+    from statsmodels.stats.power import TTestPower
+
+    def enough(n: int) -> bool:
+        reached = float(TTestPower().power(abs(effect), n, alpha))
+        return math.isnan(reached) or reached >= power  # an effect so large that the distribution gives out
+
+    if effect == 0 or not enough(most):
+        return None
+    low, high = 1, most  # a test needs two seeds
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def resampled_scores(
+    predictions: np.ndarray, labels: np.ndarray, metric: str, resamples: int = 5000, seed: int = 0
+) -> np.ndarray:
+    """Scores of some runs on bootstrap samples of the examples.
+
+    Calls with the same labels, number of resamples and `seed` draw the same examples, so that methods stay paired.
+
+    Args:
+        predictions: class indices, shape (runs, examples).
+        labels: class indices, shape (examples,).
+        metric: "accuracy" or "f1" (of class 1).
+
+    Returns:
+        Scores, shape (resamples, runs).
+    """
+    generator = np.random.default_rng(seed)
+    examples = len(labels)
+    counts = _counts(predictions, labels, metric)
+    scores = []
+    for start in range(0, resamples, _CHUNK):
+        drawn = generator.integers(0, examples, (min(_CHUNK, resamples - start), examples))
+        # How often each example was drawn; the rows' offsets keep them apart in one bincount.
+        rows = np.arange(len(drawn))[:, None] * examples
+        weights = np.bincount((drawn + rows).ravel(), minlength=len(drawn) * examples).reshape(len(drawn), examples)
+        scores.append(_score(weights.astype(np.float32) @ counts.transpose(0, 2, 1), metric))
+    return np.concatenate(scores)
+
+
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0, confidence: float = 0.95) -> Resampled:
+    """The difference of two methods' mean scores, when both the examples and the seeds are drawn anew.
+
+    Source: Efron and Tibshirani, 1993, chapters 13 (percentile interval) and 15 (achieved significance level); rows
+    and columns of the seeds × examples table are drawn independently (Owen, 2007,
+    https://doi.org/10.1214/07-AOAS122). With one seed only the examples are drawn anew.
+
+    Args:
+        a, b: from `resampled_scores`, shape (resamples, seeds), the same seeds in the same order.
+    """
+    resamples, seeds = a.shape
+    drawn = np.random.default_rng(seed).integers(0, seeds, (resamples, seeds))
+    differences = np.take_along_axis(a - b, drawn, axis=1).mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(differences, [tail, 1 - tail])
+    # One is added for the sample itself, so that no p is 0 (Davison and Hinkley, 1997, section 4.2).
+    smaller = min((differences <= _NO_SPREAD).sum(), (differences >= -_NO_SPREAD).sum()) + 1
+    return Resampled(float(low), float(high), min(1.0, 2 * float(smaller) / (resamples + 1)))
+
+
+def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
+    """McNemar's exact test for two single runs: p that their errors differ by chance.
+
+    Only the examples count that one gets right and the other wrong (Dietterich, 1998,
+    https://doi.org/10.1162/089976698300017197, section 3.1).
+
+    Args:
+        right_a, right_b: whether each answer is right, bool, shape (examples,).
+    """
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for being several (Holm, 1979, https://www.jstor.org/stable/4615733), in the same order."""
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
+
+
+def score_of(predictions: np.ndarray, labels: np.ndarray, metric: str) -> np.ndarray:
+    """Scores of some runs on all examples, shape (runs,)."""
+    return _score(_counts(predictions, labels, metric).sum(axis=2), metric)
+
+
+def _counts(predictions: np.ndarray, labels: np.ndarray, metric: str) -> np.ndarray:
+    """What a metric adds up, per run and example: fp32, shape (2, runs, examples)."""
+    right = predictions == labels
+    if metric == "accuracy":
+        counts = right, np.ones_like(right)
+    elif metric == "f1":
+        counts = right & (labels == 1), ~right & ((predictions == 1) | (labels == 1))
+    else:
+        raise ValueError(f"no metric {metric}")
+    return np.stack(counts).astype(np.float32)
+
+
+def _score(sums: np.ndarray, metric: str) -> np.ndarray:
+    """Scores from the sums over examples of `_counts`, whose first axis is still there."""
+    first, second = sums.astype(np.float64)
+    if metric == "accuracy":
+        return first / second
+    total = 2 * first + second  # F1 = 2 TP / (2 TP + FP + FN); 0 when class 1 is neither there nor predicted
+    return np.divide(2 * first, total, out=np.zeros_like(total), where=total > 0)
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if not len(array) or not np.isfinite(array).all():
+        raise ValueError(f"{values}: must be finite numbers, at least one")
+    return array

@@ -1,0 +1,185 @@
+"""The plots of one comparison's scores. Each is drawn where there is data for it; else a sentence says what lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, NullFormatter
+
+from peftlib.evaluation.statistics import mean_interval
+from peftlib.reporting.figures import Plot, legend_below, look, new_figure, styled, write_figure
+from peftlib.reporting.grouping import Comparison, Variant
+from peftlib.reporting.table import Row
+
+#: Name -> (axis label, whether it is logarithmic, a row's value).
+_COSTS: dict[str, tuple[str, bool, Callable[[Row], float]]] = {
+    "parameters": ("trained parameters", True, lambda row: row.trainable),
+    "time": ("training time (s)", False, lambda row: row.costs["train_seconds"].mean),
+    "memory": ("peak memory (MB)", False, lambda row: row.costs["peak_memory_bytes"].mean / 1e6),
+}
+
+
+class NoData(Exception):
+    """The plot is left out; the message says why, as a sentence."""
+
+
+def draw_curve(comparison: Comparison, key: str, folder: Path, slug: str) -> Plot:
+    """Evaluation loss or metric against steps, the mean over seeds with a band from the lowest to the highest.
+
+    Args:
+        key: as in `metrics.jsonl`, such as "eval/loss".
+    """
+    name = key.removeprefix("eval/")
+    figure, axes = new_figure()
+    drawn = 0
+    for index, variant in enumerate(comparison.contenders()):
+        steps, values = _common_steps(variant, key)
+        if len(steps) < 2:
+            continue
+        drawn += 1
+        style = look(index)
+        axes.plot(steps, values.mean(axis=0), label=variant.label, markevery=max(1, len(steps) // 8), **style)
+        if len(values) > 1:
+            axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.12, lw=0)
+    if not drawn:
+        raise NoData(f"Evaluation {name} against steps: no run was evaluated twice.")
+    axes.set(xlabel="optimizer updates", ylabel=f"evaluation {name}")
+    legend_below(figure, axes)
+    caption = "Lines: mean over seeds. Bands: from the lowest to the highest seed."
+    return write_figure(figure, folder, f"{slug}-{name}-by-step", f"Evaluation {name} by update", caption)
+
+
+def draw_pareto(comparison: Comparison, rows: list[Row], cost: str, folder: Path, slug: str) -> Plot:
+    """The metric against a cost, with the front of what nothing beats in both."""
+    label, logarithmic, value = _COSTS[cost]
+    metric = comparison.metrics[0]
+    shown = {variant.label: index for index, variant in enumerate(comparison.contenders())}
+    points = [(row, value(row)) for row in rows if row.label in shown]
+    if len(points) < 2:
+        raise NoData(f"{metric.capitalize()} against {label}: there is one method only.")
+    figure, axes = new_figure()
+    for row, x in points:
+        interval = row.metrics[metric]
+        style = look(shown[row.label]) | {"linestyle": "none"}
+        axes.errorbar(x, interval.mean, yerr=interval.half_width, capsize=3, elinewidth=1, label=row.label, **style)
+    front = pareto_front([(x, row.metrics[metric].mean) for row, x in points])
+    axes.step(*zip(*front, strict=True), where="post", color="#999999", lw=1, zorder=0, label="Pareto front")
+    axes.set(xlabel=label, ylabel=metric)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    legend_below(figure, axes)
+    caption = f"Means with 95 % intervals over seeds. On the front, no other method has a higher {metric} for less."
+    return write_figure(figure, folder, f"{slug}-{metric}-by-{cost}", f"{metric.capitalize()} by {label}", caption)
+
+
+def draw_rank(comparison: Comparison, folder: Path, slug: str) -> Plot:
+    """The metric against LoRA's rank, every other flag being equal."""
+    families: dict[str, list[Variant]] = {}
+    for variant in comparison.contenders(most=len(comparison.variants)):
+        if "lora_r" in variant.flags:
+            others = {name: value for name, value in variant.flags.items() if name != "lora_r"}
+            families.setdefault(f"{variant.method} {sorted(others.items())}", []).append(variant)
+    family = max(families.values(), key=len, default=[])
+    metric = comparison.metrics[0]
+    if len(family) < 2:
+        raise NoData(f"{metric.capitalize()} against rank: there are no two ranks to compare.")
+    figure, axes = new_figure()
+    family = sorted(family, key=lambda variant: int(variant.flags["lora_r"]))
+    ranks = [int(variant.flags["lora_r"]) for variant in family]
+    _line_with_intervals(axes, ranks, family, metric, index=0)
+    axes.set(xlabel="rank r", ylabel=metric, xscale="log")
+    _tick_at(axes, ranks)
+    return write_figure(
+        figure, folder, f"{slug}-{metric}-by-rank", f"{metric.capitalize()} by rank",
+        "Means with 95 % intervals over seeds, each rank at its best learning rate.",
+    )  # fmt: skip
+
+
+def draw_rate(comparison: Comparison, folder: Path, slug: str) -> Plot:
+    """The metric against the learning rate, for every method that was tried at two rates or more."""
+    metric = comparison.metrics[0]
+    figure, axes = new_figure()
+    rates: set[float] = set()
+    for index, best in enumerate(comparison.contenders()):
+        same = [variant for variant in comparison.variants if variant.strategy == best.strategy]
+        if len(same) < 2:
+            continue
+        same.sort(key=lambda variant: variant.rate)
+        _line_with_intervals(axes, [variant.rate for variant in same], same, metric, index, best.strategy)
+        rates |= {variant.rate for variant in same}
+    if not rates:
+        raise NoData(f"{metric.capitalize()} against the learning rate: every method was trained at one rate only.")
+    axes.set(xlabel="peak learning rate", ylabel=metric, xscale="log")
+    _tick_at(axes, sorted(rates))
+    legend_below(figure, axes)
+    caption = "Means with 95 % intervals over seeds."
+    return write_figure(figure, folder, f"{slug}-{metric}-by-rate", f"{metric.capitalize()} by learning rate", caption)
+
+
+def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (cost, score) points that no other one equals or beats in both, by rising cost."""
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or score > front[-1][1]:
+            front.append((cost, score))
+    return front
+
+
+def _line_with_intervals(
+    axes: Axes,
+    places: list[float] | list[int],
+    variants: list[Variant],
+    metric: str,
+    index: int,
+    label: str | None = None,
+) -> None:
+    intervals = [mean_interval(variant.scores(metric)) for variant in variants]
+    halves = [interval.half_width or 0.0 for interval in intervals]
+    means = [interval.mean for interval in intervals]
+    axes.errorbar(places, means, yerr=halves, capsize=3, elinewidth=1, label=label, **look(index))
+
+
+def _tick_at(axes: Axes, places: Sequence[float]) -> None:
+    """Ticks where something was measured, on a logarithmic axis; of many, some."""
+    shown = places[:: 1 + (len(places) - 1) // 7]
+    axes.set_xticks(shown, [f"{place:g}" for place in shown])
+    axes.minorticks_off()
+
+
+def _common_steps(variant: Variant, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps at which every seed was evaluated, and the values there, shape (seeds, steps)."""
+    curves = [
+        {int(point["step"]): point[key] for point in run.curve if point.get(key) is not None} for run in variant.runs
+    ]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return np.array(steps), np.array([[curve[step] for step in steps] for curve in curves])
+
+
+def draw_scores(comparison: Comparison, rows: list[Row], folder: Path, slug: str) -> tuple[list[Plot], list[str]]:
+    """All of them: the plots that were drawn, and a sentence for each that was not."""
+    metric = comparison.metrics[0]
+    drawings: list[Callable[[], Plot]] = [
+        lambda: draw_curve(comparison, "eval/loss", folder, slug),
+        lambda: draw_curve(comparison, f"eval/{metric}", folder, slug),
+        *(lambda cost=cost: draw_pareto(comparison, rows, cost, folder, slug) for cost in _COSTS),
+        lambda: draw_rank(comparison, folder, slug),
+        lambda: draw_rate(comparison, folder, slug),
+    ]
+    return draw_all(drawings)
+
+
+def draw_all(drawings: list[Callable[[], Plot]]) -> tuple[list[Plot], list[str]]:
+    """Draw what has data."""
+    plots, left_out = [], []
+    with styled():
+        for draw in drawings:
+            try:
+                plots.append(draw())
+            except NoData as reason:
+                left_out.append(str(reason))
+    return plots, left_out

@@ -1,0 +1,225 @@
+"""The report: from runs to a folder with tables, plots, a Markdown page and one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from peftlib.errors import UserError
+from peftlib.files import write_text
+from peftlib.reporting.figures import Plot
+from peftlib.reporting.grouping import Comparison, compare
+from peftlib.reporting.pairs import METHOD, Pair, compare_pairs
+from peftlib.reporting.runs import Run
+from peftlib.reporting.sheets import (
+    Sheet,
+    md_escaped,
+    notes_of,
+    pairs_csv,
+    pairs_sheet,
+    reference_sheet,
+    rows_csv,
+    runs_csv,
+    sheet_of,
+    to_latex,
+    to_markdown,
+)  # fmt: skip
+from peftlib.reporting.table import Row, plus_minus, rows, without_result
+
+#: Comparisons that get plots: with more, a sweep over a setting would draw one set per value.
+_PLOTTED = 6
+#: What a report's folder holds, as patterns: only such a folder is written over.
+_OWN_FILES = ("index.html", "report.md", "tables/*.csv", "tables/*.tex", "plots/*.png", "plots/*.svg")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One comparison, worked out.
+
+    Attributes:
+        slug: begins the names of its files.
+        references: the methods for which others have reported a number.
+        pairs: the tests of the task's first metric.
+        other_pairs: those of its other metrics.
+        left_out: a sentence for each plot that has no data.
+    """
+
+    slug: str
+    comparison: Comparison
+    rows: list[Row]
+    sheet: Sheet
+    references: Sheet
+    pairs: list[Pair]
+    other_pairs: list[Pair]
+    plots: list[Plot] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return f"{self.comparison.task} · {self.comparison.model}"
+
+    @property
+    def best(self) -> Row:
+        """The trained row with the highest mean of the first metric."""
+        return max((row for row in self.rows if row.seeds), key=lambda row: row.metrics[self.metric].mean)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the baseline of a trained head on a frozen encoder is there."""
+        return any(row.baseline and row.seeds for row in self.rows)
+
+    @property
+    def metric(self) -> str:
+        return self.comparison.metrics[0]
+
+    @property
+    def claims(self) -> list[str]:
+        return [pair.words for pair in self.pairs if pair.claimed]
+
+    @property
+    def no_claims(self) -> list[str]:
+        return [pair.words for pair in self.pairs if not pair.claimed]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report is made of."""
+
+    runs: list[Run]
+    sections: list[Section]
+    failed: list[tuple[str, str, str]]
+
+
+def work_out(runs: list[Run]) -> Report:
+    """Group, summarise and test; nothing is written.
+
+    Raises:
+        UserError: no run has a result.
+    """
+    comparisons = compare(runs)
+    failed = without_result(runs)
+    if not comparisons:
+        name, _, problem = failed[0]
+        raise UserError(f"none of the {len(runs)} runs has a result to compare (the first, {name}: {problem})")
+    sections: list[Section] = []
+    for comparison in comparisons:
+        number = sum(section.comparison.task == comparison.task for section in sections)
+        slug = re.sub(r"[^\w-]+", "-", comparison.task) + (f"-{number + 1}" if number else "")
+        table = rows(comparison)
+        first, *others = (compare_pairs(comparison, metric) for metric in comparison.metrics)
+        best = {variant.label for variant in comparison.contenders()}
+        sections.append(
+            Section(
+                slug=slug,
+                comparison=comparison,
+                rows=table,
+                sheet=sheet_of(table),
+                references=reference_sheet([row for row in table if row.label in best]),
+                pairs=first,
+                other_pairs=[pair for pairs in others for pair in pairs],
+            )
+        )
+    return Report(runs, sections, failed)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a place where the report cannot be written, before there is anything to write.
+
+    Raises:
+        UserError: it is no folder, holds something that no report has left there, or is read-only.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file; name a folder")
+    present = {path for path in folder.rglob("*") if not path.is_dir()} if folder.is_dir() else set()
+    if foreign := sorted(present - _own_files(folder)):
+        raise UserError(f"--output_dir {folder}: holds {foreign[0].relative_to(folder)}, which no report has written; "
+                        "name another folder")  # fmt: skip
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--output_dir {folder}: {existing} is read-only; name another folder")
+
+
+def _own_files(folder: Path) -> set[Path]:
+    return {path for pattern in _OWN_FILES for path in folder.glob(pattern)}
+
+
+def write_report(report: Report, folder: Path, command: str) -> None:
+    """Fill the folder, in place of an earlier report.
+
+    Args:
+        folder: one that `check_folder` has let pass.
+        command: what the user typed, for the report's foot.
+    """
+    # Loaded here: the table on the terminal needs no matplotlib.
+    from peftlib.reporting.plots import draw_scores
+    from peftlib.reporting.weight_plots import draw_weights
+
+    for path in _own_files(folder):
+        path.unlink()
+    for name in ("tables", "plots"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for section in report.sections:
+        _write_tables(section, folder / "tables")
+    write_text(folder / "tables" / "runs.csv", runs_csv(report.runs))
+    by_size = sorted(report.sections, key=lambda section: len(section.comparison.runs), reverse=True)
+    for section in by_size[:_PLOTTED]:
+        for plots, left_out in (
+            draw_scores(section.comparison, section.rows, folder / "plots", section.slug),
+            draw_weights(section.comparison, folder / "plots", section.slug),
+        ):
+            section.plots.extend(plots)
+            section.left_out.extend(left_out)
+    for section in by_size[_PLOTTED:]:
+        section.left_out.append(f"Plots are drawn of the {_PLOTTED} comparisons with the most runs only.")
+    content = {
+        "report": report,
+        "command": command,
+        "made": datetime.date.today().isoformat(),
+        "facts": facts_of(report),
+        "method_of_tests": METHOD,
+    }
+    for name in ("report.md", "index.html"):
+        write_text(folder / name, _templates().get_template(name).render(content))
+
+
+def facts_of(report: Report) -> dict[str, str]:
+    """On what, and with which versions, the runs were made."""
+    records = [run.record for section in report.sections for run in section.comparison.runs]
+    machines = {str(record.get("machine", {}).get("device", "unknown")) for record in records}
+    named = ("torch", "transformers", "peft")
+    versions = {f"{name} {record.get('versions', {}).get(name)}" for record in records for name in named}
+    commits = {str((record.get("git") or {}).get("commit", "unknown"))[:12] for record in records}
+    return {"machine": ", ".join(sorted(machines)), "versions": ", ".join(sorted(versions)),
+            "commit": ", ".join(sorted(commits))}  # fmt: skip
+
+
+def _write_tables(section: Section, folder: Path) -> None:
+    write_text(folder / f"{section.slug}.csv", rows_csv(section.rows))
+    write_text(folder / f"{section.slug}.tex", to_latex(section.sheet))
+    if section.references.lines:
+        write_text(folder / f"{section.slug}-references.tex", to_latex(section.references))
+    write_text(folder / f"{section.slug}-pairs.csv", pairs_csv([*section.pairs, *section.other_pairs]))
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("peftlib.reporting"),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"md": md_escaped, "markdown_table": to_markdown, "notes": notes_of, "data_uri": _data_uri,
+                            "pairs_sheet": pairs_sheet, "plus_minus": plus_minus}  # fmt: skip
+    return environment
+
+
+def _data_uri(plot: Plot) -> Markup:
+    return Markup("data:image/svg+xml;base64,") + base64.b64encode(plot.svg.encode()).decode()

@@ -1,0 +1,172 @@
+"""Runs as they lie on disk: found, read, and judged finished or not."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peftlib.errors import UserError, nearest
+from peftlib.evaluation.predictions import load_predictions
+
+#: What a record must have before the run can be compared.
+_NEEDED = ("arguments", "model", "data", "parameters", "learning_rate", "effective_batch_size", "precision")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder.
+
+    Attributes:
+        record: the content of `run.json`; empty when there is none that can be read.
+        problem: why the run has no result, in words; None for a finished run.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    problem: str | None
+
+    @property
+    def name(self) -> str:
+        """How people tell it from others: its sweep and number there, else its folder's name."""
+        sweep = self.record.get("sweep")
+        return f"{sweep['id']}/{sweep['trial']}" if sweep else self.folder.name
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Flag -> value."""
+        return dict(self.record.get("arguments", {}))
+
+    @property
+    def task(self) -> str:
+        return str(self.arguments.get("task_name", "unknown task"))
+
+    @property
+    def method(self) -> str:
+        return str(self.arguments.get("method", "unknown method"))
+
+    @property
+    def seed(self) -> int:
+        return int(self.arguments["seed"])
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What `all_results.json` holds too."""
+        return dict(self.record["results"])
+
+    def score(self, metric: str) -> float:
+        """Of the saved state, on the validation split."""
+        return float(self.results[f"best_eval_{metric}"])
+
+    @cached_property
+    def answers(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Predicted classes and labels, int64, shape (examples,) each; None when the run has left no predictions.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        loaded = load_predictions(self.folder)
+        return None if loaded is None else (loaded[0].argmax(axis=-1), loaded[1])
+
+    @cached_property
+    def curve(self) -> list[dict[str, float]]:
+        """The evaluations in `metrics.jsonl`, in order, each with its `step`."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        # Most lines are of the training loss alone: they need no parsing.
+        return [dict(values) for line in lines if '"eval/' in line and (values := _parsed(line)) is not None]
+
+
+def find_runs(words: Iterable[str]) -> list[Run]:
+    """Read the runs that the user names: folders of runs or sweeps, folders above them, or globs of these.
+
+    Returns:
+        Each run once, in the order of the words, then of the folders' names.
+
+    Raises:
+        UserError: a word names nothing, or nothing that is or holds a run.
+    """
+    found: dict[Path, Run] = {}
+    for word in words:
+        below = sorted((run for place in _folders(word) for run in _runs_below(place)), key=lambda run: run.folder)
+        if not below:
+            raise UserError(f"{word}: holds no run (no run.json in it or below it); name a run's or a sweep's folder")
+        for run in below:
+            found.setdefault(run.folder.resolve(), run)
+    return list(found.values())
+
+
+def _folders(word: str) -> list[Path]:
+    path = Path(word)
+    if path.is_dir():
+        return [path]
+    if path.exists():
+        raise UserError(f"{word}: is a file; name the run's folder")
+    # Not Path.glob: that one takes no absolute patterns.
+    matches = [Path(match) for match in sorted(glob.glob(word, recursive=True)) if Path(match).is_dir()]  # noqa: PTH207
+    if not matches:
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{word}: no such folder{nearest(path.name, siblings)}")
+    return matches
+
+
+def _runs_below(folder: Path) -> Iterator[Run]:
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        folders.sort()
+        if "run.json" in files:
+            folders.clear()  # its checkpoints are no runs
+            yield read_run(here)
+        elif here.name == "runs" and (here.parent / "sweep.json").exists():
+            yield from (
+                Run(here / log.removesuffix(".log"), {}, f"failed before it began: {_last_line(here / log)}")
+                for log in sorted(files)
+                if log.endswith(".log") and not (here / log.removesuffix(".log") / "run.json").exists()
+            )
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run's record; what is wrong with it is told in `problem`, never raised."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return Run(folder, {}, f"run.json cannot be read: {' '.join(str(error).split())}")
+    if not isinstance(record, dict) or any(key not in record for key in _NEEDED):
+        return Run(folder, {}, "run.json is no record of a training")
+    return Run(folder, record, _problem(record))
+
+
+def _problem(record: dict[str, Any]) -> str | None:
+    status = record.get("status")
+    if status == "running":
+        # Not found out by way of the folder's lock: a run that is just starting would be refused its own folder.
+        return "unfinished: still running, or killed"
+    if status != "finished":
+        return f"{status}: {record.get('error', 'no reason recorded')}"
+    scores = {name: value for name, value in record.get("results", {}).items() if name.startswith("best_eval_")}
+    bad = [name for name, value in scores.items() if value is None or not math.isfinite(value)]
+    if bad or not scores:
+        return f"finished without a finite {bad[0].removeprefix('best_eval_') if bad else 'score'}"
+    return None
+
+
+def _parsed(line: str) -> dict[str, float] | None:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None  # cut off when the run was killed
+    return values if isinstance(values, dict) and "step" in values else None
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    spoken = [line for line in lines if line.startswith(("error: ", "failed: "))]
+    return (spoken or lines or ["it printed nothing"])[-1].strip()[:300]

@@ -1,0 +1,193 @@
+"""Tables as text: the cells that people read, and the CSV and LaTeX files beside the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peftlib.evaluation.statistics import Interval
+from peftlib.reporting.pairs import Pair, p_text
+from peftlib.reporting.reference import SEED_REPORT
+from peftlib.reporting.runs import Run
+from peftlib.reporting.table import COSTS, Row, plus_minus, size
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text.
+
+    Attributes:
+        numeric: so many columns from the left hold numbers, but for the first, which names the line.
+        sources: where the numbers in the cells marked [1], [2], ... come from, in that order.
+    """
+
+    header: list[str]
+    lines: list[list[str]]
+    numeric: int
+    sources: tuple[str, ...] = ()
+
+
+def sheet_of(rows: Sequence[Row]) -> Sheet:
+    """The table that people read."""
+    metrics = _metrics(rows)
+    header = ["method", "seeds", *metrics, "trained parameters", *(title for title, _ in COSTS.values()), "saved"]
+    lines = [
+        [
+            row.label,
+            str(len(row.seeds)) if row.seeds else "–",
+            *(_cell(row, name) for name in metrics),
+            f"{row.trainable:,} ({row.ratio:.4%})" if row.trainable else "0",
+            *(plus_minus(row.costs[name], write) if name in row.costs else "–" for name, (_, write) in COSTS.items()),
+            size(row.saved_bytes),
+        ]
+        for row in rows
+    ]
+    return Sheet(header, lines, len(header))
+
+
+def reference_sheet(rows: Sequence[Row]) -> Sheet:
+    """Ours beside what others have reported, of the methods for which there is such a number."""
+    metrics = _metrics(rows)
+    header = ["method", *(f"our {name}" for name in metrics), "seed report", "published"]
+    sources: list[str] = []
+    lines = []
+    for row in rows:
+        if row.seed_report or row.published:
+            report = f"{row.seed_report} {_cite(sources, SEED_REPORT)}" if row.seed_report else "–"
+            published = [f"{model}: {value} {_cite(sources, source)}" for model, value, source in row.published]
+            lines.append([row.label, *(_cell(row, name) for name in metrics), report, "; ".join(published) or "–"])
+    return Sheet(header, lines, 1 + len(metrics), tuple(sources))
+
+
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.metrics))
+
+
+def _cell(row: Row, metric: str) -> str:
+    return plus_minus(row.metrics[metric]) if metric in row.metrics else "–"
+
+
+def _cite(sources: list[str], source: str) -> str:
+    if source not in sources:
+        sources.append(source)
+    return f"[{sources.index(source) + 1}]"
+
+
+def rows_csv(rows: Sequence[Row]) -> str:
+    """The same with full precision: each mean with the ends of its interval."""
+    measured = [*_metrics(rows), *COSTS]
+    header = ["method", "seeds", *(f"{name}_{end}" for name in measured for end in ("mean", "low", "high"))]
+    header += ["trainable_params", "trainable_ratio", "saved_bytes", "seed_report", "published", "published_source"]
+    lines: list[list[Any]] = []
+    for row in rows:
+        line: list[Any] = [row.label, " ".join(map(str, row.seeds))]
+        for name in measured:
+            line += _ends((row.metrics | row.costs).get(name))
+        published = "; ".join(f"{model}: {value}" for model, value, _ in row.published)
+        sources = "; ".join(dict.fromkeys(source for *_, source in row.published))
+        lines.append([*line, row.trainable, row.ratio, row.saved_bytes, row.seed_report, published, sources])
+    return to_csv(header, lines)
+
+
+def _ends(interval: Interval | None) -> list[float | None]:
+    return [None, None, None] if interval is None else [interval.mean, interval.low, interval.high]
+
+
+def pairs_csv(pairs: Sequence[Pair]) -> str:
+    """Every test, for every metric."""
+    header = ["metric", "a", "b", "seeds", "difference", "bootstrap_low", "bootstrap_high", "bootstrap_p", "t_test_p",
+              "effect_size_dz", "seeds_needed", "mcnemar_p", "p", "holm_p", "claimed"]  # fmt: skip
+    lines = []
+    for pair in pairs:
+        bootstrap, seed_test = pair.bootstrap, pair.seed_test
+        resampled = [None] * 3 if bootstrap is None else [bootstrap.low, bootstrap.high, bootstrap.p]
+        tested = [None] * 3 if seed_test is None else [seed_test.p, seed_test.effect, seed_test.seeds_needed]
+        lines.append([pair.metric, pair.a, pair.b, " ".join(map(str, pair.seeds)), pair.difference, *resampled, *tested,
+                      pair.mcnemar, pair.p, pair.corrected, pair.claimed])  # fmt: skip
+    return to_csv(header, lines)
+
+
+def pairs_sheet(pairs: Sequence[Pair]) -> Sheet:
+    """The tests, short enough for a page."""
+    header = ["pair", "seeds", "difference", "95 % interval", "p, examples", "p, seeds", "effect d_z", "p, corrected"]
+    lines = []
+    for pair in pairs:
+        bootstrap, seed_test = pair.bootstrap, pair.seed_test
+        lines.append([
+            f"{pair.a} − {pair.b}", str(len(pair.seeds)), f"{pair.difference:+.4f}",
+            "–" if bootstrap is None else f"{bootstrap.low:+.4f} to {bootstrap.high:+.4f}",
+            "–" if bootstrap is None else p_text(bootstrap.p),
+            "–" if seed_test is None else p_text(seed_test.p),
+            "–" if seed_test is None or seed_test.effect is None else f"{seed_test.effect:+.2f}",
+            "–" if pair.corrected is None else p_text(pair.corrected),
+        ])  # fmt: skip
+    return Sheet(header, lines, len(header))
+
+
+def runs_csv(runs: Sequence[Run]) -> str:
+    """Every run that was given, with or without a result."""
+    named = list(dict.fromkeys(name for run in runs for name in run.record.get("results", {})))
+    header = ["run", "folder", "problem", "task", "method", "base_model", "seed", "learning_rate", "device", *named]
+    lines = []
+    for run in runs:
+        record, results = run.record, run.record.get("results", {})
+        lines.append([
+            run.name, run.folder, run.problem, run.arguments.get("task_name"), run.arguments.get("method"),
+            record.get("model", {}).get("name"), run.arguments.get("seed"), record.get("learning_rate"),
+            record.get("machine", {}).get("device"), *(results.get(name) for name in named),
+        ])  # fmt: skip
+    return to_csv(header, lines)
+
+
+def to_csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    """RFC 4180, with plain line ends; None is an empty field."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--",
+        "−": "$-$", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}  # fmt: skip
+
+
+def to_latex(sheet: Sheet) -> str:
+    """A booktabs tabular, with the sources as comments."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(tex_escaped(cell) for cell in cells) + r" \\"
+
+    columns = "l" + "r" * (sheet.numeric - 1) + "l" * (len(sheet.header) - sheet.numeric)
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(sheet.header), r"\midrule"]
+    body += [*map(line, sheet.lines), r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes_of(sheet)), *body, ""])
+
+
+def tex_escaped(text: str) -> str:
+    """`text` with everything that TeX reads as a command made plain."""
+    return re.sub(r"[\\~^±–−&%$#_{}]", lambda match: _TEX[match[0]], " ".join(text.split()))
+
+
+def to_markdown(sheet: Sheet) -> str:
+    """A pipe table; cells cannot break out of it."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(md_escaped(cell) for cell in cells) + " |"
+
+    rule = ["---"] + ["---:"] * (sheet.numeric - 1) + ["---"] * (len(sheet.header) - sheet.numeric)
+    return "\n".join([line(sheet.header), "|" + "|".join(rule) + "|", *map(line, sheet.lines)])
+
+
+def md_escaped(text: str) -> str:
+    """`text` on one line, with what Markdown or HTML would read as markup made plain."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
+
+
+def notes_of(sheet: Sheet) -> list[str]:
+    """`[1] source`, one per source."""
+    return [f"[{number}] {source}" for number, source in enumerate(sheet.sources, start=1)]

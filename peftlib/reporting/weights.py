@@ -1,0 +1,88 @@
+"""What training did to the weights, read from the saved adapters: no model is built for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from peftlib.modeling import PACKAGED_MODELS, find_model
+from peftlib.reporting.runs import Run
+
+_LAYER = re.compile(r"layers?\.(\d+)\.(.+)\.bias$")
+_A_MATRIX = ".lora_A.weight"
+
+
+def bias_changes(run: Run) -> dict[str, list[float]] | None:
+    """Where a run moved the biases: group -> mean absolute change per layer, in layer order.
+
+    Returns:
+        None when the run has no adapter, or its base model's weights are not on this machine.
+    """
+    base = base_weights(run)
+    adapter = run.folder / "adapter_model.safetensors"
+    if base is None or not adapter.exists():
+        return None
+    before = {_plain(name): value for name, value in _biases(base).items()}
+    changes: dict[str, dict[int, float]] = {}
+    for name, value in _biases(adapter).items():
+        place = _LAYER.search(_plain(name))
+        start = before.get(_plain(name))
+        if place is not None and start is not None and start.shape == value.shape:
+            changes.setdefault(place[2], {})[int(place[1])] = float(np.abs(value - start).mean())
+    return {group: [layers[layer] for layer in sorted(layers)] for group, layers in changes.items()} or None
+
+
+def base_weights(run: Run) -> Path | None:
+    """The safetensors file of the run's base model: packaged, in a folder, or in the Hub's cache. Never fetched."""
+    name = run.record["model"]["name"]
+    if name in PACKAGED_MODELS or Path(name).is_dir():
+        file = Path(find_model(name).location) / "model.safetensors"
+        return file if file.exists() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "model.safetensors", revision=run.arguments.get("model_revision"))
+    except HFValidationError:  # a folder of another machine
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def singular_values(run: Run) -> np.ndarray | None:
+    """Singular values of the run's LoRA updates s B A, largest first, shape (modules, rank); None without any.
+
+    Modules of which B is still zero, where LoRA starts, are left out.
+    """
+    adapter, settings = run.folder / "adapter_model.safetensors", run.folder / "adapter_config.json"
+    if not adapter.exists() or not settings.exists():
+        return None
+    config = json.loads(settings.read_text(encoding="utf-8"))
+    rank = config["r"]
+    scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+    found = []
+    with safe_open(adapter, "numpy") as file:
+        for name in file.keys():  # noqa: SIM118 # no dict: it cannot be iterated over
+            if name.endswith(_A_MATRIX):
+                a, b = file.get_tensor(name), file.get_tensor(name.replace("lora_A", "lora_B"))
+                if b.any():
+                    # Of the r x r product of the two triangles: that of B A itself is as large as the layer.
+                    triangles = np.linalg.qr(b).R @ np.linalg.qr(a.T).R.T
+                    found.append(scale * np.linalg.svd(triangles, compute_uv=False))
+    return np.array(found) if found else None
+
+
+def _biases(path: Path) -> dict[str, np.ndarray]:
+    with safe_open(path, "numpy") as file:
+        names = [name for name in file.keys() if name.endswith((".bias", ".beta"))]  # noqa: SIM118 # as above
+        return {name: file.get_tensor(name) for name in names}
+
+
+def _plain(name: str) -> str:
+    """A bias's name from its layer on, however its file wraps it; the first BERTs call LayerNorm's bias `beta`."""
+    inner = name.replace(".base_layer.", ".").replace("LayerNorm.beta", "LayerNorm.bias")
+    match = re.search(r"\blayers?\.\d+\..*", inner)
+    return match[0] if match else inner

@@ -1,0 +1,49 @@
+"""What the comparison can be run on from here, found out before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peftlib.data.sources import load_examples
+from peftlib.data.tasks import TASKS
+from peftlib.errors import UserError
+from peftlib.modeling import find_model
+
+TASK_NAMES = ("mrpc", "sst2")
+PACKAGED_TASK = "rotten_tomatoes"
+
+
+def tasks_at_hand(data_dir: str | None) -> tuple[tuple[str, ...], str | None]:
+    """The tasks to run, and a line that says why they are not MRPC and SST-2; None when they are.
+
+    Raises:
+        UserError: a folder was named, and it does not hold the tasks.
+    """
+    try:
+        for name in TASK_NAMES:
+            load_examples(TASKS[name], "validation", None if data_dir is None else Path(data_dir))
+    except UserError as error:
+        if data_dir is not None:
+            raise
+        return (PACKAGED_TASK,), (
+            f"MRPC and SST-2 are out of reach ({error}); running the same grid on {PACKAGED_TASK}, which is packaged. "
+            "With the GLUE folders on this machine: make reproduce GLUE=DIR"
+        )
+    return TASK_NAMES, None
+
+
+def sweep_words(
+    model: str, tasks: tuple[str, ...], data_dir: str | None, seeds: str, max_train_samples: int | None
+) -> tuple[list[str], Path]:
+    """What `scripts/sweep.py --set` is given, and the sweep's default folder.
+
+    Raises:
+        UserError: the model cannot be had.
+    """
+    find_model(model)
+    words = [f"model_name_or_path={model}", f"task_name=[{', '.join(tasks)}]", f"seed=[{seeds}]"]
+    if data_dir is not None:
+        words.append(f"data_dir={data_dir}")
+    if max_train_samples is not None:
+        words.append(f"max_train_samples={max_train_samples}")
+    return words, Path("outputs") / "sweeps" / f"reproduce-{Path(model).name}-{'-'.join(tasks)}"

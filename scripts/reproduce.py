@@ -1,0 +1,51 @@
+"""Run the comparison that this project began with, then report on it; stopped, the same command goes on.
+
+    python scripts/reproduce.py
+    python scripts/reproduce.py --data_dir glue --max_train_samples 8000
+    python scripts/reproduce.py --data_dir glue --model_name_or_path bert-base-uncased --seeds 1,2,3,4,5
+
+It says first what can be reached from here; without the Hub and a GLUE folder the same grid runs on packaged data.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from peftlib import cli
+from peftlib.arguments import parse_reproduce_arguments, parse_train_arguments, train_parser
+
+
+def main() -> None:
+    # ── What can be reached ──────────────────────────────────────────────────────────────────────────────────
+    args = parse_reproduce_arguments()
+    from peftlib.reporting.report import check_folder
+    from peftlib.sweeps.config import load_sweep
+    from peftlib.sweeps.reproduction import sweep_words, tasks_at_hand
+
+    check_folder(Path(args.output_dir))
+    tasks, notice = tasks_at_hand(args.data_dir)
+    words, folder = sweep_words(args.model_name_or_path, tasks, args.data_dir, args.seeds, args.max_train_samples)
+    file = Path(__file__).parent / "sweeps" / "reproduce.yaml"
+    sweep = load_sweep(file, train_parser().flags(), parse_train_arguments, [*words, *args.set])
+
+    # ── The runs ─────────────────────────────────────────────────────────────────────────────────────────────
+    # Imported below the checks, so that wrong words are answered before Optuna and W&B are loaded.
+    from peftlib.sweeps.console import SweepConsole
+    from peftlib.sweeps.loop import run_sweep
+    from peftlib.sweeps.search import Search
+
+    console = SweepConsole()
+    if notice is not None:
+        console.note(notice)
+    search = Search(sweep, Path(args.sweep_dir) if args.sweep_dir else folder, parallel=args.workers > 1)
+    run_sweep(search, console, args.workers)
+
+    # ── The report ───────────────────────────────────────────────────────────────────────────────────────────
+    from peftlib.reporting.console import publish
+    from peftlib.reporting.runs import find_runs
+
+    publish(find_runs([str(search.folder)]), Path(args.output_dir), command=shlex.join(["python", *sys.argv]))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,46 @@
+"""Predictions on disk: what was written comes back, and damage is said in one line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from peftlib.errors import UserError
+from peftlib.evaluation.predictions import PREDICTIONS, load_predictions, save_predictions
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(
+    arrays.arrays(np.float32, st.tuples(st.integers(1, 20), st.integers(1, 5)), elements=st.floats(width=32)),
+    st.integers(0, 2**32 - 1),
+)
+def test_what_is_written_comes_back_bit_for_bit(tmp_path, logits, seed):
+    labels = np.random.default_rng(seed).integers(0, logits.shape[1], len(logits))
+    save_predictions(tmp_path, logits, labels)
+    answers = load_predictions(tmp_path)
+    assert answers is not None
+    assert answers[0].tobytes() == logits.tobytes() and answers[0].shape == logits.shape
+    assert answers[1].dtype == np.int64 and np.array_equal(answers[1], labels)
+
+
+def test_a_view_of_another_type_is_written_as_what_it_means(tmp_path):
+    logits = np.arange(12, dtype=np.float64).reshape(2, 6).T
+    save_predictions(tmp_path, logits, np.arange(6, dtype=np.int32))
+    answers = load_predictions(tmp_path)
+    assert answers is not None and np.array_equal(answers[0], logits) and answers[0].dtype == np.float32
+
+
+def test_a_run_without_predictions_has_none(tmp_path):
+    assert load_predictions(tmp_path) is None
+
+
+def test_a_damaged_file_is_named_in_one_line(tmp_path):
+    save_predictions(tmp_path, np.zeros((3, 2)), np.zeros(3))
+    path = tmp_path / PREDICTIONS
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match=PREDICTIONS) as caught:
+        load_predictions(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,206 @@
+"""Statistics against scipy, scikit-learn and answers that are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score
+
+from peftlib.evaluation.statistics import (
+    compare_seeds,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_bootstrap,
+    resampled_scores,
+    score_of,
+    seeds_for,
+)
+
+SCORERS = {"accuracy": accuracy_score, "f1": lambda y, p: f1_score(y, p, zero_division=0.0)}
+scores = st.lists(st.floats(0, 1), min_size=2, max_size=12)
+
+
+# ── Mean and interval ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=50)
+@given(scores)
+def test_the_interval_is_students(values):
+    found = mean_interval(values)
+    assert (found.n, found.mean) == (len(values), pytest.approx(np.mean(values)))
+    if np.std(values) > 1e-9:
+        low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+        assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_a_known_interval():
+    # t(0.975, 2) = 4.3027; the standard error of 1, 2, 3 is 1 / sqrt(3).
+    assert mean_interval([1.0, 2.0, 3.0]).half_width == pytest.approx(4.302653 / math.sqrt(3))
+
+
+def test_one_seed_has_no_interval():
+    found = mean_interval([0.8])
+    assert (found.mean, found.low, found.high, found.half_width) == (0.8, None, None, None)
+
+
+@pytest.mark.parametrize("values", [[], [0.5, math.nan], [math.inf]])
+def test_no_mean_of_nothing_and_of_no_numbers(values):
+    with pytest.raises(ValueError, match="finite"):
+        mean_interval(values)
+
+
+# ── Seeds ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=10))
+def test_the_paired_t_test_is_scipys(pairs):
+    a, b = map(list, zip(*pairs, strict=True))
+    difference = np.subtract(a, b)
+    found = compare_seeds(a, b)
+    if difference.std(ddof=1) > 1e-9:
+        assert found.p == pytest.approx(stats.ttest_1samp(difference, 0).pvalue)
+        assert found.effect == pytest.approx(difference.mean() / difference.std(ddof=1))
+        assert compare_seeds(b, a).p == pytest.approx(found.p)
+
+
+def test_the_same_scores_do_not_differ():
+    found = compare_seeds([0.7, 0.8, 0.9], [0.7, 0.8, 0.9])
+    assert (found.p, found.effect, found.seeds_needed) == (1.0, None, None)
+
+
+def test_rounding_is_no_spread():
+    # 0.8 - 0.7 and 0.9 - 0.8 differ in the 17th digit.
+    assert compare_seeds([0.8, 0.9], [0.7, 0.8]).effect is None
+
+
+@pytest.mark.parametrize(("a", "b"), [([0.5], [0.4]), ([0.5, 0.6, 0.7], [0.5, 0.6])])
+def test_seeds_that_cannot_be_paired(a, b):
+    with pytest.raises(ValueError):
+        compare_seeds(a, b)
+
+
+# Textbook values for a paired, two-sided t-test at 0.05 (G*Power 3.1).
+@pytest.mark.parametrize(
+    ("effect", "power", "count"), [(0.2, 0.8, 199), (0.5, 0.8, 34), (0.8, 0.8, 15), (0.5, 0.9, 44)]
+)
+def test_known_numbers_of_seeds(effect, power, count):
+    assert seeds_for(effect, power) == count == seeds_for(-effect, power)
+
+
+def test_huge_and_tiny_effects():
+    assert seeds_for(1e6) == 2
+    assert seeds_for(0.0) is None
+    assert seeds_for(1e-4) is None
+
+
+# ── Examples ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(["accuracy", "f1"]))
+def test_scores_are_scikit_learns(examples, runs, seed, metric):
+    generator = np.random.default_rng(seed)
+    labels, predictions = generator.integers(0, 2, examples), generator.integers(0, 2, (runs, examples))
+    expected = [SCORERS[metric](labels, row) for row in predictions]
+    assert score_of(predictions, labels, metric) == pytest.approx(expected)
+
+
+@settings(max_examples=15)
+@given(st.integers(2, 30), st.integers(0, 1000), st.sampled_from(["accuracy", "f1"]))
+def test_a_resample_is_the_score_of_the_drawn_examples(examples, seed, metric):
+    generator = np.random.default_rng(seed)
+    labels, predictions = generator.integers(0, 2, examples), generator.integers(0, 2, (2, examples))
+    found = resampled_scores(predictions, labels, metric, resamples=5, seed=seed)
+    drawn = np.random.default_rng(seed).integers(0, examples, (5, examples))
+    expected = [[SCORERS[metric](labels[row], run[row]) for run in predictions] for row in drawn]
+    assert found == pytest.approx(np.array(expected))
+
+
+def test_more_resamples_than_fit_at_a_time():
+    labels = np.array([0, 1, 1, 0])
+    assert resampled_scores(labels[None], labels, "accuracy", resamples=1203).shape == (1203, 1)
+
+
+def answers(generator, seeds, examples, error):
+    """Predictions for labels that are all 1, wrong with this probability."""
+    return (generator.random((seeds, examples)) >= error).astype(np.int64)
+
+
+def bootstrap(a, b):
+    labels = np.ones(a.shape[1], dtype=np.int64)
+    return paired_bootstrap(resampled_scores(a, labels, "accuracy"), resampled_scores(b, labels, "accuracy"))
+
+
+def test_the_bootstrap_of_one_run_is_near_the_normal_approximation():
+    generator = np.random.default_rng(1)
+    a, b = answers(generator, 1, 2000, 0.10), answers(generator, 1, 2000, 0.14)
+    difference = (a - b)[0]
+    half = 1.96 * difference.std() / math.sqrt(2000)
+    found = bootstrap(a, b)
+    assert (found.low, found.high) == (
+        pytest.approx(difference.mean() - half, abs=0.003),
+        pytest.approx(difference.mean() + half, abs=0.003),
+    )
+    assert found.p == pytest.approx(2 * stats.norm.sf(difference.mean() / difference.std() * math.sqrt(2000)), abs=0.02)
+
+
+def test_equal_answers_do_not_differ():
+    a = answers(np.random.default_rng(2), 3, 100, 0.2)
+    found = bootstrap(a, a)
+    assert (found.low, found.high, found.p) == (0.0, 0.0, 1.0)
+
+
+def test_a_difference_in_every_resample_has_the_smallest_p_there_is():
+    found = bootstrap(np.ones((2, 50), dtype=np.int64), np.zeros((2, 50), dtype=np.int64))
+    assert (found.low, found.high) == (1.0, 1.0)
+    assert found.p == pytest.approx(2 / 5001)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    """Method a is better under one seed and worse under the other: the examples alone would not show it."""
+    a = np.array([[1] * 400 + [0] * 100, [1] * 300 + [0] * 200])
+    b = np.array([[1] * 350 + [0] * 150] * 2)
+    found = bootstrap(a, b)
+    assert found.low < -0.05 and found.high > 0.05 and found.p > 0.3
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 5), st.integers(0, 5))
+def test_mcnemar_is_the_binomial_test_of_the_disagreements(only_a, only_b, both, neither):
+    right_a = np.array([True] * only_a + [False] * only_b + [True] * both + [False] * neither, dtype=bool)
+    right_b = np.array([False] * only_a + [True] * only_b + [True] * both + [False] * neither, dtype=bool)
+    expected = min(1.0, 2 * stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5))
+    assert mcnemar(right_a, right_b) == pytest.approx(expected)
+
+
+# ── Several tests ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_holms_own_steps():
+    # 4 x 0.005, 3 x 0.01, 2 x 0.03, and never less than the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    assert holm([0.2]) == [0.2]
+
+
+@settings(max_examples=15)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
+def test_a_corrected_p_is_between_its_own_and_bonferronis(p_values):
+    for corrected, p in zip(holm(p_values), p_values, strict=True):
+        assert p <= corrected + 1e-12 <= min(1.0, p * len(p_values)) + 1e-9
+
+
+def test_made_up_methods_without_a_difference_are_rarely_told_apart():
+    """100 comparisons of three seeds each, same error rate: the t-test finds about 5 differences."""
+    generator = np.random.default_rng(3)
+    found = [
+        compare_seeds(answers(generator, 3, 400, 0.2).mean(1), answers(generator, 3, 400, 0.2).mean(1)).p < 0.05
+        for _ in range(100)
+    ]
+    assert sum(found) <= 10

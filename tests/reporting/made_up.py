@@ -1,0 +1,107 @@
+"""Runs that nobody trained, with the files that a training leaves: records, curves and predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peftlib.arguments import parse_train_arguments
+from peftlib.evaluation.predictions import save_predictions
+
+EXAMPLES = 200
+_TRAINED = {"head": 770, "bitfit": 26_882, "lora": 21_120, "full": 22_713_986}
+_METRICS = {"mrpc": ("accuracy", "f1"), "sst2": ("accuracy",), "rotten_tomatoes": ("accuracy",)}
+
+
+def make_run(
+    folder: Path,
+    *words: object,
+    error: float = 0.2,
+    status: str = "finished",
+    predictions: bool = True,
+    seed: int = 42,
+    fingerprint: str = "f" * 64,
+    changes: dict[str, Any] | None = None,
+) -> Path:
+    """Write one run.
+
+    Args:
+        words: flags of train.py, as a user types them.
+        error: the share of wrong answers, drawn by the seed.
+        fingerprint: of the validation split.
+        changes: what `run.json` says instead.
+    """
+    parsed = parse_train_arguments([*map(str, words), "--seed", str(seed)])
+    arguments = parsed.flat()
+    task, method = arguments["task_name"], arguments["method"]
+    # The examples are the task's, the errors are the run's.
+    labels = np.random.default_rng(7).integers(0, 2, EXAMPLES)
+    generator = np.random.default_rng([seed, *map(ord, folder.name)])
+    wrong = generator.random(EXAMPLES) < error
+    answers = np.where(wrong, 1 - labels, labels)
+    rate = arguments["learning_rate"] or parsed.strategy.default_learning_rate
+    trained = _TRAINED[method] * arguments.get("lora_r", 1)
+    record: dict[str, Any] = {
+        "status": status,
+        "started": f"2026-01-01T00:{seed % 60:02d}:00+00:00",
+        "arguments": arguments,
+        "model": {"name": arguments["model_name_or_path"], "location": "/models/made-up"},
+        "labels": ["no", "yes"],
+        "data": {
+            "train": {"examples": 1000, "fingerprint": "e" * 64, "source": "made up"},
+            "validation": {"examples": EXAMPLES, "fingerprint": fingerprint, "source": "made up"},
+        },
+        "parameters": {"trainable": trained, "total": 22_713_986, "trainable_ratio": trained / 22_713_986},
+        "precision": {"name": "no", "reason": "asked for"},
+        "learning_rate": rate,
+        "effective_batch_size": 16,
+        "versions": {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"},
+        "git": {"commit": "0" * 40, "changed": False},
+        "machine": {"device": "made-up processor", "device_type": "cpu", "threads": 1},
+        "steps": 60,
+    }
+    folder.mkdir(parents=True)
+    if status == "finished":
+        scores = _scores(answers, labels, task)
+        record |= {"results": _results(scores, trained, generator), "peak_memory_bytes": 900_000_000 + trained * 16}
+        if predictions:
+            save_predictions(folder, np.eye(2, dtype=np.float32)[answers], labels)
+    elif status == "failed":
+        record["error"] = "the loss is nan at step 3"
+    (folder / "run.json").write_text(json.dumps(record | (changes or {})))
+    _write_curve(folder / "metrics.jsonl", 1 - error, generator)
+    return folder
+
+
+def _scores(answers: np.ndarray, labels: np.ndarray, task: str) -> dict[str, float]:
+    hits, errors = ((answers == 1) & (labels == 1)).sum(), (answers != labels).sum()
+    scores = {"accuracy": float((answers == labels).mean()), "f1": float(2 * hits / (2 * hits + errors))}
+    return {name: scores[name] for name in _METRICS[task]}
+
+
+def _results(scores: dict[str, float], trained: int, generator: np.random.Generator) -> dict[str, Any]:
+    seconds = 20 + trained / 1e6 + generator.random()
+    return {
+        **{f"eval_{name}": value for name, value in scores.items()},
+        **{f"best_eval_{name}": value for name, value in scores.items()},
+        "best_eval_loss": 0.5,
+        "best_eval_step": 60,
+        "train_runtime": seconds,
+        "train_samples_per_second": 960 / seconds,
+        "trainable_params": trained,
+        "saved_bytes": trained * 4 + 2000,
+    }
+
+
+def _write_curve(path: Path, accuracy: float, generator: np.random.Generator) -> None:
+    lines = []
+    for step in range(1, 61):
+        values = {"step": step, "train/loss": 0.7 - step / 200}
+        if step % 10 == 0:
+            noise = 0.01 * generator.standard_normal()
+            values |= {"eval/loss": 0.7 - step / 200 + noise, "eval/accuracy": accuracy * step / 60 + noise}
+        lines.append(json.dumps(values))
+    path.write_text("\n".join(lines) + "\n")

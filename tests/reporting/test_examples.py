@@ -1,0 +1,89 @@
+"""Two runs side by side, example by example."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from peftlib.data.sources import load_examples
+from peftlib.data.tasks import TASKS
+from peftlib.errors import UserError
+from peftlib.evaluation.predictions import PREDICTIONS, save_predictions
+from peftlib.reporting.console import CompareConsole
+from peftlib.reporting.examples import show_disagreements
+from peftlib.reporting.runs import Run, read_run
+from tests.conftest import write_glue
+from tests.reporting.made_up import make_run
+
+
+def answering(folder: Path, glue: Path, answers: list[int], task: str = "mrpc") -> Run:
+    """A run with these answers on the first examples of a GLUE folder's dev split."""
+    limit = len(answers)
+    examples = load_examples(TASKS[task], "validation", glue).first(limit)
+    words = ("--task_name", task, "--data_dir", glue, "--max_eval_samples", limit)
+    run = make_run(folder, *words, fingerprint=examples.fingerprint())
+    save_predictions(run, np.eye(2)[answers], np.array(examples.labels))
+    return read_run(run)
+
+
+@pytest.fixture
+def glue(tmp_path: Path) -> Path:
+    return write_glue(tmp_path / "glue")  # labels 0, 1, 0, 1, ...
+
+
+def shown(capsys: pytest.CaptureFixture[str], *runs: Run, most: int = 20) -> list[str]:
+    show_disagreements(runs, CompareConsole(), most)
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_both_sides_with_their_texts(tmp_path: Path, glue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = answering(tmp_path / "a", glue, [0, 1, 1, 1, 0, 0])  # wrong in 2, 5
+    b = answering(tmp_path / "b", glue, [1, 1, 0, 1, 0, 0])  # wrong in 0, 5
+    lines = shown(capsys, a, b)
+    assert lines[0] == "mrpc: both right 3, both wrong 1 of 6"
+    assert lines[2] == "a right, b wrong: 1"
+    assert lines[3].split("  ")[0] == "example" and lines[3].endswith("said by b")
+    first, *_ = examples = load_examples(TASKS["mrpc"], "validation", glue).texts
+    cells = [cell for cell in lines[4].split("  ") if cell]
+    assert [cell.strip() for cell in cells] == ["0", " ‖ ".join(first), "no", "yes"]
+    assert lines[6] == "b right, a wrong: 1"
+    assert lines[8].startswith("2") and examples[2][0] in lines[8]
+
+
+def test_the_number_of_examples_is_limited(tmp_path: Path, glue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    right, wrong = [0, 1] * 5, [1, 0] * 5
+    lines = shown(capsys, answering(tmp_path / "a", glue, right), answering(tmp_path / "b", glue, wrong), most=3)
+    assert "a right, b wrong: 10, the first 3" in lines
+    assert [line.split()[0] for line in lines[4:7]] == ["0", "1", "2"]
+    assert lines[-1] == "b right, a wrong: 0"
+
+
+def test_what_cannot_be_shown_is_one_line(tmp_path: Path, glue: Path) -> None:
+    a = answering(tmp_path / "a", glue, [0, 1, 1])
+    b = answering(tmp_path / "b", glue, [0, 1, 1])
+    failed = read_run(make_run(tmp_path / "failed", status="failed"))
+    other = answering(tmp_path / "other", glue, [0, 1, 1], task="sst2")
+    silent = answering(tmp_path / "silent", glue, [0, 1, 1])
+    (silent.folder / PREDICTIONS).unlink()
+    for runs, message in (
+        ([a], "compares two runs, 1 were given"),
+        ([a, b, other], "compares two runs, 3 were given"),
+        ([a, failed], "failed has no result (failed: the loss is nan"),
+        ([a, other], "were not scored on the same examples"),
+        ([a, silent], "holds no predictions; train it again"),
+    ):
+        with pytest.raises(UserError) as caught:
+            show_disagreements(runs, CompareConsole(), 5)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_data_that_has_changed_since_is_not_shown(tmp_path: Path, glue: Path) -> None:
+    runs = [answering(tmp_path / name, glue, [0, 1, 1]) for name in "ab"]
+    path = glue / "MRPC" / "dev.tsv"
+    path.write_text(path.read_text(encoding="utf-8-sig").replace("He said", "She said"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"has changed since a was scored on it"):
+        show_disagreements(runs, CompareConsole(), 5)
+    assert json.loads((runs[0].folder / "run.json").read_text())["status"] == "finished"

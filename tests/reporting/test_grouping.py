@@ -1,0 +1,116 @@
+"""What is averaged: the same method under other seeds, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftlib.reporting.grouping import compare
+from peftlib.reporting.runs import read_run
+from tests.reporting.made_up import make_run
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes a run in a folder of its own and reads it."""
+    count = iter(range(1000))
+    return lambda *words, **options: read_run(make_run(tmp_path / f"{next(count):03d}", *words, **options))
+
+
+def labels(comparison):
+    return [(variant.label, [run.seed for run in variant.runs]) for variant in comparison.variants]
+
+
+def test_seeds_are_averaged_methods_and_rates_are_not(make):
+    runs = [make("--method", method, seed=seed) for seed in (2, 1) for method in ("lora", "bitfit", "head")]
+    runs += [make("--method", "bitfit", "--learning_rate", "0.001", seed=1)]
+    (comparison,) = compare(runs)
+    assert comparison.apart is None
+    assert labels(comparison) == [
+        ("Head", [1, 2]), ("BitFit, lr 0.001", [1]), ("BitFit, lr 0.003", [1, 2]), ("LoRA r=16", [1, 2]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        (["--method", "lora", "--lora_r", "8"], "LoRA r=8"),
+        (["--method", "lora", "--use_dora", "--lora_alpha", "16"], "LoRA r=16, lora_alpha=16.0, use_dora=True"),
+        (["--method", "bitfit", "--train_head", "false"], "BitFit, train_head=False"),
+        (["--method", "full"], "Full"),
+    ],
+)
+def test_a_methods_own_flags_are_in_its_name(make, words, label):
+    assert compare([make(*words)])[0].variants[0].label == label
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"words": ["--num_train_epochs", "5"]}, "another num_train_epochs (5, not 3)"),
+        ({"words": ["--max_length", "64"]}, "another max_length (64, not 128)"),
+        ({"words": ["--model_name_or_path", "other/model"]}, "another base model (other/model, not all-MiniLM-L6-v2)"),
+        ({"changes": {"precision": {"name": "bf16"}}}, "another precision (bf16, not no)"),
+        ({"changes": {"effective_batch_size": 64}}, "another effective_batch_size (64, not 16)"),
+        (
+            {"fingerprint": "a" * 64},
+            "another validation split (200 examples aaaaaaaaaaaa, not 200 examples ffffffffffff)",
+        ),
+    ],
+)
+def test_what_does_not_belong_together_stands_apart_with_the_reason(make, changed, reason):
+    odd = make(*changed.pop("words", []), seed=1, **changed)
+    main, apart = compare([odd, make(seed=1), make(seed=2)])
+    assert (main.apart, apart.apart) == (None, reason)
+    assert [len(main.runs), len(apart.runs)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"],
+        ["--num_cpu_threads", "2"],
+        ["--output_dir", "elsewhere", "--report_to", "none", "--logging_steps", "3"],
+    ],
+)
+def test_what_only_says_where_or_how_fast_does_not_part_them(make, words):
+    (comparison,) = compare([make(seed=1), make(*words, seed=2)])
+    assert labels(comparison) == [("BitFit", [1, 2])]
+
+
+def test_tasks_are_compared_each_by_itself(make):
+    found = compare([make("--task_name", "sst2"), make("--task_name", "mrpc")])
+    assert [(comparison.task, comparison.metrics) for comparison in found] == [
+        ("mrpc", ("accuracy", "f1")),
+        ("sst2", ("accuracy",)),
+    ]
+    assert [comparison.apart for comparison in found] == [None, None]
+
+
+def test_the_same_seed_twice_counts_once_and_is_said(make):
+    old = make(seed=1, changes={"started": "2025-01-01T00:00:00+00:00"})
+    new = make(seed=1)
+    (comparison,) = compare([old, new, make(seed=2)])
+    assert comparison.runs[0].folder == new.folder and len(comparison.runs) == 2
+    assert f"{old.name} repeats {new.name} (seed 1)" in comparison.notes[0]
+
+
+def test_failed_runs_are_in_no_mean(make):
+    (comparison,) = compare([make(seed=1), make(seed=2, status="failed"), make(seed=3, status="running")])
+    assert labels(comparison) == [("BitFit", [1])]
+    assert compare([make(status="failed")]) == []
+
+
+def test_other_machines_and_missing_predictions_are_noted(make):
+    (comparison,) = compare([make(seed=1, predictions=False), make(seed=2, changes={"machine": {"device": "another"}})])
+    assert any("different machines (another, made-up processor)" in note for note in comparison.notes)
+    assert any("no predictions" in note for note in comparison.notes)
+
+
+def test_a_contender_is_the_best_rate_of_its_method(make):
+    runs = [
+        make("--method", "lora", "--learning_rate", rate, error=error) for rate, error in ((1e-3, 0.3), (1e-2, 0.1))
+    ]
+    runs += [make("--method", "head", error=0.4)]
+    (comparison,) = compare(runs)
+    assert [variant.label for variant in comparison.contenders()] == ["Head", "LoRA r=16, lr 0.01"]
+    assert [variant.label for variant in comparison.contenders(most=1)] == ["LoRA r=16, lr 0.01"]

@@ -1,0 +1,134 @@
+"""Plots show what the runs hold, or say why they are not drawn."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import colors, image
+
+from peftlib.reporting.figures import look
+from peftlib.reporting.grouping import compare
+from peftlib.reporting.plots import draw_scores, pareto_front
+from peftlib.reporting.runs import read_run
+from peftlib.reporting.table import rows
+from peftlib.reporting.weight_plots import draw_weights
+from tests.reporting.made_up import make_run
+
+
+def drawn(folder, *ways, seeds=(1, 2)):
+    """Plots and reasons for runs of these flags, on made-up MRPC."""
+    made = [
+        read_run(make_run(folder / f"run-{number}-{seed}", "--task_name", "mrpc", *way, seed=seed))
+        for number, way in enumerate(ways)
+        for seed in seeds
+    ]
+    (comparison,) = compare(made)
+    place = folder / "plots"
+    place.mkdir()
+    return draw_scores(comparison, rows(comparison), place, "mrpc")
+
+
+LORA = ("--method", "lora", "--lora_r")
+
+
+def test_all_plots_of_scores_as_png_and_svg(tmp_path):
+    ways = [(*LORA, rank, "--learning_rate", rate) for rank in (8, 16) for rate in (1e-3, 1e-2)]
+    plots, left_out = drawn(tmp_path, *ways, ("--method", "head"))
+    names = ["loss-by-step", "accuracy-by-step", "accuracy-by-parameters", "accuracy-by-time", "accuracy-by-memory",
+             "accuracy-by-rank", "accuracy-by-rate"]  # fmt: skip
+    assert [plot.name for plot in plots] == [f"mrpc-{name}" for name in names] and left_out == []
+    for plot in plots:
+        pixels = image.imread(tmp_path / "plots" / f"{plot.name}.png")[..., :3]
+        assert pixels.min() < 0.1 and (pixels == 1).mean() > 0.5  # dark ink on white paper
+        assert plot.svg == (tmp_path / "plots" / f"{plot.name}.svg").read_text()
+        assert ElementTree.fromstring(plot.svg).tag.endswith("svg")
+        assert plot.title and plot.caption in plot.alt
+
+
+def test_a_plot_without_data_is_a_sentence(tmp_path):
+    plots, left_out = drawn(tmp_path, ("--method", "bitfit"), seeds=[1])
+    assert [plot.name for plot in plots] == ["mrpc-loss-by-step", "mrpc-accuracy-by-step"]
+    assert left_out == [
+        "Accuracy against trained parameters: there is one method only.",
+        "Accuracy against training time (s): there is one method only.",
+        "Accuracy against peak memory (MB): there is one method only.",
+        "Accuracy against rank: there are no two ranks to compare.",
+        "Accuracy against the learning rate: every method was trained at one rate only.",
+    ]
+    assert len(list((tmp_path / "plots").iterdir())) == 4
+
+
+def test_ranks_with_other_flags_are_another_family(tmp_path):
+    _, left_out = drawn(tmp_path, (*LORA, 8), (*LORA, 16, "--lora_alpha", 64), seeds=[1])
+    assert "Accuracy against rank: there are no two ranks to compare." in left_out
+
+
+def test_without_curves_no_curve_is_drawn(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text('{"step": 10, "eval/loss": 0.5, "eval/accuracy": 0.5}\n')
+    (comparison,) = compare([read_run(run)])
+    plots, left_out = draw_scores(comparison, rows(comparison), tmp_path, "x")
+    assert plots == [] and "Evaluation loss against steps: no run was evaluated twice." in left_out
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path):
+    first, _ = drawn(tmp_path / "a", ("--method", "bitfit"), seeds=[1])
+    second, _ = drawn(tmp_path / "b", ("--method", "bitfit"), seeds=[1])
+    assert [plot.svg for plot in first] == [plot.svg for plot in second]
+
+
+def test_methods_differ_in_marker_line_and_colour():
+    looks = [look(index) for index in range(8)]
+    for part in ("marker", "linestyle", "color"):
+        assert len({str(entry[part]) for entry in looks}) == 8
+
+
+def test_every_colour_stands_out_from_white_paper():
+    luminances = [np.dot(colors.to_rgb(look(index)["color"]), (0.299, 0.587, 0.114)) for index in range(8)]
+    assert max(luminances) < 0.72
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=15))
+def test_the_front_is_what_nothing_beats(points):
+    front = pareto_front(points)
+    expected = {
+        (cost, score)
+        for cost, score in points
+        if not any((c <= cost and s >= score) and (c, s) != (cost, score) for c, s in points)
+    }
+    assert set(front) == expected and front == sorted(front)
+
+
+@pytest.mark.parametrize(
+    ("words", "reasons"),
+    [
+        (
+            ("--method", "head"),
+            [
+                "Where the biases moved: there is no run with BitFit.",
+                "Singular values of the LoRA updates: there is no run with a LoRA adapter.",
+            ],
+        ),
+        (
+            ("--method", "bitfit", "--model_name_or_path", "no/model"),
+            [
+                "Where the biases moved: the weights of no/model are not on this machine.",
+                "Singular values of the LoRA updates: there is no run with a LoRA adapter.",
+            ],
+        ),
+        (
+            ("--method", "lora"),
+            [
+                "Where the biases moved: there is no run with BitFit.",
+                "Singular values of the LoRA updates: there is no run with a LoRA adapter.",
+            ],
+        ),
+    ],
+)
+def test_weights_that_are_not_there_are_said(tmp_path, words, reasons):
+    (comparison,) = compare([read_run(make_run(tmp_path / "run", *words))])
+    assert draw_weights(comparison, tmp_path, "x") == ([], reasons)

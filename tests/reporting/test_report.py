@@ -1,0 +1,174 @@
+"""The report's folder: one HTML file that needs nothing else, tables, plots, and nothing of others' touched."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from peftlib.errors import UserError
+from peftlib.reporting.report import check_folder, work_out, write_report
+from peftlib.reporting.runs import find_runs, read_run
+from tests.reporting.made_up import make_run
+
+NASTY = "<script>alert(1)</script>&amp;\"'"
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags with their attributes, and the visible text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of runs on two tasks, with a base model of an evil name, a group apart and two runs without a result."""
+    place = tmp_path_factory.mktemp("report")
+    for seed in (1, 2, 3):
+        for method, error in (("head", 0.4), ("bitfit", 0.1), ("lora", 0.1)):
+            make_run(
+                place / "runs" / f"{method}-{seed}", "--task_name", "mrpc", "--method", method, seed=seed, error=error
+            )
+    make_run(place / "runs" / "longer", "--task_name", "mrpc", "--num_train_epochs", 9)
+    make_run(place / "runs" / "evil", "--task_name", "sst2", "--model_name_or_path", NASTY)
+    make_run(place / "runs" / "broken", status="failed", changes={"error": f"lost | {NASTY}"})
+    make_run(place / "runs" / "killed", status="running")
+    write_report(work_out(find_runs([str(place / "runs")])), place / "report", f"python scripts/compare.py '{NASTY}'")
+    return place / "report"
+
+
+@pytest.fixture(scope="module")
+def page(report: Path) -> Page:
+    return Page((report / "index.html").read_text(encoding="utf-8"))
+
+
+def test_what_a_report_holds(report: Path) -> None:
+    tables = {path.name for path in (report / "tables").iterdir()}
+    assert tables == {"runs.csv", "mrpc.csv", "mrpc.tex", "mrpc-references.tex", "mrpc-pairs.csv", "mrpc-2.csv",
+                      "mrpc-2.tex", "mrpc-2-references.tex", "mrpc-2-pairs.csv", "sst2.csv", "sst2.tex",
+                      "sst2-references.tex", "sst2-pairs.csv"}  # fmt: skip
+    assert {path.name for path in report.iterdir()} == {"index.html", "report.md", "tables", "plots"}
+    names = [path.stem for path in (report / "plots").iterdir()]
+    assert names and all(names.count(name) == 2 for name in names)
+    assert (report / "tables" / "runs.csv").read_text().count("\n") == 14
+
+
+def test_the_page_is_well_formed(page: Page) -> None:
+    assert page.open == []
+    assert page.named("html") == [{"lang": "en"}]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.named("meta")
+
+
+def test_the_page_needs_nothing_else(page: Page, report: Path) -> None:
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    sources = [tag["src"] for tag in page.named("img")]
+    assert sources and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert all(tag["href"].startswith("#") for tag in page.named("a"))
+    html = (report / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"@import|url\(", html)
+    for source in sources:
+        # An SVG may name its own parts and XML namespaces, and load nothing.
+        svg = base64.b64decode(source.partition(",")[2]).decode()
+        assert set(re.findall(r'(?:href|src)="(.)', svg)) <= {"#"}
+        assert "<script" not in svg and "<image" not in svg.replace("data:image", "")
+
+
+def test_every_plot_has_words_for_those_who_do_not_see_it(page: Page) -> None:
+    assert all(len(tag["alt"]) > 40 for tag in page.named("img"))
+
+
+def test_links_lead_to_sections(page: Page) -> None:
+    places = {tag["id"] for tag in page.named("section")}
+    assert {tag["href"].removeprefix("#") for tag in page.named("a")} == places == {"mrpc", "mrpc-2", "sst2", "failed"}
+
+
+def test_names_and_errors_are_text_on_the_page_not_markup(page: Page) -> None:
+    assert f"sst2 · {NASTY}" in page.text
+    assert f"failed: lost | {NASTY}" in page.text
+    assert "alert(1)" in page.text and not page.named("script")
+
+
+def test_the_page_says_what_there_is_to_say(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "Comparison of 13 runs" in text
+    assert "BitFit has a higher accuracy than Head, by 0." in text
+    assert "No difference can be claimed between BitFit and LoRA r=16" in text
+    assert "Stands apart from the main comparison of this task: another num_train_epochs (9, not 3)." in text
+    assert "unfinished: still running, or killed" in text
+    assert "majority class" in text
+    assert "There is no run with --method head" in text  # of sst2
+    assert "enter nothing else on this page" in text
+    assert "Accuracy against the learning rate: every method was trained at one rate only." in text
+
+
+def test_the_markdown_page_has_its_plots_and_no_html(report: Path) -> None:
+    text = (report / "report.md").read_text(encoding="utf-8")
+    images = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert images and all((report / image).is_file() for image in images)
+    assert not re.search(r"(?<!\\)<script", text.replace("`", "\n`", 2).split("`")[-1])
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    for line in tables:
+        assert re.search(r"(?<!\\)\|$", line)
+    assert "| broken | rotten\\_tomatoes, bitfit, seed 42 | failed: lost \\| \\<script\\>" in text
+
+
+def test_a_second_report_replaces_the_first(report: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    many = [read_run(make_run(tmp_path / f"{seed}", "--task_name", "mrpc", seed=seed)) for seed in (1, 2)]
+    check_folder(folder)
+    write_report(work_out(many), folder, "first")
+    check_folder(folder)
+    one = [read_run(make_run(tmp_path / "sst2", "--task_name", "sst2"))]
+    write_report(work_out(one), folder, "second")
+    assert {path.stem.partition("-")[0] for path in (folder / "plots").iterdir()} == {"sst2"}
+    assert "second" in (folder / "report.md").read_text()
+
+
+def hold(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("mine")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "plots/mine.pdf", "tables/deep/a.csv", "run.json", ".hidden"])
+def test_a_folder_with_others_files_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    hold(tmp_path, "index.html")
+    hold(tmp_path, name)
+    with pytest.raises(UserError) as caught:
+        check_folder(tmp_path)
+    assert f"holds {name}, which no report has written" in str(caught.value)
+    assert (tmp_path / "index.html").read_text() == (tmp_path / name).read_text() == "mine"
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        check_folder(tmp_path / "report")
+
+
+def test_without_any_result_there_is_no_report(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / "run", status="failed"))]
+    with pytest.raises(UserError, match=r"none of the 1 runs has a result .*the loss is nan"):
+        work_out(runs)

@@ -1,0 +1,124 @@
+"""Runs are found wherever the user points, each once, and judged without being touched."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from peftlib.errors import UserError
+from peftlib.reporting.runs import find_runs, read_run
+from tests.reporting.made_up import EXAMPLES, make_run
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Two runs, one of them with a checkpoint, and a sweep with a run and one that never began."""
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b")
+    checkpoint = tmp_path / "b" / "checkpoints" / "step_5"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "run.json").write_text("{}")
+    sweep = tmp_path / "sweep"
+    make_run(sweep / "runs" / "0000", changes={"sweep": {"id": "s-1", "trial": "0"}})
+    (sweep / "sweep.json").write_text("{}")
+    (sweep / "runs" / "0000.log").write_text("fine\n")
+    (sweep / "runs" / "0001.log").write_text("loading\nerror: --data_dir nowhere: no such folder\nof a launcher\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["a"], ["a"]),
+        (["b", "a"], ["b", "a"]),
+        (["a", "a/", "[ab]"], ["a", "b"]),
+        (["[ab]"], ["a", "b"]),
+        (["**/0000"], ["s-1/0"]),
+        (["sweep"], ["s-1/0", "0001"]),
+        ([""], ["a", "b", "s-1/0", "0001"]),
+    ],
+)
+def test_folders_sweeps_and_globs(place, words, names):
+    assert [run.name for run in find_runs([str(place / word) for word in words])] == names
+
+
+def test_a_sweeps_run_that_never_began_has_failed_with_its_own_words(place):
+    (failed,) = [run for run in find_runs([str(place / "sweep")]) if run.problem]
+    assert failed.problem == "failed before it began: error: --data_dir nowhere: no such folder"
+    assert (failed.task, failed.method) == ("unknown task", "unknown method")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("nothing", "nothing: no such folder"),
+        ("swep", "swep: no such folder; did you mean sweep?"),
+        ("a/run.json", "a/run.json: is a file; name the run's folder"),
+        ("b/checkpoints/step_?/x*", "no such folder"),
+        ("empty", "empty: holds no run (no run.json in it or below it)"),
+    ],
+)
+def test_what_holds_no_run_is_said(place, word, message):
+    (place / "empty").mkdir()
+    with pytest.raises(UserError) as caught:
+        find_runs([str(place / word)])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [
+        ("finished", None),
+        ("running", "unfinished: still running, or killed"),
+        ("failed", "failed: the loss is nan at step 3"),
+        ("interrupted", "interrupted: no reason recorded"),
+    ],
+)
+def test_only_a_finished_run_has_a_result(tmp_path, status, problem):
+    assert read_run(make_run(tmp_path / "run", status=status)).problem == problem
+
+
+def test_a_score_that_is_no_number_is_no_result(tmp_path):
+    folder = make_run(tmp_path / "run", changes={"results": {"best_eval_accuracy": None}})
+    assert read_run(folder).problem == "finished without a finite accuracy"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"status": "finished"}', "\x00"])
+def test_a_damaged_record_is_a_problem_and_no_exception(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    run = read_run(tmp_path)
+    assert run.problem is not None and "run.json" in run.problem and "\n" not in run.problem
+    assert run.record == {}
+
+
+def test_what_a_run_holds(tmp_path):
+    run = read_run(make_run(tmp_path / "run", "--method", "lora", "--task_name", "mrpc", seed=5, error=0.25))
+    assert (run.task, run.method, run.seed) == ("mrpc", "lora", 5)
+    answers, labels = run.answers
+    assert len(answers) == len(labels) == EXAMPLES
+    assert (answers == labels).mean() == run.score("accuracy")
+    assert [point["step"] for point in run.curve] == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_line_that_was_cut_off_is_passed_over(tmp_path):
+    folder = make_run(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 61, "eval/loss": 0.')
+    assert read_run(folder).curve[-1]["step"] == 60
+
+
+def test_a_run_without_curves_or_predictions(tmp_path):
+    folder = make_run(tmp_path / "run", predictions=False)
+    (folder / "metrics.jsonl").unlink()
+    run = read_run(folder)
+    assert run.answers is None and run.curve == []
+
+
+def test_reading_changes_nothing(place):
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    for run in find_runs([str(place)]):
+        if run.problem is None:
+            assert run.curve and run.answers is not None
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    assert json.loads((place / "a" / "run.json").read_text())["status"] == "finished"
