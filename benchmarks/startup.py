@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -35,21 +37,12 @@ def seconds_to_first_update(flags: tuple[str, ...], config: str, timeout: float 
     with tempfile.TemporaryDirectory(prefix="bench-launch-") as name:
         metrics = Path(name) / "run" / "metrics.jsonl"
         # Two updates: the last one would evaluate before it logs.
-        own = [
-            "--output_dir",
-            str(metrics.parent),
-            "--logging_steps",
-            "1",
-            "--max_train_steps",
-            "2",
-            "--report_to",
-            "none",
-        ]
+        own = f"--output_dir {shlex.quote(str(metrics.parent))} --logging_steps 1 --max_train_steps 2 --report_to none"
         words = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *launch_options(config), _TRAIN]
         with (Path(name) / "said").open("w+") as said:
             start = time.perf_counter()
             launched = subprocess.Popen(
-                [*words, *flags, *own], env=environment(), stdout=said, stderr=said, start_new_session=True
+                [*words, *flags, *shlex.split(own)], env=environment(), stdout=said, stderr=said, start_new_session=True
             )
             try:
                 while time.perf_counter() - start < timeout and launched.poll() is None:
@@ -57,7 +50,8 @@ def seconds_to_first_update(flags: tuple[str, ...], config: str, timeout: float 
                         return time.perf_counter() - start
                     time.sleep(_POLL)
             finally:
-                os.killpg(launched.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                    os.killpg(launched.pid, signal.SIGKILL)
                 launched.wait()
             said.seek(0)
             raise RuntimeError(f"no first update:\n{said.read()[-3000:]}")
