@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 LAUNCH := $(BIN)/accelerate launch -q --config_file accelerate_configs/cpu.yaml
 ARGS   ?=
 
-.PHONY: help train test chaos reproduce quality style clean
+.PHONY: help train test chaos reproduce bench quality style clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -37,6 +37,9 @@ chaos: $(VENV)/.installed ## kill a run 30 times, resume it, compare bit by bit 
 # GLUE=DIR reads MRPC and SST-2 from there, MODEL=bert-base-uncased is the first report's own.
 reproduce: $(VENV)/.installed ## methods x tasks x seeds, then report/index.html (GLUE=DIR MODEL=bert-base-uncased ARGS="--seeds 1,2")
 	$(BIN)/python scripts/reproduce.py $(if $(GLUE),--data_dir $(GLUE)) $(if $(MODEL),--model_name_or_path $(MODEL)) $(ARGS)
+
+bench: $(VENV)/.installed ## speed, memory and start-up beside transformers.Trainer (ARGS="--data_dir glue --rounds 5")
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 quality: $(VENV)/.installed-dev ## ruff and mypy, nothing changed
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ def measure(method: str, options: dict[str, Any], folder: Path) -> tuple[int, in
     train_loader, _, batches = build_loaders(
         Splits(examples, examples), SimpleNamespace(pad_token_id=0, pad_token_type_id=0), (2, 2), 1, 1,
         seed=0, group_by_length=False, pad_to=0, num_workers=0,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     model = STRATEGIES[method](**options).apply(BertForSequenceClassification(BertConfig()), HEAD)
     plan = Plan.of(1, 1, None, eval_steps=None, logging_steps=1, max_grad_norm=1.0, patience=0, best_metric="accuracy")
     optimizer = build_optimizer(model, 1e-3, 0.0)

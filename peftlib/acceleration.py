@@ -30,6 +30,7 @@ def accelerate_model(
     """
     if precision in _DTYPES and frozen_dtype == "auto" and not reads_frozen:
         keep_frozen_linears_in(model, _DTYPES[precision])
+    finish_first_token_only(model)
     if device.type == "cpu":
         use_cheap_dropout(model)
         use_eager_attention(model)
@@ -65,6 +66,29 @@ def use_eager_attention(model: nn.Module) -> None:
     base = unwrap()
     if getattr(base.config, "_attn_implementation", None) == "sdpa":
         base.set_attn_implementation(_ATTENTION)
+
+
+#: Architectures whose layers are BERT's and whose head reads the first token of the last layer, and nothing else.
+_READ_FIRST_TOKEN = {"bert", "electra", "roberta", "xlm-roberta"}
+
+
+def finish_first_token_only(model: nn.Module) -> None:
+    """Let the last layer end with the first token alone: the head reads no other.
+
+    Behind the last attention, every token goes its own way, so the output projection and the feed-forward block
+    (three quarters of a layer's products) are computed for one token instead of all. Logits and gradients stay the
+    same; `last_hidden_state` has one token.
+    """
+    unwrap: Any = getattr(model, "get_base_model", lambda: model)
+    base = unwrap()
+    if base.config.model_type in _READ_FIRST_TOKEN and type(base).__name__.endswith("ForSequenceClassification"):
+        last = base.base_model.encoder.layer[-1]
+        last.attention.output.register_forward_pre_hook(_keep_first_token)
+
+
+def _keep_first_token(module: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Attention's output and its residual, each of shape (B, tokens, width), cut to (B, 1, width)."""
+    return tuple(tensor[:, :1] for tensor in inputs)
 
 
 class CheapDropout(nn.Module):
@@ -124,7 +148,7 @@ def _masked(values: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Ten
     if values.element_size() == 2:
         return values.view(torch.int16).bitwise_and(mask).view(values.dtype).mul_(scale)
     if values.dtype == torch.float32:
-        return values.view(torch.int32).bitwise_and(mask.to(torch.int32)).view(values.dtype).mul_(scale)
+        return mask.to(torch.float32).mul_(-scale).mul_(values)  # in place: a second large tensor costs page faults
     return values * mask.neg().to(values.dtype) * scale
 
 

@@ -9,16 +9,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import BertForTokenClassification
 
 from peftlib.acceleration import (
     CheapDropout,
     accelerate_model,
     cheap_dropout,
+    finish_first_token_only,
     keep_frozen_linears_in,
     keep_mask,
     use_cheap_dropout,
 )
 from peftlib.strategies import STRATEGIES
+from tests.conftest import tiny_config
 from tests.strategies.classifiers import classifier, sentences
 
 # ── Dropout ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -104,6 +107,38 @@ def test_an_accelerated_model_computes_the_same(tiny_folder, architecture, metho
     with torch.no_grad():
         expected, got = plain(**sentences()).logits, quick(**sentences()).logits
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+@pytest.mark.parametrize("method", ["bitfit", "lora", "full"])
+def test_a_last_layer_of_one_token_gives_the_same_gradients(tiny_folder, architecture, method):
+    whole, head = classifier(tiny_folder(architecture))
+    whole = STRATEGIES[method]().apply(whole, head).eval()
+    cut = copy.deepcopy(whole)
+    finish_first_token_only(cut)
+    widths = []
+    ends = [module for name, module in cut.named_modules() if name.endswith("encoder.layer.1.output")]
+    ends[0].register_forward_hook(lambda module, inputs, output: widths.append(output.size(1)))
+    for model in (whole, cut):
+        logits = model(**sentences()).logits
+        nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1])).backward()
+    assert widths == [1]
+    for (name, a), (_, b) in zip(whole.named_parameters(), cut.named_parameters(), strict=True):
+        if a.requires_grad:
+            torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "deberta", "modernbert"])
+def test_only_models_known_to_read_the_first_token_are_cut(tiny_folder, architecture):
+    model, _ = classifier(tiny_folder(architecture))
+    finish_first_token_only(model)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_head_that_reads_every_token_is_left_alone():
+    model = BertForTokenClassification(tiny_config("bert"))
+    finish_first_token_only(model)
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("method", ["bitfit", "lora", "head"])

@@ -218,3 +218,34 @@ def test_a_head_is_not_the_method_of_that_name(tmp_path):
 def test_what_a_wrong_flag_needs_is_imported_without_torch(module, tmp_path):
     done = run_python("-c", f"import sys, {module}; assert 'torch' not in sys.modules", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+#: Runs scripts/train.py until its first update is made, then says what was imported.
+_FIRST_UPDATE = """
+import runpy, sys
+from peftlib.training import loop
+
+def stop(training):
+    print("IMPORTED", *sys.modules)
+    raise SystemExit
+
+loop.finish_window = stop
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+#: Packages that a BitFit run's first update does not wait for: seconds, each of them.
+_LATER = {"wandb", "datasets", "evaluate", "sklearn", "pandas", "peft", "tensorboard", "matplotlib", "optuna"}
+
+
+@pytest.mark.launch
+def test_the_first_update_waits_for_no_import_that_it_does_not_need(tiny_folder, glue_folder, tmp_path):
+    (tmp_path / "work").mkdir()
+    words = ["--model_name_or_path", tiny_folder("bert"), "--task_name", "sst2", "--data_dir", glue_folder()]
+    script = ROOT / "scripts" / "train.py"
+    done = run_python("-c", _FIRST_UPDATE, script, *words, cwd=tmp_path / "work")
+    said = [line for line in done.stdout.splitlines() if line.startswith("IMPORTED ")]
+    assert said, done.stderr
+    imported = set(said[0].split())
+    assert "torch" in imported
+    assert imported & (_LATER | {"transformers.trainer", "transformers.optimization"}) == set()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from peftlib.strategies.parameters import trained, trained_in_fp32
 
@@ -46,7 +47,41 @@ def build_scheduler(
         name: "linear", "cosine", "constant" or "constant_with_warmup".
         warmup: updates over which the rate rises from 0; None takes `warmup_ratio` of all.
     """
-    from transformers import get_scheduler
+    rising = min(steps, math.ceil(steps * warmup_ratio) if warmup is None else warmup)
 
-    rising = math.ceil(steps * warmup_ratio) if warmup is None else warmup
-    return get_scheduler(name, optimizer, num_warmup_steps=min(rising, steps), num_training_steps=steps)
+    def factor(step: int) -> float:
+        return _SHAPES[name](step, rising, steps)
+
+    return LambdaLR(optimizer, factor)
+
+
+def _linear(step: int, rising: int, steps: int) -> float:
+    return _rise(step, rising) if step < rising else max(0.0, (steps - step) / max(1, steps - rising))
+
+
+def _cosine(step: int, rising: int, steps: int) -> float:
+    if step < rising:
+        return _rise(step, rising)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, steps - rising))))
+
+
+def _constant(step: int, rising: int, steps: int) -> float:
+    return 1.0
+
+
+def _constant_with_warmup(step: int, rising: int, steps: int) -> float:
+    return _rise(step, rising) if step < rising else 1.0
+
+
+def _rise(step: int, rising: int) -> float:
+    return step / max(1, rising)
+
+
+# The shares of the peak rate that transformers' schedules of these names give. Its own module loads Trainer's tools
+# and PEFT, half a second that a run would wait for its first update.
+_SHAPES: dict[str, Callable[[int, int, int], float]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "constant": _constant,
+    "constant_with_warmup": _constant_with_warmup,
+}

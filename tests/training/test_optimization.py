@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import get_scheduler
 
 from peftlib.strategies.full import Full
 from peftlib.training.optimization import build_optimizer, build_scheduler
@@ -94,6 +95,15 @@ def test_a_linear_schedule_rises_then_falls_to_zero(steps: int, warmup: int | No
 )
 def test_the_shapes(name: str, expected: list[float]) -> None:
     assert rates(name, 4, 2, 0.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant", "constant_with_warmup"])
+@given(steps=st.integers(1, 100), warmup=st.integers(0, 120))
+def test_the_rates_are_those_of_transformers(name: str, steps: int, warmup: int) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=min(warmup, steps), num_training_steps=steps)
+    expected = [theirs.lr_lambdas[0](step) for step in range(steps + 1)]
+    assert rates(name, steps, warmup, 0.0) == pytest.approx(expected, abs=1e-12)
 
 
 def test_given_warm_up_steps_win_over_the_ratio() -> None:

@@ -1,0 +1,1 @@
+"""Measurements behind the project's numbers: speed, memory, start-up, quality."""

@@ -1,0 +1,92 @@
+"""What one worker process measures, and how the parent starts it: every number comes from a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Passes over the validation split under the clock.
+EVALUATIONS = 3
+_LAUNCHER = "accelerate.commands.launch"
+
+System = Literal["ours", "plain", "trainer"]
+Kind = Literal["train", "evaluate", "profile", "quality", "ceiling"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement.
+
+    Attributes:
+        kind: what is measured; see `worker.py`.
+        system: "ours" as `scripts/train.py` runs it; "plain" is our loop without acceleration and without length
+            grouping; "trainer" is transformers.Trainer.
+        flags: of `scripts/train.py`, for every system.
+        warmup: updates before the clock starts.
+        epochs: passes over the training data under the clock.
+    """
+
+    kind: Kind
+    system: System
+    flags: tuple[str, ...]
+    warmup: int = 2
+    epochs: int = 1
+
+    def argv(self) -> list[str]:
+        """The flags, with those that "plain" stands for."""
+        plain = ["--group_by_length", "false", "--frozen_dtype", "fp32"] if self.system == "plain" else []
+        return [*self.flags, *plain, "--report_to", "none"]
+
+
+def run(job: Job, config: str | None = None, timeout: int = 3600) -> dict[str, Any]:
+    """Measure in a fresh process.
+
+    Args:
+        config: a file of `accelerate_configs/` to launch it with; None starts plain Python.
+        timeout: seconds; what hangs is ended.
+
+    Raises:
+        RuntimeError: the worker failed; the message ends with what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+        python = [sys.executable, "-m"]
+        launcher = [_LAUNCHER, *launch_options(config), "-m"] if config else []
+        words = [*python, *launcher, "benchmarks.worker", str(folder)]
+        done = subprocess.run(
+            words,
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{job} failed:\n{done.stderr[-3000:]}")
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return result
+
+
+def launch_options(config: str) -> list[str]:
+    """`accelerate launch`'s options for one of the project's configurations; several processes take any free port."""
+    port = ["--main_process_port", "0"] if config.startswith("multi") else []
+    return ["-q", "--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml"), *port]
+
+
+def environment() -> dict[str, str]:
+    """This process's, without variables of launchers and trackers, and with every system's own choice of threads."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ACCELERATE_", "WANDB_")) and name != "OMP_NUM_THREADS"
+    }
+    return {**kept, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

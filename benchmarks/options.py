@@ -1,0 +1,75 @@
+"""What the benchmarks' command lines share: flags, a description of the machine, the files they write."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftlib.files import write_json, write_text
+from peftlib.modeling import DEFAULT_MODEL
+from peftlib.tracking.record import environment
+from peftlib.training.precision import choose_precision
+
+_VERSIONS = ("python", "torch", "transformers", "accelerate", "peft")
+
+
+def common_parser(description: str, output: str, model: str = DEFAULT_MODEL) -> argparse.ArgumentParser:
+    """The flags of every benchmark.
+
+    Args:
+        description: the script's docstring.
+        output: where its files go by default.
+        model: the default model.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, help="a folder in GLUE's layout; none takes the packaged data")
+    parser.add_argument("--model_name_or_path", default=model, help=f"default: {model}")
+    parser.add_argument("--num_cpu_threads", type=int, default=0, help="per process; 0 takes all cores")
+    parser.add_argument("--output_dir", type=Path, default=Path(output), help=f"default: {output}")
+    return parser
+
+
+def describe(name: str) -> dict[str, Any]:
+    """When, where, with what versions, and by which command `benchmarks.<name>` was run."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "native_bf16": choose_precision("auto", device).name == "bf16",
+        **environment(device),
+    }
+
+
+def heading(facts: dict[str, Any]) -> str:
+    """Machine, versions, date, command, and what a reader has to know of them, as Markdown."""
+    machine, versions, git = facts["machine"], facts["versions"], facts["git"]
+    commit = "" if git is None else f", commit {git['commit'][:10]}{' with changes' if git['changed'] else ''}"
+    lines = [
+        f"{machine['device']}, {machine['cpu_count']} CPU cores, {machine['platform']}; "
+        + ", ".join(f"{name} {versions[name]}" for name in _VERSIONS)
+        + f"; {facts['date']}{commit}.",
+        f"`{facts['command']}`",
+    ]
+    if not facts["native_bf16"]:
+        lines.append('This device has no bf16 instructions: bf16 is emulated, and "ours" takes fp32 here.')
+    return "\n\n".join(lines)
+
+
+def write(folder: Path, name: str, found: dict[str, Any], text: str) -> None:
+    """Write FOLDER/<name>.json and FOLDER/<name>.md, the latter under a heading, and show it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", found)
+    text = f"{heading(found)}\n\n{text}\n"
+    write_text(folder / f"{name}.md", text)
+    print(text)
+
+
+def say(line: str) -> None:
+    """Progress, on stderr: stdout holds the tables alone."""
+    print(line, file=sys.stderr, flush=True)

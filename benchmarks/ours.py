@@ -1,0 +1,154 @@
+"""Our side: put together as `scripts/train.py` does it, with a meter on the reporter."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+
+from benchmarks.jobs import EVALUATIONS, Job
+from benchmarks.meter import Meter, Speed, accuracy, resident_after_imports
+from peftlib.acceleration import accelerate_model
+from peftlib.arguments import parse_train_arguments
+from peftlib.data.loading import build_loaders, load_splits
+from peftlib.data.tasks import TASKS
+from peftlib.evaluation.evaluator import Evaluation, predict
+from peftlib.modeling import find_model, load_classifier, load_tokenizer
+from peftlib.strategies.parameters import ParameterCount, size
+from peftlib.tracking.record import describe_run
+from peftlib.tracking.reporter import Reporter
+from peftlib.training.devices import build_accelerator
+from peftlib.training.loop import train
+from peftlib.training.memory import fit_micro_batch
+from peftlib.training.optimization import build_optimizer, build_scheduler
+from peftlib.training.state import Plan, Training
+
+#: Evaluate after so many updates: only the last one is followed by an evaluation, which is not under the clock.
+ONLY_AT_THE_END = 10**9
+
+
+class TellingReporter(Reporter):
+    """A reporter that tells one more listener of every update."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.listener: Callable[[int], None] | None = None
+
+    def advance(self, step: int) -> None:
+        super().advance(step)
+        if self.listener is not None:
+            self.listener(step)
+
+
+@contextmanager
+def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Training, TellingReporter]]:
+    """A run of so many epochs, as `scripts/train.py` prepares it, about to `train`; and who reports of it.
+
+    Two things differ: scores come without the `evaluate` package, and nothing is saved.
+    """
+    args = parse_train_arguments(job.argv())
+    data, how, strategy = args.data, args.training, args.strategy
+    task, rate = TASKS[data.task_name], args.learning_rate
+    with tempfile.TemporaryDirectory(prefix="bench-run-") as name:
+        folder = Path(name) / "run"
+        accelerator, precision = build_accelerator(
+            how.mixed_precision, how.gradient_accumulation_steps, [], folder, how.num_cpu_threads
+        )
+        reporter = TellingReporter(accelerator, folder, args.flat(), [])
+        set_seed(how.seed)
+        source = find_model(args.model.model_name_or_path)
+        tokenizer = load_tokenizer(source)
+        with accelerator.local_main_process_first():
+            splits = load_splits(
+                task, tokenizer, data.data_dir, data.max_length, data.max_train_samples, data.max_eval_samples
+            )
+        train_loader, eval_loader, batches = build_loaders(
+            splits, tokenizer, (how.per_device_train_batch_size, how.per_device_eval_batch_size),
+            how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed,
+            group_by_length=data.group_by_length, pad_to=0, num_workers=data.dataloader_num_workers,
+        )  # fmt: skip
+        base, head = load_classifier(source, task.labels)
+        base_size = size(base)
+        adapted = strategy.apply(base, head)
+        parameters = ParameterCount.of(base_size, adapted)
+        if job.system == "ours":
+            accelerate_model(
+                adapted, accelerator.device, precision.name, how.frozen_dtype, strategy.reads_frozen_weights
+            )
+        plan = Plan.of(
+            batches.windows_per_epoch, epochs, None, eval_steps=eval_steps, logging_steps=args.output.logging_steps,
+            max_grad_norm=how.max_grad_norm, patience=0, best_metric="accuracy",
+        )  # fmt: skip
+        optimizer = build_optimizer(adapted, rate, how.weight_decay)
+        scheduler = build_scheduler(
+            optimizer, how.lr_scheduler_type, plan.steps, how.num_warmup_steps, how.warmup_ratio
+        )
+        model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
+        score = partial(_score, accelerator, model, eval_loader, splits.validation.labels)
+        facts = describe_run(
+            source, task.labels, splits.facts(), parameters, precision, args.learning_rate, batches.window_size
+        )
+        with reporter.watching(plan.steps, facts):
+            set_seed(how.seed, device_specific=True)
+            run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
+            if how.auto_find_batch_size:
+                fit_micro_batch(run, reporter)
+            yield run, reporter
+
+
+def _score(accelerator: Any, model: nn.Module, loader: Any, labels: np.ndarray) -> Evaluation:
+    start = time.perf_counter()
+    logits = predict(accelerator, model, loader, len(labels))
+    seconds = time.perf_counter() - start
+    loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+    return Evaluation({"accuracy": accuracy(logits, labels), "loss": loss}, logits, labels, seconds)
+
+
+def measure_training(job: Job) -> Speed:
+    """Train `job.epochs` whole epochs under the clock, after the last `job.warmup` updates of an epoch before them.
+
+    Whole epochs, since one update's examples have similar lengths: a part of an epoch would be no fair sample.
+    """
+    after_imports = resident_after_imports()
+    with prepared(job, 1 + job.epochs, ONLY_AT_THE_END) as (run, reporter):
+        meter = Meter(run.accelerator.device, after_imports, start_late(run, job.warmup), run.plan.steps)
+        meter.watch(run.model)
+        reporter.listener = meter.tick
+        train(run)
+        return _speed(meter, run, training=True)
+
+
+def measure_evaluation(job: Job) -> Speed:
+    """Score the validation split `EVALUATIONS` times under the clock, after one time that is not."""
+    after_imports = resident_after_imports()
+    with prepared(job, 1, None) as (run, _):
+        meter = Meter(run.accelerator.device, after_imports)
+        meter.watch(run.model)
+        run.evaluate()
+        meter.start()
+        for _ in range(EVALUATIONS):
+            run.evaluate()
+        meter.stop()
+        return _speed(meter, run, training=False)
+
+
+def start_late(run: Training, updates: int) -> int:
+    """Let the run start so many updates before the end of its first epoch; returns the update that ends it."""
+    per_epoch = run.batches.windows_per_epoch
+    run.progress.window = run.progress.step = per_epoch - min(updates, per_epoch)
+    return per_epoch
+
+
+def _speed(meter: Meter, run: Training, *, training: bool) -> Speed:
+    accelerator = run.accelerator
+    model = accelerator.unwrap_model(run.model)
+    return meter.speed(model, accelerator.mixed_precision, training=training, processes=accelerator.num_processes)

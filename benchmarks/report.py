@@ -1,0 +1,149 @@
+"""The measurements as Markdown, ready for RESULTS.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """All tables of `speed.py`'s result."""
+    parts = [ratios(found["speeds"]), details(found["speeds"], found["ceilings"])]
+    if "memory" in found:
+        parts.append(memory(found["memory"]))
+        parts.append(start(found["start"]))
+    if "processes" in found:
+        parts.append(processes(found["processes"]))
+    if "long" in found:
+        parts.append(long_runs(found["long"]))
+    return "\n\n".join(parts)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    names = list(head)
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def rate(speed: dict[str, Any]) -> float:
+    """Samples per second."""
+    return float(speed["examples"] / speed["seconds"])
+
+
+def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
+    """The median of the rounds' ratios, with the smallest and the largest."""
+    each = [rate(one) / rate(other) for one, other in zip(ours, theirs, strict=True)]
+    return f"{median(each):.2f} × ({min(each):.2f}–{max(each):.2f})"
+
+
+def ratios(speeds: dict[str, dict[str, list[Any]]]) -> str:
+    """Samples per second and how many times Trainer's, medians of the rounds."""
+    names = list(next(iter(speeds.values())))
+    pairs = [(ours, theirs) for ours in names for theirs in names if _compare(ours, theirs)]
+    rows = []
+    for work, by_name in speeds.items():
+        medians = [f"{median(map(rate, by_name[name])):.1f}" for name in names]
+        rows.append([work, *medians, *(ratio(by_name[ours], by_name[theirs]) for ours, theirs in pairs)])
+    head = ["samples/s", *(_with_precision(name, speeds) for name in names), *(f"{a} / {b}" for a, b in pairs)]
+    return "## Speed\n\n" + table(head, rows)
+
+
+def _compare(ours: str, theirs: str) -> bool:
+    """Each of ours with each Trainer, on a GPU with the one in the same precision."""
+    if not (ours.startswith("ours") and theirs.startswith("Trainer")):
+        return False
+    return ours == "ours" or ours.split()[1] == theirs.split()[1]
+
+
+def _with_precision(name: str, speeds: dict[str, dict[str, list[Any]]]) -> str:
+    """ "ours" chooses its precision itself: say which."""
+    chosen = next(iter(speeds.values()))[name][0]["precision"]
+    return f"ours ({'fp32' if chosen == 'no' else chosen})" if name == "ours" else name
+
+
+def details(speeds: dict[str, dict[str, list[Any]]], ceilings: list[dict[str, float]]) -> str:
+    """Tokens, padding, the share of the ceiling, memory and the time to the first update, of every contender."""
+    ceiling = {precision: median(one[precision] for one in ceilings) for precision in ceilings[0]}
+    rows = []
+    for work, by_name in speeds.items():
+        for name, rounds in by_name.items():
+            first = rounds[0]
+            share = [one["operations"] / one["seconds"] / ceiling[one["precision"]] for one in rounds]
+            waits = [one["first_update"] for one in rounds if one["first_update"] is not None]
+            rows.append(
+                [
+                    work,
+                    name,
+                    f"{median(one['tokens'] / one['seconds'] for one in rounds):,.0f}",
+                    f"{first['tokens'] / first['computed']:.2f}",
+                    f"{median(share):.0%}",
+                    _megabytes(median(_peak(one) for one in rounds)),
+                    f"{median(waits):.1f}" if waits else "",
+                ]
+            )
+    head = ["work", "system", "real tokens/s", "real share of tokens", "share of the ceiling", "peak (MB)"]
+    measured = ", ".join(f"{name if name != 'no' else 'fp32'} {rate / 1e9:,.0f}" for name, rate in ceiling.items())
+    text = (
+        f"The ceiling is the fastest matrix product of this run, in GFLOP/s: {measured}. The work is counted in real "
+        "tokens: 4 operations per weight and token for frozen weights (forward, and the gradient of the input), 6 for "
+        "trained ones, and attention's products (`benchmarks/ceiling.py`). Peak memory is the process's, on a GPU its "
+        "tensors'; the first update is timed from the start of the worker's process."
+    )
+    return f"{table([*head, 'first update (s)'], rows)}\n\n{text}"
+
+
+def memory(speeds: dict[str, dict[str, Any]]) -> str:
+    """BitFit's peak beside full fine-tuning's, of the whole process and above its imports."""
+    kinds = {"whole process": _peak_of_process, "above the imports": _peak_above_imports}
+    if "cuda_peak" in speeds["full"]["memory"]:
+        kinds = {"tensors on the GPU": _peak}
+    rows = []
+    for kind, take in kinds.items():
+        bitfit, full = take(speeds["bitfit"]), take(speeds["full"])
+        rows.append([kind, _megabytes(bitfit), _megabytes(full), f"{bitfit / full:.2f}"])
+    return "## Peak memory\n\n" + table(["MB", "BitFit", "full", "BitFit / full"], rows)
+
+
+def _peak_of_process(speed: dict[str, Any]) -> float:
+    return float(speed["memory"]["peak"])
+
+
+def _peak_above_imports(speed: dict[str, Any]) -> float:
+    return float(speed["memory"]["peak"] - speed["memory"]["after_imports"])
+
+
+def _peak(speed: dict[str, Any]) -> float:
+    return float(speed["memory"].get("cuda_peak", speed["memory"]["peak"]))
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f}"
+
+
+def start(waits: dict[str, list[float]]) -> str:
+    """Seconds until something happens."""
+    rows = [
+        [
+            "`accelerate launch scripts/train.py`, to the end of the first update",
+            f"{median(waits['first_update']):.1f}",
+        ],
+        ["`python scripts/train.py --help`", f"{median(waits['help']):.1f}"],
+    ]
+    return "## Start-up\n\n" + table(["command", "seconds"], rows)
+
+
+def processes(found: dict[str, list[Any]]) -> str:
+    """Two processes beside one."""
+    one, two = (median(map(rate, found[name])) for name in ("one", "two"))
+    row = [f"{one:.1f}", f"{two:.1f}", ratio(found["two"], found["one"])]
+    threads = {name: found[name][0]["threads"] for name in found}
+    head = [f"samples/s: 1 process × {threads['one']} threads", f"2 processes × {threads['two']}", "ratio"]
+    return "## Processes\n\n" + table(head, [row])
+
+
+def long_runs(found: dict[str, Any]) -> str:
+    """Whole epochs in seconds."""
+    rows = [[name, f"{speed['seconds']:.1f}", f"{rate(speed):,.0f}"] for name, speed in found.items()]
+    return "## Whole epochs\n\n" + table(["work (micro-batch free)", "seconds", "samples/s"], rows)

@@ -1,0 +1,120 @@
+"""Speed, memory and start-up beside transformers.Trainer, alternating in one run, every number in a process of its own.
+
+    python -m benchmarks.speed --data_dir glue
+    python -m benchmarks.speed --updates 4 --rounds 1 --only "rotten_tomatoes BitFit"
+
+Without --data_dir the packaged data is used. On a CPU the model is the packaged MiniLM-L6, on a GPU one of
+bert-base-uncased's shape with random weights. Writes speed.json and speed.md into --output_dir.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import jobs
+from benchmarks.jobs import Job
+from benchmarks.options import common_parser, describe, say, write
+from benchmarks.report import markdown
+from benchmarks.startup import seconds_to_first_update, seconds_to_help
+from benchmarks.works import EFFECTIVE_BATCH, Setting, Work, contenders, free_micro_batch, works
+from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
+
+#: A value of --model_name_or_path, and its default on a GPU.
+BERT_BASE_SHAPE = "bert-base-shape"
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    parser = common_parser(__doc__, "outputs/speed", BERT_BASE_SHAPE if cuda else DEFAULT_MODEL)
+    parser.add_argument("--updates", type=int, default=16, help=f"of {EFFECTIVE_BATCH} examples; 0 takes all data")
+    parser.add_argument("--warmup", type=int, default=2, help="updates before the clock starts")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each number")
+    parser.add_argument("--only", action="append", help="a work's name, as in the table; may be repeated")
+    options = parser.parse_args()
+    chosen = works(glue=options.data_dir is not None)
+    if cuda:
+        chosen += [free_micro_batch(work) for work in chosen if work.kind == "train"]
+    chosen = [work for work in chosen if not options.only or work.name in options.only]
+    with tempfile.TemporaryDirectory(prefix="bench-model-") as folder:
+        model = options.model_name_or_path
+        if model == BERT_BASE_SHAPE:
+            model = write_bert_base_shape(Path(folder))
+        setting = Setting(options.data_dir, model, options.num_cpu_threads, options.updates, options.warmup)
+        found = describe("speed") | measure(setting, chosen, options.rounds, cuda=cuda)
+    write(options.output_dir, "speed", found, markdown(found))
+
+
+def measure(setting: Setting, chosen: list[Work], rounds: int, *, cuda: bool) -> dict[str, Any]:
+    """Everything, round by round; the contenders change their order from round to round."""
+    order = contenders(cuda)
+    speeds: dict[str, dict[str, list[Any]]] = {work.name: {one.name: [] for one in order} for work in chosen}
+    ceilings = []
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
+        ceilings.append(jobs.run(Job("ceiling", "ours", ())))
+        for work in chosen:
+            for one in order:
+                speed = jobs.run(setting.job(work, one.system, one.precision))
+                speeds[work.name][one.name].append(speed)
+                say(f"  {work.name}: {one.name} {speed['examples'] / speed['seconds']:.1f} samples/s")
+        order = order[::-1]
+    trained = next((work for work in chosen if work.kind == "train"), None)
+    found: dict[str, Any] = {"speeds": speeds, "ceilings": ceilings}
+    if trained is None:
+        return found
+    say("memory, start-up, processes")
+    found["memory"] = {method: measure_memory(setting, trained, method) for method in ("bitfit", "full")}
+    config = "single_gpu_bf16" if cuda else "cpu"
+    waits = [seconds_to_first_update(setting.flags(trained), config) for _ in range(rounds)]
+    found["start"] = {"first_update": waits, "help": [seconds_to_help() for _ in range(rounds)]}
+    if cuda:
+        found["long"] = measure_long_runs(setting, chosen)
+    else:
+        found["processes"] = measure_processes(setting, trained, rounds)
+    return found
+
+
+def measure_memory(setting: Setting, work: Work, method: str) -> dict[str, Any]:
+    """One of our runs of another method, for its memory."""
+    return jobs.run(setting.job(replace(work, method=("--method", method))))
+
+
+def measure_processes(setting: Setting, work: Work, rounds: int) -> dict[str, list[Any]]:
+    """One process with all threads, and two processes that share them, over the same effective batch."""
+    found: dict[str, list[Any]] = {"one": [], "two": []}
+    for _ in range(rounds):
+        found["one"].append(jobs.run(setting.job(work), "cpu"))
+        found["two"].append(jobs.run(setting.job(work, processes=2), "multi_cpu"))
+    return found
+
+
+def measure_long_runs(setting: Setting, chosen: list[Work]) -> dict[str, Any]:
+    """Whole epochs over all data with the free micro-batch: ten of MRPC, one of SST-2."""
+    whole = replace(setting, updates=0)
+    return {
+        f"{work.name}, {epochs} epoch{'s' * (epochs > 1)}": jobs.run(replace(whole.job(work), epochs=epochs))
+        for work in chosen
+        if work.kind == "train" and work.micro_batch == EFFECTIVE_BATCH
+        for epochs in (1 if work.task == "sst2" else 10,)
+    }
+
+
+def write_bert_base_shape(folder: Path) -> str:
+    """Save a model of bert-base-uncased's shape with random weights; speed does not depend on them.
+
+    Its tokenizer is the packaged model's, which has the same vocabulary.
+    """
+    from transformers import AutoModel, BertConfig
+
+    AutoModel.from_config(BertConfig()).save_pretrained(folder)
+    load_tokenizer(find_model(DEFAULT_MODEL)).save_pretrained(folder)
+    return str(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What is measured: the works, and who does them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.jobs import Job, Kind, System
+
+EFFECTIVE_BATCH = 64
+_BITFIT = ("--method", "bitfit")
+_LORA = ("--method", "lora", "--lora_r", "16")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row of the tables.
+
+    Attributes:
+        method: flags that choose it.
+        micro_batch: examples per forward pass; accumulation makes it `EFFECTIVE_BATCH`.
+    """
+
+    name: str
+    task: str
+    method: tuple[str, ...] = _BITFIT
+    kind: Kind = "train"
+    micro_batch: int = 16
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A system in a precision ("auto", "no", "bf16", "fp16")."""
+
+    name: str
+    system: System
+    precision: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all works of one benchmark share.
+
+    Attributes:
+        data_dir: a folder in GLUE's layout; None for the packaged data.
+        model: as `--model_name_or_path`.
+        threads: per process; 0 takes all cores.
+        updates: under the clock; 0 takes the whole training split.
+        warmup: updates before the clock starts.
+    """
+
+    data_dir: Path | None
+    model: str
+    threads: int
+    updates: int
+    warmup: int = 2
+
+    def job(self, work: Work, system: System = "ours", precision: str = "auto", *, processes: int = 1) -> Job:
+        """A measurement of this work; the processes share the effective batch."""
+        return Job(work.kind, system, self.flags(work, precision, processes), self.warmup)
+
+    def flags(self, work: Work, precision: str = "auto", processes: int = 1) -> tuple[str, ...]:
+        """Of `scripts/train.py`."""
+        data = ("--data_dir", str(self.data_dir)) if self.data_dir else ()
+        limit = ("--max_train_samples", str(self.updates * EFFECTIVE_BATCH)) if self.updates else ()
+        accumulation = EFFECTIVE_BATCH // (work.micro_batch * processes)
+        return (
+            *("--task_name", work.task, *data, *limit),
+            *("--model_name_or_path", self.model, *work.method, "--mixed_precision", precision),
+            *("--per_device_train_batch_size", str(work.micro_batch)),
+            *("--gradient_accumulation_steps", str(accumulation)),
+            *("--num_cpu_threads", str(self.threads)),
+        )
+
+
+def works(glue: bool) -> list[Work]:
+    """The issue's four on MRPC and SST-2, or their likes on the packaged data."""
+    if not glue:
+        task = "rotten_tomatoes"
+        return [
+            Work("rotten_tomatoes BitFit", task),
+            Work("rotten_tomatoes LoRA r=16", task, _LORA),
+            Work("rotten_tomatoes evaluation", task, kind="evaluate"),
+        ]
+    return [
+        Work("MRPC BitFit", "mrpc"),
+        Work("MRPC LoRA r=16", "mrpc", _LORA),
+        Work("SST-2 BitFit", "sst2"),
+        Work("MRPC evaluation", "mrpc", kind="evaluate"),
+    ]
+
+
+def free_micro_batch(work: Work) -> Work:
+    """The same work with the whole effective batch in one forward pass."""
+    return replace(work, name=f"{work.name}, {EFFECTIVE_BATCH}×1", micro_batch=EFFECTIVE_BATCH)
+
+
+def contenders(cuda: bool) -> list[Contender]:
+    """Trainer in its default precision and in half precision; ours in the one it chooses (on a GPU, in both halves)."""
+    if cuda:
+        halves = ("fp16", "bf16")
+        theirs = [Contender(f"Trainer {half}", "trainer", half) for half in halves]
+        return theirs + [Contender(f"ours {half}", "ours", half) for half in halves]
+    return [
+        Contender("Trainer fp32", "trainer", "no"),
+        Contender("Trainer bf16", "trainer", "bf16"),
+        Contender("ours", "ours", "auto"),
+    ]

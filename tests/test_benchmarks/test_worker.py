@@ -1,0 +1,73 @@
+"""Both systems, measured over the same examples, in processes that lack what a bare GPU machine lacks."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import asdict
+
+import pytest
+
+from benchmarks.jobs import Job, run
+from benchmarks.startup import seconds_to_first_update, seconds_to_help
+from tests.conftest import ROOT
+from tests.launching import run_python
+from tests.test_benchmarks.conftest import EXAMPLES
+
+#: Runs jobs in a Python that does not find some packages.
+WITHOUT = """
+    import json, sys
+    from importlib.machinery import PathFinder
+
+    class Without(PathFinder):
+        @classmethod
+        def find_spec(cls, name, path=None, target=None):
+            absent = name.partition(".")[0] in {"wandb", "datasets", "evaluate", "sklearn", "tensorboard"}
+            return None if absent else super().find_spec(name, path, target)
+
+    sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+    from benchmarks.jobs import Job
+    from benchmarks.worker import measure
+    for job in json.loads(sys.argv[1]):
+        print("RESULT", json.dumps(measure(Job(**{**job, "flags": tuple(job["flags"])}))))
+"""
+
+
+def in_a_bare_python(jobs, folder):
+    script = folder / "bare.py"
+    script.write_text(textwrap.dedent(WITHOUT))
+    (folder / "work").mkdir()
+    words = json.dumps([asdict(job) for job in jobs])
+    done = run_python(script, words, cwd=folder / "work", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+
+
+@pytest.mark.launch
+def test_a_bare_machine_measures_both_systems_over_the_same_examples(flags, tmp_path):
+    jobs = [Job(kind, system, flags, warmup=1) for kind in ("train", "evaluate") for system in ("trainer", "ours")]
+    theirs, ours, their_evaluation, our_evaluation = in_a_bare_python(jobs, tmp_path)
+    assert theirs["examples"] == ours["examples"] == EXAMPLES
+    assert theirs["tokens"] == pytest.approx(ours["tokens"], rel=0.1)  # another epoch's first batch stands for one
+    assert our_evaluation["tokens"] == their_evaluation["tokens"] < our_evaluation["computed"]
+    assert ours["computed"] < theirs["computed"]
+    for speed in (theirs, ours, their_evaluation, our_evaluation):
+        assert speed["precision"] == "no" and speed["threads"] == 1
+
+
+@pytest.mark.launch
+def test_a_job_that_fails_says_why(flags):
+    with pytest.raises(RuntimeError, match="no_such_task"):
+        run(Job("train", "ours", (*flags, "--task_name", "no_such_task")))
+
+
+@pytest.mark.launch
+def test_a_launch_is_timed_to_its_first_update_and_ended(flags):
+    waits = seconds_to_help(), seconds_to_first_update(flags, "cpu", timeout=120)
+    assert 0 < waits[0] < waits[1] < 120
+
+
+@pytest.mark.launch
+def test_a_launch_without_an_update_says_why(flags):
+    with pytest.raises(RuntimeError, match="no_such_task"):
+        seconds_to_first_update((*flags, "--task_name", "no_such_task"), "cpu", timeout=120)

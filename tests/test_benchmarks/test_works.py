@@ -1,0 +1,43 @@
+"""The works are commands of scripts/train.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.works import Setting, contenders, free_micro_batch, works
+from peftlib.arguments import parse_train_arguments
+
+SETTING = Setting(Path("glue"), "all-MiniLM-L6-v2", threads=0, updates=3)
+
+
+@pytest.mark.parametrize("work", works(glue=True), ids=lambda work: work.name)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_work_has_64_examples_an_update(work, processes):
+    how = parse_train_arguments(SETTING.flags(work, processes=processes)).training
+    assert how.per_device_train_batch_size * how.gradient_accumulation_steps * processes == 64
+
+
+def test_a_free_micro_batch_takes_them_in_one_pass():
+    how = parse_train_arguments(SETTING.flags(free_micro_batch(works(glue=True)[0]))).training
+    assert (how.per_device_train_batch_size, how.gradient_accumulation_steps) == (64, 1)
+
+
+def test_the_plain_path_has_no_length_grouping():
+    plain = parse_train_arguments(SETTING.job(works(glue=True)[0], "plain").argv())
+    ours = parse_train_arguments(SETTING.job(works(glue=True)[0]).argv())
+    assert not plain.data.group_by_length and ours.data.group_by_length
+    assert plain.data.max_train_samples == ours.data.max_train_samples == 3 * 64
+
+
+def test_without_glue_the_packaged_data_is_used():
+    setting = Setting(None, "all-MiniLM-L6-v2", threads=1, updates=0)
+    for work in works(glue=False):
+        data = parse_train_arguments(setting.flags(work)).data
+        assert (data.task_name, data.data_dir, data.max_train_samples) == ("rotten_tomatoes", None, None)
+
+
+def test_on_a_gpu_both_halves_are_compared():
+    assert {one.precision for one in contenders(cuda=True)} == {"fp16", "bf16"}
+    assert [one.precision for one in contenders(cuda=False)] == ["no", "bf16", "auto"]
