@@ -55,16 +55,6 @@ def launch(
 
 
 def launch_two(script: Path, folder: Path, *words: object) -> None:
-    """Run one of the tests' own scripts in two processes; it is given `folder` and `words`.
-
-    Started again, twice at most, when it hangs: on a loaded machine two processes sometimes never find each other
-    (seen in about one of ten starts). What they compute is asserted by the caller every time.
-    """
-    for attempt in range(3):
-        try:
-            done = launch("multi_cpu", script, folder, *words, cwd=folder, seconds=45, PYTHONPATH=str(ROOT))
-            break
-        except subprocess.TimeoutExpired:
-            if attempt == 2:
-                raise
+    """Run one of the tests' own scripts in two processes; it is given `folder` and `words`."""
+    done = launch("multi_cpu", script, folder, *words, cwd=folder, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-3000:]

@@ -12,6 +12,7 @@ import torch
 
 from peftlib.errors import UserError
 from peftlib.training.devices import build_accelerator
+from tests.launching import launch_two
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 
@@ -98,3 +99,9 @@ def test_a_machine_that_does_not_tell_its_cores_uses_what_it_may(
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: None)
     build_accelerator("no", 1, [], tmp_path, 0)
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.launch
+def test_two_processes_end_in_good_order(tmp_path: Path) -> None:
+    # Without `_free_last` about one of three of these ends hangs or aborts.
+    launch_two(Path(__file__).with_name("end_of_two.py"), tmp_path)

@@ -1,0 +1,25 @@
+"""Started by test_devices.py in two processes: ends right after a collective, when gloo's threads may still be busy."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from peftlib.training.devices import build_accelerator
+
+
+def main(folder: Path) -> None:
+    accelerator, _ = build_accelerator("no", 1, [], folder, 1)
+    model = accelerator.prepare(nn.Linear(2, 2))
+    # No thread gets Python's lock from this one, unless it is given up: what a busy machine does now and then.
+    sys.setswitchinterval(1000)
+    for _ in range(20):
+        accelerator.gather(model.module.weight.detach())
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
