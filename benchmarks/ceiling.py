@@ -46,12 +46,13 @@ def _rate(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int],
 
 
 def operations(model: Any, lengths: np.ndarray, *, training: bool) -> float:
-    """Additions and multiplications in the matrix products of one pass over examples of these lengths.
+    """Additions and multiplications that the matrix products of one pass over examples of these lengths need.
 
-    Real tokens only, so that padding counts as waste. A Linear of N weights costs 2·N a token forward, as much
-    again for the gradient of its input, and as much again for that of its weight where that one trains: 4·N for
-    BitFit, 6·N for full fine-tuning. Attention's two products cost 4·width·length a token and layer forward and
-    twice that backward. The head and the pooler see one token per example and are left out.
+    What the plain algorithm needs: a system that finds a way to leave something out is credited with it. Real
+    tokens only: padding is waste. A Linear of N weights costs 2·N a token forward, as much again for the gradient of
+    its input, and as much again for that of its weight where that one trains: 4·N for BitFit, 6·N for full
+    fine-tuning. Attention's two products cost 4·width·length a token and layer forward and twice that backward. The
+    head and the pooler see one token per example and are left out.
 
     Args:
         model: a BERT-like classifier, with or without PEFT's wrapper.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Passes over the validation split under the clock.
-EVALUATIONS = 3
+EVALUATIONS = 2
 _LAUNCHER = "accelerate.commands.launch"
 
 System = Literal["ours", "plain", "trainer"]

@@ -53,11 +53,12 @@ def main() -> None:
     parser = common_parser(__doc__, "outputs/quality")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each system, at least two")
     parser.add_argument("--num_train_epochs", type=int, default=3, help="of each run")
+    parser.add_argument("--updates", type=int, default=0, help="an epoch's, of 64 examples; 0 takes all data")
     parser.add_argument("--only", action="append", help="a work's name (MRPC BitFit); may be repeated")
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error("--seeds: an interval needs at least two")
-    setting = Setting(options.data_dir, options.model_name_or_path, options.num_cpu_threads, updates=0)
+    setting = Setting(options.data_dir, options.model_name_or_path, options.num_cpu_threads, options.updates)
     chosen = [work for work in works(glue=options.data_dir is not None) if work.kind == "train"]
     found: dict[str, dict[str, list[float]]] = {}
     for work in chosen:

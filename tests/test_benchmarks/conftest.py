@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, BertConfig
+from transformers import BertConfig
 
-from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
+from benchmarks.speed import write_random_bert
 
 #: In the training split.
 EXAMPLES = 8 * 16
@@ -24,11 +24,10 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Of a BitFit run in fp32 on one thread, over sentences whose lengths spread as widely as they can."""
     folder = tmp_path_factory.mktemp("speed")
     torch.manual_seed(0)
-    AutoModel.from_config(small_config()).save_pretrained(folder / "model")
-    load_tokenizer(find_model(DEFAULT_MODEL)).save_pretrained(folder / "model")
+    model = write_random_bert(folder / "model", small_config())
     write_sentences(folder / "SST-2")
     return (
-        *("--model_name_or_path", str(folder / "model"), "--task_name", "sst2", "--data_dir", str(folder)),
+        *("--model_name_or_path", model, "--task_name", "sst2", "--data_dir", str(folder)),
         *("--per_device_train_batch_size", "16", "--mixed_precision", "no", "--num_cpu_threads", "1"),
     )
 
