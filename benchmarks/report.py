@@ -89,8 +89,8 @@ def details(speeds: dict[str, dict[str, list[Any]]], ceilings: list[dict[str, fl
         f"The ceiling is the fastest matrix product of this run, in GFLOP/s: {measured}. The work is what the plain "
         "algorithm needs for the real tokens, the same for every system, so what ours leaves out of the last layer "
         "counts as done: 4 operations per weight and token for frozen weights (forward, and the gradient of the "
-        "input), 6 for trained ones, and attention's products (`benchmarks/ceiling.py`). Peak memory is the process's, on "
-        "a GPU its tensors'; the first update is timed from the start of the worker's process."
+        "input), 6 for trained ones, and attention's products (`benchmarks/ceiling.py`). Peak memory is the process's, "
+        "on a GPU its tensors'; the first update is timed from the start of the worker's process."
     )
     return f"{table([*head, 'first update (s)'], rows)}\n\n{text}"
 
