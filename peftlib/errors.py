@@ -22,7 +22,9 @@ class Interrupted(Exception):
     """
 
     def __init__(self, signal_name: str, step: int, status: int, kept: bool) -> None:
-        way = "continue with --resume_from_checkpoint auto" if kept else "nothing was kept (see --checkpointing_steps)"
+        way = "continue with --resume_from_checkpoint auto"
+        if not kept:
+            way = f"this step could not be kept; an older one, if there is any, is whole: {way}"
         super().__init__(f"stopped by {signal_name} after step {step}; {way}")
         self.status = status
         self.by_hand = signal_name == "SIGINT"

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -52,10 +53,22 @@ def end_with_parent() -> None:
 
 
 def end_with_launcher() -> None:
-    """Inside a sweep, end with `accelerate launch`.
+    """End with `accelerate launch`, or with what started this run inside a sweep.
 
-    To stop a run, a W&B agent sends SIGTERM to the process that it started. That is the launcher, which dies of it
-    and leaves the training running beside the sweep's next one.
+    Who stops a run (a person, a cluster, a W&B agent) sends the signal to the process that he started. That is the
+    launcher, which dies of it and leaves the training running. A run that a shell started outlives it as ever.
     """
-    if os.environ.get("WANDB_SWEEP_ID") or os.environ.get("PEFTLIB_SWEEP_ID"):
+    in_sweep = os.environ.get("WANDB_SWEEP_ID") or os.environ.get("PEFTLIB_SWEEP_ID")
+    if in_sweep or _started_by_accelerate():
         end_with_parent()
+
+
+def _started_by_accelerate() -> bool:
+    # Asked of the parent, since the launcher's variables reach whatever the training starts, too.
+    if sys.platform != "linux":
+        return False
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return any(Path(word).name == "accelerate" or word.startswith("accelerate.commands") for word in words)

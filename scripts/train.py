@@ -33,7 +33,7 @@ def main() -> None:
     from peftlib.training.devices import build_accelerator
     from peftlib.training.interruption import Interruption
     from peftlib.training.loop import keep_best, train
-    from peftlib.training.manifest import find_checkpoint, matching_manifest
+    from peftlib.training.manifest import choose_checkpoint, identity_of, matching_manifest
     from peftlib.training.memory import fit_micro_batch
     from peftlib.training.optimization import build_optimizer, build_scheduler
     from peftlib.training.saving import flat_results, save_result
@@ -42,7 +42,7 @@ def main() -> None:
     which, data, how, out, strategy = args.model, args.data, args.training, args.output, args.strategy
     task, rate = TASKS[data.task_name], args.learning_rate
     resume = choose_resume(out.resume_from_checkpoint, out.output_dir, out.overwrite_output_dir)
-    folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=bool(resume))
+    folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=resume)
     trackers = choose_trackers(out.report_to)
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
@@ -68,8 +68,8 @@ def main() -> None:
         how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed, group_by_length=data.group_by_length,
         pad_to=data.max_length if data.pad_to_max_length else 0, num_workers=data.dataloader_num_workers,
     )  # fmt: skip
-    checkpoint = find_checkpoint(resume, folder, reporter.console.note)
-    identity = {"arguments": args.flat(), "data": splits.facts(), "processes": accelerator.num_processes}
+    checkpoint = choose_checkpoint(resume, reporter)
+    identity = identity_of(args.flat(), splits.facts(), accelerator)
     manifest = matching_manifest(checkpoint, identity, extend=out.extend_training)
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────

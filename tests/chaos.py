@@ -90,9 +90,12 @@ def main() -> int:
         differ = [key for key in left.keys() | right.keys() if left[key].tobytes() != right[key].tobytes()]
         curves = [[line.get("train/loss") for line in read(folder)] for folder in (calm, hunted)]
         orphans = [path for path in hunted.rglob("*") if path.name.startswith((".writing-", ".saving-"))]
+        orphans += hunted.rglob("*.tmp")
+        resumed = json.loads((hunted / "run.json").read_text()).get("resumed_at_step", 0)
         print(f"  adapter: {'DIFFERS in ' + differ[0] if differ else 'bit-equal'}; losses: "
-              f"{'equal' if curves[0] == curves[1] else 'DIFFER'}; orphans: {len(orphans)}")  # fmt: skip
-        return 1 if differ or orphans or curves[0] != curves[1] else 0
+              f"{'equal' if curves[0] == curves[1] else 'DIFFER'}; orphans: {len(orphans)}; "
+              f"the last life went on from step {resumed} of {steps}")  # fmt: skip
+        return 1 if differ or orphans or curves[0] != curves[1] or not resumed else 0
 
 
 def read(folder: Path) -> list[dict[str, float]]:

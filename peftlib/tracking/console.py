@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from types import TracebackType
 
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -28,11 +32,24 @@ class Console:
 
     def note(self, line: str) -> None:
         """One line that the user should know of."""
-        self._rich.print(Text(line), soft_wrap=True)
+        self._print(Text(line))
 
     def warn(self, line: str) -> None:
         """One line that must not be overlooked."""
-        self._rich.print(Text(line, style="bold red"), soft_wrap=True)
+        self._print(Text(line, style="bold red"))
+
+    def _print(self, what: RenderableType) -> None:
+        """To the terminal, pipe or log file, as long as it takes what is said: a run does not end for its listener.
+
+        A log on a full disk raises an OSError, and rich makes a SystemExit of a pipe that nobody reads.
+        """
+        try:
+            self._rich.print(what, soft_wrap=isinstance(what, Text))
+        except (OSError, SystemExit):
+            self._rich.quiet = True
+            # Else the interpreter fails to write what is left when it ends, and says so in the exit status.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def facts(self, title: str, rows: dict[str, str], *, panel: bool = False) -> None:
         """Names and values: a table or panel on a terminal, `name: value` lines in a pipe."""
@@ -44,7 +61,7 @@ class Console:
         grid = Table.grid(padding=(0, 2)) if panel else Table(title=title, title_justify="left", show_header=False)
         for name, value in rows.items():
             grid.add_row(Text(name, style="bold"), Text(value))
-        self._rich.print(Panel(grid, title=title, expand=False) if panel else grid)
+        self._print(Panel(grid, title=title, expand=False) if panel else grid)
 
     def __enter__(self) -> Console:
         if self._pretty:

@@ -37,30 +37,60 @@ _VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "
              "transformers", "wandb")  # fmt: skip
 
 
-def choose_output_dir(wanted: str | None, task: str, method: str, overwrite: bool, *, resume: bool = False) -> Path:
+def choose_output_dir(
+    wanted: str | None, task: str, method: str, overwrite: bool, *, resume: str | None = None
+) -> Path:
     """Where the run will write; nothing is created yet.
 
+    Args:
+        resume: what to go on from, as `choose_resume` has it; None starts afresh.
+
     Raises:
-        UserError: the folder holds something already, is no folder, or is read-only.
+        UserError: the folder holds something that is not this run's, is no folder, or is read-only.
     """
-    if wanted is None:
-        if (sweep := sweep_of_run()) is not None:
-            # Agents may start two runs in the same second, and a run that is queued again belongs where it was.
-            return Path("outputs") / "sweeps" / sweep["id"] / sweep["trial"]
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        return Path("outputs") / f"{task}-{method}-{stamp}"
-    path = Path(wanted)
+    sweep = sweep_of_run()
+    if wanted is not None:
+        path = Path(wanted)
+    elif sweep is not None:
+        # Agents may start two runs in the same second, and a run that is queued again belongs where it was.
+        path = Path("outputs") / "sweeps" / sweep["id"] / sweep["trial"]
+    else:
+        path = Path("outputs") / f"{task}-{method}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path}: is a file; name a folder")
-    if path.is_dir() and any(path.iterdir()) and not overwrite and not resume:
-        raise UserError(
-            f"--output_dir {path}: holds files already; name another folder, go on with --resume_from_checkpoint auto, "
-            "or replace them with --overwrite_output_dir"
-        )
+    if path.is_dir() and not overwrite and (problem := _taken(path, resume, in_sweep=sweep is not None)):
+        raise UserError(f"--output_dir {path}: {problem}, or replace it with --overwrite_output_dir")
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {path}: {existing} is read-only; name another folder")
     return path
+
+
+def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:
+    """Why a run must not write into an existing folder, and what else to do; None when it may.
+
+    A run that goes on replaces the records of its earlier lives, so the folder has to be its own.
+    """
+    present = {entry.name for entry in path.iterdir()}
+    if not present:
+        return None
+    if resume is None:
+        return "holds files already; name another folder, go on with --resume_from_checkpoint auto"
+    # What a run that was killed at its very start leaves behind.
+    if "run.json" not in present and any(name != "metrics.jsonl" and not name.startswith(".") for name in present):
+        return "holds files but no run that could go on; name another folder"
+    # A sweep hands a run out again only when it has not heard of its end.
+    if resume == "auto" and not in_sweep and not (path / "checkpoints").is_dir() and _status(path) == "finished":
+        return "holds a finished run that kept no checkpoint to go on from; name another folder"
+    return None
+
+
+def _status(folder: Path) -> str | None:
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(record.get("status")) if isinstance(record, dict) else None
 
 
 def choose_resume(wanted: str | None, output_dir: str | None, overwrite: bool) -> str | None:
@@ -83,6 +113,8 @@ class RunRecord:
         resumed_step: the update after which the run goes on; its `metrics.jsonl` is kept up to there. None starts
             afresh.
         warn: told when the disk refuses a line or a file; the run goes on.
+        lock: the folder's, where it was taken before; see `lock_folder`.
+        overwrite: remove the checkpoints of the run that was here. Else damaged ones stay, which may be worth a rescue.
 
     Attributes:
         logged_step: the last update that an earlier life of the run has logged; -1 for none.
@@ -97,6 +129,9 @@ class RunRecord:
         facts: dict[str, Any],
         resumed_step: int | None = None,
         warn: Callable[[str], None] = print,
+        *,
+        lock: TextIO | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.folder = folder
         self.logged_step = -1
@@ -104,12 +139,13 @@ class RunRecord:
         self._started = time.time()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder)
+            self._lock = lock_folder(folder) if lock is None else lock
             remove_leftovers(folder)
             if resumed_step is None:
                 for name in RUN_FILES:
                     (folder / name).unlink(missing_ok=True)
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                if overwrite:
+                    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             else:
                 self.logged_step = _cut_metrics(folder / "metrics.jsonl", resumed_step)
             self._metrics: TextIO = (folder / "metrics.jsonl").open("a", encoding="utf-8")
@@ -174,8 +210,13 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _lock(folder: Path) -> TextIO:
-    """Take the folder for this process; the lock goes with the file object, or with the process."""
+def lock_folder(folder: Path) -> TextIO:
+    """Take the folder for this process; the lock goes with the file object, or with the process.
+
+    Raises:
+        UserError: another run has it.
+        OSError: it cannot be written.
+    """
     file = (folder / ".lock").open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

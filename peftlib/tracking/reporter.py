@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
 from peftlib.tracking.console import Console
-from peftlib.tracking.record import RunRecord, environment, peak_memory, sweep_of_run
+from peftlib.tracking.record import RunRecord, environment, lock_folder, peak_memory, sweep_of_run
 from peftlib.tracking.trackers import end_wandb_run, start_trackers
+
+_Answer = TypeVar("_Answer")
 
 
 class Reporter:
@@ -33,6 +36,7 @@ class Reporter:
         self._trackers = trackers
         self._created = time.perf_counter()
         self._record: RunRecord | None = None
+        self._lock: TextIO | None = None
         self._logged_step = -1
         self._silenced: set[str] = set()
         self.tracker_ids: dict[str, str] = {}
@@ -43,6 +47,39 @@ class Reporter:
     def facts(self) -> dict[str, Any]:
         """What `run.json` says by now; empty where there is no record."""
         return self._record.facts if self._record is not None else {}
+
+    def on_main(self, call: Callable[[], _Answer]) -> _Answer:
+        """What `call` returns on the main process, or raises there, on every process: none waits for ever."""
+        outcome: list[Any] = [None, None]
+        if self._accelerator.is_main_process:
+            try:
+                outcome = [call(), None]
+            except Exception as error:
+                outcome = [None, error]
+        broadcast_object_list(outcome)
+        answer, problem = outcome
+        if problem is not None:
+            raise problem
+        return answer
+
+    def claim(self) -> None:
+        """Take the output folder, where there is one, before a checkpoint in it is chosen; on the main process.
+
+        An earlier life of the run may still be writing its last one.
+
+        Raises:
+            UserError: another run is writing there, or the folder cannot be written.
+        """
+        if self.folder.is_dir():
+            try:
+                self._lock = lock_folder(self.folder)
+            except OSError as error:
+                raise UserError(f"--output_dir {self.folder}: cannot be written ({error.strerror})") from error
+
+    def _open_record(self, facts: dict[str, Any], resumed: dict[str, Any] | None) -> None:
+        step, overwrite = None if resumed is None else int(resumed["step"]), self._arguments["overwrite_output_dir"]
+        self._record = RunRecord(self.folder, facts, step, warn=self.warn, lock=self._lock, overwrite=overwrite)
+        self._logged_step = self._record.logged_step
 
     @contextmanager
     def watching(self, steps: int, facts: dict[str, Any], resumed: dict[str, Any] | None = None) -> Iterator[None]:
@@ -62,23 +99,14 @@ class Reporter:
         facts |= {"steps": steps, "processes": accelerator.num_processes}
         if (sweep := sweep_of_run()) is not None:
             facts["sweep"] = sweep
-        problem: list[Exception | None] = [None]
-        if accelerator.is_main_process:
-            try:
-                step = None if resumed is None else int(resumed["step"])
-                self._record = RunRecord(self.folder, facts, step, warn=self.warn)
-                self._logged_step = self._record.logged_step
-            except Exception as error:
-                problem = [error]
-        # Raised on every process: the others would wait for the main one for ever.
-        broadcast_object_list(problem)
-        if problem[0] is not None:
-            raise problem[0]
+        self.on_main(lambda: self._open_record(facts, resumed))
         parameters = {f"params/{name}": value for name, value in facts["parameters"].items()}
         with ExitStack() as closing, self._record.running() if self._record is not None else nullcontext():
             notice = None
+            # Kept where a tracker does not start today: the next life of the run may find it again.
+            self.tracker_ids = {} if resumed is None else dict(resumed["trackers"])
             with self._never_fatal("starting the trackers"):
-                self.tracker_ids, notice = start_trackers(
+                started, notice = start_trackers(
                     accelerator,
                     self._trackers,
                     project=arguments["project_name"],
@@ -86,8 +114,9 @@ class Reporter:
                     folder=self.folder,
                     config={**arguments, "learning_rate": facts["learning_rate"], **parameters, **_flat(sweep)},
                     group=None if sweep is None else sweep["id"],
-                    ids={} if resumed is None else resumed["trackers"],
+                    ids=self.tracker_ids,
                 )
+                self.tracker_ids |= started
             if "starting the trackers" in self._silenced:
                 self._trackers, accelerator.trackers = [], []  # half a tracker would fail again at every log
             if self._trackers:
@@ -138,7 +167,10 @@ class Reporter:
         """
         if self._record is None:
             return
-        write_json(self.folder / "all_results.json", results)
+        try:
+            write_json(self.folder / "all_results.json", results)
+        except OSError as error:
+            raise RunError(f"{self.folder}: no room for all_results.json ({error}); make some there") from error
         self._record.update(results=results, peak_memory_bytes=peak_memory(self._accelerator.device))
         rows = {
             name.removeprefix("best_eval_").replace("_", " "): f"{value:.4f}"

@@ -28,9 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from peftlib.errors import UserError
+from peftlib.errors import RunError, UserError
 from peftlib.files import share, strict, sync, write_json
-from peftlib.strategies.parameters import load_trained_state, trained_state
+from peftlib.strategies.parameters import load_trained_state, trained, trained_state
 from peftlib.tracking.reporter import Reporter
 from peftlib.training import randomness
 from peftlib.training.loop import losses_since_log
@@ -62,9 +62,16 @@ class CheckpointKeeper:
         self._reporter = reporter
         self._latest = -1
 
-    def is_due(self, step: int, epoch_ends: bool) -> bool:
-        """Whether a checkpoint is wanted after this update."""
-        return epoch_ends if self._every == "epoch" else isinstance(self._every, int) and step % self._every == 0
+    def is_due(self, step: int, epoch_ends: bool, run_ends: bool) -> bool:
+        """Whether a checkpoint is wanted after this update. The last one is: the result has yet to be written."""
+        if self._every is None or run_ends:
+            return self._every is not None
+        return epoch_ends if self._every == "epoch" else step % int(self._every) == 0
+
+    def goes_on_from(self, checkpoint: Path) -> None:
+        """This one is in place already: it is not written again, and so never away for a moment."""
+        if checkpoint.resolve().parent == self.folder.resolve():
+            self._latest = int(checkpoint.name.removeprefix(PREFIX))
 
     def save(self, training: Training) -> bool:
         """Write a checkpoint of the last whole update; called on every process.
@@ -76,6 +83,7 @@ class CheckpointKeeper:
         if step == self._latest:
             return True
         losses = losses_since_log(training)  # also refuses to keep weights that a non-finite loss has spoilt
+        _refuse_spoilt(training)
         generators = gather_object([training.random])
         problem: list[str | None] = [None]
         if training.accelerator.is_main_process:
@@ -125,6 +133,16 @@ class CheckpointKeeper:
                 shutil.rmtree(old, ignore_errors=True)
 
 
+def _refuse_spoilt(training: Training) -> None:
+    """A finite loss may have had a gradient that is not: kept, such weights would end every later life of the run."""
+    model = training.accelerator.unwrap_model(training.model)
+    if spoilt := [name for name, parameter in trained(model) if not bool(parameter.isfinite().all())]:
+        raise RunError(
+            f"the weights are no longer finite at step {training.progress.step} ({spoilt[0]}); try a smaller "
+            "--learning_rate, more --num_warmup_steps, or --mixed_precision no"
+        )
+
+
 def restore(training: Training, checkpoint: Path) -> None:
     """Put a verified checkpoint's state into a freshly prepared `training`, on every process.
 
@@ -154,7 +172,11 @@ def restore(training: Training, checkpoint: Path) -> None:
     ):
         group["lr"] = base * shape(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in training.optimizer.param_groups]
-    set_micro_batch(training, state["micro_batch"]["size"], state["micro_batch"]["accumulation_steps"])
+    micro = state["micro_batch"]  # smaller than asked for, where memory ran out in an earlier life
+    set_micro_batch(training, micro["size"], micro["accumulation_steps"])
+    training.watcher.update(micro_batch_size=micro["size"], gradient_accumulation_steps=micro["accumulation_steps"])
+    if training.keeper is not None:
+        training.keeper.goes_on_from(checkpoint)
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     training.progress = Progress(**state["progress"])

@@ -126,7 +126,8 @@ def finish_window(training: Training) -> None:
         training.watcher.log(values, progress.step)
         training.start_clock()
     training.random = capture_random()
-    if keeper is not None and keeper.is_due(progress.step, epoch_ends):
+    run_ends = progress.step == plan.steps or progress.stopped_early
+    if keeper is not None and keeper.is_due(progress.step, epoch_ends, run_ends):
         _keep(training, keeper)
 
 
@@ -136,7 +137,7 @@ def stop_if_asked(training: Training) -> None:
     Raises:
         Interrupted: a signal arrived.
     """
-    if training.interruption is None or training.progress.step == training.plan.steps:
+    if training.interruption is None:
         return
     number = training.interruption.requested()
     if number is None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from peftlib.errors import UserError
 from peftlib.flags import NOT_SHAPING
+from peftlib.tracking.reporter import Reporter
 
-FORMAT = 1  # raise it when a checkpoint's files mean something else
+FORMAT = 2  # raise it when a checkpoint's files mean something else
 PREFIX = "step_"
 
 #: Flags that `--extend_training` lets grow.
 _LENGTHS = ("num_train_epochs", "max_train_steps")
+
+
+class Unreadable(Exception):
+    """A checkpoint that may be whole, and that this process cannot use as things are."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -29,13 +37,14 @@ def verify(checkpoint: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: with what is wrong with it.
+        Unreadable: it cannot be told.
     """
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
         if manifest.pop("sha256") != digest(manifest):
             raise ValueError("manifest.json is damaged")
         if manifest["format"] != FORMAT:
-            raise ValueError(f"written in format {manifest['format']}, this version reads {FORMAT}")
+            raise Unreadable(f"is written in format {manifest['format']}, and this version reads {FORMAT}")
         for name, expected in manifest["files"].items():
             if Path(name).name != name:
                 raise ValueError(f"manifest.json names a file elsewhere ({name})")
@@ -44,10 +53,24 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ValueError(f"{Path(error.filename).name} is missing") from error
     except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from error
+        raise Unreadable(f"cannot be read ({error.strerror})") from error
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError("manifest.json is damaged") from error
     return manifest
+
+
+def choose_checkpoint(wanted: str | None, reporter: Reporter) -> Path | None:
+    """`find_checkpoint` on the main process, which takes the output folder first; the answer goes to all.
+
+    Raises:
+        UserError: as `find_checkpoint`, or another run is writing into the folder.
+    """
+
+    def choose() -> Path | None:
+        reporter.claim()
+        return find_checkpoint(wanted, reporter.folder, reporter.console.note)
+
+    return None if wanted is None else reporter.on_main(choose)
 
 
 def find_checkpoint(wanted: str | None, output_dir: Path, say: Callable[[str], None]) -> Path | None:
@@ -61,8 +84,16 @@ def find_checkpoint(wanted: str | None, output_dir: Path, say: Callable[[str], N
         A checkpoint that verifies; None to start afresh.
 
     Raises:
-        UserError: a named checkpoint is missing or damaged.
+        UserError: a named checkpoint is missing or damaged, or one cannot be read, so that nobody knows whether an
+            older one, or a fresh start, would throw it away.
     """
+    try:
+        return _find(wanted, output_dir, say)
+    except Unreadable as error:
+        raise UserError(f"--resume_from_checkpoint {wanted}: {error}; try again, or move it away") from error
+
+
+def _find(wanted: str | None, output_dir: Path, say: Callable[[str], None]) -> Path | None:
     if wanted is None:
         return None
     named = None if wanted == "auto" else Path(wanted)
@@ -70,9 +101,14 @@ def find_checkpoint(wanted: str | None, output_dir: Path, say: Callable[[str], N
         raise UserError(f"--resume_from_checkpoint {wanted}: no such folder; name a checkpoint's folder, or say auto")
     if named is not None and (named.name.startswith(PREFIX) or (named / "manifest.json").exists()):
         try:
-            verify(named)
+            step = int(verify(named)["step"])
         except ValueError as error:
             raise UserError(f"--resume_from_checkpoint {wanted}: {error}; use another one, or auto") from error
+        if named.resolve().parent == (output_dir / "checkpoints").resolve() and _newer(named.parent, step):
+            raise UserError(
+                f"--resume_from_checkpoint {wanted}: {output_dir} holds newer ones, from which auto would go on; "
+                "name another --output_dir to branch off, or remove them"
+            )
         return named
     folder = (output_dir if named is None else named) / "checkpoints"
     for checkpoint in checkpoints(folder):
@@ -88,11 +124,36 @@ def find_checkpoint(wanted: str | None, output_dir: Path, say: Callable[[str], N
     return None
 
 
+def _newer(folder: Path, step: int) -> bool:
+    """Whether a whole checkpoint of a later step lies there."""
+    for checkpoint in checkpoints(folder):
+        with contextlib.suppress(ValueError):
+            if int(verify(checkpoint)["step"]) > step:
+                return True
+    return False
+
+
+def identity_of(arguments: dict[str, Any], data: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+    """What makes a run this run: all that shapes its result, the precision that `auto` came to included.
+
+    Args:
+        arguments: flag -> value.
+        data: split -> facts with a fingerprint.
+    """
+    return {
+        "arguments": arguments,
+        "data": data,
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "device": accelerator.device.type,
+    }
+
+
 def matching_manifest(checkpoint: Path | None, identity: dict[str, Any], *, extend: bool) -> dict[str, Any] | None:
     """The manifest of a checkpoint that this run can go on from; None for none.
 
     Args:
-        identity: {"arguments": flag -> value, "data": split -> facts with a fingerprint, "processes": count}.
+        identity: from `identity_of`.
         extend: let the run become longer.
 
     Raises:
@@ -116,6 +177,10 @@ def matching_manifest(checkpoint: Path | None, identity: dict[str, Any], *, exte
     ]
     if before["processes"] != now["processes"]:
         differences.append(f"it ran in {before['processes']} processes, this is {now['processes']}")
+    if before["precision"] != now["precision"]:
+        differences.append(f"it computed in {before['precision']}, this does in {now['precision']} (--mixed_precision)")
+    if before["device"] != now["device"]:
+        differences.append(f"it ran on {before['device']}, this is {now['device']}")
     if differences:
         longer = any(line.startswith(f"--{name} ") for name in _LENGTHS for line in differences)
         hint = "; to train longer add --extend_training" if longer else ""

@@ -76,10 +76,9 @@ def _placed_when_whole(folder: Path) -> Iterator[Path]:
                 sync(path)
                 path.replace(folder / path.name)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
-        raise RunError(
-            f"the result could not be written to {folder}: {error}; make room there and go on with "
-            "--resume_from_checkpoint auto"
-        ) from error
+        kept = any((folder / "checkpoints").glob("step_*"))
+        way = "go on with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
+        raise RunError(f"the result could not be written to {folder}: {error}; make room there and {way}") from error
 
 
 def flat_results(

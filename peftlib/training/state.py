@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -28,12 +29,18 @@ class Watcher(Protocol):
     def log(self, values: dict[str, float], step: int) -> None:
         """Values at an update; called at most once per update, on every process."""
 
+    def update(self, **facts: Any) -> None:
+        """Facts about the whole run."""
+
 
 class Keeper(Protocol):
     """Who writes checkpoints (see `training/checkpointing.py`)."""
 
-    def is_due(self, step: int, epoch_ends: bool) -> bool:
+    def is_due(self, step: int, epoch_ends: bool, run_ends: bool) -> bool:
         """Whether one is wanted after this update."""
+
+    def goes_on_from(self, checkpoint: Path) -> None:
+        """The run was restored from this one."""
 
     def save(self, training: Training) -> bool:
         """Write one, called on every process; False when it could not be written (the run goes on)."""

@@ -53,6 +53,11 @@ def wait_for_steps(folder: Path, count: int) -> None:
     raise TimeoutError(folder)
 
 
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines]
+
+
 def status(folder: Path) -> str:
     return json.loads((folder / "run.json").read_text())["status"]
 
@@ -85,8 +90,28 @@ def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, fla
     assert run.returncode != 0 and status(parts) == "interrupted"
     again = run_python(*words, *short, "--output_dir", parts, "--resume_from_checkpoint", "auto", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+    assert 30 <= json.loads((parts / "run.json").read_text())["resumed_at_step"] < 150
     left, right = (load_file(folder / "adapter_model.safetensors") for folder in (whole, parts))
     assert all(left[key].tobytes() == right[key].tobytes() for key in left)
+    left, right = (losses(folder) for folder in (whole, parts))
+    assert left == right and len(left) == 30
+
+
+@pytest.mark.parametrize(
+    ("config", "number"),
+    [("cpu", signal.SIGTERM), ("cpu", signal.SIGUSR1), ("multi_cpu", signal.SIGINT), ("multi_cpu", signal.SIGUSR1)],
+)
+def test_a_signal_to_the_launcher_alone_leaves_a_checkpoint_and_nobody_behind(tmp_path, flags, config, number):
+    folder = tmp_path / "run"
+    words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / f"{config}.yaml"]
+    words += ["--main_process_port", 0] if config == "multi_cpu" else []
+    launcher = start(*words, TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
+    wait_for_steps(folder, 10)
+    launcher.send_signal(number)
+    launcher.communicate(timeout=90)  # its pipes end with the last process that holds them
+    assert status(folder) == "interrupted"
+    (checkpoint,) = (folder / "checkpoints").glob("step_*")
+    assert int(checkpoint.name[5:]) >= 10
 
 
 def test_the_second_run_into_a_folder_is_refused(tmp_path, flags):
@@ -119,20 +144,22 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, flags):
     wait_for_steps(folder, 10)
     run.send_signal(signal.SIGTERM)
     run.communicate(timeout=60)
+    assert len(losses(folder)) < 12, "the run must not have come to step 60 by itself"
     (first,) = (path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*"))
     finish = [*watched[:-1], 60, "--extend_training", "--resume_from_checkpoint", "auto"]
     again = run_python(TRAIN, *finish, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*")} == {first}
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps)) and steps[-1] >= 60
+    assert steps == sorted(set(steps)) and steps[-1] == 60
+    assert 10 <= json.loads((folder / "run.json").read_text())["resumed_at_step"] < 60
 
 
 def test_chaos_in_short(tmp_path, flags):
-    short = [*flags[:6], "--num_train_epochs", 6, "--per_device_train_batch_size", 4]
+    short = [*flags[:6], "--num_train_epochs", 2, "--per_device_train_batch_size", 4]
     done = run_python(ROOT / "tests" / "chaos.py", "--kills", 3, "--seed", 3, "--", *short, cwd=tmp_path, seconds=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "adapter: bit-equal; losses: equal; orphans: 0" in done.stdout
+    assert "adapter: bit-equal; losses: equal; orphans: 0; the last life went on from step" in done.stdout
 
 
 def test_the_slurm_script_requeues_a_run_that_was_stopped_and_only_that(tmp_path, flags):
@@ -160,6 +187,11 @@ def test_the_slurm_script_requeues_a_run_that_was_stopped_and_only_that(tmp_path
     assert job.wait(60) == 0
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
     assert status(folder) == "interrupted"
+    # A life that ends at its flags leaves run.json as it was; the same flags would fail for ever.
+    assert start_job("--seed", "7").wait(60) == 2
+    assert status(folder) == "interrupted"
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
     assert start_job("--max_train_steps", "100", "--extend_training").wait(90) == 0
     assert status(folder) == "finished"
+    assert json.loads((folder / "run.json").read_text())["resumed_at_step"] >= 10
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"

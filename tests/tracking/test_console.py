@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from peftlib.tracking.console import Console
@@ -106,3 +110,36 @@ def test_the_bar_is_taken_down_when_the_run_fails(terminal, capsys):
     console.advance(1)  # nothing left to move
     console.log(VALUES, 1)
     assert "step 1/0" in capsys.readouterr().out
+
+
+# ── A listener that is gone ──────────────────────────────────────────────────────────────────────────────────────
+
+LINES = "\n" * 3
+TALKS = """
+import sys, time
+from peftlib.tracking.console import Console
+console = Console()
+for _ in range(3):
+    console.warn("the disk is full")
+    console.facts("summary", {"accuracy": "0.8"}, panel=True)
+    sys.stdin.readline()
+print("alive", file=sys.stderr)
+"""
+
+
+def test_a_log_file_on_a_full_disk_does_not_end_the_run():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", TALKS], input=LINES, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "alive\n")
+
+
+def test_a_pipe_that_nobody_reads_does_not_end_the_run():
+    talking = subprocess.Popen(
+        [sys.executable, "-c", TALKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert talking.stdout.readline()
+    talking.stdout.close()
+    _, errors = talking.communicate(LINES, timeout=60)
+    assert (talking.returncode, errors) == (0, "alive\n")

@@ -61,6 +61,40 @@ def test_an_empty_or_new_folder_is_taken(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_going_on_needs_a_folder_that_holds_a_run(tmp_path):
+    """Its records are replaced: somebody's own README.md or config.json must not go that way."""
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"holds files but no run that could go on; .*--overwrite_output_dir"):
+        choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto")
+    (tmp_path / "run.json").write_text(json.dumps({"status": "interrupted"}))
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
+
+
+def test_going_on_takes_what_a_run_killed_at_its_start_has_left(tmp_path):
+    for name in (".lock", "metrics.jsonl", ".run.json.abc.tmp"):
+        (tmp_path / name).write_text("")
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
+
+
+def test_going_on_does_not_throw_a_finished_run_away(tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text(json.dumps({"status": "finished"}))
+    with pytest.raises(UserError, match="a finished run that kept no checkpoint"):
+        choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto")
+    monkeypatch.setenv("PEFTLIB_SWEEP_ID", "q")  # which was killed before it heard of the end
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
+    monkeypatch.delenv("PEFTLIB_SWEEP_ID")
+    (tmp_path / "checkpoints").mkdir()
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_only_overwriting_removes_the_checkpoints_of_a_run_that_starts_afresh(tmp_path, overwrite):
+    """`auto` starts afresh where none is whole; the damaged ones may be worth a rescue."""
+    (tmp_path / "checkpoints" / "step_00000010").mkdir(parents=True)
+    RunRecord(tmp_path, {}, overwrite=overwrite)
+    assert (tmp_path / "checkpoints").exists() is not overwrite
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_is_no_folder(tmp_path, overwrite):
     (tmp_path / "file").write_text("")
@@ -117,7 +151,7 @@ def test_a_run_that_ends_well_is_finished(tmp_path):
         (
             Interrupted("SIGTERM", 3, 143, kept=False),
             "interrupted",
-            "stopped by SIGTERM after step 3; nothing was kept",
+            "stopped by SIGTERM after step 3; this step could not be kept",
         ),
     ],
 )
@@ -217,9 +251,10 @@ def test_peak_memory_is_in_bytes_and_grows_with_what_is_held():
         ({"PEFTLIB_SWEEP_ID": "q", "PEFTLIB_TRIAL": "0", "WANDB_SWEEP_ID": "abc"}, {"id": "q", "trial": "0"}),
     ],
 )
-def test_a_run_knows_its_sweep(variables, sweep, monkeypatch):
+def test_a_run_knows_its_sweep(variables, sweep, monkeypatch, tmp_path):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
     assert record.sweep_of_run() == sweep
     folder = record.choose_output_dir(None, "mrpc", "lora", False)
     # Two agents may start runs of one method in the same second.

@@ -115,6 +115,45 @@ def test_a_tracker_that_cannot_start_does_not_stop_the_run(tmp_path, capsys):
     assert read(tmp_path / "run.json")["status"] == "finished"
 
 
+def test_a_tracker_that_fails_later_does_not_stop_the_run(tmp_path, capsys):
+    reporter = reporter_in(tmp_path, trackers=["tensorboard"])
+    with reporter.watching(20, made_facts()):
+
+        def gone(*_, **__):
+            raise ConnectionError("the server is gone")
+
+        for tracker in reporter._accelerator.trackers:
+            tracker.log = gone
+        for step in range(1, 5):
+            reporter.log(VALUES, step)
+    assert capsys.readouterr().out.count("WARNING: a tracker failed, the run goes on without it") == 1
+    assert read(tmp_path / "run.json")["status"] == "finished"
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_id_of_a_tracker_that_does_not_start_today_is_kept_for_the_next_life(tmp_path):
+    reporter = reporter_in(tmp_path)
+    with reporter.watching(20, made_facts(), {"step": 3, "trackers": {"wandb": "abc"}}):
+        assert reporter.tracker_ids == {"wandb": "abc"}
+
+
+def test_a_folder_that_is_claimed_stays_so_until_the_run_ends(tmp_path):
+    first, second = reporter_in(tmp_path), reporter_in(tmp_path)
+    first.on_main(first.claim)
+    with pytest.raises(UserError, match="another run is writing there"):
+        second.on_main(second.claim)
+    with first.watching(20, made_facts()), pytest.raises(UserError, match="another run is writing there"):
+        second.on_main(second.claim)
+    second.on_main(second.claim)
+
+
+def test_results_that_find_no_room_are_one_line(tmp_path):
+    reporter = reporter_in(tmp_path)
+    with pytest.raises(RunError, match=r"no room for all_results\.json"), reporter.watching(20, made_facts()):
+        (tmp_path / "all_results.json").mkdir(exist_ok=True)
+        reporter.finish(RESULTS)
+
+
 def test_a_folder_that_cannot_be_written_is_the_users_to_fix(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"), reporter_in(tmp_path / "file").watching(1, made_facts()):

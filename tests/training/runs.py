@@ -55,12 +55,16 @@ class Log:
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.lines: list[tuple[int, dict[str, float]]] = []
+        self.facts: dict[str, Any] = {}
 
     def advance(self, step: int) -> None:
         self.steps.append(step)
 
     def log(self, values: dict[str, float], step: int) -> None:
         self.lines.append((step, values))
+
+    def update(self, **facts: Any) -> None:
+        self.facts |= facts
 
     def of(self, name: str) -> list[float]:
         return [values[name] for _, values in self.lines if name in values]
@@ -101,10 +105,11 @@ def make_run(
     dropout: float = 0.0,
     scaler: torch.amp.GradScaler | None = None,
     recorder: bool = False,
+    precision: str = "no",
     **plan_options: Any,
 ) -> Training:
     """A run that is ready for `train`; its watcher is a `Log`, its evaluation real unless `scores` are given."""
-    accelerator, _ = build_accelerator("no", accumulation, [], folder, 1)
+    accelerator, _ = build_accelerator(precision, accumulation, [], folder, 1)
     accelerator.scaler = scaler
     splits = Splits(encoded(examples), encoded(11, seed=1))
     train_loader, eval_loader, batches = build_loaders(

@@ -29,6 +29,8 @@ IDENTITY = {
     "arguments": {"seed": 1, "num_train_epochs": 2, "max_train_steps": None, "logging_steps": 1, "method": "bitfit"},
     "data": {"train": {"fingerprint": "a"}, "validation": {"fingerprint": "b"}},
     "processes": 1,
+    "precision": "no",
+    "device": "cpu",
 }
 
 
@@ -45,7 +47,8 @@ class Reporter:
 
 def small_run(folder: Path, *, every: str | None = None, limit: int | None = None, **options) -> Training:
     """10 windows an epoch (the last one short), 2 micro-batches each, dropout on."""
-    run = make_run(folder, micro=2, accumulation=2, epochs=2, method="bitfit", dropout=0.1, logging_steps=3, **options)
+    options = {"method": "bitfit", "epochs": 2, **options}
+    run = make_run(folder, micro=2, accumulation=2, dropout=0.1, logging_steps=3, **options)
     run.keeper = CheckpointKeeper(folder, every, limit, IDENTITY, Reporter())
     return run
 
@@ -72,22 +75,42 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    run = small_run(tmp_path_factory.mktemp("uninterrupted"))
+    return whole_run(tmp_path_factory.mktemp("uninterrupted"))
+
+
+def whole_run(folder: Path, **options) -> SimpleNamespace:
+    run = small_run(folder, **options)
     train(run)
     return SimpleNamespace(weights=weights(run), curve=curve(run), best=run.best_state, progress=run.progress)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 5, 7, 18, 19, 20, 21, 30, 36])
+@pytest.mark.parametrize("micro_batch", [1, 2, 5, 7, 18, 19, 20, 21, 30, 36, 38])
 def test_resumed_equals_uninterrupted_wherever_it_stopped(tmp_path, uninterrupted, micro_batch):
-    first = small_run(tmp_path)
+    assert_resumes(tmp_path, uninterrupted, micro_batch)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("method", ["lora", "full", "head"])
+def test_resumed_equals_uninterrupted_for_every_method_and_precision(tmp_path, method, precision):
+    options = {"method": method, "precision": precision}
+    assert_resumes(tmp_path / "parts", whole_run(tmp_path / "whole", **options), 21, **options)
+
+
+def test_resumed_equals_uninterrupted_in_bf16(tmp_path):
+    assert_resumes(tmp_path / "parts", whole_run(tmp_path / "whole", precision="bf16"), 21, precision="bf16")
+
+
+def assert_resumes(folder: Path, uninterrupted: SimpleNamespace, micro_batch: int, **options) -> None:
+    """Stopped after this many micro-batches and gone on with, a run ends with the uninterrupted one's bits."""
+    first = small_run(folder, **options)
     first.interruption = stop_at(micro_batch)
     with pytest.raises(Interrupted) as stop:
         train(first)
     assert stop.value.status == 143
     torch.manual_seed(999)  # a new process starts with other generators
 
-    second = small_run(tmp_path)
-    restore(second, find_checkpoint("auto", tmp_path, print))
+    second = small_run(folder, **options)
+    restore(second, find_checkpoint("auto", folder, print))
     train(second)
     assert_same(weights(second), uninterrupted.weights)
     assert_same(second.best_state, uninterrupted.best)
@@ -206,13 +229,45 @@ def test_a_named_checkpoint_has_to_be_whole(two_checkpoints, tmp_path):
         find_checkpoint(str(tmp_path / "nothing"), tmp_path, print)
 
 
+def test_one_that_cannot_be_read_now_is_not_taken_for_a_damaged_one(two_checkpoints, monkeypatch):
+    """Passing it over would go on from an older one, or afresh, because a network disk hung for a moment."""
+    read = Path.open
+
+    def failing(self, *arguments, **options):
+        if self.name == "state.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(UserError, match=r"cannot be read \(Input/output error\); try again"):
+        find_checkpoint("auto", two_checkpoints, print)
+
+
+def test_one_of_another_format_is_not_taken_for_a_damaged_one(two_checkpoints):
+    rewrite_manifest(checkpoints(two_checkpoints / "checkpoints")[0], format=99)
+    with pytest.raises(UserError, match="format 99"):
+        find_checkpoint("auto", two_checkpoints, print)
+
+
+def test_an_older_one_is_not_gone_on_from_beside_newer_ones(two_checkpoints):
+    """`auto` would later go on from the newer ones, which are of another past."""
+    newest, previous = checkpoints(two_checkpoints / "checkpoints")
+    with pytest.raises(UserError, match="holds newer ones"):
+        find_checkpoint(str(previous), two_checkpoints, print)
+    assert find_checkpoint(str(previous), two_checkpoints / "branch", print) == previous
+    (newest / "state.json").unlink()
+    assert find_checkpoint(str(previous), two_checkpoints, print) == previous
+
+
+def rewrite_manifest(checkpoint: Path, **changes) -> None:
+    manifest = json.loads((checkpoint / "manifest.json").read_text()) | changes
+    del manifest["sha256"]
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest(manifest)}))
+
+
 def test_a_manifest_cannot_point_out_of_its_folder(two_checkpoints):
     newest, _ = checkpoints(two_checkpoints / "checkpoints")
-    manifest = json.loads((newest / "manifest.json").read_text())
-    del manifest["sha256"]
-    manifest["files"]["../../run.json"] = "0"
-    manifest["sha256"] = digest(manifest)
-    (newest / "manifest.json").write_text(json.dumps(manifest))
+    rewrite_manifest(newest, files={"../../run.json": "0"})
     with pytest.raises(ValueError, match="elsewhere"):
         verify(newest)
 
@@ -233,6 +288,11 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
         matching_manifest(newest, {**IDENTITY, "data": {"train": {"fingerprint": "x"}}}, extend=False)
     with pytest.raises(UserError, match="it ran in 1 processes, this is 2"):
         matching_manifest(newest, {**IDENTITY, "processes": 2}, extend=False)
+    # `--mixed_precision auto` may come to something else on the machine that a job is requeued to.
+    with pytest.raises(UserError, match="it computed in no, this does in bf16"):
+        matching_manifest(newest, {**IDENTITY, "precision": "bf16"}, extend=False)
+    with pytest.raises(UserError, match="it ran on cpu, this is cuda"):
+        matching_manifest(newest, {**IDENTITY, "device": "cuda"}, extend=False)
 
 
 def test_what_does_not_shape_the_result_may_change(two_checkpoints):
@@ -262,7 +322,8 @@ def test_an_extended_run_goes_on_with_the_longer_schedule(two_checkpoints):
 WRITE_POINTS = ["tempfile.mkdtemp", "save_file", "write_json", "share", "sync"]
 
 
-def test_enospc_at_each_write_leaves_the_previous_checkpoint_and_the_run_goes_on(tmp_path, uninterrupted, monkeypatch):
+def test_enospc_at_each_write_leaves_the_previous_checkpoint_and_the_run_goes_on(tmp_path, monkeypatch):
+    uninterrupted = whole_run(tmp_path / "whole", epochs=3)
     calls = {"made": 0, "fails_at": 0}
 
     def breaking(function):
@@ -281,19 +342,19 @@ def test_enospc_at_each_write_leaves_the_previous_checkpoint_and_the_run_goes_on
         monkeypatch.setattr(owner, name, breaking(getattr(owner, name)))
     monkeypatch.setattr(Path, "rename", breaking(Path.rename))
 
-    train(small_run(tmp_path / "count", every="10"))
-    per_checkpoint = calls["made"] // 2
+    train(small_run(tmp_path / "count", every="10", epochs=3))
+    per_checkpoint = calls["made"] // 3
     assert per_checkpoint > 10
     for point in range(1, per_checkpoint + 1):
         folder = tmp_path / str(point)
         calls.update(made=0, fails_at=per_checkpoint + point)  # in the second checkpoint
-        run = small_run(folder, every="10")
+        run = small_run(folder, every="10", epochs=3)
         train(run)
         assert len(run.keeper._reporter.warnings) == 1, point
         assert "No space left" in run.keeper._reporter.warnings[0]
-        whole = [path.name for path in checkpoints(folder / "checkpoints") if verify(path)]
-        # The last sync comes after the renaming: then the new one is there as well, and whole.
-        assert whole in (["step_00000010"], ["step_00000020", "step_00000010"]), point
+        whole = [int(path.name[5:]) for path in checkpoints(folder / "checkpoints") if verify(path)]
+        # The last sync comes after the renaming: then the one that failed is there as well, and whole.
+        assert whole in ([30, 10], [30, 20, 10]), point
         assert not list(folder.glob("checkpoints/.writing-*")), point
         assert_same(weights(run), uninterrupted.weights)
 
@@ -364,8 +425,48 @@ def test_a_data_worker_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(
     again = small_run(tmp_path)
     restore(again, find_checkpoint("auto", tmp_path, print))
     assert again.progress.step > 0
+    assert again.watcher.facts == {"micro_batch_size": 2, "gradient_accumulation_steps": 2}
     train(again)
     assert_same(weights(again), uninterrupted.weights)
+
+
+def test_the_checkpoint_that_a_run_goes_on_from_is_not_written_again(tmp_path):
+    """It would be away for a moment, in which a second signal could end the run."""
+    train(small_run(tmp_path, every="10", limit=1))
+    (newest,) = checkpoints(tmp_path / "checkpoints")
+    again = small_run(tmp_path, every="10", limit=1)
+    restore(again, newest)
+    before = (newest / "manifest.json").stat().st_ino
+    assert again.keeper.save(again)
+    assert (newest / "manifest.json").stat().st_ino == before
+
+
+def test_the_end_is_kept_as_well_since_the_result_has_yet_to_be_written(tmp_path):
+    train(small_run(tmp_path, every="7"))
+    assert [int(path.name[5:]) for path in checkpoints(tmp_path / "checkpoints")] == [20, 14, 7]
+    train(small_run(tmp_path / "none"))
+    assert not (tmp_path / "none" / "checkpoints").exists()
+
+
+def test_a_signal_behind_the_last_update_loses_nothing(tmp_path, uninterrupted):
+    run = small_run(tmp_path)
+    run.interruption = stop_at(38)  # the last micro-batch: 2 epochs of 9 × 2 + 1
+    with pytest.raises(Interrupted):
+        train(run)
+    again = small_run(tmp_path)
+    restore(again, find_checkpoint("auto", tmp_path, print))
+    assert again.progress.step == 20
+    assert_same(weights(again), uninterrupted.weights)
+
+
+def test_weights_spoilt_by_a_gradient_are_not_kept(tmp_path):
+    """The loss before such an update is finite."""
+    run = small_run(tmp_path, every="1")
+    bias = dict(run.model.named_parameters())["classifier.bias"]
+    bias.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(RunError, match=r"no longer finite at step 1 \(classifier"):
+        train(run)
+    assert checkpoints(tmp_path / "checkpoints") == []
 
 
 def test_a_spoilt_run_is_not_kept(tmp_path):
