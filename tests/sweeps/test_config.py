@@ -12,6 +12,7 @@ from peftlib.arguments import parse_train_arguments, train_parser
 from peftlib.errors import UserError
 from peftlib.sweeps.config import Sweep, load_sweep
 from tests.conftest import ROOT
+from tests.sweeps.wandb_search import wandb_search
 
 SHIPPED = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))
 _GOOD = {
@@ -34,8 +35,7 @@ def shipped(path: Path) -> Sweep:
 
 def of_wandb(content: dict[str, Any]) -> list[dict[str, Any]]:
     """Every run of a grid by W&B's own search, as the values that its agent is given."""
-    search = pytest.importorskip("sweeps.grid_search", reason="W&B's own search (pip install --no-deps sweeps)")
-    runs = search.grid_search_next_runs([], content, n=1000)
+    runs = wandb_search("grid_search").grid_search_next_runs([], content, n=1000)
     return [{name: entry["value"] for name, entry in run.config.items()} for run in runs if run is not None]
 
 
@@ -83,7 +83,7 @@ def test_nested_names_lose_their_group_and_mappings_are_several_flags(tmp_path):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_file_is_valid_to_wandb_itself(path):
-    config = pytest.importorskip("sweeps.config", reason="W&B's own schema (pip install --no-deps sweeps)")
+    config = wandb_search("config")
     assert config.schema_violations_from_proposed_config(yaml.safe_load(path.read_text())) == []
 
 
@@ -97,7 +97,7 @@ def test_a_shipped_file_gives_flags_that_train_py_takes_from_wandb_s_agent(path)
     if sweep.method == "grid":
         points = of_wandb(sweep.content)
     else:
-        random = pytest.importorskip("sweeps.random_search")
+        random = wandb_search("random_search")
         run = random.random_search_next_runs({**sweep.content, "method": "random"}, n=1)[0]
         points = [{name: entry["value"] for name, entry in run.config.items()}]
     for point in points:
