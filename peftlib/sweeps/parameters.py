@@ -137,8 +137,9 @@ class Parameter:
             return
         if "log_uniform" in self.distribution and not self.distribution.endswith("_values"):
             key = "min" if self.distribution.startswith("inv_") and settings["min"] < -_EXPONENT else "max"
+            given = f"{place}.{key}: {settings[key]}"
             raise UserError(
-                f"{place}.{key}: {settings[key]} is an exponent of e to {self.distribution}, and no number is so large; "
+                f"{given} is an exponent of e to {self.distribution}, and no number is so large; "
                 f"to give the values themselves write distribution: {self.distribution}_values"
             )
         if "min" in settings:
@@ -285,6 +286,11 @@ def _is_integer(value: Any) -> bool:
 def _identity(value: Any) -> str:
     # 3.0 and 3 are one value to W&B, True and 1 are two.
     return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
+
+
+def spelled(value: Any) -> str:
+    """A value as JSON, by which the study knows it again."""
+    return json.dumps(value, sort_keys=True)
 
 
 def label(value: Any) -> str | int | float | None:
