@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
-from peftlib.data.tasks import TASKS
+from peftlib.data.tasks import DEFAULT_TASK, TASKS
 from peftlib.errors import UserError, nearest
 from peftlib.modeling import DEFAULT_MODEL
 from peftlib.strategies import STRATEGIES, Strategy
@@ -54,9 +54,7 @@ class ModelArguments:
 class DataArguments:
     """On what it trains."""
 
-    task_name: str = field(
-        default="rotten_tomatoes", metadata={"help": "the task to train on", "choices": sorted(TASKS)}
-    )
+    task_name: str = field(default=DEFAULT_TASK, metadata={"help": "the task to train on", "choices": sorted(TASKS)})
     data_dir: str | None = field(
         default=None,
         metadata={"help": "a folder in GLUE's layout (DIR/MRPC/train.tsv); None reads the package or the Hub"},

@@ -19,6 +19,7 @@ def main() -> None:
     # ── What can be reached ──────────────────────────────────────────────────────────────────────────────────
     args = parse_reproduce_arguments()
     from peftlib.reporting.report import check_folder
+    from peftlib.sweeps.command import prepared
     from peftlib.sweeps.config import load_sweep
     from peftlib.sweeps.reproduction import sweep_words, tasks_at_hand
 
@@ -27,6 +28,7 @@ def main() -> None:
     words, folder = sweep_words(args.model_name_or_path, tasks, args.data_dir, args.seeds, args.max_train_samples)
     file = Path(__file__).parent / "sweeps" / "reproduce.yaml"
     sweep = load_sweep(file, train_parser().flags(), parse_train_arguments, [*words, *args.set])
+    sweep = prepared(sweep, file)
 
     # ── The runs ─────────────────────────────────────────────────────────────────────────────────────────────
     # Imported below the checks, so that wrong words are answered before Optuna and W&B are loaded.

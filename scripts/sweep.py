@@ -30,11 +30,12 @@ def main() -> None:
 
     # ── Its runs, run ────────────────────────────────────────────────────────────────────────────────────────
     # Imported below the checks, so that a wrong file is answered before Optuna and W&B are loaded.
+    from peftlib.sweeps.command import prepared
     from peftlib.sweeps.console import SweepConsole
-    from peftlib.sweeps.loop import check_program, run_sweep
+    from peftlib.sweeps.loop import run_sweep
     from peftlib.sweeps.search import Search
 
-    check_program(sweep)
+    sweep = prepared(sweep, file)
     folder = Path(args.sweep_dir) if args.sweep_dir else sweep.default_folder
     search = Search(sweep, folder, args.seed, parallel=args.workers > 1)
     run_sweep(search, SweepConsole(), args.workers, args.count)

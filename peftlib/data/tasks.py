@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SPLITS = ("train", "validation", "test")
+#: What is trained on when nobody says otherwise; an installed package carries it.
+DEFAULT_TASK = "rotten_tomatoes"
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError, nearest
-from peftlib.sweeps.parameters import Parameter, parse_parameter
+from peftlib.sweeps.checks import check_flags, check_metric, check_plain, leaves
+from peftlib.sweeps.command import parse_command
+from peftlib.sweeps.parameters import Parameter, parse_parameter, spelled
 
 # Top-level keys of https://docs.wandb.ai/models/sweeps/sweep-config-keys. The first group says what to run; the
 # second says where W&B shows it; the third hands the choice of runs to W&B's server or to a program of the user's.
@@ -21,11 +22,6 @@ _KEYS = ("program", "method", "metric", "parameters", "early_terminate", "comman
 _LABELS = ("apiVersion", "kind", "name", "description", "entity", "project")
 _SERVER = ("controller", "scheduler", "metrics", "job", "image_uri")
 _METHODS = ("grid", "random", "bayes")
-# Given by the sweep itself: each run has its own folder, and a run that was cut off goes on.
-OWN_FLAGS = ("output_dir", "resume_from_checkpoint")
-_DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
-_ARGS_MACROS = ("${args}", "${args_no_equals}", "${args_no_boolean_flags}", "${args_no_hyphens}", "${args_json}",
-                "${args_json_file}", "${args_append_hydra}", "${args_override_hydra}")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,12 +31,17 @@ class Hyperband:
     Attributes:
         first: iterations before a run may be stopped.
         last: iterations of a whole run; None learns it from the first finished one.
-        factor: a bracket's next look comes after so many times the iterations; W&B's `eta`.
+        eta: a bracket's next look comes after so many times the iterations.
     """
 
     first: int
     last: int | None
-    factor: int
+    eta: float
+
+    @property
+    def factor(self) -> int:
+        """`eta` as Optuna's pruner takes it."""
+        return max(2, round(self.eta))
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,12 @@ class Sweep:
         """How many runs there will be; None for a search without an end."""
         if self.method != "grid":
             return self.run_cap
-        points = math.prod(len(parameter.grid()) for parameter in self.parameters)
-        return min(points, self.run_cap or points)
+        return min(self.points, self.run_cap or self.points)
+
+    @property
+    def points(self) -> int:
+        """Of the whole grid, whatever `run_cap` says."""
+        return math.prod(len(parameter.grid()) for parameter in self.parameters)
 
     def grid_point(self, index: int) -> dict[str, Any]:
         """Parameter's name -> its value in the grid's run of this index, from 0.
@@ -100,9 +105,15 @@ class Sweep:
         """All points in order, up to `run_cap`."""
         return (self.grid_point(index) for index in range(self.size or 0))
 
+    def covers(self, parameters: dict[str, Any]) -> bool:
+        """Whether every point of a grid over these `parameters`, given as in a file, is one of this sweep's too."""
+        earlier = {parameter.name: parameter.grid() for parameter in _parameters(parameters)}
+        now = {parameter.name: set(map(spelled, parameter.grid())) for parameter in self.parameters}
+        return earlier.keys() == now.keys() and all(set(map(spelled, earlier[name])) <= now[name] for name in now)
+
     def flags(self, values: dict[str, Any]) -> dict[str, Any]:
         """Flag -> value: nested names lose their group, and a value that is a mapping is several flags."""
-        return dict(_leaves((name.rpartition(".")[2], value) for name, value in values.items()))
+        return dict(leaves((name.rpartition(".")[2], value) for name, value in values.items()))
 
 
 def load_sweep(
@@ -128,9 +139,9 @@ def load_sweep(
         if changes and isinstance(content, dict) and isinstance(content.get("parameters"), dict):
             content["parameters"] |= dict(_change(change) for change in changes)
         sweep = _parse(path, content)
-        _check_flags(sweep, known, check)
+        check_flags(sweep, known, check)
         if "--task_name" in known:
-            _check_metric(sweep)
+            check_metric(sweep)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return sweep
@@ -151,6 +162,7 @@ def _change(text: str) -> tuple[str, dict[str, Any]]:
 def _parse(path: Path, content: Any) -> Sweep:
     if not isinstance(content, dict):
         raise UserError("must hold W&B's keys: program, method, metric, parameters")
+    check_plain(content)
     for key in content:
         if key in _SERVER:
             raise UserError(f"{key}: is for W&B's server alone; give the file to wandb sweep")
@@ -162,7 +174,7 @@ def _parse(path: Path, content: Any) -> Sweep:
     method = _one_of(content, "method", _METHODS)
     run_cap = content.get("run_cap")
     if run_cap is not None:
-        _whole("run_cap", run_cap)
+        run_cap = _whole("run_cap", run_cap)
     metric = _mapping(content, "metric", ("name", "goal", "target", "impute", "impute_while_running"))
     if not isinstance(metric.get("name"), str):
         raise UserError("metric.name: missing; such as eval/best_accuracy")
@@ -173,7 +185,7 @@ def _parse(path: Path, content: Any) -> Sweep:
     return Sweep(
         name=_text(content, "name") or path.stem,
         program=_text(content, "program") or "",
-        command=_command(content.get("command")),
+        command=parse_command(content.get("command")),
         method=method,
         parameters=tuple(_parameters(content["parameters"])),
         metric=metric["name"],
@@ -206,75 +218,22 @@ def _parameters(content: Any, prefix: str = "") -> Iterator[Parameter]:
 def _hyperband(content: dict[str, Any]) -> Hyperband:
     given = _mapping(content, "early_terminate", ("type", "min_iter", "max_iter", "s", "eta", "strict"))
     _one_of(given, "type", ("hyperband",), "early_terminate.")
-    factor = given.get("eta", 3)
-    _whole("early_terminate.eta", factor, lowest=2)
+    eta = given.get("eta", 3)
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 1 < eta < math.inf:
+        raise UserError(f"early_terminate.eta: {eta!r} must be a number greater than 1")
     if "max_iter" in given:
         if "s" not in given:
             raise UserError("early_terminate.s: missing; max_iter needs it")
-        _whole("early_terminate.max_iter", given["max_iter"])
-        _whole("early_terminate.s", given["s"])
-        return Hyperband(max(1, int(given["max_iter"] / factor ** given["s"])), given["max_iter"], factor)
+        last = _whole("early_terminate.max_iter", given["max_iter"])
+        first = float(last)
+        for _ in range(_whole("early_terminate.s", given["s"])):
+            if first <= 1:
+                break
+            first /= eta
+        return Hyperband(max(1, int(first)), last, eta)
     if "min_iter" not in given:
         raise UserError("early_terminate.min_iter: missing; or give max_iter and s")
-    _whole("early_terminate.min_iter", given["min_iter"])
-    return Hyperband(given["min_iter"], None, factor)
-
-
-def _command(words: Any) -> tuple[str, ...]:
-    if words is None:
-        return _DEFAULT_COMMAND
-    if not isinstance(words, list) or not words:
-        raise UserError("command: must be a list of words and macros")
-    if not any(word in _ARGS_MACROS for word in words):
-        raise UserError("command: has no ${args}, so no run would be given its values")
-    return tuple(str(word) for word in words)
-
-
-def _check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]], object]) -> None:
-    names = [name for name in known if name not in ("--help", "--config", "--_wandb")]
-    places: dict[str, str] = {}
-    for parameter in sweep.parameters:
-        if sweep.method == "grid":
-            parameter.grid()
-        place, flags = f"parameters.{parameter.name}", set()
-        for value in parameter.extremes():
-            for flag, single in _leaves([(parameter.flag, value)]):
-                spelled = f"--{flag.replace('-', '_')}"
-                if spelled.strip("-") in OWN_FLAGS:
-                    raise UserError(f"{place}: {spelled} is given by the sweep itself; see --sweep_dir")
-                if spelled not in names:
-                    raise UserError(f"{place}: train.py has no {spelled}{nearest(spelled, names)}")
-                flags.add(spelled)
-                try:
-                    check([f"{spelled}={single}"])
-                except UserError as error:
-                    raise UserError(f"{place}: {error}") from error
-        for flag in flags:
-            if flag in places:
-                raise UserError(f"{place}: {flag} is set by {places[flag]} too")
-            places[flag] = place
-
-
-def _check_metric(sweep: Sweep) -> None:
-    """A metric that a task does not log would be missed only when a whole run has gone by."""
-    if not sweep.metric.startswith("eval/"):
-        return
-    given = ((parameter.flag, value) for parameter in sweep.parameters for value in parameter.extremes())
-    named = [TASKS[task] for flag, task in _leaves(given) if flag == "task_name"]
-    for tasks in [[task] for task in named] or [list(TASKS.values())]:
-        logged = {f"eval/{name}" for task in tasks for name in ("loss", *task.metrics, f"best_{task.best_metric}")}
-        if sweep.metric not in logged:
-            whose = f"task {tasks[0].name} does not log" if named else "no task logs"
-            hint = nearest(sweep.metric, logged)
-            raise UserError(f"metric.name: {whose} {sweep.metric}{hint} (known: {', '.join(sorted(logged))})")
-
-
-def _leaves(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    for name, value in items:
-        if isinstance(value, dict):
-            yield from _leaves(value.items())
-        else:
-            yield name, value
+    return Hyperband(_whole("early_terminate.min_iter", given["min_iter"]), None, eta)
 
 
 def _mapping(content: dict[str, Any], key: str, known: tuple[str, ...]) -> dict[str, Any]:
@@ -294,9 +253,12 @@ def _one_of(content: dict[str, Any], key: str, known: tuple[str, ...], prefix: s
     return str(value)
 
 
-def _whole(key: str, value: Any, lowest: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise UserError(f"{key}: {value!r} must be a whole number from {lowest} on")
+def _whole(key: str, value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():  # as in JSON Schema, and so to W&B
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{key}: {value!r} must be a whole number from 1 on")
+    return value
 
 
 def _text(content: dict[str, Any], key: str) -> str | None:

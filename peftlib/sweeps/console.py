@@ -65,6 +65,9 @@ class SweepConsole:
         size = f"{sweep.size} runs" if sweep.size is not None else "no run_cap: goes on until it is stopped"
         goal = "maximize" if sweep.maximize else "minimize"
         self.note(f"sweep {search.id}: {sweep.method}, {size}, {goal} {sweep.metric}, in {search.folder}")
+        early = sweep.hyperband
+        if early is not None and early.factor != early.eta:
+            self.note(f"early_terminate.eta: {early.eta:g} is taken as {early.factor}; Optuna needs a whole number")
         if over:
             self.note(f"going on: {over} runs are over already")
 

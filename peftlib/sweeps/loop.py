@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from pathlib import Path
 
 import psutil
 
-from peftlib.errors import Interrupted, RunError, UserError, nearest
+from peftlib.errors import Interrupted, RunError, nearest
 from peftlib.processes import CaughtSignals
-from peftlib.sweeps.config import Sweep
 from peftlib.sweeps.console import SweepConsole
 from peftlib.sweeps.run import Run, forget_checkpoints, in_use, logged_in, reason_of, record_of, tail_of
 from peftlib.sweeps.search import Claim, Search
@@ -26,16 +24,6 @@ class Stopped(Interrupted):
         self.status = 128 + number
 
 
-def check_program(sweep: Sweep) -> None:
-    """Make sure, before a folder is made for the sweep, that its runs can be started from here.
-
-    Raises:
-        UserError: the program is not there.
-    """
-    if not Path(sweep.program).is_file():
-        raise UserError(f"program: {sweep.program} is not below {Path.cwd()}; start from the project's folder")
-
-
 def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: int | None = None) -> None:
     """Run what the study asks for, and say at the end what was best.
 
@@ -47,7 +35,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
         Stopped: a signal came.
         RunError: no run of the sweep has ended well.
     """
-    active: dict[int, tuple[Claim, Run]] = {}
+    active: dict[int, tuple[Claim, Run | None]] = {}  # None until it is started
     started, stopped, idle = 0, 0, False
     with CaughtSignals(signal.SIGINT, signal.SIGTERM) as signals, console:
         console.begin(search, workers)
@@ -57,16 +45,27 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
                 idle = claim is None
                 if claim is None:
                     break
-                if not _settled(search, console, claim):
-                    active[claim.number] = (claim, _start(search, console, claim, workers))
-                    started += 1
+                active[claim.number] = (claim, None)
+                started += 1
             for number, (claim, run) in list(active.items()):
-                if _look(search, console, claim, run, cut_off=bool(signals.received)):
+                if run is not None:
+                    if _look(search, console, claim, run, cut_off=bool(signals.received)):
+                        del active[number]
+                elif signals.received:
+                    search.release(claim, blameless=True)
                     del active[number]
+                elif claim.taken_up and in_use(search.run_folder(number)):
+                    continue  # its launcher was killed alone; the training ends by itself
+                elif _settled(search, console, claim):
+                    del active[number]
+                    started -= 1
+                else:
+                    active[number] = (claim, _start(search, console, claim, workers))
+            running = {number: run for number, (_, run) in active.items() if run is not None}
             if len(signals.received) > stopped:
                 stopped = len(signals.received)
-                _stop(console, [run for _, run in active.values()], at_once=stopped > 1)
-            console.show(search, {number: run for number, (_, run) in active.items()})
+                _stop(console, list(running.values()), at_once=stopped > 1)
+            console.show(search, running)
             enough = bool(signals.received) or (count is not None and started >= count)
             # What others are running may yet be cut off, and is taken up then.
             if not active and (enough or (idle and not search.unfinished())):
@@ -91,8 +90,6 @@ def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:
     if not claim.taken_up:
         return False
     folder = search.run_folder(claim.number)
-    while in_use(folder):  # its launcher was killed alone; the training ends by itself
-        time.sleep(_PAUSE)
     record = record_of(folder)
     if "stopped_at" in claim.trial.user_attrs:
         _stopped_early(search, claim)

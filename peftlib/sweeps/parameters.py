@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ _DEFAULTS: dict[str, float] = {"q": 1.0, "mu": 0.0, "sigma": 1.0, "a": 1.0, "b":
 _GRID = ("constant", "categorical", "int_uniform", "q_uniform")
 # Where a distribution has no bounds, the share of either tail that is never drawn: its quantile is infinite at 0 and 1.
 _TAIL = 1e-6
+_ENDS = (_TAIL, 1 - _TAIL)
+_EXPONENT = math.log(sys.float_info.max)
 
 
 def optional_settings(distribution: str) -> tuple[str, ...]:
@@ -114,6 +117,37 @@ class Parameter:
             value = _between(kind, settings["min"], settings["max"], share)
         return _rounded(float(value), settings["q"]) if self.distribution.startswith("q_") else float(value)
 
+    def check_range(self) -> None:
+        """Refuse settings that lead out of what a number can hold.
+
+        Raises:
+            UserError: names the setting; exponents that look like values have a fix of their own.
+        """
+        settings, place = self.settings, f"parameters.{self.name}"
+        if self.distribution == "constant" or self.distribution.startswith("categorical"):
+            return
+        import numpy as np
+
+        try:
+            with np.errstate(all="ignore"):  # a warning of NumPy's would be a second line
+                ends = [float(self.quantile(share)) for share in (0.5, *((0.0, 1.0) if "min" in settings else _ENDS))]
+        except OverflowError:
+            ends = [math.inf]
+        if all(map(math.isfinite, ends)):
+            return
+        if "log_uniform" in self.distribution and not self.distribution.endswith("_values"):
+            key = "min" if self.distribution.startswith("inv_") and settings["min"] < -_EXPONENT else "max"
+            given = f"{place}.{key}: {settings[key]}"
+            raise UserError(
+                f"{given} is an exponent of e to {self.distribution}, and no number is so large; "
+                f"to give the values themselves write distribution: {self.distribution}_values"
+            )
+        if "min" in settings:
+            raise UserError(f"{place}.max: no number is as large as what lies between min and max")
+        keys = "mu and sigma" if "mu" in settings else "a and b"
+        natural = "; they are those of the value's natural logarithm" if "log_normal" in self.distribution else ""
+        raise UserError(f"{place}.{keys.partition(' ')[0]}: with these {keys} it gives no finite number{natural}")
+
     def extremes(self) -> list[Any]:
         """Values that tell whether train.py takes what this can give: all of few, else the ends, else the middle."""
         if self.distribution in ("categorical", "categorical_w_probabilities"):
@@ -129,7 +163,11 @@ class Parameter:
                 return settings["value"]
             case "categorical":
                 values = {label(value): value for value in settings["values"]}
-                return values[trial.suggest_categorical(self.name, list(values))]
+                if len(values) == len(settings["values"]):
+                    return values[trial.suggest_categorical(self.name, list(values))]
+                # A value that is listed twice is drawn twice as often, as by W&B; Optuna's categories are distinct.
+                places = range(len(settings["values"]))
+                return settings["values"][trial.suggest_categorical(f"{self.name} (place)", places)]
             case "int_uniform":
                 return trial.suggest_int(self.name, settings["min"], settings["max"])
             case "uniform":
@@ -137,7 +175,7 @@ class Parameter:
             case "log_uniform_values":
                 return trial.suggest_float(self.name, settings["min"], settings["max"], log=True)
             case _:
-                return self.quantile(trial.suggest_float(f"{self.name} (share)", _TAIL, 1 - _TAIL))
+                return self.quantile(trial.suggest_float(f"{self.name} (share)", *_ENDS))
 
 
 def parse_parameter(name: str, content: dict[str, Any]) -> Parameter:
@@ -147,8 +185,10 @@ def parse_parameter(name: str, content: dict[str, Any]) -> Parameter:
         UserError: names the setting that is wrong.
     """
     place = f"parameters.{name}"
-    distribution = content.get("distribution") or _implied(place, content)
-    if distribution not in REQUIRED:
+    distribution = content.get("distribution")
+    if distribution is None:
+        distribution = _implied(place, content)
+    if not isinstance(distribution, str) or distribution not in REQUIRED:
         raise UserError(f"{place}.distribution: {distribution} is unknown{nearest(str(distribution), REQUIRED)}")
     settings = {key: value for key, value in content.items() if key != "distribution"}
     known = (*REQUIRED[distribution], *optional_settings(distribution))
@@ -160,7 +200,9 @@ def parse_parameter(name: str, content: dict[str, Any]) -> Parameter:
             raise UserError(f"{place}.{key}: missing; {distribution} needs {' and '.join(REQUIRED[distribution])}")
     settings = {key: _DEFAULTS[key] for key in optional_settings(distribution)} | settings
     _check(place, distribution, settings)
-    return Parameter(name, distribution, settings)
+    parameter = Parameter(name, distribution, settings)
+    parameter.check_range()
+    return parameter
 
 
 def _implied(place: str, content: dict[str, Any]) -> str:
@@ -182,7 +224,7 @@ def _implied(place: str, content: dict[str, Any]) -> str:
 def _check(place: str, distribution: str, settings: dict[str, Any]) -> None:
     for key in ("min", "max", *_DEFAULTS):
         value = settings.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
             hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if isinstance(value, str) else ""
             raise UserError(f"{place}.{key}: {value!r} is no number{hint}")
         if distribution == "int_uniform" and not _is_integer(value):
@@ -230,6 +272,13 @@ def _rounded(value: float, q: float) -> float:
     return int(multiple) if isinstance(q, int) else multiple
 
 
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -237,6 +286,11 @@ def _is_integer(value: Any) -> bool:
 def _identity(value: Any) -> str:
     # 3.0 and 3 are one value to W&B, True and 1 are two.
     return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
+
+
+def spelled(value: Any) -> str:
+    """A value as JSON, by which the study knows it again."""
+    return json.dumps(value, sort_keys=True)
 
 
 def label(value: Any) -> str | int | float | None:

@@ -7,14 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-
+from peftlib.errors import RunError
 from peftlib.processes import end_with_parent
+from peftlib.sweeps.command import expand, search_path
 from peftlib.sweeps.config import Sweep
 from peftlib.sweeps.search import try_lock
 
@@ -30,6 +29,9 @@ class Run:
         folder: the run's own output folder. One that holds an earlier part of this run is gone on with.
         lock: the trial's; the run's processes hold it too, for as long as they live.
         identity: the sweep's id, and the number of the trial.
+
+    Raises:
+        RunError: the command cannot be started; the trial is left to whoever looks next.
 
     Attributes:
         stopping: the signal that was sent, if any.
@@ -47,16 +49,19 @@ class Run:
         self._deadline = float("inf")
         self.command = expand(sweep, {**flags, "output_dir": str(folder), "resume_from_checkpoint": "auto"}, folder)
         with log_of(folder).open("ab") as log:
-            self._process = subprocess.Popen(
-                self.command,
-                env=_environment(sweep, identity),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C at the terminal is the sweep's to handle
-                pass_fds=(lock.fileno(),),
-                preexec_fn=end_with_parent,  # safe here: there is one thread
-            )
+            try:
+                self._process = subprocess.Popen(
+                    self.command,
+                    env=_environment(sweep, identity),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a Ctrl-C at the terminal is the sweep's to handle
+                    pass_fds=(lock.fileno(),),
+                    preexec_fn=end_with_parent,  # safe here: there is one thread
+                )
+            except OSError as error:  # its program was there when the sweep began
+                raise RunError(f"command: {self.command[0]} cannot be started ({error.strerror})") from error
 
     def poll(self) -> int | None:
         """The exit status once all of the run's processes are gone, else None."""
@@ -100,31 +105,9 @@ class Run:
                 self.values.append(float(logged[self.metric]))
 
 
-def expand(sweep: Sweep, flags: dict[str, Any], folder: Path) -> list[str]:
-    """The words of the command with W&B's macros filled in, as `wandb agent` does it."""
-    macros = create_sweep_command_args({"args": {name: {"value": value} for name, value in flags.items()}})
-    arguments_file = folder.with_suffix(".args.json")
-    macros |= {
-        "env": ["/usr/bin/env"],
-        "interpreter": ["python"],
-        "program": [sweep.program],
-        "args_json_file": [str(arguments_file)],
-    }
-    words = create_sweep_command(list(sweep.command))
-    if "${args_json_file}" in words:
-        arguments_file.write_text(macros["args_json"][0], encoding="utf-8")
-    command: list[str] = []
-    for word in words:
-        is_macro = word.startswith("${") and word.endswith("}")
-        command += macros.get(word[2:-1], []) if is_macro else [word]
-    return command
-
-
 def _environment(sweep: Sweep, identity: tuple[str, int]) -> dict[str, str]:
-    # First of all this interpreter's own `accelerate` and `python`, whether or not its environment is activated.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     project = {"WANDB_PROJECT": sweep.project} if sweep.project and "WANDB_PROJECT" not in os.environ else {}
-    own = {"PATH": path, "PEFTLIB_SWEEP_ID": identity[0], "PEFTLIB_TRIAL": str(identity[1])}
+    own = {"PATH": search_path(), "PEFTLIB_SWEEP_ID": identity[0], "PEFTLIB_TRIAL": str(identity[1])}
     return {**os.environ, **project, **own}
 
 

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from peftlib.errors import UserError
-from peftlib.files import write_json
+from peftlib.files import strict, write_json
 from peftlib.sweeps.config import Sweep
-from peftlib.sweeps.parameters import label
+from peftlib.sweeps.parameters import label, spelled
 
 _CUT_OFF_LIMIT = 3  # times that a run may be cut off from outside before it counts as failed
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -115,10 +116,10 @@ class Search:
                 if self._enough(trials):
                     return None
                 if self.sweep.method == "grid":
-                    # Optuna's GridSampler shuffles, and gives two workers the same point. A trial's number is its
-                    # index in the grid, so the queue never holds more than the one point that is asked for next.
-                    point = self.sweep.grid_point(len(trials))
-                    self.study.enqueue_trial({name: label(value) for name, value in point.items()})
+                    # Optuna's GridSampler shuffles, and gives two workers the same point. The queue never holds more
+                    # than the one point that is asked for next.
+                    point = self._next_point(trials)
+                    self.study.enqueue_trial(_labels(point), user_attrs={"values": point})
             trial = self.study.ask()
             lock = self._lock(trial.number)
             if lock is None:
@@ -185,16 +186,36 @@ class Search:
     def _taken(self, trial: Trial, lock: TextIO, *, taken_up: bool) -> Claim:
         self.study.sampler = self._sampler(trial.number)
         if self.sweep.method == "grid":
-            values = self.sweep.grid_point(trial.number)
-            for parameter in self.sweep.parameters:
-                if parameter.varies:  # for whoever opens the study with Optuna's own tools
-                    trial.suggest_categorical(parameter.name, [label(value) for value in parameter.grid()])
+            values = self._point(self.trials()[trial.number])
+            self._show_to_optuna(trial, values)
         else:
             values = {parameter.name: parameter.suggest(trial) for parameter in self.sweep.parameters}
         if "values" not in trial.user_attrs:
             trial.set_user_attr("values", values)
         seen = max(self.trials()[trial.number].intermediate_values, default=0)
         return Claim(trial, values, lock, taken_up, seen)
+
+    def _next_point(self, trials: list[FrozenTrial]) -> dict[str, Any]:
+        """The first point of the grid that no trial has; the grid may have grown since the first of them."""
+        taken = {spelled(self._point(trial)) for trial in trials}
+        points = (self.sweep.grid_point(index) for index in range(self.sweep.points))
+        return next(point for point in points if spelled(point) not in taken)
+
+    def _point(self, trial: FrozenTrial) -> dict[str, Any]:
+        if "values" in trial.user_attrs:
+            return dict(trial.user_attrs["values"])
+        # Queued by a sweep that did not write its values yet.
+        points = (self.sweep.grid_point(index) for index in range(self.sweep.points))
+        return next(point for point in points if _labels(point) == trial.system_attrs["fixed_params"])
+
+    def _show_to_optuna(self, trial: Trial, values: dict[str, Any]) -> None:
+        """For whoever opens the study with Optuna's own tools; they know no choices that grow, and miss later ones."""
+        known = {name: kind for earlier in self.trials() for name, kind in earlier.distributions.items()}
+        for parameter in self.sweep.parameters:
+            if parameter.varies:
+                choices = known.get(parameter.name) or CategoricalDistribution([label(v) for v in parameter.grid()])
+                if isinstance(choices, CategoricalDistribution) and label(values[parameter.name]) in choices.choices:
+                    trial.suggest_categorical(parameter.name, choices.choices)
 
     def _enough(self, trials: list[FrozenTrial]) -> bool:
         size, target = self.sweep.size, self.sweep.target
@@ -223,18 +244,26 @@ class Search:
         return HyperbandPruner(settings.first, settings.last or "auto", settings.factor)
 
     def _same_sweep(self) -> None:
-        """Keep the file's content on the first call; refuse another one later. `run_cap` may be raised."""
+        """Keep the file's content on the first call; refuse another one later.
+
+        `run_cap` may be changed, and a grid may grow: what is finished stays, and the new points are added.
+        """
         path = self.folder / "sweep.json"
         now = {key: value for key, value in self.sweep.content.items() if key not in ("run_cap", "description")}
-        now |= {"seed": self._seed}
-        now = json.loads(json.dumps(now))
-        if not path.exists():
-            write_json(path, now)
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
-        for key in sorted({*before, *now}):
-            if before.get(key) != now.get(key):
+        now = strict(now | {"seed": self._seed})
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        others = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)] if before else []
+        for key in others:
+            grid = key == "parameters" and self.sweep.method == "grid" == before["method"]
+            if not grid:
                 raise UserError(f"--sweep_dir {self.folder}: holds a sweep with another {key}; name another folder")
+            if not self.sweep.covers(before["parameters"]):
+                raise UserError(
+                    f"--sweep_dir {self.folder}: holds a sweep with other parameters (a grid may gain values, not lose "
+                    "or change them); name another folder"
+                )
+        if others or not before:
+            write_json(path, now)
 
     def _lock(self, number: int) -> TextIO | None:
         return try_lock(self.folder / "locks" / f"{number:04d}")
@@ -245,6 +274,10 @@ class Search:
         with (self.folder / "locks" / "study").open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _labels(point: dict[str, Any]) -> dict[str, Any]:
+    return {name: label(value) for name, value in point.items()}
 
 
 def try_lock(path: Path) -> TextIO | None:

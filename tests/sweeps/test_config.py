@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import yaml
 
 from peftlib.arguments import parse_train_arguments, train_parser
 from peftlib.errors import UserError
+from peftlib.strategies import STRATEGIES
 from peftlib.sweeps.config import Sweep, load_sweep
 from tests.conftest import ROOT
+from tests.sweeps.wandb_search import wandb_search
 
 SHIPPED = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))
+_RATED = ("full", "bitfit", "lora")
 _GOOD = {
     "program": "scripts/train.py",
     "method": "grid",
@@ -34,8 +39,7 @@ def shipped(path: Path) -> Sweep:
 
 def of_wandb(content: dict[str, Any]) -> list[dict[str, Any]]:
     """Every run of a grid by W&B's own search, as the values that its agent is given."""
-    search = pytest.importorskip("sweeps.grid_search", reason="W&B's own search (pip install --no-deps sweeps)")
-    runs = search.grid_search_next_runs([], content, n=1000)
+    runs = wandb_search("grid_search").grid_search_next_runs([], content, n=1000)
     return [{name: entry["value"] for name, entry in run.config.items()} for run in runs if run is not None]
 
 
@@ -83,7 +87,7 @@ def test_nested_names_lose_their_group_and_mappings_are_several_flags(tmp_path):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_file_is_valid_to_wandb_itself(path):
-    config = pytest.importorskip("sweeps.config", reason="W&B's own schema (pip install --no-deps sweeps)")
+    config = wandb_search("config")
     assert config.schema_violations_from_proposed_config(yaml.safe_load(path.read_text())) == []
 
 
@@ -97,7 +101,7 @@ def test_a_shipped_file_gives_flags_that_train_py_takes_from_wandb_s_agent(path)
     if sweep.method == "grid":
         points = of_wandb(sweep.content)
     else:
-        random = pytest.importorskip("sweeps.random_search")
+        random = wandb_search("random_search")
         run = random.random_search_next_runs({**sweep.content, "method": "random"}, n=1)[0]
         points = [{name: entry["value"] for name, entry in run.config.items()}]
     for point in points:
@@ -106,11 +110,46 @@ def test_a_shipped_file_gives_flags_that_train_py_takes_from_wandb_s_agent(path)
         assert {name: flat.get(name) for name in flags} == flags
 
 
-def test_the_files_that_the_readme_names_are_shipped():
-    names = {path.stem for path in SHIPPED}
-    assert names == {"quick", "rank_ablation", "rate_search", "report_grid", "reproduce", "seeds"}
-    runs = [sweep_flags["task_name"] for sweep_flags in map(shipped(SHIPPED[3]).flags, shipped(SHIPPED[3]).grid())]
-    assert len(runs) == 8 and set(runs) == {"mrpc", "sst2"}
+def test_the_readme_s_table_names_every_shipped_file_and_no_other():
+    rows = re.findall(r"^\| `(\w+\.yaml)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(rows) == [path.name for path in SHIPPED]
+
+
+def test_the_report_s_grid_is_its_eight_runs():
+    sweep = shipped(ROOT / "scripts" / "sweeps" / "report_grid.yaml")
+    runs = [sweep.flags(point) for point in sweep.grid()]
+    ways = [(run["task_name"], run["method"], run.get("lora_r")) for run in runs]
+    methods = [("bitfit", None), ("lora", 8), ("lora", 16), ("lora", 32)]
+    assert sorted(ways, key=str) == sorted(((task, *way) for task in ("mrpc", "sst2") for way in methods), key=str)
+
+
+def test_the_rates_are_the_same_for_full_fine_tuning_and_for_peft():
+    sweep = shipped(ROOT / "scripts" / "sweeps" / "rates.yaml")
+    runs = [sweep.flags(point) for point in sweep.grid()]
+    tried = {method: {run["learning_rate"] for run in runs if run["method"] == method} for method in _RATED}
+    assert tried["full"] == tried["bitfit"] == tried["lora"] and len(tried["full"]) >= 3
+    assert {STRATEGIES[method].default_learning_rate for method in _RATED} <= set().union(*tried.values())
+    assert len(runs) == len({(run["method"], run["learning_rate"], run["seed"]) for run in runs})
+    assert len({run["seed"] for run in runs}) >= 3  # one seed claims nothing
+
+
+@pytest.mark.parametrize(
+    ("settings", "first", "last", "factor"),
+    [
+        ({"min_iter": 2}, 2, None, 3),
+        ({"min_iter": 2, "eta": 1.5}, 2, None, 2),
+        ({"min_iter": 2.0, "eta": 2.7}, 2, None, 3),
+        ({"max_iter": 27, "s": 2}, 3, 27, 3),
+        ({"max_iter": 27, "s": 2.0, "eta": 1.5}, 12, 27, 2),
+        ({"max_iter": 27, "s": 1000, "eta": 1e300}, 1, 27, round(1e300)),
+    ],
+)
+def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, factor):
+    early = {"type": "hyperband", **settings}
+    sweep = load(tmp_path, early_terminate=early)
+    assert wandb_search("config").schema_violations_from_proposed_config(sweep.content) == []
+    assert sweep.hyperband is not None
+    assert (sweep.hyperband.first, sweep.hyperband.last, sweep.hyperband.factor) == (first, last, factor)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +163,12 @@ def test_the_files_that_the_readme_names_are_shipped():
         ({"metric": {"goal": "maximize"}}, "metric.name: missing"),
         ({"metric": {"name": "x", "goal": "max"}}, "metric.goal: max is unknown; did you mean maximize?"),
         ({"metric": {"nam": "x"}}, "metric.nam: no such key; did you mean name?"),
-        ({"metric": {"name": "eval/acuracy"}}, "metric.name: no task logs eval/acuracy; did you mean eval/accuracy? ("),
+        ({"metric": {"name": "eval/acuracy"}}, "metric.name: task rotten_tomatoes (the default: no task_name) does not "
+         "log eval/acuracy; did you mean eval/accuracy? (known: eval/accuracy, eval/best_accuracy, eval/loss)"),
+        ({"metric": {"name": "eval/f1"}}, "metric.name: task rotten_tomatoes (the default: no task_name) does not log"),
+        # The second run names no task.
+        ({"metric": {"name": "eval/f1"}, "parameters": {"g": {"values": [{"task-name": "mrpc"}, {"seed": 1}]}}},
+         "metric.name: task rotten_tomatoes (the default: no task_name) does not log eval/f1"),
         ({"metric": {"name": "eval/f1"}, "parameters": {"task_name": {"values": ["mrpc", "sst2"]}}},
          "metric.name: task sst2 does not log eval/f1"),
         ({"metric": {"name": "eval/best_f1"}, "parameters": {"g": {"value": {"task_name": "mrpc"}}}},
@@ -135,7 +179,16 @@ def test_the_files_that_the_readme_names_are_shipped():
         ({"early_terminate": {"type": "median"}}, "early_terminate.type: median is unknown (known: hyperband)"),
         ({"early_terminate": {"type": "hyperband"}}, "early_terminate.min_iter: missing; or give max_iter and s"),
         ({"early_terminate": {"type": "hyperband", "max_iter": 9}}, "early_terminate.s: missing"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 1}}, "early_terminate.eta: 1 must be a numbe"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": "3"}}, "early_terminate.eta: '3' must be a"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1.5}}, "early_terminate.min_iter: 1.5 must be a whole"),
         ({"parameters": {}}, "parameters: must be a mapping"),
+        ({"parameters": {"seed": {"value": datetime.date(2026, 1, 2)}}},
+         "parameters.seed.value: YAML reads 2026-01-02 as a date; put it in quotes"),
+        ({"parameters": {"seed": {"values": [1, datetime.datetime(2026, 1, 2)]}}}, "parameters.seed.values: YAML read"),
+        ({"parameters": {"g": {"value": {"seed": {1, 2}}}}}, "parameters.g.value.seed: YAML reads {1, 2} as a set; "),
+        ({"parameters": {"g": {"value": {"seed": 1, 2: 3}}}}, "parameters.g.value: 2 is no name; put it in quotes"),
+        ({"project": b"x"}, "project: YAML reads b'x' as a bytes; put it in quotes"),
         ({"parameters": {"lora_r": 8}}, "parameters.lora_r: must be a mapping such as {value: 8}"),
         ({"parameters": {"lora_rr": {"value": 8}}}, "parameters.lora_rr: train.py has no --lora_rr; did you"),
         ({"parameters": {"g": {"value": {"lora_x": 8}}}}, "parameters.g: train.py has no --lora_x; did you mean"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from peftlib.errors import UserError
 from peftlib.sweeps.parameters import REQUIRED, Parameter, parse_parameter
+from tests.sweeps.wandb_search import wandb_search
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -72,9 +73,8 @@ def test_a_draw_is_within_the_bounds_and_on_the_grid_of_q(parameter, share):
 
 @given(st.one_of(bounded(), shaped()), st.floats(0.001, 0.999))
 def test_quantiles_are_those_of_wandb(parameter, share):
-    params = pytest.importorskip("sweeps.params", reason="W&B's own sampler (pip install --no-deps sweeps)")
     content = {"distribution": parameter.distribution, **parameter.settings}
-    theirs = params.HyperParameter("x", content)
+    theirs = wandb_search("params").HyperParameter("x", content)
     if parameter.distribution == "int_uniform":
         # Theirs goes through floats, which may put the border between two numbers on either side.
         assert abs(parameter.quantile(share) - theirs.ppf(share)) <= 1
@@ -109,6 +109,18 @@ def test_a_drawn_category_is_the_very_value_of_the_file(values):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     value = parameter.suggest(study.ask())
     assert any(type(value) is type(other) and value == other for other in values)
+
+
+@pytest.mark.parametrize("values", [["a", "a", "b"], [1, 1.0, 2], [{"b": 1}, {"b": 1}, {"b": 2}]])
+def test_a_value_that_is_listed_twice_is_drawn_as_often_as_by_wandb(values):
+    content = {"values": values}
+    ours = parse_parameter("x", content)
+    theirs = wandb_search("params").HyperParameter("x", content)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    drawn = [ours.suggest(study.ask()) for _ in range(300)]
+    share = sum(theirs.ppf((place + 0.5) / 300) == values[0] for place in range(300)) / 300
+    assert share == pytest.approx(2 / 3, abs=0.01)
+    assert sum(value == values[0] for value in drawn) / 300 == pytest.approx(share, abs=0.08)  # 3 standard deviations
 
 
 @pytest.mark.parametrize(
@@ -148,8 +160,20 @@ def test_equal_values_are_one_point_of_a_grid():
         ({"values": [1, 2], "probabilities": [1.0]}, "parameters.x.probabilities: 1 for 2 values"),
         ({"values": [1, 2], "probabilities": [0.5, 0.6]}, "parameters.x.probabilities: add up to 1.1, not to 1"),
         ({"distribution": "int_uniform", "min": 1.5, "max": 3}, "parameters.x.min: 1.5 is no whole number"),
+        ({"distribution": ["uniform"], "min": 0.0, "max": 1.0}, "parameters.x.distribution: ['uniform'] is unknown"),
+        ({"distribution": {"a": 1}, "min": 0.0, "max": 1.0}, "parameters.x.distribution: {'a': 1} is unknown"),
+        ({"distribution": "log_uniform", "min": 1, "max": 1000},
+         "parameters.x.max: 1000 is an exponent of e to log_uniform, and no number is so large; to give the values "
+         "themselves write distribution: log_uniform_values"),
+        ({"distribution": "q_log_uniform", "min": 1, "max": 1000}, "parameters.x.max: 1000 is an exponent of e to q_l"),
+        ({"distribution": "inv_log_uniform", "min": -1000, "max": 1}, "parameters.x.min: -1000 is an exponent of e"),
+        ({"distribution": "log_normal", "mu": 1000}, "parameters.x.mu: with these mu and sigma it gives no finite"),
+        ({"distribution": "q_log_normal", "sigma": 1000}, "parameters.x.mu: with these mu and sigma it gives no fin"),
+        ({"distribution": "uniform", "min": -1e308, "max": 1e308}, "parameters.x.max: no number is as large as what"),
+        ({"distribution": "uniform", "min": 0, "max": 10**400}, f"parameters.x.max: {10**400} is no number"),
     ],
-)
+)  # fmt: skip
+@pytest.mark.filterwarnings("error")
 def test_a_wrong_parameter_is_named(content, message):
     with pytest.raises(UserError) as error:
         parse_parameter("x", content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 import yaml
 
 from peftlib.sweeps.config import Sweep, load_sweep
-from peftlib.sweeps.run import Run, expand, in_use, logged_in, reason_of, tail_of
+from peftlib.sweeps.run import Run, in_use, logged_in, reason_of, tail_of
 from peftlib.sweeps.search import try_lock
 
 
@@ -25,28 +24,6 @@ def sweep_of(folder: Path, program: str = "train.py", command: list[str] | None 
     }  # fmt: skip
     (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
     return load_sweep(folder / "sweep.yaml", ["--seed"], lambda words: None)
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["${env}", "accelerate", "launch", "${program}", "${args}"],
-         ["/usr/bin/env", "accelerate", "launch", "p.py", "--lora_r=8", "--use_dora=False"]),
-        (["${interpreter}", "${program}", "${args_no_boolean_flags}"], ["python", "p.py", "--lora_r=8"]),
-        (["${program}", "${args_no_equals}"], ["p.py", "--lora_r", "8", "--use_dora", "False"]),
-        (["nice", "-n", "${envvar:NICENESS}", "${program}", "${args}"],
-         ["nice", "-n", "5", "p.py", "--lora_r=8", "--use_dora=False"]),
-    ],
-)  # fmt: skip
-def test_a_command_is_filled_in_as_wandb_s_agent_does(tmp_path, monkeypatch, words, expected):
-    monkeypatch.setenv("NICENESS", "5")
-    assert expand(sweep_of(tmp_path, "p.py", words), {"lora_r": 8, "use_dora": False}, tmp_path / "0") == expected
-
-
-def test_arguments_in_a_file_lie_beside_the_run(tmp_path):
-    sweep = sweep_of(tmp_path, command=["${program}", "${args_json_file}"])
-    _, path = expand(sweep, {"seed": 1}, tmp_path / "0003")
-    assert json.loads(Path(path).read_text()) == {"seed": 1}
 
 
 def start(folder: Path, script: str) -> Run:

@@ -10,10 +10,12 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from peftlib.arguments import train_parser
+from peftlib.arguments import parse_train_arguments, train_parser
 from peftlib.errors import UserError
 from peftlib.sweeps.config import load_sweep
+from peftlib.sweeps.reproduction import sweep_words
 from peftlib.sweeps.search import Claim, Search
+from tests.conftest import ROOT
 
 _RATE = {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1}
 
@@ -125,7 +127,12 @@ def test_bayes_looks_where_it_was_good(search):
 
 
 @pytest.mark.parametrize(
-    "early", [{"type": "hyperband", "min_iter": 1, "eta": 2}, {"type": "hyperband", "max_iter": 8, "s": 3, "eta": 2}]
+    "early",
+    [
+        {"type": "hyperband", "min_iter": 1, "eta": 2},
+        {"type": "hyperband", "max_iter": 8, "s": 3, "eta": 2},
+        {"type": "hyperband", "min_iter": 1, "eta": 1.5},
+    ],
 )
 def test_hyperband_stops_a_bad_run_and_not_the_best(search, early):
     opened = search(early_terminate=early, method="random", run_cap=12, parameters={"learning_rate": _RATE})
@@ -174,13 +181,111 @@ def test_the_best_come_first_then_the_stopped_then_the_failed(search):
     assert [trial.state for trial in opened.ranked()][-1] == TrialState.FAIL
 
 
-def test_a_folder_keeps_to_its_sweep_but_for_run_cap(search):
-    search(run_cap=1).claim()
-    assert search(run_cap=2).claim() is not None
-    with pytest.raises(UserError, match="holds a sweep with another parameters; name another folder"):
-        search(parameters={"lora_r": {"values": [1]}})
-    with pytest.raises(UserError, match="holds a sweep with another seed"):
+def run_all(search: Search) -> list[dict[str, Any]]:
+    """Finish every trial that is to be had; the values of each, in order."""
+    values = []
+    while (claim := search.claim()) is not None:
+        search.complete(claim, 0.5)
+        values.append(claim.values)
+    return values
+
+
+def grid_of(**values: list[Any]) -> dict[str, Any]:
+    return {name: {"values": entries} for name, entries in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (grid_of(lora_r=[4], seed=[1, 2, 3]), grid_of(lora_r=[4], seed=[1, 2, 3, 4, 5])),
+        (grid_of(lora_r=[4, 8], seed=[1, 2]), grid_of(lora_r=[2, 8, 4], seed=[3, 1, 2])),
+        ({"lora_r": {"value": 4}, "seed": {"min": 1, "max": 2}}, grid_of(lora_r=[4, 8], seed=[1, 2, 3])),
+        (grid_of(g=[{"method": "lora", "seed": 4}]), grid_of(g=[{"method": "full"}, {"seed": 4, "method": "lora"}])),
+    ],
+)  # fmt: skip
+def test_a_grid_that_grows_adds_its_new_points_in_order_and_repeats_none(search, before, now):
+    first = run_all(search(parameters=before))
+    grown = search(parameters=now)
+    finished = [trial.datetime_complete for trial in grown.trials()]
+    points = list(grown.sweep.grid())
+    added = [point for point in points if point not in first]
+    assert first and added and len(first) + len(added) == len(points)
+    assert run_all(search(parameters=now)) == added
+    trials = search(parameters=now).trials()
+    assert [trial.user_attrs["values"] for trial in trials] == first + added
+    assert [trial.datetime_complete for trial in trials[: len(first)]] == finished
+    with pytest.raises(UserError, match="may gain values, not lose or change them"):
+        search(parameters=before)
+
+
+def test_what_was_cut_off_or_queued_before_a_grid_grew_is_run_with_its_own_values(search):
+    few, more = grid_of(lora_r=[4, 8], seed=[1, 2]), grid_of(lora_r=[2, 4, 8], seed=[0, 1, 2])
+    first = search(parameters=few)
+    cut, done = take(first), take(first)
+    first.complete(done, 0.5)
+    die(cut)
+    first.study.enqueue_trial({"lora_r": 8, "seed": 1})  # by a sweep that was killed before it took it
+    again = search(parameters=more)
+    claim = take(again)
+    assert (claim.number, claim.values, claim.taken_up) == (0, {"lora_r": 4, "seed": 1}, True)
+    again.complete(claim, 0.5)
+    rest = run_all(again)
+    assert rest[0] == {"lora_r": 8, "seed": 1}
+    every = [claim.values, done.values, *rest]
+    assert sorted(every, key=str) == sorted(again.sweep.grid(), key=str)
+
+
+def test_two_workers_of_which_one_has_grown_repeat_nothing(search):
+    few = search(parameters=grid_of(seed=[1, 2, 3]))
+    claims = [take(few)]
+    more = search(parameters=grid_of(seed=[0, 1, 2, 3]))
+    claims += [take(more), take(few), take(more)]
+    assert sorted(claim.values["seed"] for claim in claims) == [0, 1, 2, 3]
+    assert few.claim() is None and more.claim() is None
+
+
+def test_run_cap_cuts_a_grid_that_grew_too(search):
+    assert len(run_all(search(parameters=grid_of(seed=[1, 2])))) == 2
+    assert run_all(search(parameters=grid_of(seed=[0, 1, 2, 3]), run_cap=3)) == [{"seed": 0}]
+
+
+def test_more_seeds_for_the_comparison_go_on_from_those_that_are_there(tmp_path):
+    def opened(seeds: str) -> Search:
+        words, _ = sweep_words("all-MiniLM-L6-v2", ("rotten_tomatoes",), None, seeds, None)
+        file = ROOT / "scripts" / "sweeps" / "reproduce.yaml"
+        return Search(load_sweep(file, train_parser().flags(), parse_train_arguments, words), tmp_path / "study")
+
+    assert [values["seed"] for values in run_all(opened("1,2,3"))] == [1] * 6 + [2] * 6 + [3] * 6
+    assert [values["seed"] for values in run_all(opened("1,2,3,4,5"))] == [4] * 6 + [5] * 6
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        grid_of(lora_r=[4], use_dora=[True, False]),
+        grid_of(lora_r=[4, 16], use_dora=[True, False]),
+        grid_of(lora_r=[4, 8]),
+        grid_of(lora_r=[4, 8], use_dora=[True, False], seed=[1, 2]),
+        grid_of(lora_r=[4, 8], use_dora=["true", "false"]),
+    ],
+)
+def test_a_folder_keeps_to_its_sweep_but_for_run_cap_and_a_grid_that_grows(search, parameters):
+    claims = [take(search(run_cap=1)), take(search(run_cap=2))]
+    with pytest.raises(UserError, match=r"holds a sweep with other parameters \(a grid may gain values"):
+        search(parameters=parameters)
+    with pytest.raises(UserError, match="holds a sweep with another seed; name another folder"):
         search(seed_of_search=1)
+    again = search()  # a refusal leaves the folder as it was
+    assert [claim.values for claim in claims] + run_all(again) == list(again.sweep.grid())
+
+
+def test_a_search_does_not_grow(search):
+    few, more = {"lora_r": {"values": [4]}}, {"lora_r": {"values": [4, 8]}}
+    search(method="random", run_cap=1, parameters=few)
+    with pytest.raises(UserError, match="holds a sweep with another parameters; name another folder"):
+        search(method="random", run_cap=1, parameters=more)
+    with pytest.raises(UserError, match="holds a sweep with another method"):
+        search(method="grid", parameters=few)
 
 
 def test_a_folder_that_cannot_be_written_is_named(search, tmp_path):

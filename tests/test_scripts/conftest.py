@@ -14,7 +14,7 @@ from tests.launching import run_python
 
 
 class SmallGrid(NamedTuple):
-    """`scripts/reproduce.py`, run: two methods on MRPC, one seed, two updates each.
+    """`scripts/reproduce.py`, run from a folder that is not the project's: two methods on MRPC, one seed, two updates.
 
     Attributes:
         work: where it was started.
@@ -31,7 +31,6 @@ def small_grid(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[.
     place = tmp_path_factory.mktemp("grid")
     work, sweep = place / "work", place / "sweep"
     work.mkdir()
-    (work / "scripts").symlink_to(ROOT / "scripts")  # a sweep names its program from the project's folder
     words = ["--model_name_or_path", tiny_folder(), "--data_dir", write_glue(place / "glue"), "--seeds", 1]
     words += ["--workers", 2, "--sweep_dir", sweep, "--set", "strategy=[{method: bitfit}, {method: lora, lora_r: 8}]"]
     words += ["task_name=[mrpc]", "max_train_steps=2", "eval_steps=1", "mixed_precision='no'"]

@@ -56,13 +56,12 @@ def test_a_sweep_killed_in_the_middle_goes_on(tmp_path, tiny_folder):
         "mixed_precision": {"value": "no"},
         "num_cpu_threads": {"value": 1},
         "logging_steps": {"value": 1},
-        "num_train_epochs": {"value": 20},
         "eval_steps": {"value": 40},
-        # The third fails before it trains.
+        # The first is short; the third fails before it trains.
         "strategy": {
             "values": [
-                {"method": "bitfit", "data_dir": str(write_glue(tmp_path / "glue", 64))},
-                {"method": "lora", "data_dir": str(tmp_path / "glue"), "use_dora": False},
+                {"method": "bitfit", "data_dir": str(write_glue(tmp_path / "glue", 64)), "num_train_epochs": 1},
+                {"method": "lora", "data_dir": str(tmp_path / "glue"), "use_dora": False, "num_train_epochs": 40},
                 {"method": "lora", "data_dir": str(tmp_path / "nowhere")},
             ]
         },
@@ -71,26 +70,29 @@ def test_a_sweep_killed_in_the_middle_goes_on(tmp_path, tiny_folder):
     folder = work / "outputs" / "sweeps" / "s"
     environment = clean_environment(tmp_path / "home", PYTHONPATH=str(ROOT))
     first = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(file), "--workers", "2"],
+        [sys.executable, str(SCRIPT), str(file)],
         cwd=work,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    # The second run trains when it is killed; the first is somewhere.
+    # One after the other: when the second trains, the first is over.
     log = folder / "runs" / "0001" / "metrics.jsonl"
     wait_for(lambda: first.poll() is not None or (log.exists() and log.read_text().count("\n") > 2))
     os.kill(first.pid, signal.SIGKILL)
-    before, _ = first.communicate()
-    assert first.returncode == -signal.SIGKILL, before
-    over = {trial.number: trial.datetime_complete for trial in trials(folder) if trial.state.is_finished()}
-    assert len(over) < 3
+    output, _ = first.communicate()
+    assert first.returncode == -signal.SIGKILL, output
+    before = trials(folder)
+    assert [trial.state.name for trial in before] == ["COMPLETE", "RUNNING"]
+    written = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("0000*/*")}
 
     done = run_python(SCRIPT, file, "--workers", 2, cwd=work, seconds=300, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout + done.stderr
     after = trials(folder)
     assert [trial.state.name for trial in after] == ["COMPLETE", "COMPLETE", "FAIL"]
-    assert {number: after[number].datetime_complete for number in over} == over
+    # What was finished is not touched again.
+    assert "run 0" not in done.stdout and after[0].datetime_complete == before[0].datetime_complete
+    assert written and {path: path.stat().st_mtime_ns for path in written} == written
     points = [trial.user_attrs["values"]["strategy"] for trial in after]
     assert points == parameters["strategy"]["values"]
     # What had begun went on from the checkpoint that it wrote when the sweep was killed.
@@ -98,7 +100,7 @@ def test_a_sweep_killed_in_the_middle_goes_on(tmp_path, tiny_folder):
     record = json.loads((folder / "runs" / "0001" / "run.json").read_text())
     assert record["resumed_at_step"] > 0 and record["status"] == "finished"
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == list(range(1, 81))  # 20 epochs of 4 updates, each once
+    assert steps == list(range(1, 161))  # 40 epochs of 4 updates, each once
     # Every run says where it belongs; crashes are told with their reason and the end of their log.
     assert record["sweep"]["trial"] == "1" and record["sweep"]["id"].startswith("s-")
     assert "nowhere" in after[2].user_attrs["error"] and "(exit status 1)" in after[2].user_attrs["error"]
@@ -133,7 +135,15 @@ def test_a_dry_run_into_head_says_nothing_else(tmp_path):
 
 def test_a_sweep_whose_program_is_not_here_leaves_no_folder(tmp_path):
     done = run_python(SCRIPT, write_sweep(tmp_path / "s.yaml", program="elsewhere.py"), cwd=tmp_path)
-    assert done.returncode == 2 and "error: program: elsewhere.py is not below" in done.stderr
+    assert done.returncode == 2 and "error: program: elsewhere.py is neither below" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_command_that_is_not_here_leaves_no_folder(tmp_path):
+    command = ["nosuchlauncher", "${program}", "${args}"]
+    done = run_python(SCRIPT, write_sweep(tmp_path / "s.yaml", command=command), cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "error: command: nosuchlauncher cannot be found" in done.stderr
     assert not (tmp_path / "outputs").exists()
 
 

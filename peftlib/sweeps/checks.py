@@ -1,0 +1,91 @@
+"""What is wrong with a sweep, found out before its first run."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from peftlib.data.tasks import DEFAULT_TASK, TASKS
+from peftlib.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from peftlib.sweeps.config import Sweep
+
+# Given by the sweep itself: each run has its own folder, and a run that was cut off goes on.
+_OWN_FLAGS = ("output_dir", "resume_from_checkpoint")
+
+
+def check_plain(value: Any, place: str = "") -> None:
+    """YAML has dates, sets and keys of any kind; the study and W&B's server keep JSON."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                raise UserError(f"{place.lstrip('.') or 'the file'}: {key!r} is no name; put it in quotes")
+            check_plain(entry, f"{place}.{key}")
+    elif isinstance(value, list):
+        for entry in value:
+            check_plain(entry, place)
+    elif value is not None and not isinstance(value, (str, int, float)):
+        what = "a date" if isinstance(value, datetime.date) else f"a {type(value).__name__}"
+        raise UserError(f"{place.lstrip('.')}: YAML reads {value} as {what}; put it in quotes")
+
+
+def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]], object]) -> None:
+    """Whether train.py takes every parameter of the sweep, each once."""
+    names = [name for name in known if name not in ("--help", "--config", "--_wandb")]
+    places: dict[str, str] = {}
+    for parameter in sweep.parameters:
+        if sweep.method == "grid":
+            parameter.grid()
+        place, flags = f"parameters.{parameter.name}", set()
+        for value in parameter.extremes():
+            for flag, single in leaves([(parameter.flag, value)]):
+                spelled = f"--{flag.replace('-', '_')}"
+                if spelled.strip("-") in _OWN_FLAGS:
+                    raise UserError(f"{place}: {spelled} is given by the sweep itself; see --sweep_dir")
+                if spelled not in names:
+                    raise UserError(f"{place}: train.py has no {spelled}{nearest(spelled, names)}")
+                flags.add(spelled)
+                try:
+                    check([f"{spelled}={single}"])
+                except UserError as error:
+                    raise UserError(f"{place}: {error}") from error
+        for flag in flags:
+            if flag in places:
+                raise UserError(f"{place}: {flag} is set by {places[flag]} too")
+            places[flag] = place
+
+
+def check_metric(sweep: Sweep) -> None:
+    """A metric that a task does not log would be missed only when a whole run has gone by."""
+    if not sweep.metric.startswith("eval/"):
+        return
+    for name in _tasks(sweep):
+        task = TASKS[name or DEFAULT_TASK]
+        logged = {f"eval/{metric}" for metric in ("loss", *task.metrics, f"best_{task.best_metric}")}
+        if sweep.metric not in logged:
+            whose = f"task {task.name}" + ("" if name else " (the default: no task_name)")
+            hint = nearest(sweep.metric, logged)
+            raise UserError(
+                f"metric.name: {whose} does not log {sweep.metric}{hint} (known: {', '.join(sorted(logged))})"
+            )
+
+
+def _tasks(sweep: Sweep) -> list[str | None]:
+    """The tasks of the sweep's runs; None for runs that name none."""
+    for parameter in sweep.parameters:
+        flags = [leaves([(parameter.flag.replace("-", "_"), value)]) for value in parameter.extremes()]
+        tasks = [dict(given).get("task_name") for given in flags]
+        if any(tasks):
+            return tasks
+    return [None]
+
+
+def leaves(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Flag and value; a value that is a mapping is several flags."""
+    for name, value in items:
+        if isinstance(value, dict):
+            yield from leaves(value.items())
+        else:
+            yield name, value
