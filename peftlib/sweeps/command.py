@@ -64,7 +64,7 @@ def prepared(sweep: Sweep, file: Path) -> Sweep:
     words = _filled(sweep, {"an_argument": 0}, file)
     if Path(words[0]).name == "env":  # it starts what comes behind its settings; its options are left to it
         words = [word for word in words[1:] if "=" not in word]
-        words = [] if words[0].startswith("-") else words
+        words = [] if words and words[0].startswith("-") else words
     if words and shutil.which(words[0], path=search_path()) is None:
         if Path(words[0]).is_file():
             raise UserError(f"command: {words[0]} is not executable; put ${{interpreter}} before it")
