@@ -4,7 +4,7 @@
     python scripts/compare.py outputs/mrpc-* outputs/sweeps/rate-search --output_dir report
     python scripts/compare.py outputs/bitfit outputs/lora --examples
 
-Runs that differ in more than method, learning rate and seed are not averaged: they are grouped apart, with the reason.
+Runs that differ in more than method, learning rate, warm-up and seed are grouped apart, with the reason.
 """
 
 import shlex

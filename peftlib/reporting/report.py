@@ -67,8 +67,8 @@ class Section:
 
     @property
     def best(self) -> Row:
-        """The trained row with the highest mean of the first metric."""
-        return max((row for row in self.rows if row.seeds), key=lambda row: row.metrics[self.metric].mean)
+        """The row of the method that stands highest."""
+        return next(row for row in self.rows if row.label == self.comparison.best.label)
 
     @property
     def has_head(self) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from peftlib.evaluation.statistics import RESAMPLED, Interval, mean_interval, score_of
-from peftlib.reporting.grouping import Comparison, Variant
+from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.reference import references
 from peftlib.reporting.runs import Run
+from peftlib.reporting.variants import Variant
 
 #: A row's field -> the column's title, and how a mean is written.
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
