@@ -122,9 +122,7 @@ def draw_rate(comparison: Comparison, folder: Path, slug: str) -> Plot:
     axes.set(xlabel="peak learning rate", ylabel=metric, xscale="log")
     _tick_at(axes, sorted(rates))
     legend_below(figure, axes)
-    caption = (
-        "Means with 95 % intervals over seeds. Of several warm-ups at one rate, that with the most seeds is shown."
-    )
+    caption = "Means with 95 % intervals over seeds. Of several warm-ups at one rate the one with most seeds is shown."
     return write_figure(figure, folder, f"{slug}-{metric}-by-rate", f"{metric.capitalize()} by learning rate", caption)
 
 

@@ -66,7 +66,7 @@ def _row(comparison: Comparison, variant: Variant) -> Row:
         },
         trainable=variant.trainable,
         ratio=first.record["parameters"]["trainable_ratio"],
-        saved_bytes=first.results["saved_bytes"],
+        saved_bytes=first.results.get("saved_bytes"),
         seed_report="; ".join(reference.value for reference in found if reference.own),
         published=tuple((entry.model, entry.value, entry.source) for entry in found if not entry.own),
         baseline=variant.method == "head",
