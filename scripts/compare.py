@@ -4,7 +4,7 @@
     python scripts/compare.py outputs/mrpc-* outputs/sweeps/rate-search --output_dir report
     python scripts/compare.py outputs/bitfit outputs/lora --examples
 
-Runs that differ in more than method, learning rate and seed are not averaged: they are grouped apart, with the reason.
+Runs that differ in more than method, learning rate, warm-up and seed are grouped apart, with the reason.
 """
 
 import shlex
@@ -20,7 +20,7 @@ def main() -> None:
     words, args = parse_compare_arguments()
     # Imported below the arguments, so that --help and a wrong flag are answered at once.
     from peftlib.reporting.console import CompareConsole, publish
-    from peftlib.reporting.report import check_folder
+    from peftlib.reporting.folder import check_folder
     from peftlib.reporting.runs import find_runs
 
     runs = find_runs(words)

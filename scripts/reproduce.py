@@ -18,7 +18,7 @@ from peftlib.arguments import parse_reproduce_arguments, parse_train_arguments, 
 def main() -> None:
     # ── What can be reached ──────────────────────────────────────────────────────────────────────────────────
     args = parse_reproduce_arguments()
-    from peftlib.reporting.report import check_folder
+    from peftlib.reporting.folder import check_folder
     from peftlib.sweeps.command import prepared
     from peftlib.sweeps.config import load_sweep
     from peftlib.sweeps.reproduction import sweep_words, tasks_at_hand

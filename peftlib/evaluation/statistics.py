@@ -8,16 +8,19 @@ validation examples. Seeds are compared by a paired t-test, examples (and seeds)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+ALPHA = 0.05
 #: The metrics that can be computed on resampled examples.
 RESAMPLED = ("accuracy", "f1")
 #: Below this a standard deviation of scores in 0..1 is rounding, not spread.
 _NO_SPREAD = 1e-12
+#: With fewer seeds than this, even if all agree, the sign-flip test stays above ALPHA.
+_FEWEST_SIGNS = math.ceil(1 - math.log2(ALPHA))
 _CHUNK = 500  # resamples at a time: 500 x 10,000 examples take 40 MB
 
 
@@ -47,7 +50,8 @@ class SeedTest:
     Attributes:
         p: two-sided.
         effect: Cohen's d_z, the mean difference in standard deviations of the differences; None without spread.
-        seeds_needed: how many seeds find a difference of this effect with a power of 0.8; None where no number does.
+        seeds_needed: how many seeds find a difference of this effect with a power of 0.8, or without spread the fewest
+            of which the sign-flip test can say anything; None where no number does.
     """
 
     p: float
@@ -57,11 +61,27 @@ class SeedTest:
 
 @dataclass(frozen=True)
 class Resampled:
-    """What a bootstrap says of a difference: its confidence interval and its two-sided p."""
+    """What a bootstrap says of a difference.
+
+    Attributes:
+        low, high: the ends of its confidence interval.
+        p: two-sided.
+        of_examples: the part of the difference's variance that stays under any number of seeds: that of the examples.
+        of_seeds: the part that one seed adds; with n of them the variance is of_examples + of_seeds / n. 0 with one
+            seed, which cannot be told from the examples.
+    """
 
     low: float
     high: float
     p: float
+    of_examples: float
+    of_seeds: float
+
+    def p_of_any_number_of_seeds(self, difference: float) -> float:
+        """The p that this difference would come to if there were no end of seeds and it stayed as it is."""
+        if self.of_examples <= 0:
+            return 0.0 if difference else 1.0
+        return float(2 * stats.norm.sf(abs(difference) / math.sqrt(self.of_examples)))
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -83,6 +103,11 @@ def compare_seeds(a: Sequence[float], b: Sequence[float], power: float = 0.8) ->
 
     Effect size: Cohen's d_z (Lakens, 2013, https://doi.org/10.3389/fpsyg.2013.00863, equation 6).
 
+    Scores are multiples of 1/examples, so that few seeds often differ by exactly the same. The t statistic would then
+    be infinite, which only says that the spread is finer than the scores. Such ties go to the exact sign-flip test
+    (Fisher, 1935, section 21): if neither method were better, each seed's difference might as well have had the other
+    sign, and all n of them agree with probability 2^(1-n).
+
     Raises:
         ValueError: the two differ in length, have fewer than two seeds, or hold a number that is not finite.
     """
@@ -90,30 +115,50 @@ def compare_seeds(a: Sequence[float], b: Sequence[float], power: float = 0.8) ->
     if len(difference) < 2:
         raise ValueError("a paired t-test needs at least two seeds")
     mean, spread = float(difference.mean()), float(difference.std(ddof=1))
-    if spread < _NO_SPREAD:  # the statistic would be 0/0, or infinite
-        return SeedTest(p=1.0 if abs(mean) < _NO_SPREAD else 0.0, effect=None, seeds_needed=None)
+    if spread < _NO_SPREAD:
+        if abs(mean) < _NO_SPREAD:
+            return SeedTest(p=1.0, effect=None, seeds_needed=None)
+        return SeedTest(p=2.0 ** (1 - len(difference)), effect=None, seeds_needed=_FEWEST_SIGNS)
     effect = mean / spread
     return SeedTest(float(stats.ttest_rel(a, b).pvalue), effect, seeds_for(effect, power))
 
 
-def seeds_for(effect: float, power: float = 0.8, alpha: float = 0.05, most: int = 10_000) -> int | None:
+def seeds_for(effect: float, power: float = 0.8, most: int = 10_000) -> int | None:
     """The fewest seeds with which a paired t-test finds this effect with this power; None when over `most`.
 
-    Power from the noncentral t distribution (Cohen, 1988, chapter 2), by statsmodels.
+    Power from the noncentral distribution (Cohen, 1988, chapter 2): that of F = t², which is the two-sided test. The
+    noncentral t of scipy, and of statsmodels with it, is NaN for many effects between 1 and 50.
     """
-    from statsmodels.stats.power import TTestPower
 
     def enough(n: int) -> bool:
-        reached = float(TTestPower().power(abs(effect), n, alpha))
-        return math.isnan(reached) or reached >= power  # an effect so large that the distribution gives out
+        critical = stats.t.isf(ALPHA / 2, n - 1) ** 2
+        return float(stats.ncf.sf(critical, 1, n - 1, n * effect**2)) >= power
 
-    if effect == 0 or not enough(most):
-        return None
-    low, high = 1, most  # a test needs two seeds
+    return _fewest(enough, most) if effect else None
+
+
+def seeds_for_examples(difference: float, found: Resampled, power: float = 0.8, most: int = 10_000) -> int | None:
+    """The fewest seeds with which the bootstrap finds this difference with this power; None when over `most`.
+
+    The examples stay the same ones, so only the seeds' part of the variance shrinks; with an effect that the examples
+    cannot carry no number of seeds is enough.
+    """
+    line, margin = stats.norm.isf(ALPHA / 2), stats.norm.ppf(power)
+
+    def enough(n: int) -> bool:
+        seeds = found.of_seeds / n
+        return bool(abs(difference) - margin * math.sqrt(seeds) >= line * math.sqrt(found.of_examples + seeds))
+
+    return _fewest(enough, most)
+
+
+def _fewest(enough: Callable[[int], bool], most: int) -> int | None:
+    """The smallest number of seeds, two or more, that is enough, where every larger one is too."""
+    low, high = 1, most + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    return high if high <= most else None
 
 
 def resampled_scores(
@@ -131,7 +176,7 @@ def resampled_scores(
     Returns:
         Scores, shape (resamples, runs).
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(_streams(seed)[0])
     examples = len(labels)
     counts = _counts(predictions, labels, metric)
     scores = []
@@ -155,13 +200,39 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0, confidence: fl
         a, b: from `resampled_scores`, shape (resamples, seeds), the same seeds in the same order.
     """
     resamples, seeds = a.shape
-    drawn = np.random.default_rng(seed).integers(0, seeds, (resamples, seeds))
-    differences = np.take_along_axis(a - b, drawn, axis=1).mean(axis=1)
+    drawn = np.random.default_rng(_streams(seed)[1]).integers(0, seeds, (resamples, seeds))
+    by_seed = a - b
+    differences = np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1)
     tail = (1 - confidence) / 2
     low, high = np.quantile(differences, [tail, 1 - tail])
     # One is added for the sample itself, so that no p is 0 (Davison and Hinkley, 1997, section 4.2).
     smaller = min((differences <= _NO_SPREAD).sum(), (differences >= -_NO_SPREAD).sum()) + 1
-    return Resampled(float(low), float(high), min(1.0, 2 * float(smaller) / (resamples + 1)))
+    p = min(1.0, 2 * float(smaller) / (resamples + 1))
+    return Resampled(float(low), float(high), p, *_parts_of_variance(by_seed, float(differences.var())))
+
+
+def _parts_of_variance(by_seed: np.ndarray, whole: float) -> tuple[float, float]:
+    """What the examples, and what one seed, add to the variance of the mean difference.
+
+    Seeds that are scored on the same resampled examples share the examples' part and nothing else: it is their mean
+    covariance.
+
+    Args:
+        by_seed: differences, shape (resamples, seeds).
+        whole: the variance of the bootstrap over both.
+    """
+    seeds = by_seed.shape[1]
+    if seeds == 1:
+        return whole, 0.0
+    own = by_seed.var(axis=0).sum()
+    shared = max(0.0, float(by_seed.sum(axis=1).var() - own) / (seeds * (seeds - 1)))
+    # Drawn from n seeds, their variance comes out smaller by (n - 1) / n.
+    return shared, max(0.0, whole - shared) * seeds**2 / (seeds - 1)
+
+
+def _streams(seed: int) -> list[np.random.SeedSequence]:
+    """One for drawing examples, one for drawing seeds: from the same stream, one draw would follow from the other."""
+    return np.random.SeedSequence(seed).spawn(2)
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:

@@ -61,6 +61,9 @@ class CompareConsole:
                 self.note(line)
         for words in (*section.claims, *section.no_claims):
             self.note(f"- {words}")
+        for metric, pairs in section.by_other_metric.items():
+            found = [pair.words for pair in pairs if pair.claimed]
+            self.note(f"{metric}: {len(found)} of {len(pairs)} pairs differ; every test is in the report")
         self.note()
 
     def table(self, sheet: Sheet) -> None:

@@ -1,15 +1,20 @@
-"""Which runs may be compared, and which of them are the same thing under another seed."""
+"""Which runs may be compared with which."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from peftlib.data.tasks import TASKS
 from peftlib.flags import NOT_SHAPING
 from peftlib.reporting.runs import Run
+from peftlib.reporting.variants import Variant, variants_of
 from peftlib.strategies import STRATEGIES
 
 _NO_SETTING = NOT_SHAPING | frozenset({
@@ -19,48 +24,17 @@ _NO_SETTING = NOT_SHAPING | frozenset({
     "mixed_precision", "max_train_samples", "max_eval_samples", "model_name_or_path", "task_name",
     # What a comparison is about.
     "method", "seed", "learning_rate",
+    # A schedule's warm-up is searched together with its peak, and what is best for one method is not for another.
+    "num_warmup_steps", "warmup_ratio",
 })  # fmt: skip
+#: Methods that are tested, plotted and set beside others' numbers: plots tell so many apart.
+MOST_CONTENDERS = 8
 _METHOD_FLAGS = frozenset(field.name for strategy in STRATEGIES.values() for field in dataclasses.fields(strategy))
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One way to train: a method with its flags, at one learning rate, under one or more seeds.
-
-    Attributes:
-        flags: the method's own.
-        label: names it among the others of its comparison.
-        runs: finished ones, by seed, each seed once.
-    """
-
-    method: str
-    flags: dict[str, Any]
-    rate: float
-    label: str
-    runs: tuple[Run, ...]
-
-    def scores(self, metric: str) -> list[float]:
-        """One per run."""
-        return [run.score(metric) for run in self.runs]
-
-    def mean(self, metric: str) -> float:
-        """Over the runs."""
-        return sum(self.scores(metric)) / len(self.runs)
-
-    @property
-    def trainable(self) -> int:
-        """Trained parameters."""
-        return int(self.runs[0].record["parameters"]["trainable"])
-
-    @property
-    def strategy(self) -> str:
-        """The label without the rate."""
-        return _strategy_label(self.method, self.flags)
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """Runs that differ in method, rate and seed only.
+    """Runs that differ in method, rate, warm-up and seed only.
 
     Attributes:
         key: what they have in common: name -> value.
@@ -103,20 +77,52 @@ class Comparison:
         for name, value in self.key.items():
             if name.endswith(" split"):
                 parts.append(f"{name} {value[1]:,} examples ({value[0]})")
-            elif name not in ("task", "base model"):
+            elif name not in ("task", "base model", "validation labels"):
                 parts.append(f"{name} {value}")
+        warmups = {variant.warmup for variant in self.variants}
+        if len(warmups) == 1:
+            parts.append("{} {}".format(*warmups.pop()))
         return ", ".join(parts)
 
-    def contenders(self, most: int = 8) -> list[Variant]:
-        """Per strategy the rate with the best mean score; the best of these where there are more than `most`."""
+    def contenders(self, most: int = MOST_CONTENDERS) -> list[Variant]:
+        """Per strategy one variant, at one rate; the best of these where there are more than `most`.
+
+        The rate with the most seeds is taken, first those that other methods have too, since only they can be paired;
+        among equals the one with the best mean. One lucky run at another rate decides nothing.
+        """
         metric = self.metrics[0]
-        best: dict[str, Variant] = {}
+        seeds: dict[str, set[int]] = {}
         for variant in self.variants:
-            rival = best.get(variant.strategy)
-            if rival is None or variant.mean(metric) > rival.mean(metric):
-                best[variant.strategy] = variant
-        chosen = sorted(best.values(), key=lambda variant: variant.mean(metric), reverse=True)[:most]
+            seeds.setdefault(variant.strategy, set()).update(variant.seeds)
+        best: dict[str, tuple[tuple[int, int, float], Variant]] = {}
+        for variant in self.variants:
+            elsewhere = set().union(*(found for name, found in seeds.items() if name != variant.strategy))
+            worth = (len(variant.seeds & elsewhere), len(variant.seeds), variant.mean(metric))
+            if variant.strategy not in best or worth > best[variant.strategy][0]:
+                best[variant.strategy] = worth, variant
+        chosen = sorted((variant for _, variant in best.values()), key=self.standing, reverse=True)[:most]
         return [variant for variant in self.variants if variant in chosen]
+
+    def standing(self, variant: Variant) -> tuple[bool, float]:
+        """Sorts variants by their mean of the first metric, single runs behind those with several seeds."""
+        return len(variant.runs) > 1, variant.mean(self.metrics[0])
+
+    @property
+    def best(self) -> Variant:
+        """The contender that stands highest."""
+        return max(self.contenders(), key=self.standing)
+
+    @property
+    def passed_over(self) -> str | None:
+        """Which methods are in the table alone, as a sentence; None where there are few enough."""
+        tested = {variant.strategy for variant in self.contenders()}
+        others = list(dict.fromkeys(v.strategy for v in self.variants if v.strategy not in tested))
+        if not others:
+            return None
+        return (
+            f"Of {len(tested) + len(others)} methods the {len(tested)} that stand highest are tested, plotted and set "
+            f"beside others' numbers; in the table only: {'; '.join(others)}."
+        )
 
 
 def compare(runs: Iterable[Run]) -> list[Comparison]:
@@ -129,15 +135,38 @@ def compare(runs: Iterable[Run]) -> list[Comparison]:
     for run in runs:
         if run.problem is None:
             groups.setdefault(tuple((name, repr(value)) for name, value in _key(run).items()), []).append(run)
+    parts = [part for group in groups.values() for part in _by_labels(group)]
     largest: dict[str, dict[str, Any]] = {}
     found = []
-    for group in sorted(groups.values(), key=lambda group: (group[0].task, -len(group))):
-        key = _key(group[0])
+    for key, group in sorted(parts, key=lambda part: (part[1][0].task, -len(part[1]))):
         main = largest.setdefault(group[0].task, key)
-        variants, notes = _variants(group)
-        apart = None if main is key else _difference(key, main)
-        found.append(Comparison(key, apart, variants, (*notes, *_notes(group))))
+        variants, notes = variants_of(group)
+        comparison = Comparison(key, None if main is key else _difference(key, main), variants, ())
+        passed_over = comparison.passed_over
+        notes = [*([passed_over] if passed_over else []), *notes, *_notes(group)]
+        found.append(dataclasses.replace(comparison, notes=tuple(notes)))
     return found
+
+
+def _by_labels(group: list[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
+    """The group, and apart from it the runs whose predictions are of other examples than its record says.
+
+    Answers to different examples cannot be paired, and a score that was not made on the recorded split is no
+    observation of it. Runs without predictions are taken at their record's word.
+    """
+    found = [(run, None if run.answers is None else _digest(run.answers[1])) for run in group]
+    counted = Counter(labels for _, labels in found if labels is not None)
+    if not counted:
+        return [(_key(group[0]), group)]
+    usual = counted.most_common(1)[0][0]
+    return [
+        (_key(group[0]) | {"validation labels": labels}, [run for run, mine in found if (mine or usual) == labels])
+        for labels in counted
+    ]
+
+
+def _digest(labels: np.ndarray) -> str:
+    return f"{hashlib.sha256(labels.tobytes()).hexdigest()[:12]} ({len(labels):,} examples)"
 
 
 def _key(run: Run) -> dict[str, Any]:
@@ -147,6 +176,8 @@ def _key(run: Run) -> dict[str, Any]:
     return {
         "task": run.task,
         "base model": record["model"]["name"],
+        # A name may stand for another model tomorrow, as a folder's does.
+        "size of the base model": record["parameters"]["total"],
         **data,
         "precision": record["precision"]["name"],
         "effective_batch_size": record["effective_batch_size"],
@@ -158,57 +189,14 @@ def _difference(key: dict[str, Any], main: dict[str, Any]) -> str:
     parts = []
     for name in dict.fromkeys((*key, *main)):
         here, there = key.get(name), main.get(name)
-        if here == there:
+        # Runs that have left no predictions differ by that from nobody.
+        if here == there or (name == "validation labels" and None in (here, there)):
             continue
         if name.endswith(" split") and here and there:
             parts.append(f"another {name} ({here[1]:,} examples {here[0]}, not {there[1]:,} examples {there[0]})")
         else:
             parts.append(f"another {name} ({here}, not {there})")
     return "; ".join(parts)
-
-
-def _variants(group: list[Run]) -> tuple[tuple[Variant, ...], list[str]]:
-    """The group's variants, and a note for every run that repeats another one's seed."""
-    found: dict[tuple[str, str, float], dict[int, Run]] = {}
-    notes = []
-    for run in sorted(group, key=lambda run: str(run.record.get("started", "")), reverse=True):
-        seeds = found.setdefault((run.method, repr(_flags(run)), run.record["learning_rate"]), {})
-        if run.seed in seeds:
-            # Twice the same seed is one observation: counted twice it would narrow the interval for nothing.
-            notes.append(f"{run.name} repeats {seeds[run.seed].name} (seed {run.seed}) and is left out, being older.")
-        else:
-            seeds[run.seed] = run
-    rates: dict[tuple[str, str], set[float]] = {}
-    for method, flags, rate in found:
-        rates.setdefault((method, flags), set()).add(rate)
-    variants = []
-    for (method, flags, rate), seeds in found.items():
-        first = next(iter(seeds.values()))
-        label = _strategy_label(method, _flags(first)) + (f", lr {rate:g}" if len(rates[method, flags]) > 1 else "")
-        ordered = tuple(seeds[seed] for seed in sorted(seeds))
-        variants.append(Variant(method, _flags(first), rate, label, ordered))
-    return tuple(sorted(variants, key=lambda variant: (variant.trainable, variant.label))), notes
-
-
-def _flags(run: Run) -> dict[str, Any]:
-    """The flags of the run's own method, those of its record."""
-    if run.method not in STRATEGIES:
-        return {}
-    names = [field.name for field in dataclasses.fields(STRATEGIES[run.method])]
-    return {name: run.arguments[name] for name in names if name in run.arguments}
-
-
-def _strategy_label(method: str, flags: dict[str, Any]) -> str:
-    """`LoRA r=8`, `BitFit, train_head=False`: the rank always, other flags where they are not the default."""
-    if method not in STRATEGIES:
-        return method
-    kind = STRATEGIES[method]
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    parts = [f"{kind.__name__} r={flags['lora_r']}" if "lora_r" in flags else kind.__name__]
-    parts += [
-        f"{name}={value}" for name, value in flags.items() if name != "lora_r" and value != defaults.get(name, value)
-    ]
-    return ", ".join(parts)
 
 
 def _notes(group: list[Run]) -> list[str]:

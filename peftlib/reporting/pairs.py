@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from peftlib.errors import UserError
 from peftlib.evaluation.statistics import (
+    ALPHA,
     RESAMPLED,
     Resampled,
     SeedTest,
@@ -17,18 +17,23 @@ from peftlib.evaluation.statistics import (
     mcnemar,
     paired_bootstrap,
     resampled_scores,
+    seeds_for_examples,
 )
-from peftlib.reporting.grouping import Comparison, Variant
+from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.runs import Run
+from peftlib.reporting.variants import Variant
 
-ALPHA = 0.05
 #: What was done, for the report's readers.
 METHOD = (
-    "Each method at its best learning rate, pairs under the seeds that both have. Examples: paired bootstrap over "
-    "validation examples and seeds (5,000 resamples). Seeds: paired t-test; effect is Cohen's d_z. A difference is "
-    f"claimed when the larger of the two p-values stays below {ALPHA} after Holm's correction over all pairs. Numbers "
-    "of seeds are for a power of 0.8 at an uncorrected 0.05. Rates and saved states were chosen on these same "
-    "examples, which flatters every method alike."
+    "Each method at one learning rate: of those with the most seeds (that other methods have too), the one with the "
+    "highest mean. Pairs under the seeds that both have. Examples: paired bootstrap over validation examples and "
+    "seeds (5,000 resamples). Seeds: paired t-test; effect is Cohen's d_z. Where the difference is the same under "
+    "every seed, the exact sign-flip test stands in, which needs six seeds to say anything. A difference is claimed "
+    f"when the larger of the two p-values stays below {ALPHA} after Holm's correction over all pairs of the "
+    "comparison, for each metric and each task by itself: with several of them, some more claims are by chance. "
+    f"Numbers of seeds are for a power of 0.8 of both tests at an uncorrected {ALPHA}, on these same examples. Rates "
+    "and saved states were chosen on these examples too, which flatters a method the more, the more rates it was "
+    "tried at."
 )
 
 
@@ -40,7 +45,7 @@ class Pair:
         difference: the mean of `a` minus that of `b`, over these seeds.
         bootstrap: over examples and seeds; None without predictions.
         seed_test: over seeds; None with one.
-        mcnemar: of the two runs, where there is one seed; else None.
+        mcnemar: of the two runs, where they share one seed only, or have no seed in common and one run each; else None.
         p: of all that could be tested, the largest: a difference has to hold for other examples *and* for other
             seeds (an intersection-union test: Berger, 1982, https://doi.org/10.1080/00401706.1982.10487790).
         corrected: `p` after Holm's correction over all pairs of the comparison; None before it, or without a p.
@@ -65,10 +70,8 @@ class Pair:
     @property
     def words(self) -> str:
         """One or two sentences."""
-        if not self.seeds:
-            return f"{self.a} and {self.b} have no seed in common and are not tested."
-        if len(self.seeds) == 1:
-            return self._of_one_seed()
+        if len(self.seeds) < 2:
+            return self._of_single_runs()
         if self.claimed:
             return self._claim()
         p = "" if self.corrected is None else f" (corrected p {p_text(self.corrected)})"
@@ -83,49 +86,71 @@ class Pair:
         size = abs(self.difference)
         return f"{better} has a higher {self.metric} than {worse}, by {size:.4f} ({', '.join(parts)})."
 
-    def _of_one_seed(self) -> str:
-        opening = f"{self.a} and {self.b} share seed {self.seeds[0]} only: no difference can be claimed."
+    def _of_single_runs(self) -> str:
+        if self.seeds:
+            opening = f"{self.a} and {self.b} share seed {self.seeds[0]} only: no difference can be claimed."
+        elif self.mcnemar is not None:
+            opening = f"{self.a} and {self.b} have one run each: no difference can be claimed."
+        else:
+            return f"{self.a} and {self.b} have no seed in common and are not tested."
         if self.mcnemar is None:
             return opening
         differ = "make different errors" if self.mcnemar < ALPHA else "cannot be told apart by their errors"
         return f"{opening} These two runs {differ} (McNemar's p {p_text(self.mcnemar)}, uncorrected)."
 
+    @property
+    def examples_suffice(self) -> bool:
+        """Whether the bootstrap could ever find this difference on these examples, however many the seeds."""
+        return self.bootstrap is None or self.bootstrap.p_of_any_number_of_seeds(self.difference) < ALPHA
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """How many find a difference as large as this one in all that is tested; None where no number up to 10,000."""
+        if self.seed_test is None or self.seed_test.seeds_needed is None or not self.examples_suffice:
+            return None
+        if self.bootstrap is None:
+            return self.seed_test.seeds_needed
+        for_examples = seeds_for_examples(self.difference, self.bootstrap)
+        return None if for_examples is None else max(self.seed_test.seeds_needed, for_examples)
+
     def _more_seeds(self) -> str:
         if abs(self.difference) < 1e-12:
             return "Their mean scores are equal."
-        if self.seed_test is None or self.seed_test.effect is None:
-            return "It is the same under every seed, but the examples are too few to be sure."
-        needed = self.seed_test.seeds_needed
+        if not self.examples_suffice:
+            return "More seeds would not settle it: the validation examples are too few for a difference of this size."
+        needed = self.seeds_needed
         if needed is None:
             return "More than 10,000 seeds would be needed to find so small a difference."
         if needed <= len(self.seeds):
-            return "The seeds agree, but the examples are too few, or the pairs too many, to be sure."
+            if self.p is not None and self.p < ALPHA:
+                return "By itself this pair would be told apart; as one of so many it is not."
+            return "It is close to the line; a few more seeds may settle it."
+        if self.seed_test is not None and self.seed_test.effect is None:
+            return f"It is the same under all {len(self.seeds)} seeds; at least {needed:,} would have to agree."
         return f"If it is as large as it looks, about {needed:,} seeds would find it; there are {len(self.seeds)}."
 
 
 def compare_pairs(comparison: Comparison, metric: str) -> list[Pair]:
-    """Test every pair of methods, each at its best rate, with Holm's correction over all of them.
-
-    Raises:
-        UserError: two runs' predictions are not of the same examples.
-    """
+    """Test every pair of methods, each at its best rate, with Holm's correction over all of them."""
     contenders = comparison.contenders()
-    resampled = {variant.label: _resampled(variant, metric) for variant in contenders}
+    resampled = _resampled(contenders, metric)
     pairs = [_test(a, b, metric, resampled) for a, b in itertools.combinations(contenders, 2)]
     tested = [pair for pair in pairs if pair.p is not None]
     corrected = dict(zip(map(id, tested), holm([pair.p for pair in tested if pair.p is not None]), strict=True))
     return [replace(pair, corrected=corrected.get(id(pair))) for pair in pairs]
 
 
-def _test(a: Variant, b: Variant, metric: str, resampled: dict[str, np.ndarray | None]) -> Pair:
+def _test(a: Variant, b: Variant, metric: str, resampled: dict[str, np.ndarray]) -> Pair:
     runs_a, runs_b = ({run.seed: run for run in variant.runs} for variant in (a, b))
     seeds = tuple(sorted(runs_a.keys() & runs_b.keys()))
     if not seeds:
-        return Pair(a.label, b.label, metric, seeds, a.mean(metric) - b.mean(metric), None, None, None, None)
+        # The same examples have been answered, whatever the seeds: that is all that McNemar's test asks for.
+        only = _mcnemar(a.runs[0], b.runs[0]) if len(a.runs) == len(b.runs) == 1 else None
+        return Pair(a.label, b.label, metric, seeds, a.mean(metric) - b.mean(metric), None, None, only, None)
     scores_a, scores_b = ([runs[seed].score(metric) for seed in seeds] for runs in (runs_a, runs_b))
     difference = float(np.mean(scores_a) - np.mean(scores_b))
     seed_test = compare_seeds(scores_a, scores_b) if len(seeds) > 1 else None
-    samples_a, samples_b = resampled[a.label], resampled[b.label]
+    samples_a, samples_b = resampled.get(a.label), resampled.get(b.label)
     bootstrap = None
     if samples_a is not None and samples_b is not None:
         columns_a, columns_b = ([[*runs].index(seed) for seed in seeds] for runs in (runs_a, runs_b))
@@ -135,16 +160,18 @@ def _test(a: Variant, b: Variant, metric: str, resampled: dict[str, np.ndarray |
     return Pair(a.label, b.label, metric, seeds, difference, bootstrap, seed_test, only, max(p_values, default=None))
 
 
-def _resampled(variant: Variant, metric: str) -> np.ndarray | None:
-    """The variant's scores on resampled examples, shape (resamples, runs); None where they cannot be had."""
-    known = [run.answers for run in variant.runs if run.answers is not None]
-    if metric not in RESAMPLED or len(known) < len(variant.runs):
-        return None
-    labels = known[0][1]
-    for run, (_, others) in zip(variant.runs, known, strict=True):
-        if not np.array_equal(labels, others):
-            raise UserError(f"{run.folder}: its predictions are of other examples than its record says; run it again")
-    return resampled_scores(np.stack([predictions for predictions, _ in known]), labels, metric)
+def _resampled(variants: list[Variant], metric: str) -> dict[str, np.ndarray]:
+    """Scores on resampled examples of the variants that have all their predictions: label -> (resamples, runs)."""
+    known = {variant.label: [run.answers[0] for run in variant.runs if run.answers is not None] for variant in variants}
+    whole = [variant for variant in variants if len(known[variant.label]) == len(variant.runs)]
+    if metric not in RESAMPLED or not whole:
+        return {}
+    answers = whole[0].runs[0].answers
+    assert answers is not None
+    # All at once: to draw the examples takes longer than to score them.
+    scores = resampled_scores(np.concatenate([np.stack(known[variant.label]) for variant in whole]), answers[1], metric)
+    ends = np.cumsum([len(variant.runs) for variant in whole])
+    return dict(zip([variant.label for variant in whole], np.split(scores, ends[:-1], axis=1), strict=True))
 
 
 def _mcnemar(a: Run, b: Run) -> float | None:

@@ -11,8 +11,9 @@ from matplotlib.ticker import EngFormatter, NullFormatter
 
 from peftlib.evaluation.statistics import mean_interval
 from peftlib.reporting.figures import Plot, legend_below, look, new_figure, styled, write_figure
-from peftlib.reporting.grouping import Comparison, Variant
+from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.table import Row
+from peftlib.reporting.variants import Variant
 
 #: Name -> (axis label, whether it is logarithmic, a row's value).
 _COSTS: dict[str, tuple[str, bool, Callable[[Row], float]]] = {
@@ -106,10 +107,14 @@ def draw_rate(comparison: Comparison, folder: Path, slug: str) -> Plot:
     figure, axes = new_figure()
     rates: set[float] = set()
     for index, best in enumerate(comparison.contenders()):
-        same = [variant for variant in comparison.variants if variant.strategy == best.strategy]
-        if len(same) < 2:
+        by_rate: dict[float, Variant] = {}
+        # Where the warm-up was searched too, a rate has several variants: the one with the most seeds, then the best.
+        for variant in sorted(comparison.variants, key=lambda variant: (len(variant.runs), variant.mean(metric))):
+            if variant.strategy == best.strategy:
+                by_rate[variant.rate] = variant
+        if len(by_rate) < 2:
             continue
-        same.sort(key=lambda variant: variant.rate)
+        same = [by_rate[rate] for rate in sorted(by_rate)]
         _line_with_intervals(axes, [variant.rate for variant in same], same, metric, index, best.strategy)
         rates |= {variant.rate for variant in same}
     if not rates:
@@ -117,7 +122,7 @@ def draw_rate(comparison: Comparison, folder: Path, slug: str) -> Plot:
     axes.set(xlabel="peak learning rate", ylabel=metric, xscale="log")
     _tick_at(axes, sorted(rates))
     legend_below(figure, axes)
-    caption = "Means with 95 % intervals over seeds."
+    caption = "Means with 95 % intervals over seeds. Of several warm-ups at one rate the one with most seeds is shown."
     return write_figure(figure, folder, f"{slug}-{metric}-by-rate", f"{metric.capitalize()} by learning rate", caption)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import datetime
-import os
 import re
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from peftlib.errors import UserError
 from peftlib.files import write_text
 from peftlib.reporting.figures import Plot
+from peftlib.reporting.folder import put_in_place
 from peftlib.reporting.grouping import Comparison, compare
 from peftlib.reporting.pairs import METHOD, Pair, compare_pairs
 from peftlib.reporting.runs import Run
@@ -35,8 +37,6 @@ from peftlib.reporting.table import Row, plus_minus, rows, without_result
 
 #: Comparisons that get plots: with more, a sweep over a setting would draw one set per value.
 _PLOTTED = 6
-#: What a report's folder holds, as patterns: only such a folder is written over.
-_OWN_FILES = ("index.html", "report.md", "tables/*.csv", "tables/*.tex", "plots/*.png", "plots/*.svg")
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Section:
 
     @property
     def best(self) -> Row:
-        """The trained row with the highest mean of the first metric."""
-        return max((row for row in self.rows if row.seeds), key=lambda row: row.metrics[self.metric].mean)
+        """The row of the method that stands highest."""
+        return next(row for row in self.rows if row.label == self.comparison.best.label)
 
     @property
     def has_head(self) -> bool:
@@ -78,6 +78,12 @@ class Section:
     @property
     def metric(self) -> str:
         return self.comparison.metrics[0]
+
+    @property
+    def by_other_metric(self) -> dict[str, list[Pair]]:
+        """The tests of each metric but the first."""
+        metrics = dict.fromkeys(pair.metric for pair in self.other_pairs)
+        return {metric: [pair for pair in self.other_pairs if pair.metric == metric] for metric in metrics}
 
     @property
     def claims(self) -> list[str]:
@@ -129,64 +135,47 @@ def work_out(runs: list[Run]) -> Report:
     return Report(runs, sections, failed)
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a place where the report cannot be written, before there is anything to write.
-
-    Raises:
-        UserError: it is no folder, holds something that no report has left there, or is read-only.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: is a file; name a folder")
-    present = {path for path in folder.rglob("*") if not path.is_dir()} if folder.is_dir() else set()
-    if foreign := sorted(present - _own_files(folder)):
-        raise UserError(f"--output_dir {folder}: holds {foreign[0].relative_to(folder)}, which no report has written; "
-                        "name another folder")  # fmt: skip
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {folder}: {existing} is read-only; name another folder")
-
-
-def _own_files(folder: Path) -> set[Path]:
-    return {path for pattern in _OWN_FILES for path in folder.glob(pattern)}
-
-
 def write_report(report: Report, folder: Path, command: str) -> None:
     """Fill the folder, in place of an earlier report.
 
     Args:
-        folder: one that `check_folder` has let pass.
         command: what the user typed, for the report's foot.
+
+    Raises:
+        UserError: the folder holds something that no report has left there, or is read-only.
     """
     # Loaded here: the table on the terminal needs no matplotlib.
     from peftlib.reporting.plots import draw_scores
     from peftlib.reporting.weight_plots import draw_weights
 
-    for path in _own_files(folder):
-        path.unlink()
-    for name in ("tables", "plots"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for section in report.sections:
-        _write_tables(section, folder / "tables")
-    write_text(folder / "tables" / "runs.csv", runs_csv(report.runs))
-    by_size = sorted(report.sections, key=lambda section: len(section.comparison.runs), reverse=True)
-    for section in by_size[:_PLOTTED]:
-        for plots, left_out in (
-            draw_scores(section.comparison, section.rows, folder / "plots", section.slug),
-            draw_weights(section.comparison, folder / "plots", section.slug),
-        ):
-            section.plots.extend(plots)
-            section.left_out.extend(left_out)
-    for section in by_size[_PLOTTED:]:
-        section.left_out.append(f"Plots are drawn of the {_PLOTTED} comparisons with the most runs only.")
-    content = {
-        "report": report,
-        "command": command,
-        "made": datetime.date.today().isoformat(),
-        "facts": facts_of(report),
-        "method_of_tests": METHOD,
-    }
-    for name in ("report.md", "index.html"):
-        write_text(folder / name, _templates().get_template(name).render(content))
+    with tempfile.TemporaryDirectory(prefix="report-") as staged:
+        # Whatever goes wrong while it is drawn, the earlier report is still there.
+        place = Path(staged)
+        for name in ("tables", "plots"):
+            (place / name).mkdir()
+        for section in report.sections:
+            _write_tables(section, place / "tables")
+        write_text(place / "tables" / "runs.csv", runs_csv(report.runs))
+        by_size = sorted(report.sections, key=lambda section: len(section.comparison.runs), reverse=True)
+        for section in by_size[:_PLOTTED]:
+            for plots, left_out in (
+                draw_scores(section.comparison, section.rows, place / "plots", section.slug),
+                draw_weights(section.comparison, place / "plots", section.slug),
+            ):
+                section.plots.extend(plots)
+                section.left_out.extend(left_out)
+        for section in by_size[_PLOTTED:]:
+            section.left_out.append(f"Plots are drawn of the {_PLOTTED} comparisons with the most runs only.")
+        content = {
+            "report": report,
+            "command": command,
+            "made": datetime.date.today().isoformat(),
+            "facts": facts_of(report),
+            "method_of_tests": METHOD,
+        }
+        for name in ("report.md", "index.html"):
+            write_text(place / name, _templates().get_template(name).render(content))
+        put_in_place(place, folder)
 
 
 def facts_of(report: Report) -> dict[str, str]:
@@ -195,9 +184,14 @@ def facts_of(report: Report) -> dict[str, str]:
     machines = {str(record.get("machine", {}).get("device", "unknown")) for record in records}
     named = ("torch", "transformers", "peft")
     versions = {f"{name} {record.get('versions', {}).get(name)}" for record in records for name in named}
-    commits = {str((record.get("git") or {}).get("commit", "unknown"))[:12] for record in records}
+    commits = {_commit(record.get("git") or {}) for record in records}
     return {"machine": ", ".join(sorted(machines)), "versions": ", ".join(sorted(versions)),
             "commit": ", ".join(sorted(commits))}  # fmt: skip
+
+
+def _commit(git: dict[str, Any]) -> str:
+    """Of a checkout that was changed, the commit alone does not say what has run."""
+    return str(git.get("commit", "unknown"))[:12] + (" and uncommitted changes" if git.get("changed") else "")
 
 
 def _write_tables(section: Section, folder: Path) -> None:

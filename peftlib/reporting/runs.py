@@ -14,11 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError, nearest
 from peftlib.evaluation.predictions import load_predictions
 
-#: What a record must have before the run can be compared.
-_NEEDED = ("arguments", "model", "data", "parameters", "learning_rate", "effective_batch_size", "precision")
+#: What a record must have before the run can be told from others, as paths.
+_NEEDED = (
+    "arguments.task_name", "arguments.method", "arguments.seed", "model.name", "parameters.trainable",
+    "parameters.total", "parameters.trainable_ratio", "learning_rate", "effective_batch_size", "precision.name",
+    "data.train.fingerprint", "data.train.examples", "data.validation.fingerprint", "data.validation.examples",
+)  # fmt: skip
+#: The finite numbers that a finished run has measured, besides its scores.
+_MEASURED = ("results.train_runtime", "results.train_samples_per_second", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -139,9 +146,17 @@ def read_run(folder: Path) -> Run:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return Run(folder, {}, f"run.json cannot be read: {' '.join(str(error).split())}")
-    if not isinstance(record, dict) or any(key not in record for key in _NEEDED):
-        return Run(folder, {}, "run.json is no record of a training")
+    missing = [path for path in _NEEDED if _at(record, path) is None]
+    if missing:
+        return Run(folder, {}, f"run.json is no record of a training: it lacks {missing[0]}")
     return Run(folder, record, _problem(record))
+
+
+def _at(record: Any, path: str) -> Any:
+    """What stands at a path such as "results.train_runtime"; None where there is nothing."""
+    for key in path.split("."):
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
 
 
 def _problem(record: dict[str, Any]) -> str | None:
@@ -151,11 +166,15 @@ def _problem(record: dict[str, Any]) -> str | None:
         return "unfinished: still running, or killed"
     if status != "finished":
         return f"{status}: {record.get('error', 'no reason recorded')}"
-    scores = {name: value for name, value in record.get("results", {}).items() if name.startswith("best_eval_")}
-    bad = [name for name, value in scores.items() if value is None or not math.isfinite(value)]
-    if bad or not scores:
-        return f"finished without a finite {bad[0].removeprefix('best_eval_') if bad else 'score'}"
-    return None
+    results, task = record.get("results"), _at(record, "arguments.task_name")
+    scores = [name for name in results if name.startswith("best_eval_")] if isinstance(results, dict) else []
+    # The task's own metrics, and whatever else it was scored by.
+    scores = [*(f"best_eval_{name}" for name in (TASKS[task].metrics if task in TASKS else ())), *scores]
+    for path in (*(f"results.{name}" for name in scores), *_MEASURED):
+        value = _at(record, path)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return f"finished without a finite {path.removeprefix('results.').removeprefix('best_eval_')}"
+    return None if scores else "finished without a finite score"
 
 
 def _parsed(line: str) -> dict[str, float] | None:

@@ -100,14 +100,15 @@ def _ends(interval: Interval | None) -> list[float | None]:
 def pairs_csv(pairs: Sequence[Pair]) -> str:
     """Every test, for every metric."""
     header = ["metric", "a", "b", "seeds", "difference", "bootstrap_low", "bootstrap_high", "bootstrap_p", "t_test_p",
-              "effect_size_dz", "seeds_needed", "mcnemar_p", "p", "holm_p", "claimed"]  # fmt: skip
+              "effect_size_dz", "seeds_needed", "examples_suffice", "mcnemar_p", "p", "holm_p", "claimed"]  # fmt: skip
     lines = []
     for pair in pairs:
         bootstrap, seed_test = pair.bootstrap, pair.seed_test
         resampled = [None] * 3 if bootstrap is None else [bootstrap.low, bootstrap.high, bootstrap.p]
-        tested = [None] * 3 if seed_test is None else [seed_test.p, seed_test.effect, seed_test.seeds_needed]
+        tested = [None] * 2 if seed_test is None else [seed_test.p, seed_test.effect]
+        more = [pair.seeds_needed, None if bootstrap is None else pair.examples_suffice]
         lines.append([pair.metric, pair.a, pair.b, " ".join(map(str, pair.seeds)), pair.difference, *resampled, *tested,
-                      pair.mcnemar, pair.p, pair.corrected, pair.claimed])  # fmt: skip
+                      *more, pair.mcnemar, pair.p, pair.corrected, pair.claimed])  # fmt: skip
     return to_csv(header, lines)
 
 

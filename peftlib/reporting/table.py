@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from peftlib.evaluation.statistics import RESAMPLED, Interval, mean_interval, score_of
-from peftlib.reporting.grouping import Comparison, Variant
+from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.reference import references
 from peftlib.reporting.runs import Run
+from peftlib.reporting.variants import Variant
 
 #: A row's field -> the column's title, and how a mean is written.
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -65,7 +66,7 @@ def _row(comparison: Comparison, variant: Variant) -> Row:
         },
         trainable=variant.trainable,
         ratio=first.record["parameters"]["trainable_ratio"],
-        saved_bytes=first.results["saved_bytes"],
+        saved_bytes=first.results.get("saved_bytes"),
         seed_report="; ".join(reference.value for reference in found if reference.own),
         published=tuple((entry.model, entry.value, entry.source) for entry in found if not entry.own),
         baseline=variant.method == "head",

@@ -9,7 +9,7 @@ import numpy as np
 from peftlib.reporting.figures import Plot, legend_below, look, new_figure, write_figure
 from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.plots import NoData, draw_all
-from peftlib.reporting.weights import bias_changes, singular_values
+from peftlib.reporting.weights import Unreadable, bias_changes, singular_values
 
 _SHORT = {
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
@@ -23,7 +23,10 @@ def draw_biases(comparison: Comparison, folder: Path, slug: str) -> Plot:
     variant = next((variant for variant in comparison.contenders() if variant.method == "bitfit"), None)
     if variant is None:
         raise NoData("Where the biases moved: there is no run with BitFit.")
-    changes = bias_changes(variant.runs[0])
+    try:
+        changes = bias_changes(variant.runs[0])
+    except Unreadable as error:
+        raise NoData(f"Where the biases moved: {error}.") from error
     if changes is None:
         raise NoData(f"Where the biases moved: the weights of {comparison.model} are not on this machine.")
     layers = max(len(values) for values in changes.values())
@@ -52,7 +55,10 @@ def draw_singular_values(comparison: Comparison, folder: Path, slug: str) -> Plo
     figure, axes = new_figure()
     ranks = []
     for index, variant in enumerate(comparison.contenders()):
-        values = singular_values(variant.runs[0]) if "lora_r" in variant.flags else None
+        try:
+            values = singular_values(variant.runs[0]) if "lora_r" in variant.flags else None
+        except Unreadable as error:
+            raise NoData(f"Singular values of the LoRA updates: {error}.") from error
         if values is None:
             continue
         shares = values / values[:, :1]

@@ -7,13 +7,17 @@ import re
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from peftlib.modeling import PACKAGED_MODELS, find_model
 from peftlib.reporting.runs import Run
 
 _LAYER = re.compile(r"layers?\.(\d+)\.(.+)\.bias$")
-_A_MATRIX = ".lora_A.weight"
+_A_MATRIX, _B_MATRIX = ".lora_A.weight", ".lora_B.weight"
+
+
+class Unreadable(Exception):
+    """A file of weights is damaged; the message says which one, and how."""
 
 
 def bias_changes(run: Run) -> dict[str, list[float]] | None:
@@ -21,6 +25,9 @@ def bias_changes(run: Run) -> dict[str, list[float]] | None:
 
     Returns:
         None when the run has no adapter, or its base model's weights are not on this machine.
+
+    Raises:
+        Unreadable: one of the two is damaged.
     """
     base = base_weights(run)
     adapter = run.folder / "adapter_model.safetensors"
@@ -56,29 +63,51 @@ def singular_values(run: Run) -> np.ndarray | None:
     """Singular values of the run's LoRA updates s B A, largest first, shape (modules, rank); None without any.
 
     Modules of which B is still zero, where LoRA starts, are left out.
+
+    Raises:
+        Unreadable: the adapter is damaged.
     """
     adapter, settings = run.folder / "adapter_model.safetensors", run.folder / "adapter_config.json"
     if not adapter.exists() or not settings.exists():
         return None
-    config = json.loads(settings.read_text(encoding="utf-8"))
-    rank = config["r"]
-    scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+    try:
+        config = json.loads(settings.read_text(encoding="utf-8"))
+        rank, alpha = config["r"], config["lora_alpha"]
+    except (ValueError, KeyError) as error:
+        raise Unreadable(f"{settings} cannot be read ({error})") from error
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     found = []
-    with safe_open(adapter, "numpy") as file:
-        for name in file.keys():  # noqa: SIM118 # no dict: it cannot be iterated over
-            if name.endswith(_A_MATRIX):
-                a, b = file.get_tensor(name), file.get_tensor(name.replace("lora_A", "lora_B"))
-                if b.any():
-                    # Of the r x r product of the two triangles: that of B A itself is as large as the layer.
-                    triangles = np.linalg.qr(b).R @ np.linalg.qr(a.T).R.T
-                    found.append(scale * np.linalg.svd(triangles, compute_uv=False))
+    matrices = _tensors(adapter, (_A_MATRIX, _B_MATRIX))
+    for name, a in matrices.items():
+        b = matrices.get(name.replace(_A_MATRIX, _B_MATRIX))
+        if name.endswith(_A_MATRIX) and b is not None and b.any():
+            # Of the r x r product of the two triangles: that of B A itself is as large as the layer.
+            triangles = np.linalg.qr(b).R @ np.linalg.qr(a.T).R.T
+            found.append(scale * np.linalg.svd(triangles, compute_uv=False))
     return np.array(found) if found else None
 
 
 def _biases(path: Path) -> dict[str, np.ndarray]:
-    with safe_open(path, "numpy") as file:
-        names = [name for name in file.keys() if name.endswith((".bias", ".beta"))]  # noqa: SIM118 # as above
-        return {name: file.get_tensor(name) for name in names}
+    return _tensors(path, (".bias", ".beta"))
+
+
+def _tensors(path: Path, endings: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The file's tensors whose names end so, as numpy's floats.
+
+    Raises:
+        Unreadable: the file is damaged.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            names = [name for name in file.keys() if name.endswith(endings)]  # noqa: SIM118 # no dict
+            try:
+                return {name: file.get_tensor(name) for name in names}
+            except TypeError:  # numpy has no bfloat16; torch, which has, takes seconds to load
+                pass
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name).float().numpy() for name in names}
+    except (OSError, SafetensorError) as error:
+        raise Unreadable(f"{path} cannot be read ({error})") from error
 
 
 def _plain(name: str) -> str:

@@ -12,6 +12,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
 from peftlib.evaluation.statistics import (
+    Resampled,
     compare_seeds,
     holm,
     mcnemar,
@@ -20,6 +21,7 @@ from peftlib.evaluation.statistics import (
     resampled_scores,
     score_of,
     seeds_for,
+    seeds_for_examples,
 )
 
 SCORERS = {"accuracy": accuracy_score, "f1": lambda y, p: f1_score(y, p, zero_division=0.0)}
@@ -80,6 +82,26 @@ def test_rounding_is_no_spread():
     assert compare_seeds([0.8, 0.9], [0.7, 0.8]).effect is None
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 6, 8])
+def test_the_same_difference_under_every_seed_is_as_likely_as_its_signs(seeds):
+    a, b = np.linspace(0.8, 0.9, seeds), np.linspace(0.8, 0.9, seeds) - 0.01
+    exact = stats.permutation_test((a - b,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    found = compare_seeds(a, b)
+    assert found.p == pytest.approx(exact.pvalue) == compare_seeds(b, a).p
+    assert (found.effect, found.seeds_needed) == (None, 6)
+    assert (found.p < 0.05) == (seeds >= 6)
+
+
+def test_ties_between_coarse_scores_make_no_claims():
+    """Two seeds on 100 examples, no difference: the same difference twice is common, and was once taken for p = 0."""
+    generator = np.random.default_rng(5)
+    scores = generator.binomial(100, 0.95, (2000, 2, 2)) / 100
+    p_values = np.array([compare_seeds(a, b).p for a, b in scores])
+    ties = [np.ptp(a - b) < 1e-9 and abs((a - b).mean()) > 1e-9 for a, b in scores]
+    assert np.mean(ties) > 0.05 and p_values[ties].min() == 0.5
+    assert (p_values < 0.05).mean() < 0.05
+
+
 @pytest.mark.parametrize(("a", "b"), [([0.5], [0.4]), ([0.5, 0.6, 0.7], [0.5, 0.6])])
 def test_seeds_that_cannot_be_paired(a, b):
     with pytest.raises(ValueError):
@@ -92,6 +114,19 @@ def test_seeds_that_cannot_be_paired(a, b):
 )
 def test_known_numbers_of_seeds(effect, power, count):
     assert seeds_for(effect, power) == count == seeds_for(-effect, power)
+
+
+@pytest.mark.parametrize(("effect", "count"), [(3.2, 4), (5.4, 3), (5.5, 3), (8.0, 3), (10.8, 3), (11.7, 2), (30.0, 2)])
+def test_large_effects_where_scipys_noncentral_t_gives_out(effect, count):
+    """Against the definition: t = (Z + d sqrt(n)) / sqrt(chi² / (n - 1)), integrated over the chi²."""
+
+    def power(n):
+        critical, shares = stats.t.isf(0.025, n - 1), (np.arange(20_000) + 0.5) / 20_000
+        edge = critical * np.sqrt(stats.chi2.ppf(shares, n - 1) / (n - 1))
+        return (stats.norm.sf(edge - effect * math.sqrt(n)) + stats.norm.cdf(-edge - effect * math.sqrt(n))).mean()
+
+    assert seeds_for(effect) == count
+    assert power(count) >= 0.8 and (count == 2 or power(count - 1) < 0.8)
 
 
 def test_huge_and_tiny_effects():
@@ -118,7 +153,7 @@ def test_a_resample_is_the_score_of_the_drawn_examples(examples, seed, metric):
     generator = np.random.default_rng(seed)
     labels, predictions = generator.integers(0, 2, examples), generator.integers(0, 2, (2, examples))
     found = resampled_scores(predictions, labels, metric, resamples=5, seed=seed)
-    drawn = np.random.default_rng(seed).integers(0, examples, (5, examples))
+    drawn = np.random.default_rng(np.random.SeedSequence(seed).spawn(2)[0]).integers(0, examples, (5, examples))
     expected = [[SCORERS[metric](labels[row], run[row]) for run in predictions] for row in drawn]
     assert found == pytest.approx(np.array(expected))
 
@@ -169,6 +204,45 @@ def test_seeds_that_disagree_widen_the_interval():
     b = np.array([[1] * 350 + [0] * 150] * 2)
     found = bootstrap(a, b)
     assert found.low < -0.05 and found.high > 0.05 and found.p > 0.3
+
+
+def test_a_bootstrap_tells_the_examples_part_of_the_variance_from_the_seeds():
+    """Right or wrong by example, alike under every seed, plus flips of single answers by seed."""
+    generator = np.random.default_rng(8)
+    examples, seeds = 400, 12
+    a, b = (np.repeat(answers(generator, 1, examples, 0.2), seeds, axis=0) for _ in range(2))
+    a, b = (np.where(generator.random(x.shape) < 0.1, 1 - x, x) for x in (a, b))
+    found = bootstrap(a, b)
+    # Two-way analysis of variance of the seeds x examples table, which knows no bootstrap.
+    difference = (a - b).astype(float)
+    between = seeds * difference.mean(axis=0).var(ddof=1)
+    residual = difference - difference.mean(axis=0) - difference.mean(axis=1, keepdims=True) + difference.mean()
+    within = (residual**2).sum() / ((seeds - 1) * (examples - 1))
+    assert found.of_examples == pytest.approx((between - within) / seeds / examples, rel=0.1)
+    assert found.of_seeds > 0
+
+
+def test_with_one_seed_all_variance_is_taken_for_the_examples():
+    generator = np.random.default_rng(9)
+    found = bootstrap(answers(generator, 1, 300, 0.2), answers(generator, 1, 300, 0.3))
+    assert found.of_seeds == 0 and found.of_examples > 0
+
+
+def test_examples_that_no_number_of_seeds_makes_up_for():
+    few = Resampled(-0.01, 0.05, 0.2, of_examples=0.02**2, of_seeds=0.01**2)
+    assert few.p_of_any_number_of_seeds(0.02) == pytest.approx(2 * stats.norm.sf(1.0))
+    assert seeds_for_examples(0.02, few) is None
+    # d - 0.8416 sqrt(s / n) >= 1.96 sqrt(e + s / n): with no examples' part, n = (2.8016 s / d)² = 7.8.
+    many = Resampled(-0.01, 0.05, 0.2, of_examples=0.0, of_seeds=0.02**2)
+    assert many.p_of_any_number_of_seeds(0.02) == 0.0
+    assert seeds_for_examples(0.02, many) == 8 == seeds_for_examples(-0.02, many)
+    assert seeds_for_examples(0.02, Resampled(0, 0, 0, of_examples=0.008**2, of_seeds=0.02**2)) > 8
+
+
+def test_examples_and_seeds_are_not_drawn_by_the_same_numbers():
+    """Each of two seeds is right on an example of its own: one draw in eight is of one seed and the other's example."""
+    found = bootstrap(np.array([[1, 0], [0, 1]]), np.zeros((2, 2), dtype=np.int64))
+    assert found.low == 0.0 and found.p == pytest.approx(2 / 8, abs=0.02)
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 5), st.integers(0, 5))

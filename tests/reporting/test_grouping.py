@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pytest
 
+from peftlib.evaluation.predictions import save_predictions
 from peftlib.reporting.grouping import compare
 from peftlib.reporting.runs import read_run
 from tests.reporting.made_up import make_run
@@ -51,6 +55,10 @@ def test_a_methods_own_flags_are_in_its_name(make, words, label):
         ({"words": ["--model_name_or_path", "other/model"]}, "another base model (other/model, not all-MiniLM-L6-v2)"),
         ({"changes": {"precision": {"name": "bf16"}}}, "another precision (bf16, not no)"),
         ({"changes": {"effective_batch_size": 64}}, "another effective_batch_size (64, not 16)"),
+        (
+            {"changes": {"parameters": {"trainable": 26_882, "total": 300, "trainable_ratio": 89.6}}},
+            "another size of the base model (300, not 22713986)",
+        ),
         (
             {"fingerprint": "a" * 64},
             "another validation split (200 examples aaaaaaaaaaaa, not 200 examples ffffffffffff)",
@@ -114,3 +122,82 @@ def test_a_contender_is_the_best_rate_of_its_method(make):
     (comparison,) = compare(runs)
     assert [variant.label for variant in comparison.contenders()] == ["Head", "LoRA r=16, lr 0.01"]
     assert [variant.label for variant in comparison.contenders(most=1)] == ["LoRA r=16, lr 0.01"]
+    assert comparison.best.label == "LoRA r=16, lr 0.01"
+
+
+def test_one_lucky_run_at_another_rate_decides_nothing(make):
+    runs = [make("--method", "lora", "--learning_rate", 1e-3, seed=seed, error=0.2) for seed in (1, 2, 3)]
+    runs += [make("--method", "lora", "--learning_rate", 1e-2, seed=1, error=0.02)]
+    runs += [make("--method", "bitfit", seed=seed, error=0.3) for seed in (1, 2, 3)]
+    (comparison,) = compare(runs)
+    assert [variant.label for variant in comparison.contenders()] == ["BitFit", "LoRA r=16, lr 0.001"]
+    assert comparison.best.label == "LoRA r=16, lr 0.001"
+
+
+def test_seeds_that_other_methods_have_count_before_ones_own(make):
+    runs = [make("--method", "lora", "--learning_rate", 1e-3, seed=seed, error=0.2) for seed in (1, 2)]
+    runs += [make("--method", "lora", "--learning_rate", 1e-2, seed=seed, error=0.1) for seed in (7, 8, 9)]
+    runs += [make("--method", "bitfit", seed=seed) for seed in (1, 2)]
+    (comparison,) = compare(runs)
+    assert "LoRA r=16, lr 0.001" in [variant.label for variant in comparison.contenders()]
+    alone = compare([run for run in runs if run.method == "lora"])[0]
+    assert [variant.label for variant in alone.contenders()] == ["LoRA r=16, lr 0.01"]
+
+
+def test_one_lucky_run_of_another_method_is_not_the_highest(make):
+    runs = [make("--method", "lora", seed=seed, error=0.2) for seed in (1, 2)]
+    (comparison,) = compare([*runs, make("--method", "head", seed=1, error=0.02)])
+    assert comparison.best.label == "LoRA r=16"
+    assert compare([runs[0], make("--method", "head", seed=2, error=0.02)])[0].best.label == "Head"
+
+
+def test_methods_that_are_passed_over_are_named(make):
+    ranks = range(1, 11)
+    runs = [make("--method", "lora", "--lora_r", rank, error=0.5 if rank in (3, 7) else 0.1) for rank in ranks]
+    (comparison,) = compare(runs)
+    assert len(comparison.contenders()) == 8
+    assert comparison.notes == (
+        "Of 10 methods the 8 that stand highest are tested, plotted and set beside others' numbers; "
+        "in the table only: LoRA r=3; LoRA r=7.",
+    )
+    assert compare(runs[:8])[0].notes == ()
+
+
+def test_a_searched_warm_up_is_a_variant_of_the_rate(make):
+    """As `sweeps/rate_search.yaml` draws them: one method, one comparison."""
+    runs = [
+        make("--learning_rate", rate, "--warmup_ratio", warmup, error=error)
+        for rate, warmup, error in ((1e-3, 0.0, 0.3), (2e-3, 0.060000000000000005, 0.1), (4e-3, 0.12, 0.2))
+    ]
+    (comparison,) = compare(runs)
+    names = [
+        "BitFit, lr 0.001, warmup_ratio 0",
+        "BitFit, lr 0.002, warmup_ratio 0.06",
+        "BitFit, lr 0.004, warmup_ratio 0.12",
+    ]
+    assert [variant.label for variant in comparison.variants] == names
+    assert [variant.label for variant in comparison.contenders()] == [names[1]]
+    assert "warmup" not in comparison.settings
+
+
+def test_another_warm_up_is_not_averaged(make):
+    (comparison,) = compare([make(seed=1), make("--num_warmup_steps", 30, seed=2)])
+    assert labels(comparison) == [("BitFit, num_warmup_steps 30", [2]), ("BitFit, warmup_ratio 0.06", [1])]
+    assert compare([make(seed=1), make(seed=2)])[0].settings.endswith("warmup_ratio 0.06")
+
+
+def test_answers_to_other_examples_stand_apart(make):
+    runs = [make(seed=seed) for seed in (1, 2)]
+    odd, silent = make("--method", "lora", seed=1), make("--method", "head", seed=1, predictions=False)
+    save_predictions(odd.folder, np.zeros((150, 2)), np.zeros(150))
+    main, apart = compare([*runs, odd, silent])
+    assert [run.name for run in main.runs] == [silent.name, *(run.name for run in runs)] and apart.runs == [odd]
+    assert re.fullmatch(
+        r"another validation labels \(\w{12} \(150 examples\), not \w{12} \(200 examples\)\)", apart.apart
+    )
+    assert "labels" not in main.settings
+
+
+def test_no_predictions_part_nobody(make):
+    main, longer = compare([make(seed=1), make(seed=2), make("--num_train_epochs", "5", predictions=False)])
+    assert (main.apart, longer.apart) == (None, "another num_train_epochs (5, not 3)")

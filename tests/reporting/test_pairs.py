@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from peftlib.errors import UserError
 from peftlib.evaluation.predictions import save_predictions
-from peftlib.evaluation.statistics import compare_seeds, holm, mcnemar
+from peftlib.evaluation.statistics import compare_seeds, holm, mcnemar, seeds_for_examples
 from peftlib.reporting.grouping import compare
 from peftlib.reporting.pairs import compare_pairs
 from peftlib.reporting.runs import read_run
@@ -42,7 +44,65 @@ def test_no_difference_is_not_claimed_and_the_seeds_it_would_take_are_named(tmp_
     expected = compare_seeds(*scores)
     assert pair.seed_test == expected
     assert pair.words.startswith("No difference can be claimed between BitFit and LoRA r=16 (corrected p ")
-    assert f"about {expected.seeds_needed:,} seeds" in pair.words
+
+
+def answering(place, method, seeds, wrong):
+    """Runs on SST-2 that answer wrongly where `wrong(seed)`, bool, shape (EXAMPLES,), says so."""
+    for seed in seeds:
+        folder = make_run(place / f"{method}-{seed}", "--task_name", "sst2", "--method", method, seed=seed)
+        labels = read_run(folder).answers[1]
+        answers = np.where(wrong(seed), 1 - labels, labels)
+        save_predictions(folder, np.eye(2)[answers], labels)
+        record = json.loads((folder / "run.json").read_text())
+        record["results"]["best_eval_accuracy"] = float((answers == labels).mean())
+        (folder / "run.json").write_text(json.dumps(record))
+        yield read_run(folder)
+
+
+def test_no_number_of_seeds_is_promised_where_the_examples_are_too_few(tmp_path):
+    """Seven examples against four, under every seed but for one answer: the t-test alone would ask for a few seeds."""
+    places = np.arange(EXAMPLES)
+    runs = [
+        *answering(tmp_path, "bitfit", (1, 2, 3), lambda seed: places < 7 - (seed == 3)),
+        *answering(tmp_path, "lora", (1, 2, 3), lambda seed: (places >= 100) & (places < 104)),
+    ]
+    (pair,) = compare_pairs(compare(runs)[0], "accuracy")
+    assert pair.seed_test.p < 0.05 and pair.seed_test.seeds_needed <= 5
+    assert pair.bootstrap.p > 0.2 and not pair.examples_suffice and pair.seeds_needed is None
+    assert pair.words.endswith("the validation examples are too few for a difference of this size.")
+
+
+def test_the_seeds_that_are_promised_are_enough_for_both_tests(tmp_path):
+    """15 examples apart, but for the seed's own luck: the examples ask for more seeds than the t-test does."""
+    places, luck = np.arange(EXAMPLES), {1: 9, 2: -6, 3: 2}
+    runs = [
+        *answering(tmp_path, "bitfit", luck, lambda seed: places < 30 + luck[seed]),
+        *answering(tmp_path, "lora", luck, lambda seed: (places >= 100) & (places < 115)),
+    ]
+    (pair,) = compare_pairs(compare(runs)[0], "accuracy")
+    assert not pair.claimed and pair.examples_suffice
+    assert pair.seeds_needed == seeds_for_examples(pair.difference, pair.bootstrap) > pair.seed_test.seeds_needed
+    assert f"about {pair.seeds_needed} seeds would find it; there are 3." in pair.words
+
+
+def test_ties_are_no_claim_and_the_seeds_that_would_have_to_agree_are_named(tmp_path):
+    places = np.arange(EXAMPLES)
+    runs = [
+        *answering(tmp_path, "bitfit", (1, 2), lambda seed: places < 50 + seed),
+        *answering(tmp_path, "lora", (1, 2), lambda seed: places < 20 + seed),
+    ]
+    (pair,) = compare_pairs(compare(runs)[0], "accuracy")
+    assert pair.bootstrap.p < 0.001 and pair.p == 0.5 and not pair.claimed
+    assert pair.words.endswith("It is the same under all 2 seeds; at least 6 would have to agree.")
+
+
+def test_a_pair_that_holms_correction_loses_is_said(tmp_path):
+    _, (pair,) = pairs_of(tmp_path, {"head": 0.4, "full": 0.1}, seeds=range(1, 6))
+    assert pair.claimed and pair.seeds_needed <= 5
+    words = replace(pair, corrected=0.06).words
+    assert words.startswith("No difference can be claimed") and words.endswith(
+        "told apart; as one of so many it is not."
+    )
 
 
 def test_ties_are_no_difference(tmp_path):
@@ -61,6 +121,23 @@ def test_one_seed_claims_nothing_however_large_the_difference(tmp_path):
         "Head and Full share seed 1 only: no difference can be claimed. These two runs make different errors "
         "(McNemar's p < 0.001, uncorrected)."
     )
+
+
+def test_two_single_runs_of_different_seeds_have_answered_the_same_examples(tmp_path):
+    made = [
+        make_run(tmp_path / f"{name}-{seed}", "--method", name, seed=seed, error=error)
+        for name, seed, error in (("head", 1, 0.5), ("full", 2, 0.05), ("full", 3, 0.05))
+    ]
+    head, full, other = map(read_run, made)
+    (pair,) = compare_pairs(compare([head, full])[0], "accuracy")
+    assert pair.seeds == () and not pair.claimed and pair.p is None
+    assert pair.mcnemar == mcnemar(*(run.answers[0] == run.answers[1] for run in (head, full))) < 0.001
+    assert pair.words == (
+        "Head and Full have one run each: no difference can be claimed. These two runs make different errors "
+        "(McNemar's p < 0.001, uncorrected)."
+    )
+    (pair,) = compare_pairs(compare([head, full, other])[0], "accuracy")
+    assert pair.mcnemar is None and pair.words == "Head and Full have no seed in common and are not tested."
 
 
 def test_the_seeds_decide_too_not_only_the_examples(tmp_path):
@@ -102,12 +179,3 @@ def test_without_predictions_the_seeds_alone_are_tested(tmp_path):
     _, (pair,) = pairs_of(tmp_path, {"head": 0.4, "full": 0.1}, seeds=range(1, 6), predictions=False)
     assert pair.bootstrap is None and pair.p == pair.seed_test.p
     assert pair.claimed and "interval" not in pair.words
-
-
-def test_predictions_of_other_examples_are_refused(tmp_path):
-    comparison, _ = pairs_of(tmp_path, {"bitfit": 0.2, "lora": 0.2})
-    folder = comparison.variants[0].runs[1].folder
-    save_predictions(folder, np.zeros((EXAMPLES, 2)), np.zeros(EXAMPLES))
-    (again,) = compare([read_run(run.folder) for run in comparison.runs])
-    with pytest.raises(UserError, match="its predictions are of other examples"):
-        compare_pairs(again, "accuracy")

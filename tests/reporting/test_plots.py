@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import colors, image
 
+from peftlib.evaluation.statistics import mean_interval
+from peftlib.reporting import plots
 from peftlib.reporting.figures import look
 from peftlib.reporting.grouping import compare
 from peftlib.reporting.plots import draw_scores, pareto_front
@@ -47,6 +49,96 @@ def test_all_plots_of_scores_as_png_and_svg(tmp_path):
         assert plot.svg == (tmp_path / "plots" / f"{plot.name}.svg").read_text()
         assert ElementTree.fromstring(plot.svg).tag.endswith("svg")
         assert plot.title and plot.caption in plot.alt
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The axes of every plot that is drawn from now on, by the plot's name."""
+    kept = {}
+    plain = plots.write_figure
+
+    def keep(figure, folder, name, title, caption):
+        kept[name] = figure.axes[0]
+        return plain(figure, folder, name, title, caption)
+
+    monkeypatch.setattr(plots, "write_figure", keep)
+    return kept
+
+
+def bars(axes):
+    """Of each series with error bars: label -> (places, means, lows, highs)."""
+    found = {}
+    for container in axes.containers:
+        (segments,) = (part.get_segments() for part in container.lines[2])
+        ends = np.array(segments)[:, :, 1]
+        found[container.get_label()] = (*container.lines[0].get_data(), ends.min(axis=1), ends.max(axis=1))
+    return found
+
+
+def test_a_curve_is_the_mean_and_its_band_the_lowest_and_the_highest_seed(tmp_path, figures):
+    drawn(tmp_path, ("--method", "bitfit"), (*LORA, 8), seeds=(1, 2, 3))
+    axes = figures["mrpc-accuracy-by-step"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimizer updates", "evaluation accuracy")
+    for number, label, line, band in zip((0, 1), ("BitFit", "LoRA r=8"), axes.lines, axes.collections, strict=True):
+        runs = [read_run(tmp_path / f"run-{number}-{seed}") for seed in (1, 2, 3)]
+        curves = np.array([[point["eval/accuracy"] for point in run.curve] for run in runs])
+        steps = [10, 20, 30, 40, 50, 60]
+        assert line.get_label() == label and list(line.get_xdata()) == steps
+        assert line.get_ydata() == pytest.approx(curves.mean(axis=0))
+        corners = {tuple(corner) for corner in band.get_paths()[0].vertices}
+        edges = [*zip(steps, curves.min(axis=0), strict=True), *zip(steps, curves.max(axis=0), strict=True)]
+        assert corners == set(edges)
+
+
+def test_a_cost_is_drawn_with_the_tables_means_and_intervals(tmp_path, figures):
+    drawn(tmp_path, ("--method", "bitfit"), (*LORA, 8), ("--method", "head"), seeds=(1, 2, 3))
+    (comparison,) = compare([read_run(path.parent) for path in sorted(tmp_path.glob("run-*/run.json"))])
+    table = {row.label: row for row in rows(comparison) if row.seeds}
+    for cost, scale, value in (
+        ("parameters", "log", lambda row: row.trainable),
+        ("time", "linear", lambda row: row.costs["train_seconds"].mean),
+        ("memory", "linear", lambda row: row.costs["peak_memory_bytes"].mean / 1e6),
+    ):
+        axes = figures[f"mrpc-accuracy-by-{cost}"]
+        assert (axes.get_xscale(), axes.get_ylabel()) == (scale, "accuracy")
+        series = bars(axes)
+        assert series.keys() == table.keys()
+        for label, (x, mean, low, high) in series.items():
+            interval = table[label].metrics["accuracy"]
+            expected = value(table[label]), interval.mean, interval.low, interval.high
+            assert (x[0], mean[0], low[0], high[0]) == pytest.approx(expected)
+        front = next(line for line in axes.lines if line.get_label() == "Pareto front")
+        points = [(value(row), row.metrics["accuracy"].mean) for row in table.values()]
+        assert list(zip(*front.get_data(), strict=True)) == pareto_front(points)
+
+
+@pytest.mark.parametrize(("name", "places"), [("rank", [8, 16]), ("rate", [1e-3, 1e-2])])
+def test_ranks_and_rates_stand_in_order_on_a_logarithmic_axis(tmp_path, figures, name, places):
+    flags = {"rank": lambda place: (*LORA, place), "rate": lambda place: ("--learning_rate", place)}[name]
+    drawn(tmp_path, *map(flags, reversed(places)), seeds=(1, 2, 3))
+    axes = figures[f"mrpc-accuracy-by-{name}"]
+    assert axes.get_xscale() == "log" and list(axes.get_xticks()) == places
+    ((x, means, lows, highs),) = bars(axes).values()
+    assert list(x) == places
+    for index, number in enumerate((1, 0)):
+        found = mean_interval([read_run(tmp_path / f"run-{number}-{seed}").score("accuracy") for seed in (1, 2, 3)])
+        assert (means[index], lows[index], highs[index]) == pytest.approx((found.mean, found.low, found.high))
+
+
+def test_a_rate_with_several_warm_ups_is_drawn_once(tmp_path, figures):
+    """That with the most seeds, then the best; the fifth run is the second under another seed."""
+    ways = [(1e-3, 0.0, 0.1), (1e-3, 0.1, 0.3), (1e-2, 0.0, 0.3), (1e-2, 0.1, 0.1)]
+    made = [(rate, warmup, error, 1) for rate, warmup, error in ways] + [(*ways[1], 2)]
+    runs = [
+        read_run(make_run(tmp_path / f"{n}", "--learning_rate", rate, "--warmup_ratio", warmup, error=error, seed=seed))
+        for n, (rate, warmup, error, seed) in enumerate(made)
+    ]
+    (comparison,) = compare(runs)
+    draw_scores(comparison, rows(comparison), tmp_path, "x")
+    ((x, means, _, _),) = bars(figures["x-accuracy-by-rate"]).values()
+    scores = [run.score("accuracy") for run in runs]
+    assert list(x) == [1e-3, 1e-2]
+    assert list(means) == pytest.approx([(scores[1] + scores[4]) / 2, scores[3]])
 
 
 def test_a_plot_without_data_is_a_sentence(tmp_path):

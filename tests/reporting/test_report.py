@@ -1,4 +1,4 @@
-"""The report's folder: one HTML file that needs nothing else, tables, plots, and nothing of others' touched."""
+"""The report: one HTML file that needs nothing else, tables and plots."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from peftlib.errors import UserError
-from peftlib.reporting.report import check_folder, work_out, write_report
+from peftlib.reporting.report import facts_of, work_out, write_report
 from peftlib.reporting.runs import find_runs, read_run
+from peftlib.reporting.sheets import md_escaped
 from tests.reporting.made_up import make_run
 
 NASTY = "<script>alert(1)</script>&amp;\"'"
@@ -70,7 +71,7 @@ def test_what_a_report_holds(report: Path) -> None:
     assert tables == {"runs.csv", "mrpc.csv", "mrpc.tex", "mrpc-references.tex", "mrpc-pairs.csv", "mrpc-2.csv",
                       "mrpc-2.tex", "mrpc-2-references.tex", "mrpc-2-pairs.csv", "sst2.csv", "sst2.tex",
                       "sst2-references.tex", "sst2-pairs.csv"}  # fmt: skip
-    assert {path.name for path in report.iterdir()} == {"index.html", "report.md", "tables", "plots"}
+    assert {path.name for path in report.iterdir()} == {"index.html", "report.md", "tables", "plots", ".report.json"}
     names = [path.stem for path in (report / "plots").iterdir()]
     assert names and all(names.count(name) == 2 for name in names)
     assert (report / "tables" / "runs.csv").read_text().count("\n") == 14
@@ -121,6 +122,8 @@ def test_the_page_says_what_there_is_to_say(page: Page) -> None:
     assert "majority class" in text
     assert "There is no run with --method head" in text  # of sst2
     assert "enter nothing else on this page" in text
+    assert re.search(r"The same for f1 \d of 3 differ beyond what seeds and examples explain", text)
+    assert "Every test with full precision: tables/mrpc-pairs.csv beside this page." in text
     assert "Accuracy against the learning rate: every method was trained at one rate only." in text
 
 
@@ -128,44 +131,22 @@ def test_the_markdown_page_has_its_plots_and_no_html(report: Path) -> None:
     text = (report / "report.md").read_text(encoding="utf-8")
     images = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert images and all((report / image).is_file() for image in images)
-    assert not re.search(r"(?<!\\)<script", text.replace("`", "\n`", 2).split("`")[-1])
+    # Code spans are shown as they stand; the command's backticks could end its span early.
+    outside = re.sub(r"`[^`\n]*`", "", text)
+    assert "`" not in outside and not re.search(r"(?<!\\)<", outside)
+    assert f"## sst2 · {md_escaped(NASTY)}" in outside and text.count("alert(1)") >= 3
     tables = [line for line in text.splitlines() if line.startswith("|")]
     for line in tables:
         assert re.search(r"(?<!\\)\|$", line)
     assert "| broken | rotten\\_tomatoes, bitfit, seed 42 | failed: lost \\| \\<script\\>" in text
 
 
-def test_a_second_report_replaces_the_first(report: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "report"
-    many = [read_run(make_run(tmp_path / f"{seed}", "--task_name", "mrpc", seed=seed)) for seed in (1, 2)]
-    check_folder(folder)
-    write_report(work_out(many), folder, "first")
-    check_folder(folder)
-    one = [read_run(make_run(tmp_path / "sst2", "--task_name", "sst2"))]
-    write_report(work_out(one), folder, "second")
-    assert {path.stem.partition("-")[0] for path in (folder / "plots").iterdir()} == {"sst2"}
-    assert "second" in (folder / "report.md").read_text()
-
-
-def hold(folder: Path, name: str) -> None:
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("mine")
-
-
-@pytest.mark.parametrize("name", ["notes.txt", "plots/mine.pdf", "tables/deep/a.csv", "run.json", ".hidden"])
-def test_a_folder_with_others_files_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
-    hold(tmp_path, "index.html")
-    hold(tmp_path, name)
-    with pytest.raises(UserError) as caught:
-        check_folder(tmp_path)
-    assert f"holds {name}, which no report has written" in str(caught.value)
-    assert (tmp_path / "index.html").read_text() == (tmp_path / name).read_text() == "mine"
-
-
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "report").write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        check_folder(tmp_path / "report")
+def test_the_foot_says_whether_the_code_was_changed(tmp_path: Path) -> None:
+    states = {"1": {"commit": "a" * 40, "changed": True}, "2": {"commit": "b" * 40, "changed": False}, "3": None}
+    runs = [
+        read_run(make_run(tmp_path / name, seed=int(name), changes={"git": state})) for name, state in states.items()
+    ]
+    assert facts_of(work_out(runs))["commit"] == "aaaaaaaaaaaa and uncommitted changes, bbbbbbbbbbbb, unknown"
 
 
 def test_without_any_result_there_is_no_report(tmp_path: Path) -> None:

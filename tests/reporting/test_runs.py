@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
 
 from peftlib.errors import UserError
+from peftlib.reporting.report import work_out
 from peftlib.reporting.runs import find_runs, read_run
 from tests.reporting.made_up import EXAMPLES, make_run
 
@@ -82,6 +84,40 @@ def test_only_a_finished_run_has_a_result(tmp_path, status, problem):
 def test_a_score_that_is_no_number_is_no_result(tmp_path):
     folder = make_run(tmp_path / "run", changes={"results": {"best_eval_accuracy": None}})
     assert read_run(folder).problem == "finished without a finite accuracy"
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        (("results", "train_runtime"), "finished without a finite train_runtime"),
+        (("results", "train_samples_per_second"), "finished without a finite train_samples_per_second"),
+        (("results", "best_eval_f1"), "finished without a finite f1"),
+        (("results",), "finished without a finite accuracy"),
+        (("peak_memory_bytes",), "finished without a finite peak_memory_bytes"),
+        (("parameters", "trainable"), "run.json is no record of a training: it lacks parameters.trainable"),
+        (("data", "validation"), "run.json is no record of a training: it lacks data.validation.fingerprint"),
+        (("arguments", "seed"), "run.json is no record of a training: it lacks arguments.seed"),
+        (("model",), "run.json is no record of a training: it lacks model.name"),
+    ],
+)
+def test_a_record_that_lacks_something_has_no_result_and_stops_nobody(tmp_path, path, problem):
+    folder = make_run(tmp_path / "run", "--task_name", "mrpc")
+    record = json.loads((folder / "run.json").read_text())
+    *parents, last = path
+    del functools.reduce(dict.__getitem__, parents, record)[last]
+    (folder / "run.json").write_text(json.dumps(record))
+    assert read_run(folder).problem == problem
+    report = work_out([read_run(make_run(tmp_path / "other", "--task_name", "mrpc")), read_run(folder)])
+    assert [why for _, _, why in report.failed] == [problem]
+
+
+@pytest.mark.parametrize("value", ["word", None, float("nan"), [1]])
+def test_a_time_that_is_no_number_is_no_result(tmp_path, value):
+    folder = make_run(tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    record["results"]["train_runtime"] = value
+    (folder / "run.json").write_text(json.dumps(record))
+    assert read_run(folder).problem == "finished without a finite train_runtime"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"status": "finished"}', "\x00"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -53,6 +54,40 @@ def test_the_first_berts_call_a_bias_beta(tmp_path, tiny_folder):
     run = bitfit_run(tmp_path / "run", tiny_folder())
     run.record["model"]["name"] = str(base)
     assert bias_changes(run)["attention.output.LayerNorm"] == pytest.approx([0.25, 0.5], abs=1e-6)
+
+
+def test_a_base_model_in_bfloat16(tmp_path, tiny_folder):
+    """numpy has no such type."""
+    base = shutil.copytree(tiny_folder(), tmp_path / "half")
+    weights = {name: value.bfloat16() for name, value in load_file(base / "model.safetensors").items()}
+    save_file(weights, base / "model.safetensors")
+    run = bitfit_run(tmp_path / "run", tiny_folder())
+    run.record["model"]["name"] = str(base)
+    changes = bias_changes(run)
+    assert len(changes) == BIASES_PER_LAYER
+    for layers in changes.values():
+        assert layers == pytest.approx([0.25, 0.5], abs=0.01)
+
+
+def test_singular_values_of_an_adapter_in_bfloat16(tmp_path, tiny_folder):
+    run = lora_run(tmp_path / "run", tiny_folder())
+    path = run.folder / "adapter_model.safetensors"
+    save_file({name: value.bfloat16() for name, value in load_file(path).items()}, path)
+    assert singular_values(run)[0] == pytest.approx([8.0, 4.0, 0.0, 0.0], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors", "adapter_config.json"])
+def test_damaged_weights_are_said_and_stop_no_report(tmp_path, tiny_folder, name):
+    base = shutil.copytree(tiny_folder(), tmp_path / "base")
+    runs = [bitfit_run(tmp_path / "bitfit", tiny_folder()), lora_run(tmp_path / "lora", tiny_folder())]
+    for run in runs:
+        run.record["model"]["name"] = str(base)
+    damaged = [path for path in tmp_path.rglob(name) if path.parent.name != "bitfit" or name == "model.safetensors"]
+    for path in damaged:
+        path.write_bytes(b"{")
+    plots, left_out = draw_weights(compare(runs)[0], tmp_path, "x")
+    (reason,) = left_out
+    assert len(plots) == 1 and f"{damaged[0]} cannot be read" in reason and "\n" not in reason
 
 
 @pytest.mark.parametrize("name", ["no/model", "nomodel", "a/b/c", "/nowhere/at/all", "two words"])

@@ -1,0 +1,74 @@
+"""The report's folder: nothing in it is written over or removed but what a report has put there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+
+from peftlib.errors import UserError
+from peftlib.files import write_json
+
+#: Lists the files of the report, this one not among them.
+MANIFEST = ".report.json"
+_PART = ".part"  # what is still being copied ends in this
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a place where the report cannot be written, before there is anything to write.
+
+    Raises:
+        UserError: it is no folder, holds something that no report has left there, or is read-only.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file; name a folder")
+    # A link to a folder counts as a file: what lies behind it is somebody else's.
+    present = {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    own = {folder / (name + end) for name in _listed(folder) for end in ("", _PART)}
+    own |= {folder / MANIFEST, *folder.glob(f".{MANIFEST}.*.tmp")}
+    if foreign := sorted(present - own):
+        raise UserError(f"--output_dir {folder}: holds {foreign[0].relative_to(folder)}, which no report has written; "
+                        "name another folder")  # fmt: skip
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--output_dir {folder}: {existing} is read-only; name another folder")
+
+
+def put_in_place(staged: Path, folder: Path) -> None:
+    """Replace the report in `folder`, if there is one, by the one that lies finished in `staged`.
+
+    Stopped at any point, the folder holds a report that the next one can replace.
+
+    Raises:
+        UserError: `check_folder`'s.
+    """
+    check_folder(folder)
+    names = {path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()}
+    earlier = _listed(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Both reports' files are listed before the first of them is touched.
+    write_json(folder / MANIFEST, sorted(names | earlier))
+    for name in sorted(names):
+        target, part = folder / name, folder / (name + _PART)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(staged / name, part)
+        part.replace(target)
+    for name in earlier - names:
+        (folder / name).unlink(missing_ok=True)
+    for name in earlier:
+        (folder / (name + _PART)).unlink(missing_ok=True)
+    write_json(folder / MANIFEST, sorted(names))
+
+
+def _listed(folder: Path) -> set[str]:
+    """What the manifest says a report has written; nothing where there is none that can be read."""
+    try:
+        names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    if not isinstance(names, list):
+        return set()
+    paths = {PurePosixPath(name) for name in names if isinstance(name, str)}
+    # A list that somebody has edited must not lead out of the folder.
+    return {str(path) for path in paths if path.name and not path.is_absolute() and ".." not in path.parts}

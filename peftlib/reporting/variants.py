@@ -1,0 +1,112 @@
+"""Which runs are the same thing under another seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from peftlib.reporting.runs import Run
+from peftlib.strategies import STRATEGIES
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train: a method with its flags, at one learning rate and warm-up, under one or more seeds.
+
+    Attributes:
+        flags: the method's own.
+        rate: the schedule's peak.
+        warmup: how the rate comes to its peak: the one flag that says so, and its value.
+        label: names it among the others of its comparison.
+        runs: finished ones, by seed, each seed once.
+    """
+
+    method: str
+    flags: dict[str, Any]
+    rate: float
+    warmup: tuple[str, Any]
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> set[int]:
+        """Of the runs."""
+        return {run.seed for run in self.runs}
+
+    def scores(self, metric: str) -> list[float]:
+        """One per run."""
+        return [run.score(metric) for run in self.runs]
+
+    def mean(self, metric: str) -> float:
+        """Over the runs."""
+        return sum(self.scores(metric)) / len(self.runs)
+
+    @property
+    def trainable(self) -> int:
+        """Trained parameters."""
+        return int(self.runs[0].record["parameters"]["trainable"])
+
+    @property
+    def strategy(self) -> str:
+        """The label without rate and warm-up."""
+        return _strategy_label(self.method, self.flags)
+
+
+def variants_of(group: list[Run]) -> tuple[tuple[Variant, ...], list[str]]:
+    """The group's variants, and a note for every run that repeats another one's seed."""
+    found: dict[tuple[str, str, float, tuple[str, Any]], dict[int, Run]] = {}
+    notes = []
+    for run in sorted(group, key=lambda run: str(run.record.get("started", "")), reverse=True):
+        seeds = found.setdefault((run.method, repr(_flags(run)), run.record["learning_rate"], _warmup(run)), {})
+        if run.seed in seeds:
+            # Twice the same seed is one observation: counted twice it would narrow the interval for nothing.
+            notes.append(f"{run.name} repeats {seeds[run.seed].name} (seed {run.seed}) and is left out, being older.")
+        else:
+            seeds[run.seed] = run
+    rates: dict[tuple[str, str], set[float]] = {}
+    warmups: dict[tuple[str, str], set[tuple[str, Any]]] = {}
+    for method, flags, rate, warmup in found:
+        rates.setdefault((method, flags), set()).add(rate)
+        warmups.setdefault((method, flags), set()).add(warmup)
+    variants = []
+    for (method, flags, rate, warmup), seeds in found.items():
+        first = next(iter(seeds.values()))
+        label = _strategy_label(method, _flags(first))
+        label += f", lr {rate:g}" if len(rates[method, flags]) > 1 else ""
+        label += f", {warmup[0]} {_number(warmup[1])}" if len(warmups[method, flags]) > 1 else ""
+        ordered = tuple(seeds[seed] for seed in sorted(seeds))
+        variants.append(Variant(method, _flags(first), rate, warmup, label, ordered))
+    return tuple(sorted(variants, key=lambda variant: (variant.trainable, variant.label))), notes
+
+
+def _warmup(run: Run) -> tuple[str, Any]:
+    """The flag that sets the run's warm-up: a number of updates overrules a share of them."""
+    steps = run.arguments.get("num_warmup_steps")
+    return ("warmup_ratio", run.arguments.get("warmup_ratio")) if steps is None else ("num_warmup_steps", steps)
+
+
+def _number(value: Any) -> str:
+    """Without the digits in which a sweep's multiples of 0.02 differ from what they stand for."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _flags(run: Run) -> dict[str, Any]:
+    """The flags of the run's own method, those of its record."""
+    if run.method not in STRATEGIES:
+        return {}
+    names = [field.name for field in dataclasses.fields(STRATEGIES[run.method])]
+    return {name: run.arguments[name] for name in names if name in run.arguments}
+
+
+def _strategy_label(method: str, flags: dict[str, Any]) -> str:
+    """`LoRA r=8`, `BitFit, train_head=False`: the rank always, other flags where they are not the default."""
+    if method not in STRATEGIES:
+        return method
+    kind = STRATEGIES[method]
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    parts = [f"{kind.__name__} r={flags['lora_r']}" if "lora_r" in flags else kind.__name__]
+    parts += [
+        f"{name}={value}" for name, value in flags.items() if name != "lora_r" and value != defaults.get(name, value)
+    ]
+    return ", ".join(parts)
