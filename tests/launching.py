@@ -29,7 +29,7 @@ def clean_environment(home: Path, **changes: str) -> dict[str, str]:
     }
 
 
-def run_python(*words: object, cwd: Path, seconds: int = 120, **changes: str) -> subprocess.CompletedProcess[str]:
+def run_python(*words: object, cwd: Path, seconds: int = 300, **changes: str) -> subprocess.CompletedProcess[str]:
     """`python words...` in `cwd`, with what it printed; its home is beside `cwd`."""
     home = cwd.parent / "home"
     home.mkdir(exist_ok=True)
@@ -45,7 +45,7 @@ def run_python(*words: object, cwd: Path, seconds: int = 120, **changes: str) ->
 
 
 def launch(
-    config: str, script: Path, *words: object, cwd: Path, seconds: int = 120, **changes: str
+    config: str, script: Path, *words: object, cwd: Path, seconds: int = 300, **changes: str
 ) -> subprocess.CompletedProcess[str]:
     """`accelerate launch -q --config_file accelerate_configs/<config>.yaml script words...` in `cwd`."""
     options = ["-q", "--config_file", CONFIGS / f"{config}.yaml"]

@@ -17,6 +17,7 @@ from tests.launching import CONFIGS, clean_environment, run_python
 
 pytestmark = pytest.mark.launch
 TRAIN = ROOT / "scripts" / "train.py"
+PATIENCE = 300  # seconds: a busy machine is no failure, a run that hangs is
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def start(*words: object, cwd: Path) -> subprocess.Popen[str]:
 
 def wait_for_steps(folder: Path, count: int) -> None:
     """Until so many updates are logged."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         log = folder / "metrics.jsonl"
         if log.exists() and len(log.read_text().splitlines()) * 5 >= count:
@@ -68,7 +69,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_status(tmp_path, fl
     run = start(TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
     wait_for_steps(folder, 20)
     run.send_signal(number)
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=PATIENCE)
     assert run.returncode == expected, errors
     assert f"stopped by {number.name}" in errors and "Traceback" not in errors
     assert len(list((folder / "checkpoints").glob("step_*"))) == 1
@@ -85,7 +86,7 @@ def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, fla
     run = start(*words, *short, "--output_dir", parts, cwd=tmp_path)
     wait_for_steps(parts, 30)
     run.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
-    _, errors = run.communicate(timeout=90)
+    _, errors = run.communicate(timeout=PATIENCE)
     assert "stopped by SIGTERM" in errors
     assert run.returncode != 0 and status(parts) == "interrupted"
     again = run_python(*words, *short, "--output_dir", parts, "--resume_from_checkpoint", "auto", cwd=tmp_path)
@@ -108,7 +109,7 @@ def test_a_signal_to_the_launcher_alone_leaves_a_checkpoint_and_nobody_behind(tm
     launcher = start(*words, TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
     wait_for_steps(folder, 10)
     launcher.send_signal(number)
-    launcher.communicate(timeout=90)  # its pipes end with the last process that holds them
+    launcher.communicate(timeout=PATIENCE)  # its pipes end with the last process that holds them
     assert status(folder) == "interrupted"
     (checkpoint,) = (folder / "checkpoints").glob("step_*")
     assert int(checkpoint.name[5:]) >= 10
@@ -143,7 +144,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, flags):
     run = start(TRAIN, *watched, cwd=tmp_path)
     wait_for_steps(folder, 10)
     run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=60)
+    run.communicate(timeout=PATIENCE)
     assert len(losses(folder)) < 12, "the run must not have come to step 60 by itself"
     (first,) = (path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*"))
     finish = [*watched[:-1], 60, "--extend_training", "--resume_from_checkpoint", "auto"]
@@ -157,7 +158,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, flags):
 
 def test_chaos_in_short(tmp_path, flags):
     short = [*flags[:6], "--num_train_epochs", 2, "--per_device_train_batch_size", 4]
-    done = run_python(ROOT / "tests" / "chaos.py", "--kills", 3, "--seed", 3, "--", *short, cwd=tmp_path, seconds=240)
+    done = run_python(ROOT / "tests" / "chaos.py", "--kills", 3, "--seed", 3, "--", *short, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "adapter: bit-equal; losses: equal; orphans: 0; the last life went on from step" in done.stdout
 
@@ -184,14 +185,14 @@ def test_the_slurm_script_requeues_a_run_that_was_stopped_and_only_that(tmp_path
     job = start_job()
     wait_for_steps(folder, 10)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(60) == 0
+    assert job.wait(PATIENCE) == 0
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
     assert status(folder) == "interrupted"
     # A life that ends at its flags leaves run.json as it was; the same flags would fail for ever.
-    assert start_job("--seed", "7").wait(60) == 2
+    assert start_job("--seed", "7").wait(PATIENCE) == 2
     assert status(folder) == "interrupted"
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
-    assert start_job("--max_train_steps", "100", "--extend_training").wait(90) == 0
+    assert start_job("--max_train_steps", "100", "--extend_training").wait(PATIENCE) == 0
     assert status(folder) == "finished"
     assert json.loads((folder / "run.json").read_text())["resumed_at_step"] >= 10
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
