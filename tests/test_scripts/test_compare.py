@@ -84,8 +84,8 @@ def test_500_runs_in_a_moment(many: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     # The processor's seconds, not the clock's: waiting for other work does not count. 7 to 8 on a core of its own, of
-    # which importing takes 3 and drawing 3; a core that is shared with other work takes up to half as many more.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 15
+    # which importing takes 3 and drawing 3; a shared or older core takes up to twice as many.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30
     assert re.search(r"LoRA r=32, lr 0.001 +25 +0\.\d{4} ± ", done.stdout)
     # Every pair was worked out in full.
     with (many.parent / "report" / "tables" / "mrpc-pairs.csv").open(newline="") as file:
