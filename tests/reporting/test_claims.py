@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.pairs import Pair, compare_pairs
@@ -37,11 +36,10 @@ def pairs_between(
     return compare_pairs(Comparison({"task": "sst2", "base model": "x"}, None, tuple(variants), ()), "accuracy")
 
 
-@pytest.mark.parametrize(("seeds", "examples"), [(2, 60), (4, 100)])
-def test_of_reports_without_a_difference_one_in_twenty_claims_one(seeds: int, examples: int) -> None:
-    """50 reports of three pairs each: at 5 % more than 7 claims come once in 300 tries; the bootstrap alone has 9."""
+def test_of_reports_without_a_difference_one_in_twenty_claims_one() -> None:
+    """50 reports of three pairs each: at 5 % more than 7 claims come once in 300 tries; the bootstrap alone has 10."""
     generator = np.random.default_rng(17)
-    claims = [any(pair.claimed for pair in pairs_between(generator, 3, seeds, examples)) for _ in range(50)]
+    claims = [any(pair.claimed for pair in pairs_between(generator, 3, 3, 60)) for _ in range(50)]
     assert sum(claims) <= 7
 
 
