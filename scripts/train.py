@@ -26,7 +26,8 @@ def main() -> None:
     from peftlib.evaluation.evaluator import evaluate
     from peftlib.modeling import find_model, load_classifier, load_tokenizer
     from peftlib.strategies.parameters import ParameterCount, size
-    from peftlib.tracking.record import choose_output_dir, choose_resume, describe_run
+    from peftlib.tracking.folder import choose_output_dir, choose_resume
+    from peftlib.tracking.record import describe_run
     from peftlib.tracking.reporter import Reporter
     from peftlib.tracking.trackers import choose_trackers
     from peftlib.training.checkpointing import CheckpointKeeper, restore
@@ -40,10 +41,9 @@ def main() -> None:
     from peftlib.training.state import Plan, Training
 
     which, data, how, out, strategy = args.model, args.data, args.training, args.output, args.strategy
-    task, rate = TASKS[data.task_name], args.learning_rate
+    task, rate, trackers = TASKS[data.task_name], args.learning_rate, choose_trackers(out.report_to)
     resume = choose_resume(out.resume_from_checkpoint, out.output_dir, out.overwrite_output_dir)
     folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=resume)
-    trackers = choose_trackers(out.report_to)
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
     accelerator, precision = build_accelerator(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import json
 import os
 import platform
@@ -25,83 +24,10 @@ from peftlib.errors import Interrupted, UserError
 from peftlib.files import strict, write_json, write_text
 from peftlib.modeling import ModelSource
 from peftlib.strategies.parameters import ParameterCount
-
-#: What a run writes into its folder; `--overwrite_output_dir` clears these and nothing else.
-RUN_FILES = (
-    "adapter_config.json", "adapter_model.safetensors", "all_results.json", "config.json", "metrics.jsonl",
-    "model.safetensors", "predictions.safetensors", "README.md", "run.json", "special_tokens_map.json",
-    "tokenizer.json", "tokenizer_config.json", "vocab.txt",
-)  # fmt: skip
+from peftlib.tracking.folder import RUN_FILES, lock_folder, remove_leftovers
 
 _VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "safetensors", "tokenizers", "torch",
              "transformers", "wandb")  # fmt: skip
-
-
-def choose_output_dir(
-    wanted: str | None, task: str, method: str, overwrite: bool, *, resume: str | None = None
-) -> Path:
-    """Where the run will write; nothing is created yet.
-
-    Args:
-        resume: what to go on from, as `choose_resume` has it; None starts afresh.
-
-    Raises:
-        UserError: the folder holds something that is not this run's, is no folder, or is read-only.
-    """
-    sweep = sweep_of_run()
-    if wanted is not None:
-        path = Path(wanted)
-    elif sweep is not None:
-        # Agents may start two runs in the same second, and a run that is queued again belongs where it was.
-        path = Path("outputs") / "sweeps" / sweep["id"] / sweep["trial"]
-    else:
-        path = Path("outputs") / f"{task}-{method}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--output_dir {path}: is a file; name a folder")
-    if path.is_dir() and not overwrite and (problem := _taken(path, resume, in_sweep=sweep is not None)):
-        raise UserError(f"--output_dir {path}: {problem}, or replace it with --overwrite_output_dir")
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {path}: {existing} is read-only; name another folder")
-    return path
-
-
-def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:
-    """Why a run must not write into an existing folder, and what else to do; None when it may.
-
-    A run that goes on replaces the records of its earlier lives, so the folder has to be its own.
-    """
-    present = {entry.name for entry in path.iterdir()}
-    if not present:
-        return None
-    if resume is None:
-        return "holds files already; name another folder, go on with --resume_from_checkpoint auto"
-    # What a run that was killed at its very start leaves behind.
-    if "run.json" not in present and any(name != "metrics.jsonl" and not name.startswith(".") for name in present):
-        return "holds files but no run that could go on; name another folder"
-    # A sweep hands a run out again only when it has not heard of its end.
-    if resume == "auto" and not in_sweep and not (path / "checkpoints").is_dir() and _status(path) == "finished":
-        return "holds a finished run that kept no checkpoint to go on from; name another folder"
-    return None
-
-
-def _status(folder: Path) -> str | None:
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return str(record.get("status")) if isinstance(record, dict) else None
-
-
-def choose_resume(wanted: str | None, output_dir: str | None, overwrite: bool) -> str | None:
-    """What to go on from: as asked, else "auto" inside a sweep.
-
-    A sweep that was preempted hands the run out again. Its folder is named after it, so that a checkpoint there is
-    its own; one that the user named may be another run's.
-    """
-    if wanted is None and output_dir is None and not overwrite and sweep_of_run() is not None:
-        return "auto"
-    return wanted
 
 
 class RunRecord:
@@ -200,32 +126,6 @@ class RunRecord:
         write_json(self.folder / "run.json", self._facts)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed run was writing when it died; called with the folder's lock held."""
-    for pattern in (".saving-*", "checkpoints/.writing-*", ".*.tmp"):
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def lock_folder(folder: Path) -> TextIO:
-    """Take the folder for this process; the lock goes with the file object, or with the process.
-
-    Raises:
-        UserError: another run has it.
-        OSError: it cannot be written.
-    """
-    file = (folder / ".lock").open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise UserError(f"--output_dir {folder}: another run is writing there; name another folder") from error
-    return file
-
-
 def _cut_metrics(path: Path, step: int) -> int:
     """Keep the lines up to `step`; returns the last step that was logged before the cut, -1 for none."""
     kept, last = [], -1
@@ -286,17 +186,6 @@ def environment(device: torch.device) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }
-
-
-def sweep_of_run() -> dict[str, str] | None:
-    """The sweep that this run is part of and its number or name there, from the environment; None outside one.
-
-    Set by `scripts/sweep.py` (PEFTLIB_SWEEP_ID, PEFTLIB_TRIAL) or by a W&B agent (WANDB_SWEEP_ID, WANDB_RUN_ID).
-    """
-    for sweep, trial in (("PEFTLIB_SWEEP_ID", "PEFTLIB_TRIAL"), ("WANDB_SWEEP_ID", "WANDB_RUN_ID")):
-        if os.environ.get(sweep):
-            return {"id": os.environ[sweep], "trial": os.environ.get(trial, "")}
-    return None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -15,7 +15,8 @@ from accelerate.utils import broadcast_object_list
 from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
 from peftlib.tracking.console import Console
-from peftlib.tracking.record import RunRecord, environment, lock_folder, peak_memory, sweep_of_run
+from peftlib.tracking.folder import lock_folder, sweep_of_run
+from peftlib.tracking.record import RunRecord, environment, peak_memory
 from peftlib.tracking.trackers import end_wandb_run, start_trackers
 
 _Answer = TypeVar("_Answer")

@@ -38,7 +38,7 @@ from peftlib.training.manifest import FORMAT, PREFIX, checkpoints, digest, sha25
 from peftlib.training.memory import set_micro_batch
 from peftlib.training.state import Progress, Recent, Training
 
-_TEMPORARY = ".writing-"  # a killed run's are removed by tracking/record.py
+_TEMPORARY = ".writing-"  # a killed run's are removed by tracking/folder.py
 
 
 class CheckpointKeeper:

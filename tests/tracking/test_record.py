@@ -5,22 +5,14 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.files import write_json
-from peftlib.tracking import record
-from peftlib.tracking.record import (
-    RUN_FILES,
-    RunRecord,
-    choose_output_dir,
-    environment,
-    git_state,
-    peak_memory,
-)
+from peftlib.tracking.folder import RUN_FILES
+from peftlib.tracking.record import RunRecord, environment, git_state, peak_memory
 from tests.conftest import ROOT
 from tests.tracking.facts import made_facts
 
@@ -40,66 +32,12 @@ def read_lines(path):
 # ── The folder ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_default_folder_names_task_method_and_time(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = choose_output_dir(None, "mrpc", "lora", overwrite=False)
-    assert folder.parent.name == "outputs"
-    assert folder.name.startswith("mrpc-lora-20")
-    assert list(tmp_path.iterdir()) == []  # nothing is created yet
-
-
-def test_a_folder_in_use_is_refused_and_names_the_flag(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds files already; .*--overwrite_output_dir"):
-        choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False)
-    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=True) == tmp_path
-
-
-def test_an_empty_or_new_folder_is_taken(tmp_path):
-    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False) == tmp_path
-    assert choose_output_dir(str(tmp_path / "a" / "b"), "mrpc", "lora", overwrite=False) == tmp_path / "a" / "b"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_going_on_needs_a_folder_that_holds_a_run(tmp_path):
-    """Its records are replaced: somebody's own README.md or config.json must not go that way."""
-    (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(UserError, match=r"holds files but no run that could go on; .*--overwrite_output_dir"):
-        choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto")
-    (tmp_path / "run.json").write_text(json.dumps({"status": "interrupted"}))
-    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
-
-
-def test_going_on_takes_what_a_run_killed_at_its_start_has_left(tmp_path):
-    for name in (".lock", "metrics.jsonl", ".run.json.abc.tmp"):
-        (tmp_path / name).write_text("")
-    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
-
-
-def test_going_on_does_not_throw_a_finished_run_away(tmp_path, monkeypatch):
-    (tmp_path / "run.json").write_text(json.dumps({"status": "finished"}))
-    with pytest.raises(UserError, match="a finished run that kept no checkpoint"):
-        choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto")
-    monkeypatch.setenv("PEFTLIB_SWEEP_ID", "q")  # which was killed before it heard of the end
-    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
-    monkeypatch.delenv("PEFTLIB_SWEEP_ID")
-    (tmp_path / "checkpoints").mkdir()
-    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
-
-
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_only_overwriting_removes_the_checkpoints_of_a_run_that_starts_afresh(tmp_path, overwrite):
     """`auto` starts afresh where none is whole; the damaged ones may be worth a rescue."""
     (tmp_path / "checkpoints" / "step_00000010").mkdir(parents=True)
     RunRecord(tmp_path, {}, overwrite=overwrite)
     assert (tmp_path / "checkpoints").exists() is not overwrite
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_is_no_folder(tmp_path, overwrite):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        choose_output_dir(str(tmp_path / "file"), "mrpc", "lora", overwrite=overwrite)
 
 
 def test_overwriting_clears_a_runs_own_files_and_nothing_else(tmp_path):
@@ -115,10 +53,6 @@ def test_overwriting_clears_a_runs_own_files_and_nothing_else(tmp_path):
     assert all((tmp_path / name).read_text() == "old" for name in (*foreign, "plots/run.json"))
     assert read(tmp_path / "run.json")["status"] == "running"
     assert (tmp_path / "metrics.jsonl").read_text() == ""
-
-
-def test_everything_that_a_saved_tokenizer_leaves_is_a_runs_own_file(tiny_folder):
-    assert {path.name for path in tiny_folder("roberta").iterdir()} <= set(RUN_FILES)
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_to_fix(tmp_path):
@@ -239,40 +173,3 @@ def test_peak_memory_is_in_bytes_and_grows_with_what_is_held():
     assert before > 50e6  # torch alone takes more
     held = torch.ones(before // 4 + 25_000_000)  # fp32: more than everything before, and 100 MB
     assert peak_memory(torch.device("cpu")) > held.numel() * 4
-
-
-@pytest.mark.parametrize(
-    ("variables", "sweep"),
-    [
-        ({}, None),
-        ({"PEFTLIB_SWEEP_ID": "quick-1", "PEFTLIB_TRIAL": "3"}, {"id": "quick-1", "trial": "3"}),
-        ({"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "xyz"}, {"id": "abc", "trial": "xyz"}),
-        # A local sweep whose runs W&B watches.
-        ({"PEFTLIB_SWEEP_ID": "q", "PEFTLIB_TRIAL": "0", "WANDB_SWEEP_ID": "abc"}, {"id": "q", "trial": "0"}),
-    ],
-)
-def test_a_run_knows_its_sweep(variables, sweep, monkeypatch, tmp_path):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    assert record.sweep_of_run() == sweep
-    folder = record.choose_output_dir(None, "mrpc", "lora", False)
-    # Two agents may start runs of one method in the same second.
-    assert (folder == Path("outputs", "sweeps", *sweep.values())) if sweep else folder.name.startswith("mrpc-lora-")
-
-
-@pytest.mark.parametrize(
-    ("wanted", "output_dir", "overwrite", "sweep", "resume"),
-    [
-        (None, None, False, "s1", "auto"),  # the folder is the run's own
-        (None, None, False, "", None),
-        (None, "out", False, "s1", None),  # another run's, for all we know
-        (None, None, True, "s1", None),
-        ("a/checkpoint", None, False, "s1", "a/checkpoint"),
-    ],
-)
-def test_inside_a_sweep_a_run_goes_on_from_what_lies_in_its_own_folder(
-    wanted, output_dir, overwrite, sweep, resume, monkeypatch
-):
-    monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
-    assert record.choose_resume(wanted, output_dir, overwrite) == resume

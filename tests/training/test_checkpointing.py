@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.strategies.parameters import trained_state
-from peftlib.tracking.record import choose_output_dir
+from peftlib.tracking.folder import choose_output_dir
 from peftlib.training import checkpointing
 from peftlib.training.checkpointing import CheckpointKeeper, restore
 from peftlib.training.loop import train

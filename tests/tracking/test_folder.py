@@ -1,0 +1,106 @@
+"""The folder that a run writes into: never over somebody's files, never over a run that could go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from peftlib.errors import UserError
+from peftlib.tracking.folder import RUN_FILES, choose_output_dir, choose_resume, sweep_of_run
+
+
+def test_the_default_folder_names_task_method_and_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = choose_output_dir(None, "mrpc", "lora", overwrite=False)
+    assert folder.parent.name == "outputs"
+    assert folder.name.startswith("mrpc-lora-20")
+    assert list(tmp_path.iterdir()) == []  # nothing is created yet
+
+
+def test_a_folder_in_use_is_refused_and_names_the_flag(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds files already; .*--overwrite_output_dir"):
+        choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False)
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=True) == tmp_path
+
+
+def test_an_empty_or_new_folder_is_taken(tmp_path):
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False) == tmp_path
+    assert choose_output_dir(str(tmp_path / "a" / "b"), "mrpc", "lora", overwrite=False) == tmp_path / "a" / "b"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_going_on_needs_a_folder_that_holds_a_run(tmp_path):
+    """Its records are replaced: somebody's own README.md or config.json must not go that way."""
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"holds files but no run that could go on; .*--overwrite_output_dir"):
+        choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto")
+    (tmp_path / "run.json").write_text(json.dumps({"status": "interrupted"}))
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
+
+
+def test_going_on_takes_what_a_run_killed_at_its_start_has_left(tmp_path):
+    for name in (".lock", "metrics.jsonl", ".run.json.abc.tmp"):
+        (tmp_path / name).write_text("")
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
+
+
+def test_going_on_does_not_throw_a_finished_run_away(tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text(json.dumps({"status": "finished"}))
+    with pytest.raises(UserError, match="a finished run that kept no checkpoint"):
+        choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto")
+    monkeypatch.setenv("PEFTLIB_SWEEP_ID", "q")  # which was killed before it heard of the end
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
+    monkeypatch.delenv("PEFTLIB_SWEEP_ID")
+    (tmp_path / "checkpoints").mkdir()
+    assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_is_no_folder(tmp_path, overwrite):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        choose_output_dir(str(tmp_path / "file"), "mrpc", "lora", overwrite=overwrite)
+
+
+def test_everything_that_a_saved_tokenizer_leaves_is_a_runs_own_file(tiny_folder):
+    assert {path.name for path in tiny_folder("roberta").iterdir()} <= set(RUN_FILES)
+
+
+@pytest.mark.parametrize(
+    ("variables", "sweep"),
+    [
+        ({}, None),
+        ({"PEFTLIB_SWEEP_ID": "quick-1", "PEFTLIB_TRIAL": "3"}, {"id": "quick-1", "trial": "3"}),
+        ({"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "xyz"}, {"id": "abc", "trial": "xyz"}),
+        # A local sweep whose runs W&B watches.
+        ({"PEFTLIB_SWEEP_ID": "q", "PEFTLIB_TRIAL": "0", "WANDB_SWEEP_ID": "abc"}, {"id": "q", "trial": "0"}),
+    ],
+)
+def test_a_run_knows_its_sweep(variables, sweep, monkeypatch, tmp_path):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert sweep_of_run() == sweep
+    folder = choose_output_dir(None, "mrpc", "lora", False)
+    # Two agents may start runs of one method in the same second.
+    assert (folder == Path("outputs", "sweeps", *sweep.values())) if sweep else folder.name.startswith("mrpc-lora-")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "output_dir", "overwrite", "sweep", "resume"),
+    [
+        (None, None, False, "s1", "auto"),  # the folder is the run's own
+        (None, None, False, "", None),
+        (None, "out", False, "s1", None),  # another run's, for all we know
+        (None, None, True, "s1", None),
+        ("a/checkpoint", None, False, "s1", "a/checkpoint"),
+    ],
+)
+def test_inside_a_sweep_a_run_goes_on_from_what_lies_in_its_own_folder(
+    wanted, output_dir, overwrite, sweep, resume, monkeypatch
+):
+    monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
+    assert choose_resume(wanted, output_dir, overwrite) == resume
