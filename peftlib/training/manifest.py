@@ -168,7 +168,7 @@ def matching_manifest(checkpoint: Path | None, identity: dict[str, Any], *, exte
     differences = [
         f"--{name} was {old.get(name)}, is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
-        if name not in allowed and old.get(name) != new.get(name)
+        if (name not in allowed and old.get(name) != new.get(name)) or (extend and _shorter(name, old, new, manifest))
     ]
     differences += [
         f"the {split} data have changed"
@@ -182,10 +182,18 @@ def matching_manifest(checkpoint: Path | None, identity: dict[str, Any], *, exte
     if before["device"] != now["device"]:
         differences.append(f"it ran on {before['device']}, this is {now['device']}")
     if differences:
-        longer = any(line.startswith(f"--{name} ") for name in _LENGTHS for line in differences)
-        hint = "; to train longer add --extend_training" if longer else ""
+        lengthened = not extend and any(line.startswith(f"--{name} ") for name in _LENGTHS for line in differences)
+        hint = "; to train longer add --extend_training" if lengthened else ""
         raise UserError(f"--resume_from_checkpoint: {checkpoint} is of another run: {'; '.join(differences)}{hint}")
     return manifest
+
+
+def _shorter(name: str, old: dict[str, Any], new: dict[str, Any], manifest: dict[str, Any]) -> bool:
+    """Whether a length has become less than it was, or than has been trained: the schedule would end behind itself."""
+    if name not in _LENGTHS or new.get(name) is None:
+        return False
+    trained = int(manifest["step"]) if name == "max_train_steps" else 0
+    return bool(new[name] < max(old.get(name) or 0, trained))
 
 
 def digest(manifest: dict[str, Any]) -> str:

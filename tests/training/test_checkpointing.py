@@ -307,6 +307,15 @@ def test_more_epochs_need_a_flag(two_checkpoints):
     assert matching_manifest(newest, changed(num_train_epochs=5), extend=True) is not None
 
 
+@pytest.mark.parametrize("fewer", [{"num_train_epochs": 1}, {"max_train_steps": 19}])
+def test_extending_does_not_shorten(two_checkpoints, fewer):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    ((name, value),) = fewer.items()
+    with pytest.raises(UserError, match=f"--{name} was .*, is {value}$"):
+        matching_manifest(newest, changed(**fewer), extend=True)
+    assert matching_manifest(newest, changed(max_train_steps=20), extend=True) is not None
+
+
 def test_an_extended_run_goes_on_with_the_longer_schedule(two_checkpoints):
     newest, _ = checkpoints(two_checkpoints / "checkpoints")
     longer = make_run(two_checkpoints, micro=2, accumulation=2, epochs=4, method="bitfit", dropout=0.1)
