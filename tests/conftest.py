@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,36 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return made[architecture]
 
     return make
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """A file system of its own with a few MB, whose free room a test sets."""
+
+    folder: Path
+
+    def contents(self) -> dict[str, bytes]:
+        """Name -> bytes of what else lies there."""
+        return {path.name: path.read_bytes() for path in self.folder.iterdir() if path.name != ".filler"}
+
+    def leave(self, room: int) -> None:
+        """Fill it up, or empty it, until `room` bytes are left (whole pages)."""
+        filler = self.folder / ".filler"
+        filler.unlink(missing_ok=True)
+        there = os.statvfs(self.folder)
+        filler.write_bytes(b"x" * max(0, there.f_bavail * there.f_frsize - room))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Real ENOSPC: a tmpfs, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    yield SmallDisk(folder)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def write_glue(folder: Path, train: int = 40, dev: int = 10) -> Path:

@@ -51,7 +51,7 @@ def save_result(
     """
     with _placed_when_whole(folder) as temporary:
         strategy.save(model, head, temporary)
-        tokenizer.save_pretrained(temporary)
+        _save_tokenizer(tokenizer, temporary)
         is_adapter = (temporary / "adapter_config.json").is_file()
         weights = temporary / ("adapter_model.safetensors" if is_adapter else "model.safetensors")
         size = weights.stat().st_size
@@ -59,6 +59,16 @@ def save_result(
         write_text(temporary / "README.md", card)
         save_predictions(temporary, evaluation.logits, evaluation.labels)
     return size
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        # The tokenizers library reports what the system refused as a bare Exception, "... (os error 28)".
+        if type(error) is Exception and "(os error" in str(error):
+            raise OSError(str(error)) from error
+        raise
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import subprocess
@@ -113,6 +114,33 @@ def test_every_logged_line_can_be_read_while_the_run_goes_on(tmp_path):
     for step in range(1, 4):
         record.log({"train/loss": 1 / step}, step)
         assert read_lines(tmp_path / "metrics.jsonl") == [{"step": s, "train/loss": 1 / s} for s in range(1, step + 1)]
+
+
+def test_on_a_full_disk_the_records_stay_readable_and_say_so(tmp_path, small_disk):
+    warnings = []
+    record = RunRecord(small_disk.folder / "run", {"seed": 1}, warn=warnings.append)
+    written = 0
+    for room in (1 << 16, 0):
+        small_disk.leave(room)
+        with contextlib.suppress(OSError), (small_disk.folder / ".rest").open("ab", buffering=0) as rest:
+            while room == 0:  # the last page, too
+                rest.write(b"x")
+        for _ in range(200):
+            written += 1
+            record.log({"train/loss": 1 / written, "note": 0.5}, written)
+        record.update(steps=written)
+        assert read(small_disk.folder / "run" / "run.json")["status"] == "running"
+    assert any(line.startswith("WARNING: run.json could not be written") for line in warnings)
+    assert any(line.startswith("WARNING: metrics.jsonl lacks step") for line in warnings)
+    (small_disk.folder / ".rest").unlink()
+    small_disk.leave(1 << 20)
+    with record.running():
+        record.log({"train/loss": 0.0}, written + 1)
+    steps = [line["step"] for line in read_lines(small_disk.folder / "run" / "metrics.jsonl")]
+    assert steps == sorted(set(steps)) and steps[-1] == written + 1  # no line is half a line
+    told = {int(line.split("step ")[1].split(":")[0]) for line in warnings if "lacks step" in line}
+    assert set(range(1, written + 1)) - set(steps) <= told
+    assert read(small_disk.folder / "run" / "run.json")["status"] == "finished"
 
 
 def test_facts_are_a_copy(tmp_path):

@@ -22,6 +22,7 @@ from peftlib.strategies.full import Full
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.training.saving import flat_results, save_result
 from peftlib.training.state import Progress
+from tests.conftest import SmallDisk
 from tests.strategies.classifiers import classifier, logits, update
 
 RUN: dict[str, Any] = {
@@ -104,6 +105,36 @@ def test_a_failure_leaves_the_earlier_result_as_it_was(tiny_folder: Callable[...
     with pytest.raises(RunError, match="no space left"):
         save(tmp_path, tiny_folder(), FailsAfterTheWeights())
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_wherever_the_disk_is_full_the_earlier_result_stays(
+    tiny_folder: Callable[..., Path], tmp_path: Path, small_disk: SmallDisk
+) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    save(whole, tiny_folder())
+    names = {path.name for path in whole.iterdir()}
+    needed = sum(path.stat().st_size for path in whole.iterdir())
+    earlier = {name: f"old {name}".encode() for name in names}
+    for name, content in earlier.items():
+        (small_disk.folder / name).write_bytes(content)
+    failures = 0
+    for room in range(0, needed, needed // 20):
+        small_disk.leave(room)
+        with pytest.raises(RunError, match=r"could not be written .*; make room there and train again"):
+            save(small_disk.folder, tiny_folder())
+        failures += 1
+        assert {
+            path.name: path.read_bytes() for path in small_disk.folder.iterdir() if path.name != ".filler"
+        } == earlier
+    assert failures >= 20
+    (small_disk.folder / "checkpoints" / "step_00000001").mkdir(parents=True)
+    small_disk.leave(0)
+    with pytest.raises(RunError, match="go on with --resume_from_checkpoint auto"):
+        save(small_disk.folder, tiny_folder())
+    small_disk.leave(2 * needed)
+    save(small_disk.folder, tiny_folder())
+    assert all((small_disk.folder / name).read_bytes() == (whole / name).read_bytes() for name in names - {"README.md"})
 
 
 def test_saving_prints_nothing(
