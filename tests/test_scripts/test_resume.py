@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from peftlib.files import write_json
 from tests.conftest import ROOT
 from tests.launching import CONFIGS, clean_environment, run_python
 
@@ -98,18 +101,35 @@ def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, fla
     assert left == right and len(left) == 30
 
 
-@pytest.mark.parametrize(
-    ("config", "number"),
-    [("cpu", signal.SIGTERM), ("cpu", signal.SIGUSR1), ("multi_cpu", signal.SIGINT), ("multi_cpu", signal.SIGUSR1)],
-)
-def test_a_signal_to_the_launcher_alone_leaves_a_checkpoint_and_nobody_behind(tmp_path, flags, config, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_launcher_alone_leaves_a_checkpoint_and_nobody_behind(tmp_path, flags, number):
     folder = tmp_path / "run"
-    words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / f"{config}.yaml"]
-    words += ["--main_process_port", 0] if config == "multi_cpu" else []
+    words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / "cpu.yaml"]
     launcher = start(*words, TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
     wait_for_steps(folder, 10)
     launcher.send_signal(number)
     launcher.communicate(timeout=PATIENCE)  # its pipes end with the last process that holds them
+    assert status(folder) == "interrupted"
+    (checkpoint,) = (folder / "checkpoints").glob("step_*")
+    assert int(checkpoint.name[5:]) >= 10
+
+
+@pytest.mark.parametrize(
+    ("number", "receiver", "expected"),
+    [(signal.SIGINT, "launcher", "130"), (signal.SIGUSR1, "launcher", "143"), (signal.SIGUSR1, "one", "0")],
+)
+def test_two_processes_end_alike_whoever_got_the_signal(tmp_path, flags, number, receiver, expected):
+    """The launcher's own status hides theirs; it dies of SIGUSR1, which reaches the training as the SIGTERM of that."""
+    folder = tmp_path / "run"
+    words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / "multi_cpu.yaml"]
+    words += ["--main_process_port", 0, Path(__file__).with_name("status_of_train.py"), TRAIN, tmp_path]
+    launcher = start(*words, *flags, "--output_dir", folder, cwd=tmp_path)
+    wait_for_steps(folder, 10)
+    training = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(training) == 2
+    (launcher if receiver == "launcher" else training[1]).send_signal(number)
+    launcher.communicate(timeout=PATIENCE)
+    assert [(tmp_path / f"status{rank}").read_text() for rank in (0, 1)] == [expected, expected]
     assert status(folder) == "interrupted"
     (checkpoint,) = (folder / "checkpoints").glob("step_*")
     assert int(checkpoint.name[5:]) >= 10
@@ -196,3 +216,25 @@ def test_the_slurm_script_requeues_a_run_that_was_stopped_and_only_that(tmp_path
     assert status(folder) == "finished"
     assert json.loads((folder / "run.json").read_text())["resumed_at_step"] >= 10
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize(
+    ("ended", "recorded", "requeued"),
+    [
+        (0, "finished", False), (0, "interrupted", True), (0, None, False),  # as of --help
+        (138, None, True), (138, "finished", False),  # SIGUSR1 before the run could catch it
+        (143, "interrupted", True), (143, "finished", False),
+        (1, "failed", False), (2, "interrupted", False), (130, "interrupted", False),
+    ],
+)  # fmt: skip
+def test_what_the_slurm_script_makes_of_a_status(tmp_path, ended, recorded, requeued):
+    for name, line in (("python", f"exit {ended}"), ("scontrol", 'echo "$@" > requeued')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    if recorded is not None:
+        (tmp_path / "outputs" / "slurm-7").mkdir(parents=True)
+        write_json(tmp_path / "outputs" / "slurm-7" / "run.json", {"status": recorded})
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    job = subprocess.run(["bash", ROOT / "scripts" / "slurm" / "train.sbatch"], cwd=tmp_path, env=environment)
+    assert job.returncode == ended
+    assert (tmp_path / "requeued").exists() is requeued
