@@ -17,7 +17,7 @@ from peftlib.files import write_json
 from peftlib.tracking.console import Console
 from peftlib.tracking.folder import lock_folder, sweep_of_run
 from peftlib.tracking.record import RunRecord, environment, peak_memory
-from peftlib.tracking.trackers import end_wandb_run, start_trackers
+from peftlib.tracking.trackers import end_wandb_run, leave_wandb, start_trackers
 
 _Answer = TypeVar("_Answer")
 
@@ -154,6 +154,8 @@ class Reporter:
                 end_wandb_run(self._accelerator.get_tracker("wandb", unwrap=True), error)
         with self._never_fatal("a tracker"):
             self._accelerator.end_training()
+        if self._silenced and "wandb" in self._trackers:
+            leave_wandb()
 
     def update(self, **facts: Any) -> None:
         """Add facts to `run.json`."""

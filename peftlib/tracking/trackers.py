@@ -68,6 +68,24 @@ def _api_key() -> str | None:
         return wandb.api.api_key
 
 
+def _keep_out_of_imports() -> None:
+    """W&B's client tells its service of many an import, from inside it: where the service has died, the import fails.
+
+    The run imports what it needs when it needs it, so that would end it.
+    """
+    from wandb.sdk.lib import import_hooks
+
+    import_hooks.unregister_all_post_import_hooks()
+
+
+def leave_wandb() -> None:
+    """Let go of a service that has died: the client would speak to it once more when the interpreter ends."""
+    import wandb
+
+    with contextlib.suppress(Exception):
+        wandb.teardown()
+
+
 def end_wandb_run(run: Any, error: BaseException) -> None:
     """End a W&B run that did not end well, and say whether its sweep should queue it again.
 
@@ -161,6 +179,7 @@ def start_trackers(
     if "wandb" in trackers and accelerator.is_main_process:
         # One counter for all curves: the number of updates, whatever else is logged in between.
         run = accelerator.get_tracker("wandb", unwrap=True)
+        _keep_out_of_imports()
         run.define_metric("train/global_step")
         run.define_metric("*", step_metric="train/global_step")
         started["wandb"] = run.id

@@ -75,7 +75,8 @@ def train(training: Training) -> Progress:
             train_epoch(training)
         except (RuntimeError, ConnectionError, EOFError) as error:
             # torch says so where it notices; else the pipe to the worker breaks.
-            if "DataLoader worker" not in str(error) and isinstance(error, RuntimeError):
+            broken_pipe = not isinstance(error, RuntimeError) and training.loader.num_workers > 0
+            if "DataLoader worker" not in str(error) and not broken_pipe:
                 raise
             # No checkpoint now: torch raises this from a signal handler, maybe in the middle of an update.
             raise RunError(

@@ -160,20 +160,36 @@ def test_resuming_another_run_is_refused_with_the_differences(tmp_path, flags):
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, flags):
     folder = tmp_path / "run"
-    watched = [*flags, "--report_to", "wandb", "--output_dir", folder, "--max_train_steps", 4000]
+    watched = [*flags, "--report_to", "wandb", "--output_dir", folder]
     run = start(TRAIN, *watched, cwd=tmp_path)
     wait_for_steps(folder, 10)
     run.send_signal(signal.SIGTERM)
     run.communicate(timeout=PATIENCE)
     assert len(losses(folder)) < 12, "the run must not have come to step 60 by itself"
     (first,) = (path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*"))
-    finish = [*watched[:-1], 60, "--extend_training", "--resume_from_checkpoint", "auto"]
+    finish = [*watched, "--max_train_steps", 60, "--extend_training", "--resume_from_checkpoint", "auto"]
     again = run_python(TRAIN, *finish, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*")} == {first}
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 60
     assert 10 <= json.loads((folder / "run.json").read_text())["resumed_at_step"] < 60
+
+
+def test_a_run_outlives_wandb(tmp_path, flags):
+    """Its client hooks into imports, and the first evaluation imports: a dead service would have broken that."""
+    folder = tmp_path / "run"
+    watched = ["--report_to", "wandb", "--max_train_steps", 110, "--eval_steps", 105, "--num_cpu_threads", 1]
+    run = start(TRAIN, *flags, *watched, "--output_dir", folder, cwd=tmp_path)
+    wait_for_steps(folder, 10)
+    services = psutil.Process(run.pid).children(recursive=True)
+    assert any("wandb" in word for service in services for word in service.cmdline()[:1])
+    for service in services:
+        service.kill()
+    output, errors = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, errors
+    assert "WARNING: a tracker failed, the run goes on without it" in output and "Traceback" not in errors
+    assert status(folder) == "finished" and len(losses(folder)) == 23
 
 
 def test_chaos_in_short(tmp_path, flags):
