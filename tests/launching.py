@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import torch
 
 from tests.conftest import ROOT
 
@@ -29,14 +34,19 @@ def clean_environment(home: Path, **changes: str) -> dict[str, str]:
     }
 
 
-def run_python(*words: object, cwd: Path, seconds: int = 300, **changes: str) -> subprocess.CompletedProcess[str]:
-    """`python words...` in `cwd`, with what it printed; its home is beside `cwd`."""
+def home_beside(cwd: Path) -> Path:
+    """The home of what runs in `cwd`, made where it is missing."""
     home = cwd.parent / "home"
     home.mkdir(exist_ok=True)
+    return home
+
+
+def run_python(*words: object, cwd: Path, seconds: int = 300, **changes: str) -> subprocess.CompletedProcess[str]:
+    """`python words...` in `cwd`, with what it printed; its home is beside `cwd`."""
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
-        env=clean_environment(home, **changes),
+        env=clean_environment(home_beside(cwd), **changes),
         capture_output=True,
         text=True,
         timeout=seconds,
@@ -58,3 +68,85 @@ def launch_two(script: Path, folder: Path, *words: object) -> None:
     """Run one of the tests' own scripts in two processes; it is given `folder` and `words`."""
     done = launch("multi_cpu", script, folder, *words, cwd=folder, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+class Forked:
+    """A script in a process of its own that has all imports from the start: five of the seven seconds of a tiny run.
+
+    It is forked off the tests and looks like a `subprocess.Popen`. For what a script does once it is loaded; what
+    is about its start, its launcher or the interpreter's end needs `run_python`, `start_python` or `launch`.
+    """
+
+    def __init__(self, script: Path, *words: object, cwd: Path) -> None:
+        # What a run imports late, once for all of them.
+        import peft  # noqa: F401
+
+        import peftlib.evaluation.metrics  # noqa: F401
+
+        printed = Path(tempfile.mkdtemp(dir=home_beside(cwd), prefix="printed-"))
+        self._printed = [printed / "stdout", printed / "stderr"]
+        self._process = multiprocessing.get_context("fork").Process(
+            target=self._become, args=(script, [str(word) for word in words], cwd)
+        )
+        self._process.start()
+
+    def _become(self, script: Path, words: list[str], cwd: Path) -> None:
+        os.setsid()
+        for number, file in enumerate(self._printed, start=1):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+        environment = clean_environment(home_beside(cwd))
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(cwd)
+        sys.argv = [str(script), *words]
+        runpy.run_path(str(script), run_name="__main__")
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for its end; what it has printed. It is killed, and the test fails, when it takes longer."""
+        self._process.join(timeout)
+        late = self._process.is_alive()
+        if late:
+            self._process.kill()
+            self._process.join()
+        output, errors = (file.read_text(encoding="utf-8") if file.exists() else "" for file in self._printed)
+        assert not late, output + errors
+        return output, errors
+
+
+def start_python(*words: object, cwd: Path) -> subprocess.Popen[str]:
+    """Start `python words...` in `cwd`, in a session of its own; its home is beside `cwd`."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=clean_environment(home_beside(cwd)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def start_script(script: Path, *words: object, cwd: Path) -> Forked | subprocess.Popen[str]:
+    """Start a script whose start is not what the test is about; CUDA, where it is, cannot be forked."""
+    return start_python(script, *words, cwd=cwd) if torch.cuda.is_available() else Forked(script, *words, cwd=cwd)
+
+
+def run_script(script: Path, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`start_script`, to its end."""
+    run = start_script(script, *words, cwd=cwd)
+    output, errors = run.communicate(timeout=300)
+    assert run.returncode is not None
+    return subprocess.CompletedProcess([str(script), *map(str, words)], run.returncode, output, errors)

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from peftlib.files import write_json
 from tests.conftest import ROOT
-from tests.launching import CONFIGS, clean_environment, run_python
+from tests.launching import CONFIGS, clean_environment, run_python, run_script, start_python, start_script
 
 pytestmark = pytest.mark.launch
 TRAIN = ROOT / "scripts" / "train.py"
@@ -30,20 +30,6 @@ def flags(tiny_folder, glue_folder) -> list[object]:
         "--num_train_epochs", 40, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2,
         "--logging_steps", 5, "--mixed_precision", "no",
     ]  # fmt: skip
-
-
-def start(*words: object, cwd: Path) -> subprocess.Popen[str]:
-    home = cwd.parent / "home"
-    home.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        cwd=cwd,
-        env=clean_environment(home),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def wait_for_steps(folder: Path, count: int) -> None:
@@ -69,7 +55,7 @@ def status(folder: Path) -> str:
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_status(tmp_path, flags, number, expected):
     folder = tmp_path / "run"
-    run = start(TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
+    run = start_script(TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
     wait_for_steps(folder, 20)
     run.send_signal(number)
     _, errors = run.communicate(timeout=PATIENCE)
@@ -86,7 +72,7 @@ def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, fla
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = run_python(*words, *short, "--output_dir", whole, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    run = start(*words, *short, "--output_dir", parts, cwd=tmp_path)
+    run = start_python(*words, *short, "--output_dir", parts, cwd=tmp_path)
     wait_for_steps(parts, 30)
     run.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
     _, errors = run.communicate(timeout=PATIENCE)
@@ -105,7 +91,7 @@ def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, fla
 def test_a_signal_to_the_launcher_alone_leaves_a_checkpoint_and_nobody_behind(tmp_path, flags, number):
     folder = tmp_path / "run"
     words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / "cpu.yaml"]
-    launcher = start(*words, TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
+    launcher = start_python(*words, TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
     wait_for_steps(folder, 10)
     launcher.send_signal(number)
     launcher.communicate(timeout=PATIENCE)  # its pipes end with the last process that holds them
@@ -123,7 +109,7 @@ def test_two_processes_end_alike_whoever_got_the_signal(tmp_path, flags, number,
     folder = tmp_path / "run"
     words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / "multi_cpu.yaml"]
     words += ["--main_process_port", 0, Path(__file__).with_name("status_of_train.py"), TRAIN, tmp_path]
-    launcher = start(*words, *flags, "--output_dir", folder, cwd=tmp_path)
+    launcher = start_python(*words, *flags, "--output_dir", folder, cwd=tmp_path)
     wait_for_steps(folder, 10)
     training = psutil.Process(launcher.pid).children(recursive=True)
     assert len(training) == 2
@@ -137,22 +123,22 @@ def test_two_processes_end_alike_whoever_got_the_signal(tmp_path, flags, number,
 
 def test_the_second_run_into_a_folder_is_refused(tmp_path, flags):
     folder = tmp_path / "run"
-    first = start(TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
+    first = start_script(TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
     try:
         wait_for_steps(folder, 5)
-        second = run_python(TRAIN, *flags, "--output_dir", folder, "--overwrite_output_dir", cwd=tmp_path)
+        second = run_script(TRAIN, *flags, "--output_dir", folder, "--overwrite_output_dir", cwd=tmp_path)
         assert second.returncode == 2
         assert "another run is writing there" in second.stderr
     finally:
         first.kill()
-        first.wait()
+        first.communicate(timeout=PATIENCE)
 
 
 def test_resuming_another_run_is_refused_with_the_differences(tmp_path, flags):
     folder = tmp_path / "run"
     short = [*flags, "--max_train_steps", 4, "--checkpointing_steps", 2, "--output_dir", folder]
-    assert run_python(TRAIN, *short, cwd=tmp_path).returncode == 0
-    other = run_python(TRAIN, *short, "--seed", 7, "--resume_from_checkpoint", "auto", cwd=tmp_path)
+    assert run_script(TRAIN, *short, cwd=tmp_path).returncode == 0
+    other = run_script(TRAIN, *short, "--seed", 7, "--resume_from_checkpoint", "auto", cwd=tmp_path)
     assert other.returncode == 2
     assert "--seed was 42, is 7" in other.stderr and len(other.stderr.splitlines()) == 1
     assert status(folder) == "finished"
@@ -161,7 +147,7 @@ def test_resuming_another_run_is_refused_with_the_differences(tmp_path, flags):
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, flags):
     folder = tmp_path / "run"
     watched = [*flags, "--report_to", "wandb", "--output_dir", folder]
-    run = start(TRAIN, *watched, cwd=tmp_path)
+    run = start_python(TRAIN, *watched, cwd=tmp_path)
     wait_for_steps(folder, 10)
     run.send_signal(signal.SIGTERM)
     run.communicate(timeout=PATIENCE)
@@ -180,7 +166,7 @@ def test_a_run_outlives_wandb(tmp_path, flags):
     """Its client hooks into imports, and the first evaluation imports: a dead service would have broken that."""
     folder = tmp_path / "run"
     watched = ["--report_to", "wandb", "--max_train_steps", 110, "--eval_steps", 105, "--num_cpu_threads", 1]
-    run = start(TRAIN, *flags, *watched, "--output_dir", folder, cwd=tmp_path)
+    run = start_python(TRAIN, *flags, *watched, "--output_dir", folder, cwd=tmp_path)
     wait_for_steps(folder, 10)
     services = psutil.Process(run.pid).children(recursive=True)
     assert any("wandb" in word for service in services for word in service.cmdline()[:1])

@@ -7,8 +7,7 @@ import json
 import math
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from transformers import AutoTokenizer
 
 from peftlib.evaluation.predictions import load_predictions
 from tests.conftest import ROOT, write_glue
-from tests.launching import launch, run_python
+from tests.launching import launch, run_python, run_script
 
 pytestmark = pytest.mark.launch
 
@@ -291,19 +290,21 @@ WRONG = [
 
 
 @pytest.fixture(scope="module")
-def refusals(place: Path) -> Iterator[Callable[[str], tuple[subprocess.CompletedProcess[str], str, Path]]]:
-    """Starts all of them, two at a time; gives the one that is asked for, what it has to say, and where it ran."""
+def refusals(place: Path) -> Callable[[str], tuple[subprocess.CompletedProcess[str], str, Path]]:
+    """Starts the one that is asked for, once; gives it, what it has to say, and where it ran."""
     inputs = _wrong_inputs(place)
     assert list(inputs) == WRONG
 
-    def start(name: str) -> subprocess.CompletedProcess[str]:
+    def refused(name: str) -> tuple[subprocess.CompletedProcess[str], str, Path]:
+        words, message = inputs[name]
         folder = place / "refused" / name.replace(" ", "-")
-        folder.mkdir(parents=True)
-        return run_python(SCRIPT, *inputs[name][0], cwd=folder)
+        if name not in done:
+            folder.mkdir(parents=True)
+            done[name] = run_script(SCRIPT, *words, cwd=folder)
+        return done[name], message, folder
 
-    with ThreadPoolExecutor(2) as pool:
-        started = {name: pool.submit(start, name) for name in inputs}
-        yield lambda name: (started[name].result(), inputs[name][1], place / "refused" / name.replace(" ", "-"))
+    done: dict[str, subprocess.CompletedProcess[str]] = {}
+    return refused
 
 
 @pytest.mark.parametrize("name", WRONG)
