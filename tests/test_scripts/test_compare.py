@@ -1,4 +1,4 @@
-"""`scripts/compare.py` as its users start it: on real runs, on very many made-up ones, and on wrong words."""
+"""`scripts/compare.py` as its users start it: on very many made-up runs, and on wrong words."""
 
 from __future__ import annotations
 
@@ -16,19 +16,9 @@ from peftlib.reporting.report import work_out
 from tests.conftest import ROOT
 from tests.launching import run_python
 from tests.reporting.made_up import make_run
-from tests.test_scripts.conftest import SmallGrid
 
 SCRIPT = ROOT / "scripts" / "compare.py"
 launched = pytest.mark.launch
-
-
-@launched
-def test_real_runs_example_by_example(small_grid: SmallGrid, tmp_path: Path) -> None:
-    done = run_python(SCRIPT, "--examples", *small_grid.runs, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.match(r"mrpc: both right \d+, both wrong \d+ of 10\n", done.stdout)
-    assert re.search(r"reproduce-\w+/0 right, reproduce-\w+/1 wrong: ", done.stdout)
-    assert not (tmp_path / "report").exists()
 
 
 @launched

@@ -20,6 +20,7 @@ from tests.launching import CONFIGS, clean_environment, run_python, run_script, 
 
 pytestmark = pytest.mark.launch
 TRAIN = ROOT / "scripts" / "train.py"
+WATCHED_TRAIN = Path(__file__).with_name("status_of_train.py")
 PATIENCE = 300  # seconds: a busy machine is no failure, a run that hangs is
 
 
@@ -28,7 +29,7 @@ def flags(tiny_folder, glue_folder) -> list[object]:
     return [
         "--model_name_or_path", tiny_folder("bert"), "--task_name", "sst2", "--data_dir", glue_folder(train=400),
         "--num_train_epochs", 40, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2,
-        "--logging_steps", 5, "--mixed_precision", "no",
+        "--logging_steps", 5, "--mixed_precision", "no", "--num_cpu_threads", 1,
     ]  # fmt: skip
 
 
@@ -52,6 +53,11 @@ def status(folder: Path) -> str:
     return json.loads((folder / "run.json").read_text())["status"]
 
 
+def statuses_of_two(folder: Path) -> list[str]:
+    """What two processes of WATCHED_TRAIN ended with; a launcher's own status hides it."""
+    return [(folder / f"status{rank}").read_text() for rank in (0, 1)]
+
+
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_status(tmp_path, flags, number, expected):
     folder = tmp_path / "run"
@@ -72,12 +78,14 @@ def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, fla
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = run_python(*words, *short, "--output_dir", whole, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    run = start_python(*words, *short, "--output_dir", parts, cwd=tmp_path)
+    watched = [*words[:-1], WATCHED_TRAIN, TRAIN, tmp_path]
+    run = start_python(*watched, *short, "--output_dir", parts, cwd=tmp_path)
     wait_for_steps(parts, 30)
-    run.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
+    run.send_signal(signal.SIGINT)  # to the launcher, which passes it on
     _, errors = run.communicate(timeout=PATIENCE)
-    assert "stopped by SIGTERM" in errors
+    assert "stopped by SIGINT" in errors and "interrupted twice" not in errors
     assert run.returncode != 0 and status(parts) == "interrupted"
+    assert statuses_of_two(tmp_path) == ["130", "130"]
     again = run_python(*words, *short, "--output_dir", parts, "--resume_from_checkpoint", "auto", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert 30 <= json.loads((parts / "run.json").read_text())["resumed_at_step"] < 150
@@ -100,22 +108,19 @@ def test_a_signal_to_the_launcher_alone_leaves_a_checkpoint_and_nobody_behind(tm
     assert int(checkpoint.name[5:]) >= 10
 
 
-@pytest.mark.parametrize(
-    ("number", "receiver", "expected"),
-    [(signal.SIGINT, "launcher", "130"), (signal.SIGUSR1, "launcher", "143"), (signal.SIGUSR1, "one", "0")],
-)
-def test_two_processes_end_alike_whoever_got_the_signal(tmp_path, flags, number, receiver, expected):
+@pytest.mark.parametrize(("receiver", "expected"), [("launcher", "143"), ("one", "0")])
+def test_two_processes_end_alike_whoever_got_sigusr1(tmp_path, flags, receiver, expected):
     """The launcher's own status hides theirs; it dies of SIGUSR1, which reaches the training as the SIGTERM of that."""
     folder = tmp_path / "run"
     words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / "multi_cpu.yaml"]
-    words += ["--main_process_port", 0, Path(__file__).with_name("status_of_train.py"), TRAIN, tmp_path]
+    words += ["--main_process_port", 0, WATCHED_TRAIN, TRAIN, tmp_path]
     launcher = start_python(*words, *flags, "--output_dir", folder, cwd=tmp_path)
     wait_for_steps(folder, 10)
     training = psutil.Process(launcher.pid).children(recursive=True)
     assert len(training) == 2
-    (launcher if receiver == "launcher" else training[1]).send_signal(number)
+    (launcher if receiver == "launcher" else training[1]).send_signal(signal.SIGUSR1)
     launcher.communicate(timeout=PATIENCE)
-    assert [(tmp_path / f"status{rank}").read_text() for rank in (0, 1)] == [expected, expected]
+    assert statuses_of_two(tmp_path) == [expected, expected]
     assert status(folder) == "interrupted"
     (checkpoint,) = (folder / "checkpoints").glob("step_*")
     assert int(checkpoint.name[5:]) >= 10
@@ -165,7 +170,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, flags):
 def test_a_run_outlives_wandb(tmp_path, flags):
     """Its client hooks into imports, and the first evaluation imports: a dead service would have broken that."""
     folder = tmp_path / "run"
-    watched = ["--report_to", "wandb", "--max_train_steps", 110, "--eval_steps", 105, "--num_cpu_threads", 1]
+    watched = ["--report_to", "wandb", "--max_train_steps", 110, "--eval_steps", 105]
     run = start_python(TRAIN, *flags, *watched, "--output_dir", folder, cwd=tmp_path)
     wait_for_steps(folder, 10)
     services = psutil.Process(run.pid).children(recursive=True)
@@ -180,7 +185,7 @@ def test_a_run_outlives_wandb(tmp_path, flags):
 
 def test_chaos_in_short(tmp_path, flags):
     short = [*flags[:6], "--num_train_epochs", 2, "--per_device_train_batch_size", 4]
-    done = run_python(ROOT / "tests" / "chaos.py", "--kills", 3, "--seed", 3, "--", *short, cwd=tmp_path)
+    done = run_python(ROOT / "tests" / "chaos.py", "--kills", 2, "--seed", 3, "--", *short, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "adapter: bit-equal; losses: equal; orphans: 0; the last life went on from step" in done.stdout
 
