@@ -30,7 +30,7 @@ def test_seeds_are_averaged_methods_and_rates_are_not(make):
     (comparison,) = compare(runs)
     assert comparison.apart is None
     assert labels(comparison) == [
-        ("Head", [1, 2]), ("BitFit, lr 0.001", [1]), ("BitFit, lr 0.003", [1, 2]), ("LoRA r=16", [1, 2]),
+        ("Head", [1, 2]), ("BitFit, lr 0.001", [1]), ("BitFit, lr 0.002", [1, 2]), ("LoRA r=16", [1, 2]),
     ]  # fmt: skip
 
 
