@@ -73,9 +73,10 @@ def _keep_out_of_imports() -> None:
 
     The run imports what it needs when it needs it, so that would end it.
     """
-    from wandb.sdk.lib import import_hooks
+    with contextlib.suppress(ImportError, AttributeError):  # not a public part of W&B: a version may lack it
+        from wandb.sdk.lib import import_hooks
 
-    import_hooks.unregister_all_post_import_hooks()
+        import_hooks.unregister_all_post_import_hooks()
 
 
 def leave_wandb() -> None:
