@@ -28,8 +28,8 @@ train: $(VENV)/.installed ## fine-tune the packaged MiniLM-L6 on rotten_tomatoes
 	$(LAUNCH) scripts/train.py --method bitfit $(ARGS)
 
 test: $(VENV)/.installed-dev ## the whole test suite, offline (ARGS="-k adapter" for a part)
-	@# A file's tests stay together: they share what is costly to start.
-	$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(ARGS)
+	@# A file's tests stay together: they share what is costly to start. More than four at a time would fight for memory.
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 chaos: $(VENV)/.installed ## kill a run 30 times, resume it, compare bit by bit (ARGS="--kills 5 --seed 1")
 	$(BIN)/python tests/chaos.py $(ARGS)

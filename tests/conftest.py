@@ -36,11 +36,6 @@ needs_glue = pytest.mark.skipif(
 )
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: what starts processes also waits. More than four would fight for memory."""
-    return min(4, (os.cpu_count() or 1) + 1)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start processes come first: they take longest, and one begun last would keep all but one core idle."""
     slow = {item.path for item in items if item.get_closest_marker("launch")}
