@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -64,20 +65,15 @@ def launch(
     return run_python("-m", "accelerate.commands.launch", *options, script, *words, cwd=cwd, seconds=seconds, **changes)
 
 
-def launch_two(script: Path, folder: Path, *words: object) -> None:
-    """Run one of the tests' own scripts in two processes; it is given `folder` and `words`."""
-    done = launch("multi_cpu", script, folder, *words, cwd=folder, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 class Forked:
     """A script in a process of its own that has all imports from the start: five of the seven seconds of a tiny run.
 
     It is forked off the tests and looks like a `subprocess.Popen`. For what a script does once it is loaded; what
     is about its start, its launcher or the interpreter's end needs `run_python`, `start_python` or `launch`.
+    `changes` go into its environment.
     """
 
-    def __init__(self, script: Path, *words: object, cwd: Path) -> None:
+    def __init__(self, script: Path, *words: object, cwd: Path, **changes: str) -> None:
         # What a run imports late, once for all of them.
         import peft  # noqa: F401
 
@@ -86,16 +82,16 @@ class Forked:
         printed = Path(tempfile.mkdtemp(dir=home_beside(cwd), prefix="printed-"))
         self._printed = [printed / "stdout", printed / "stderr"]
         self._process = multiprocessing.get_context("fork").Process(
-            target=self._become, args=(script, [str(word) for word in words], cwd)
+            target=self._become, args=(script, [str(word) for word in words], cwd, changes)
         )
         self._process.start()
 
-    def _become(self, script: Path, words: list[str], cwd: Path) -> None:
+    def _become(self, script: Path, words: list[str], cwd: Path, changes: dict[str, str]) -> None:
         os.setsid()
         for number, file in enumerate(self._printed, start=1):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
-        environment = clean_environment(home_beside(cwd))
+        environment = clean_environment(home_beside(cwd), **changes)
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(cwd)
@@ -125,12 +121,12 @@ class Forked:
         return output, errors
 
 
-def start_python(*words: object, cwd: Path) -> subprocess.Popen[str]:
+def start_python(*words: object, cwd: Path, **changes: str) -> subprocess.Popen[str]:
     """Start `python words...` in `cwd`, in a session of its own; its home is beside `cwd`."""
     return subprocess.Popen(
         [sys.executable, *map(str, words)],
         cwd=cwd,
-        env=clean_environment(home_beside(cwd)),
+        env=clean_environment(home_beside(cwd), **changes),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -139,9 +135,10 @@ def start_python(*words: object, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def start_script(script: Path, *words: object, cwd: Path) -> Forked | subprocess.Popen[str]:
+def start_script(script: Path, *words: object, cwd: Path, **changes: str) -> Forked | subprocess.Popen[str]:
     """Start a script whose start is not what the test is about; CUDA, where it is, cannot be forked."""
-    return start_python(script, *words, cwd=cwd) if torch.cuda.is_available() else Forked(script, *words, cwd=cwd)
+    start = start_python if torch.cuda.is_available() else Forked
+    return start(script, *words, cwd=cwd, **changes)
 
 
 def run_script(script: Path, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -150,3 +147,17 @@ def run_script(script: Path, *words: object, cwd: Path) -> subprocess.CompletedP
     output, errors = run.communicate(timeout=300)
     assert run.returncode is not None
     return subprocess.CompletedProcess([str(script), *map(str, words)], run.returncode, output, errors)
+
+
+def run_in_two(script: Path, *words: object, cwd: Path) -> None:
+    """A script in two processes, to its good end, with what a launcher gives them but without the launcher."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [
+        start_script(script, *words, cwd=cwd, PYTHONPATH=str(ROOT), **common, RANK=rank, LOCAL_RANK=rank)
+        for rank in ("0", "1")
+    ]
+    for run in ranks:
+        output, errors = run.communicate(timeout=300)
+        assert run.returncode == 0, (output + errors)[-3000:]

@@ -17,7 +17,7 @@ from peftlib.data.batching import Slot, WindowBatches
 from peftlib.data.encoding import Collator, EncodedExamples
 from peftlib.evaluation.evaluator import evaluate, predict
 from peftlib.training.devices import build_accelerator
-from tests.launching import launch_two
+from tests.launching import run_in_two
 from tests.training.runs import TOKENIZER, encoded, tiny_bert
 
 SIZES = [1, 3, 9, 17, 64]
@@ -100,11 +100,8 @@ def test_a_missing_or_repeated_example_is_an_error(tmp_path: Path, expected: int
 @pytest.mark.launch
 def test_two_processes_answer_each_example_once(tmp_path: Path) -> None:
     cases = [(examples, batch_size) for examples in SIZES for batch_size in (1, 4, 64)]
-    launch_two(
-        Path(__file__).with_name("answers_of_two.py"),
-        tmp_path,
-        *(f"{examples},{batch_size}" for examples, batch_size in cases),
-    )
+    words = [f"{examples},{batch_size}" for examples, batch_size in cases]
+    run_in_two(Path(__file__).with_name("answers_of_two.py"), tmp_path, *words, cwd=tmp_path)
     for examples, batch_size in cases:
         expected = plain_logits(tiny_bert(), encoded(examples))
         for process in (0, 1):

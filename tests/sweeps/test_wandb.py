@@ -165,8 +165,10 @@ def preempted(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..
         **common(place, tiny_folder()), "strategy": {"method": "lora", "lora_r": 4}, "seed": 7,
         "max_train_steps": STEPS, "eval_steps": STEPS // 2, "logging_steps": 1,
     }  # fmt: skip
-    launcher = ["accelerate", "launch", "--config_file", str(CONFIGS / "multi_cpu.yaml"), "--main_process_port", "0"]
-    with made_sweep(place, [point], command=["${env}", *launcher, "${program}", "${args}"]) as sweep:
+    # Quicker to start than `accelerate launch`, which imports every other command of accelerate's first.
+    launcher = ["${interpreter}", "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "multi_cpu.yaml")]
+    command = ["${env}", *launcher, "--main_process_port", "0", "${program}", "${args}"]
+    with made_sweep(place, [point], command=command) as sweep:
         first = sweep.wandb("agent", "--forward-signals", "s1")
         log = sweep.folder("run0") / "metrics.jsonl"
         wait_for(lambda: first.poll() is not None or (log.exists() and log.read_text().count("\n") >= 5))

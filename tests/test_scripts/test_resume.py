@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from peftlib.files import write_json
 from tests.conftest import ROOT
-from tests.launching import CONFIGS, clean_environment, run_python, run_script, start_python, start_script
+from tests.launching import CONFIGS, clean_environment, run_in_two, run_python, run_script, start_python, start_script
 
 pytestmark = pytest.mark.launch
 TRAIN = ROOT / "scripts" / "train.py"
@@ -73,21 +73,18 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_status(tmp_path, fl
 
 def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, flags):
     short = [*flags, "--max_train_steps", 150]
-    words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / "multi_cpu.yaml"]
-    words += ["--main_process_port", 0, TRAIN]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = run_python(*words, *short, "--output_dir", whole, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    watched = [*words[:-1], WATCHED_TRAIN, TRAIN, tmp_path]
-    run = start_python(*watched, *short, "--output_dir", parts, cwd=tmp_path)
+    run_in_two(TRAIN, *short, "--output_dir", whole, cwd=tmp_path)
+    words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / "multi_cpu.yaml"]
+    words += ["--main_process_port", 0, WATCHED_TRAIN, TRAIN, tmp_path]
+    run = start_python(*words, *short, "--output_dir", parts, cwd=tmp_path)
     wait_for_steps(parts, 30)
     run.send_signal(signal.SIGINT)  # to the launcher, which passes it on
     _, errors = run.communicate(timeout=PATIENCE)
     assert "stopped by SIGINT" in errors and "interrupted twice" not in errors
     assert run.returncode != 0 and status(parts) == "interrupted"
     assert statuses_of_two(tmp_path) == ["130", "130"]
-    again = run_python(*words, *short, "--output_dir", parts, "--resume_from_checkpoint", "auto", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    run_in_two(TRAIN, *short, "--output_dir", parts, "--resume_from_checkpoint", "auto", cwd=tmp_path)
     assert 30 <= json.loads((parts / "run.json").read_text())["resumed_at_step"] < 150
     left, right = (load_file(folder / "adapter_model.safetensors") for folder in (whole, parts))
     assert all(left[key].tobytes() == right[key].tobytes() for key in left)
@@ -184,7 +181,7 @@ def test_a_run_outlives_wandb(tmp_path, flags):
 
 
 def test_chaos_in_short(tmp_path, flags):
-    short = [*flags[:6], "--num_train_epochs", 2, "--per_device_train_batch_size", 4]
+    short = [*flags[:6], "--num_train_epochs", 2, "--per_device_train_batch_size", 4, "--max_train_samples", 160]
     done = run_python(ROOT / "tests" / "chaos.py", "--kills", 2, "--seed", 3, "--", *short, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "adapter: bit-equal; losses: equal; orphans: 0; the last life went on from step" in done.stdout

@@ -71,7 +71,7 @@ def mrpc(place: Path, *words: object) -> list[object]:
 
 
 # Batches of 8 in both: the same updates.
-SAME = ("--num_train_epochs", 2, "--logging_steps", 1, "--mixed_precision", "no", "--seed", 5)
+SAME = ("--num_train_epochs", 2, "--logging_steps", 1, "--mixed_precision", "no", "--seed", 5, "--num_cpu_threads", 1)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def tracked(place: Path) -> Run:
     """The packaged model and data, another method, two trackers, nobody to ask for a key."""
     words = ["--method", "lora", "--use_dora", "--report_to", "wandb,tensorboard", "--max_train_steps", 3]
     words += ["--eval_steps", 2, "--max_train_samples", 20, "--max_eval_samples", 9, "--max_length", 16]
-    words += ["--per_device_train_batch_size", 4, "--output_dir", "out"]
+    words += ["--per_device_train_batch_size", 4, "--output_dir", "out", "--num_cpu_threads", 1]
     secret = {"SOME_API_KEY": "s3cr3t-v4lue"}
     return Run(launch("cpu", SCRIPT, *words, cwd=place / "work", **secret), place / "work" / "out")
 

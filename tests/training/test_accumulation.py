@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from peftlib.data.encoding import Collator
 from peftlib.training.accumulation import weighted_loss
 from peftlib.training.loop import train
-from tests.launching import launch_two
+from tests.launching import run_in_two
 from tests.training.runs import TOKENIZER, encoded, make_run, tiny_bert
 
 EFFECTIVE_BATCH = 16
@@ -112,11 +112,8 @@ def test_the_loss_of_half_precision_logits_is_computed_in_fp32() -> None:
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     # examples, micro-batch, accumulation. 33 leaves one example for two processes: one of them gets a filler.
     cases = [(37, 8, 1), (37, 4, 2), (37, 1, 8), (33, 4, 2), (3, 4, 2)]
-    launch_two(
-        Path(__file__).with_name("gradients_of_two.py"),
-        tmp_path,
-        *(",".join(map(str, case)) for case in cases),
-    )
+    words = [",".join(map(str, case)) for case in cases]
+    run_in_two(Path(__file__).with_name("gradients_of_two.py"), tmp_path, *words, cwd=tmp_path)
     for examples, micro, accumulation in cases:
         flat = load_file(tmp_path / f"{examples}-{micro}-{accumulation}.safetensors")
         found: Gradients = []

@@ -12,7 +12,8 @@ import torch
 
 from peftlib.errors import UserError
 from peftlib.training.devices import build_accelerator
-from tests.launching import launch_two
+from tests.conftest import ROOT
+from tests.launching import launch
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 
@@ -104,4 +105,6 @@ def test_a_machine_that_does_not_tell_its_cores_uses_what_it_may(
 @pytest.mark.launch
 def test_two_processes_end_in_good_order(tmp_path: Path) -> None:
     # Without `_free_last` about one of three of these ends hangs or aborts.
-    launch_two(Path(__file__).with_name("end_of_two.py"), tmp_path)
+    script = Path(__file__).with_name("end_of_two.py")
+    done = launch("multi_cpu", script, tmp_path, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-3000:]
