@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import accelerate.commands.launch
 import torch
 
 from tests.conftest import ROOT
@@ -53,16 +54,6 @@ def run_python(*words: object, cwd: Path, seconds: int = 300, **changes: str) ->
         timeout=seconds,
         stdin=subprocess.DEVNULL,
     )
-
-
-def launch(
-    config: str, script: Path, *words: object, cwd: Path, seconds: int = 300, **changes: str
-) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch -q --config_file accelerate_configs/<config>.yaml script words...` in `cwd`."""
-    options = ["-q", "--config_file", CONFIGS / f"{config}.yaml"]
-    if config.startswith("multi"):
-        options += ["--main_process_port", "0"]  # any free one: several test runs may share the machine
-    return run_python("-m", "accelerate.commands.launch", *options, script, *words, cwd=cwd, seconds=seconds, **changes)
 
 
 class Forked:
@@ -141,12 +132,24 @@ def start_script(script: Path, *words: object, cwd: Path, **changes: str) -> For
     return start(script, *words, cwd=cwd, **changes)
 
 
-def run_script(script: Path, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_script(script: Path, *words: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     """`start_script`, to its end."""
-    run = start_script(script, *words, cwd=cwd)
+    run = start_script(script, *words, cwd=cwd, **changes)
     output, errors = run.communicate(timeout=300)
     assert run.returncode is not None
     return subprocess.CompletedProcess([str(script), *map(str, words)], run.returncode, output, errors)
+
+
+def launch(config: str, script: Path, *words: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch -q --config_file accelerate_configs/<config>.yaml script words...` in `cwd`.
+
+    The launcher has its imports from the start, what it launches is started as ever.
+    """
+    options = ["-q", "--config_file", CONFIGS / f"{config}.yaml"]
+    if config.startswith("multi"):
+        options += ["--main_process_port", "0"]  # any free one: several test runs may share the machine
+    launcher = Path(accelerate.commands.launch.__file__)
+    return run_script(launcher, *options, script, *words, cwd=cwd, **changes)
 
 
 def run_in_two(script: Path, *words: object, cwd: Path) -> None:

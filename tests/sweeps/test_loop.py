@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any, NamedTuple, TextIO
 
 import pytest
@@ -121,21 +122,24 @@ def test_a_run_that_ended_while_nobody_looked_is_not_repeated(search):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_runs_and_the_next_call_goes_on(search, number, capsys):
-    opened = search([1, 2], steps=40, pause=0.1)
+    opened = search([1, 2], steps=40, pause=0.05)
 
     def send() -> None:
+        log = opened.run_folder(0) / "metrics.jsonl"
+        while not (log.exists() and log.read_text()):
+            time.sleep(0.02)
         os.kill(os.getpid(), number)
 
-    timer = threading.Timer(2, send)
-    timer.start()
+    sender = threading.Thread(target=send)
+    sender.start()
     with pytest.raises(Stopped, match="the same command goes on") as stopped:
         run_sweep(opened, SweepConsole())
-    timer.join()
+    sender.join()
     assert stopped.value.status == 128 + number
     assert "stopping: the runs write their checkpoints" in capsys.readouterr().out
     assert states(opened) == ["RUNNING"]
     assert "interrupted" in (opened.run_folder(0) / "run.json").read_text()
-    run_sweep(search([1, 2], steps=40, pause=0.1), SweepConsole(), workers=2)
+    run_sweep(search([1, 2], steps=40, pause=0.05), SweepConsole(), workers=2)
     assert states(opened) == ["COMPLETE", "COMPLETE"]
 
 

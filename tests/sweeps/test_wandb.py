@@ -65,6 +65,7 @@ def made_sweep(place: Path, points: list[dict[str, Any]], **changes: Any) -> Ite
             WANDB_API_KEY="0" * 40,
             WANDB_ERROR_REPORTING="false",
             WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL="1",
+            WANDB_AGENT_REPORT_INTERVAL="1",  # seconds; it asks for the next run, and what is to be stopped, that often
             PYTHONPATH=str(ROOT),
             PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin",
         )
