@@ -161,6 +161,10 @@ def run_in_two(script: Path, *words: object, cwd: Path) -> None:
         start_script(script, *words, cwd=cwd, PYTHONPATH=str(ROOT), **common, RANK=rank, LOCAL_RANK=rank)
         for rank in ("0", "1")
     ]
-    for run in ranks:
-        output, errors = run.communicate(timeout=300)
-        assert run.returncode == 0, (output + errors)[-3000:]
+    try:
+        for run in ranks:
+            output, errors = run.communicate(timeout=300)
+            assert run.returncode == 0, (output + errors)[-3000:]
+    finally:
+        for run in ranks:  # one that is left alone would wait for the other for ever
+            run.kill()

@@ -130,7 +130,7 @@ def test_a_signal_stops_the_runs_and_the_next_call_goes_on(search, number, capsy
             time.sleep(0.02)
         os.kill(os.getpid(), number)
 
-    sender = threading.Thread(target=send)
+    sender = threading.Thread(target=send, daemon=True)
     sender.start()
     with pytest.raises(Stopped, match="the same command goes on") as stopped:
         run_sweep(opened, SweepConsole())

@@ -92,13 +92,13 @@ def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, fla
     assert left == right and len(left) == 30
 
 
-def test_a_signal_to_the_launcher_alone_leaves_a_checkpoint_and_nobody_behind(tmp_path, flags):
-    """It catches none, so any of them ends it the same way."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_launcher_alone_leaves_a_checkpoint_and_nobody_behind(tmp_path, flags, number):
     folder = tmp_path / "run"
     words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / "cpu.yaml"]
     launcher = start_python(*words, TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
     wait_for_steps(folder, 10)
-    launcher.send_signal(signal.SIGTERM)
+    launcher.send_signal(number)
     launcher.communicate(timeout=PATIENCE)  # its pipes end with the last process that holds them
     assert status(folder) == "interrupted"
     (checkpoint,) = (folder / "checkpoints").glob("step_*")
