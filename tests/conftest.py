@@ -75,13 +75,15 @@ def _fresh_accelerate() -> Iterator[None]:
 
 
 def tiny_config(architecture: str, **changes: object) -> object:
-    """A two-layer configuration of "bert", "roberta", "distilbert", "deberta" or "modernbert"."""
+    """A two-layer configuration of "bert", "roberta", "electra", "distilbert", "deberta" or "modernbert"."""
     from transformers import AutoConfig
 
     common = {"vocab_size": 30522, "num_labels": 2, "max_position_embeddings": 140}
     sizes: dict[str, dict[str, object]] = {
         "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
         "roberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        "electra": {"embedding_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                    "intermediate_size": 64},
         "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
         "deberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
                     "pooler_hidden_size": 32},

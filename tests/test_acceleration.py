@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,12 +16,15 @@ from transformers import BertForTokenClassification
 
 from peftlib.acceleration import (
     CheapDropout,
+    _eager_attention,
     accelerate_model,
     cheap_dropout,
     finish_first_token_only,
     keep_frozen_linears_in,
     keep_mask,
+    leave_casts_to_autocast,
     use_cheap_dropout,
+    use_eager_attention,
 )
 from peftlib.strategies import STRATEGIES
 from tests.conftest import tiny_config
@@ -109,13 +115,16 @@ def test_an_accelerated_model_computes_the_same(tiny_folder, architecture, metho
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+@pytest.mark.parametrize("own_attention", [False, True])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra"])
 @pytest.mark.parametrize("method", ["bitfit", "lora", "full"])
-def test_a_last_layer_of_one_token_gives_the_same_gradients(tiny_folder, architecture, method):
+def test_a_last_layer_of_one_token_gives_the_same_gradients(tiny_folder, architecture, method, own_attention):
     whole, head = classifier(tiny_folder(architecture))
     whole = STRATEGIES[method]().apply(whole, head).eval()
     cut = copy.deepcopy(whole)
     finish_first_token_only(cut)
+    if own_attention:
+        use_eager_attention(cut)
     widths = []
     ends = [module for name, module in cut.named_modules() if name.endswith("encoder.layer.1.output")]
     ends[0].register_forward_hook(lambda module, inputs, output: widths.append(output.size(1)))
@@ -139,6 +148,63 @@ def test_a_head_that_reads_every_token_is_left_alone():
     model = BertForTokenClassification(tiny_config("bert"))
     finish_first_token_only(model)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_own_attention_in_bf16_masks_a_whole_row_without_nan():
+    """A sentence without a token to look at: its scores are all the least number, and its weights equal."""
+    query, key, value = torch.randn(3, 2, 1, 5, 4, dtype=torch.bfloat16)
+    mask = torch.zeros(2, 1, 5, 5)
+    mask[1] = torch.finfo(torch.float32).min
+    output, _ = _eager_attention(nn.Identity().eval(), query, key, value, mask)
+    expected = nn.functional.scaled_dot_product_attention(query[:1], key[:1], value[:1]).transpose(1, 2)
+    torch.testing.assert_close(output[:1], expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(output[1], value[1].mean(1, keepdim=True).expand(-1, 5, -1).transpose(0, 1))
+
+
+def test_an_adapter_s_input_stays_in_bf16_and_gives_the_same_bits(tiny_folder):
+    plain, head = classifier(tiny_folder("bert"))
+    plain = STRATEGIES["lora"]().apply(plain, head).eval()
+    quick = copy.deepcopy(plain)
+    leave_casts_to_autocast(quick)
+    seen: dict[str, set[torch.dtype]] = {"plain": set(), "quick": set()}
+    for which, model in (("plain", plain), ("quick", quick)):
+        for name, module in model.named_modules():
+            if name.endswith("lora_dropout.default"):
+                module.register_forward_pre_hook(lambda _, inputs, which=which: seen[which].add(inputs[0].dtype))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(plain(**sentences()).logits, quick(**sentences()).logits)
+    assert seen == {"plain": {torch.float32}, "quick": {torch.float32, torch.bfloat16}}
+
+
+_AFTER_A_STEP = """
+import ctypes, sys
+from peftlib.acceleration import keep_freed_memory
+class Info(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = Info, ctypes.c_void_p, [ctypes.c_void_p]
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+before = libc.mallinfo2()
+blocks = [libc.malloc(20 << 20) for _ in range(10)]
+mapped = libc.mallinfo2().hblks - before.hblks
+for block in blocks:
+    libc.free(block)
+print(mapped, libc.mallinfo2().arena - before.arena)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_what_a_step_frees_stays_with_the_process():
+    def step(how: str) -> list[int]:
+        done = subprocess.run([sys.executable, "-c", _AFTER_A_STEP, how], capture_output=True, check=True)
+        return [int(word) for word in done.stdout.split()]
+
+    assert step("give back")[0] > 0, "glibc keeps large blocks by itself: keep_freed_memory can go"
+    mapped, kept = step("keep")
+    assert mapped == 0
+    assert kept >= 200 << 20
 
 
 @pytest.mark.parametrize("method", ["bitfit", "lora", "head"])
