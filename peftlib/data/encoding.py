@@ -138,35 +138,45 @@ def _store(arrays: dict[str, np.ndarray], path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+#: Widths are multiples of so many tokens. For every new one, oneDNN compiles its products anew and keeps them: with one
+#: width per length, a BitFit run on MRPC's lengths in bf16 took 1.37 GB after 120 micro-batches, in steps of 4 it takes
+#: 0.92, at the same speed. Steps of 8 take 0.84, and 13 % more tokens where a sentence has 27.
+WIDTH_STEP = 4
+
+
 @dataclass(frozen=True)
 class Collator:
-    """Pads the examples of a micro-batch to its longest one (or to `pad_to`).
+    """Pads the examples of a micro-batch to its longest one (or to `pad_to`), rounded up to few widths.
 
     Attributes:
         pad_values: per input column the value that stands for "no token".
         pad_to: a fixed length in tokens, or 0 for the longest example of the batch.
+        widest: tokens up to which widths are rounded, the longest example there is: a model may have no positions
+            for more. 0 rounds nothing.
     """
 
     pad_values: dict[str, int]
     pad_to: int = 0
+    widest: int = 0
 
     @classmethod
-    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, pad_to: int = 0) -> Collator:
+    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, pad_to: int = 0, widest: int = 0) -> Collator:
         """The padding that this tokenizer would do itself, on the right."""
         if tokenizer.pad_token_id is None:
             raise UserError("the tokenizer has no padding token; use an encoder such as BERT or RoBERTa")
-        return cls({"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}, pad_to)
+        return cls({"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}, pad_to, widest)
 
     def __call__(self, items: Sequence[tuple[Slot, dict[str, np.ndarray], int]]) -> dict[str, torch.Tensor]:
         """Stack B items.
 
         Returns:
-            `attention_mask` and the model's input columns, int64 of shape (B, longest); `labels` and `example`,
+            `attention_mask` and the model's input columns, int64 of shape (B, width); `labels` and `example`,
             int64 of shape (B,); `weight`, fp32 of shape (B,), each example's share in its window's loss.
         """
         rows = [columns for _, columns, _ in items]
         lengths = [len(columns["input_ids"]) for columns in rows]
-        width = max(self.pad_to, max(lengths))
+        longest = max(lengths)
+        width = max(self.pad_to, longest, min(-(-longest // WIDTH_STEP) * WIDTH_STEP, self.widest))
         batch: dict[str, torch.Tensor] = {}
         for name in rows[0]:
             padded = np.full((len(items), width), self.pad_values.get(name, 0), dtype=np.int64)

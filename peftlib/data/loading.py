@@ -69,12 +69,13 @@ def build_loaders(
 
     Args:
         batch_sizes: in training and in evaluation, per process.
-        pad_to: tokens to pad every batch to; 0 pads to its longest example.
+        pad_to: tokens to pad every batch to; 0 pads to its longest example, rounded up.
 
     Returns:
         The two loaders, and the training loader's sampler, which holds the order of the data and its position.
     """
-    collator = Collator.for_tokenizer(tokenizer, pad_to)
+    longest = int(max(splits.train.lengths.max(), splits.validation.lengths.max()))
+    collator = Collator.for_tokenizer(tokenizer, pad_to, widest=longest)
     # A loader draws a seed for its workers at every start. From a generator of its own: the run's generators, which
     # checkpoints hold, stay out of it.
     own = torch.Generator().manual_seed(seed)

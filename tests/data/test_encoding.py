@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftlib.data.batching import Slot
-from peftlib.data.encoding import Collator, Targets, cache_folder, encode, split_inputs
+from peftlib.data.encoding import WIDTH_STEP, Collator, Targets, cache_folder, encode, split_inputs
 from peftlib.data.sources import Examples
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
@@ -233,6 +233,18 @@ def test_padding_goes_to_a_fixed_length_where_one_is_asked_for(tokenizer, cache)
     assert torch.equal(batch["attention_mask"], expected["attention_mask"])
     # Never shorter than the longest example.
     assert Collator.for_tokenizer(tokenizer, pad_to=4)(items)["input_ids"].shape == (len(ROWS), 16)
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), more=st.integers(0, 40))
+def test_widths_are_few_and_never_beyond_the_longest_example_there_is(lengths, more):
+    """A model with positions for the longest example, and for no token more, still takes every batch."""
+    items = [(Slot(place, 1.0), {"input_ids": np.ones(length)}, 0) for place, length in enumerate(lengths)]
+    longest, widest = max(lengths), max(lengths) + more
+    batch = Collator({"input_ids": 0}, widest=widest)(items)
+    width = batch["input_ids"].size(1)
+    assert longest <= width <= widest and width < longest + WIDTH_STEP
+    assert width % WIDTH_STEP == 0 or width == widest
+    assert batch["attention_mask"].sum(1).tolist() == lengths
 
 
 def test_the_pad_values_are_the_tokenizers(tokenizer):
