@@ -30,12 +30,13 @@ def accelerate_model(
         device: where it will run.
         precision: of the forward pass: "no", "fp16" or "bf16".
         frozen_dtype: "auto" keeps frozen Linear weights in that precision, "fp32" leaves them.
-        reads_frozen: the method uses frozen weights for more than their layers' products; they stay in fp32.
+        reads_frozen: the method uses frozen weights for more than their layers' products; they stay in fp32, and so
+            does the arithmetic that PEFT does with them.
     """
-    if precision in _DTYPES and frozen_dtype == "auto" and not reads_frozen:
-        keep_frozen_linears_in(model, _DTYPES[precision])
-    if precision in _DTYPES:
+    if precision in _DTYPES and not reads_frozen:
         leave_casts_to_autocast(model)
+        if frozen_dtype == "auto":
+            keep_frozen_linears_in(model, _DTYPES[precision])
     finish_first_token_only(model)
     if device.type == "cpu":
         use_cheap_dropout(model)
