@@ -17,6 +17,7 @@ from transformers import BertForTokenClassification
 from peftlib.acceleration import (
     CheapDropout,
     _eager_attention,
+    _softmax,
     accelerate_model,
     cheap_dropout,
     finish_first_token_only,
@@ -159,6 +160,21 @@ def test_own_attention_in_bf16_masks_a_whole_row_without_nan():
     expected = nn.functional.scaled_dot_product_attention(query[:1], key[:1], value[:1]).transpose(1, 2)
     torch.testing.assert_close(output[:1], expected, rtol=0.02, atol=0.02)
     torch.testing.assert_close(output[1], value[1].mean(1, keepdim=True).expand(-1, 5, -1).transpose(0, 1))
+
+
+@given(keys=st.integers(1, 130), dtype=st.sampled_from([torch.float32, torch.bfloat16]), seed=st.integers(0, 99))
+def test_softmax_over_whole_vectors_is_softmax_and_so_is_its_gradient(keys, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = (4 * torch.randn(2, 3, keys, generator=generator)).to(dtype)
+    scores[0, 0] = torch.finfo(dtype).min  # a row with nothing to look at: equal weights, for the real keys only
+    upstream = torch.randn(2, 3, keys, generator=generator).to(dtype)
+    got, expected = scores.clone().requires_grad_(), scores.double().requires_grad_()
+    weights, exact = _softmax(got), nn.functional.softmax(expected, dim=-1)
+    weights.backward(upstream)
+    exact.backward(upstream.double())
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    torch.testing.assert_close(weights.double(), exact, **tolerance)
+    torch.testing.assert_close(got.grad.double(), expected.grad, **tolerance)
 
 
 def test_an_adapter_s_input_stays_in_bf16_and_gives_the_same_bits(tiny_folder):

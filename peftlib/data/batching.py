@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-#: Windows are formed from pools of so many windows' examples, sorted by length. More would pad less and mix less.
-POOL_WINDOWS = 16
+#: Windows are formed from pools of so many windows' examples, sorted by length, and from four pools an epoch at least:
+#: as in transformers' `get_length_grouped_indices`. Larger pools would pad less and mix less.
+POOL_WINDOWS, POOLS = 50, 4
 
 
 class Slot(NamedTuple):
@@ -98,8 +99,9 @@ class WindowBatches(Sampler[list[Slot]]):
         if not self.group_by_length:
             return [order[number * size : (number + 1) * size] for number in range(full)] + last
         windows: list[np.ndarray] = []
-        for start in range(0, full * size, POOL_WINDOWS * size):
-            pool = order[start : min(start + POOL_WINDOWS * size, full * size)]
+        pooled = max(1, min(POOL_WINDOWS, full // POOLS)) * size
+        for start in range(0, full * size, pooled):
+            pool = order[start : min(start + pooled, full * size)]
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
             windows += np.split(pool, len(pool) // size)
         return [windows[number] for number in generator.permutation(full)] + last

@@ -15,7 +15,7 @@ from peftlib.errors import UserError
 from peftlib.flags import NOT_SHAPING
 from peftlib.tracking.reporter import Reporter
 
-FORMAT = 2  # raise it when a checkpoint's files mean something else
+FORMAT = 3  # raise it when a checkpoint's files, or a place in an epoch, mean something else
 PREFIX = "step_"
 
 #: Flags that `--extend_training` lets grow.
