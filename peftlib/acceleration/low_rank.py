@@ -1,0 +1,96 @@
+"""PEFT's LoRA layers in fewer passes over large tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from torch import nn
+
+from peftlib.acceleration.dropout import keep_mask, masked, rounded_rate
+
+
+def use_one_function_per_layer(model: nn.Module) -> None:
+    """Let every plain LoRA layer on an `nn.Linear` compute its output, and its gradients, in one function.
+
+    PEFT's own forward goes six times over the layer's input or output: casts, a scaled copy, a sum. Steps: 1.1 ×.
+    """
+    for module in model.modules():
+        if type(module) is Linear and type(module.base_layer) is nn.Linear:
+            module.__class__ = _QuickLinear
+
+
+class _QuickLinear(Linear):
+    """A LoRA layer with one active adapter, not merged, on frozen weights; anything else is computed by PEFT."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output: torch.Tensor
+        if args or kwargs or not self._is_plain():
+            output = super().forward(x, *args, **kwargs)
+        else:
+            (active,) = self.active_adapters
+            dropout = self.lora_dropout[active]  # an nn.Identity at rate 0
+            output = _LowRankLinear.apply(
+                x, self.base_layer.weight, self.base_layer.bias, self.lora_A[active].weight, self.lora_B[active].weight,
+                self.scaling[active], getattr(dropout, "p", 0.0) if dropout.training else 0.0,
+            )  # fmt: skip
+        return output
+
+    def _is_plain(self) -> bool:
+        active = self.active_adapters
+        return not (
+            self.disable_adapters
+            or self.merged
+            or len(active) != 1
+            or active[0] not in self.lora_A
+            or active[0] in self.lora_variant
+            or self.lora_bias[active[0]]
+            or any(parameter.requires_grad for parameter in self.base_layer.parameters())
+        )
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """x W' + bias + scaling · dropout(x) A' B', in autocast's precision where it is on.
+
+    Shapes: x (..., in), W (out, in), bias (out,) or None, A (r, in), B (out, r). Gradients for x, A and B.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
+        scaling: float, p: float,
+    ) -> torch.Tensor:  # fmt: skip
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        ctx.dtypes = x.dtype, a.dtype
+        with torch.autocast(kind, enabled=False):
+            rows = x.reshape(-1, x.size(-1)).to(dtype)
+            weight, a, b = weight.to(dtype), a.to(dtype), b.to(dtype)
+            output = rows @ weight.t() if bias is None else torch.addmm(bias.to(dtype), rows, weight.t())
+            mask = None
+            if p > 0:
+                dropped, factor = rounded_rate(p)
+                mask = keep_mask(rows.numel(), dropped).view(rows.shape)
+                rows = masked(rows, mask)
+                scaling *= factor  # on r numbers a token instead of all
+            low = rows @ a.t()
+            output.addmm_(low, b.t(), alpha=scaling)
+        ctx.scaling = scaling
+        ctx.save_for_backward(rows, low, mask, weight, a, b)
+        return output.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, low, mask, weight, a, b = ctx.saved_tensors
+        of_x, of_trained = ctx.dtypes
+        upstream = gradient.reshape(-1, gradient.size(-1))
+        of_low = (upstream @ b).mul_(ctx.scaling)
+        for_b = (upstream.t() @ low).to(of_trained).mul_(ctx.scaling)
+        for_a = (of_low.t() @ rows).to(of_trained)
+        for_x = None
+        if ctx.needs_input_grad[0]:
+            low_rank = of_low @ a
+            for_x = (upstream @ weight).add_(low_rank if mask is None else masked(low_rank, mask))
+            for_x = for_x.view(*gradient.shape[:-1], -1).to(of_x)
+        return for_x, None, None, for_a, for_b, None, None

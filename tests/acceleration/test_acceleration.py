@@ -1,0 +1,104 @@
+"""Faster, and the same: bit for bit where nothing is random or rounded."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from peftlib.acceleration import accelerate_model, keep_frozen_linears_in, leave_casts_to_autocast
+from peftlib.strategies import STRATEGIES
+from tests.strategies.classifiers import classifier, sentences
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "deberta"])
+@pytest.mark.parametrize("method", ["bitfit", "lora", "full"])
+def test_an_accelerated_model_computes_the_same(tiny_folder, architecture, method):
+    plain, head = classifier(tiny_folder(architecture))
+    plain = STRATEGIES[method]().apply(plain, head).eval()
+    quick = copy.deepcopy(plain)
+    accelerate_model(quick, torch.device("cpu"), "no")
+    with torch.no_grad():
+        expected, got = plain(**sentences()).logits, quick(**sentences()).logits
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_s_input_stays_in_bf16_and_gives_the_same_bits(tiny_folder):
+    plain, head = classifier(tiny_folder("bert"))
+    plain = STRATEGIES["lora"]().apply(plain, head).eval()
+    quick = copy.deepcopy(plain)
+    leave_casts_to_autocast(quick)
+    seen: dict[str, set[torch.dtype]] = {"plain": set(), "quick": set()}
+    for which, model in (("plain", plain), ("quick", quick)):
+        for name, module in model.named_modules():
+            if name.endswith("lora_dropout.default"):
+                module.register_forward_pre_hook(lambda _, inputs, which=which: seen[which].add(inputs[0].dtype))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(plain(**sentences()).logits, quick(**sentences()).logits)
+    assert seen == {"plain": {torch.float32}, "quick": {torch.float32, torch.bfloat16}}
+
+
+_AFTER_A_STEP = """
+import ctypes, sys
+from peftlib.acceleration import keep_freed_memory
+class Info(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = Info, ctypes.c_void_p, [ctypes.c_void_p]
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+before = libc.mallinfo2()
+blocks = [libc.malloc(20 << 20) for _ in range(10)]
+mapped = libc.mallinfo2().hblks - before.hblks
+for block in blocks:
+    libc.free(block)
+print(mapped, libc.mallinfo2().arena - before.arena)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_what_a_step_frees_stays_with_the_process():
+    def step(how: str) -> list[int]:
+        done = subprocess.run([sys.executable, "-c", _AFTER_A_STEP, how], capture_output=True, check=True)
+        return [int(word) for word in done.stdout.split()]
+
+    assert step("give back")[0] > 0, "glibc keeps large blocks by itself: keep_freed_memory can go"
+    mapped, kept = step("keep")
+    assert mapped == 0
+    assert kept >= 200 << 20
+
+
+@pytest.mark.parametrize("method", ["bitfit", "lora", "head"])
+def test_frozen_weights_in_bf16_give_the_same_bits_under_autocast(tiny_folder, method):
+    plain, head = classifier(tiny_folder("bert"))
+    plain = STRATEGIES[method]().apply(plain, head).eval()
+    kept = copy.deepcopy(plain)
+    keep_frozen_linears_in(kept, torch.bfloat16)
+    assert any(parameter.dtype == torch.bfloat16 for parameter in kept.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in kept.parameters() if parameter.requires_grad)
+    losses = []
+    for model in (plain, kept):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**sentences(), labels=torch.tensor([0, 1, 0, 1])).loss
+        loss.backward()
+        losses.append(loss)
+    assert torch.equal(losses[0], losses[1])
+    pairs = zip(plain.named_parameters(), kept.named_parameters(), strict=True)
+    assert all(a.grad is None or torch.equal(a.grad, b.grad) for (_, a), (_, b) in pairs)
+
+
+def test_full_fine_tuning_has_nothing_to_keep_in_half_precision(tiny_folder):
+    model, head = classifier(tiny_folder("bert"))
+    model = STRATEGIES["full"]().apply(model, head)
+    keep_frozen_linears_in(model, torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_only_a_method_that_reads_frozen_weights_keeps_them():
+    assert STRATEGIES["lora"](use_dora=True).reads_frozen_weights
+    assert not STRATEGIES["lora"]().reads_frozen_weights

@@ -1,0 +1,131 @@
+"""A LoRA layer in one function against PEFT's own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from peftlib.acceleration import accelerate_model
+from peftlib.acceleration.dropout import use_cheap_dropout
+from peftlib.acceleration.low_rank import _LowRankLinear, _QuickLinear, use_one_function_per_layer
+from peftlib.strategies import STRATEGIES
+from tests.strategies.classifiers import classifier, sentences
+
+
+def adapted(folder, **flags):
+    """A LoRA model whose update is not zero, as PEFT made it, and a copy of it in our functions."""
+    model, head = classifier(folder)
+    plain = STRATEGIES["lora"](**flags).apply(model, head).eval()
+    for name, parameter in plain.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    quick = copy.deepcopy(plain)
+    use_one_function_per_layer(quick)
+    return plain, quick
+
+
+def functions_used(model) -> int:
+    """How many layers compute in one function, in a forward pass over some sentences."""
+    calls = []
+    apply = _LowRankLinear.apply
+    try:
+        _LowRankLinear.apply = lambda *given: calls.append(given) or apply(*given)
+        model(**sentences())
+    finally:
+        _LowRankLinear.apply = apply
+    return len(calls)
+
+
+def gradients(model, precision: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
+        logits = model(**sentences()).logits
+    nn.functional.cross_entropy(logits.float(), torch.tensor([0, 1, 0, 1])).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("flags", [{}, {"target_modules": "all-linear", "use_rslora": True, "lora_r": 3}])
+def test_logits_and_gradients_are_peft_s(tiny_folder, architecture, flags):
+    plain, quick = adapted(tiny_folder(architecture), **flags)
+    assert functions_used(plain) == 0
+    assert functions_used(quick) == sum(type(module) is _QuickLinear for module in quick.modules()) > 0
+    expected, got = gradients(plain), gradients(quick)
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_in_bf16_gradients_stay_fp32_and_differ_by_rounding(tiny_folder):
+    plain, quick = adapted(tiny_folder("bert"))
+    expected, got = gradients(plain, torch.bfloat16), gradients(quick, torch.bfloat16)
+    for name, gradient in expected.items():
+        assert got[name].dtype == torch.float32
+        assert (got[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-6, name
+
+
+@given(
+    rows=st.integers(1, 5), width=st.integers(1, 9), r=st.integers(1, 4), out=st.integers(1, 9),
+    p=st.sampled_from([0.0, 0.1, 0.9]), scaling=st.sampled_from([0.5, 2.0]),
+    biased=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_function_s_gradients_are_those_of_its_formula(rows, width, r, out, p, scaling, biased, seed):
+    """Against numerical differentiation; the same seed draws the same mask each time."""
+    generator = torch.Generator().manual_seed(seed)
+    x, weight, bias, a, b = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((2, rows, width), (out, width), (out,), (r, width), (out, r))
+    )
+
+    def function(x, a, b):
+        torch.manual_seed(seed)
+        return _LowRankLinear.apply(x, weight, bias if biased else None, a, b, scaling, p)
+
+    assert torch.autograd.gradcheck(function, [tensor.requires_grad_() for tensor in (x, a, b)])
+    if p == 0:
+        plain = nn.functional.linear(x, weight, bias if biased else None) + scaling * x @ a.t() @ b.t()
+        torch.testing.assert_close(function(x, a, b), plain)
+
+
+def test_dropout_keeps_the_expectation_and_is_off_in_evaluation():
+    torch.manual_seed(0)
+    x, weight, a, b = torch.ones(1, 4), torch.zeros(2, 4), torch.ones(1, 4), torch.ones(2, 1)
+    outputs = torch.stack([_LowRankLinear.apply(x, weight, None, a, b, 1.0, 0.5)[0, 0] for _ in range(4000)])
+    assert set(outputs.tolist()) == {0.0, 2.0, 4.0, 6.0, 8.0}
+    assert abs(outputs.mean().item() - 4) < 5 * 2 / 4000**0.5
+
+
+def test_a_layer_in_training_draws_masks_and_in_evaluation_none(tiny_folder):
+    _, quick = adapted(tiny_folder("bert"), lora_dropout=0.5)
+    use_cheap_dropout(quick)
+    layer = next(module for module in quick.modules() if isinstance(module, _QuickLinear)).train()
+    x = torch.randn(3, layer.in_features)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+
+
+def test_what_is_not_plain_is_left_to_peft(tiny_folder):
+    _, quick = adapted(tiny_folder("bert"))
+    with quick.disable_adapter():
+        assert functions_used(quick) == 0
+    layers = [module for module in quick.modules() if isinstance(module, _QuickLinear)]
+    layers[0].base_layer.bias.requires_grad_()
+    assert functions_used(quick) == len(layers) - 1
+    before = quick(**sentences()).logits
+    quick.merge_adapter()
+    assert functions_used(quick) == 0
+    torch.testing.assert_close(quick(**sentences()).logits, before, rtol=1e-4, atol=1e-5)
+    dora, _ = adapted(tiny_folder("bert"), use_dora=True)
+    use_one_function_per_layer(dora)
+    assert functions_used(dora) == 0
+
+
+def test_an_accelerated_lora_model_uses_it(tiny_folder):
+    plain, _ = adapted(tiny_folder("bert"))
+    accelerate_model(plain, torch.device("cpu"), "bf16")
+    assert functions_used(plain) == sum(hasattr(module, "lora_A") for module in plain.modules()) > 0
