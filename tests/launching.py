@@ -93,9 +93,13 @@ class Forked:
     def returncode(self) -> int | None:
         return self._process.exitcode
 
-    def send_signal(self, number: int) -> None:
+    @property
+    def pid(self) -> int:
         assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        return self._process.pid
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         self._process.kill()
@@ -134,22 +138,31 @@ def start_script(script: Path, *words: object, cwd: Path, **changes: str) -> For
 
 def run_script(script: Path, *words: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     """`start_script`, to its end."""
-    run = start_script(script, *words, cwd=cwd, **changes)
+    return finished(start_script(script, *words, cwd=cwd, **changes), script, *words)
+
+
+def finished(run: Forked | subprocess.Popen[str], script: Path, *words: object) -> subprocess.CompletedProcess[str]:
     output, errors = run.communicate(timeout=300)
     assert run.returncode is not None
     return subprocess.CompletedProcess([str(script), *map(str, words)], run.returncode, output, errors)
 
 
-def launch(config: str, script: Path, *words: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+def start_launcher(
+    config: str, script: Path, *words: object, cwd: Path, **changes: str
+) -> Forked | subprocess.Popen[str]:
     """`accelerate launch -q --config_file accelerate_configs/<config>.yaml script words...` in `cwd`.
 
     The launcher has its imports from the start, what it launches is started as ever.
     """
-    options = ["-q", "--config_file", CONFIGS / f"{config}.yaml"]
+    options: list[object] = ["-q", "--config_file", CONFIGS / f"{config}.yaml"]
     if config.startswith("multi"):
         options += ["--main_process_port", "0"]  # any free one: several test runs may share the machine
-    launcher = Path(accelerate.commands.launch.__file__)
-    return run_script(launcher, *options, script, *words, cwd=cwd, **changes)
+    return start_script(Path(accelerate.commands.launch.__file__), *options, script, *words, cwd=cwd, **changes)
+
+
+def launch(config: str, script: Path, *words: object, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    """`start_launcher`, to its end."""
+    return finished(start_launcher(config, script, *words, cwd=cwd, **changes), script, *words)
 
 
 def run_in_two(script: Path, *words: object, cwd: Path) -> None:

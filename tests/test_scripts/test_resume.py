@@ -16,7 +16,16 @@ from safetensors.numpy import load_file
 
 from peftlib.files import write_json
 from tests.conftest import ROOT
-from tests.launching import CONFIGS, clean_environment, run_in_two, run_python, run_script, start_python, start_script
+from tests.launching import (
+    CONFIGS,
+    clean_environment,
+    run_in_two,
+    run_python,
+    run_script,
+    start_launcher,
+    start_python,
+    start_script,
+)
 
 pytestmark = pytest.mark.launch
 TRAIN = ROOT / "scripts" / "train.py"
@@ -75,9 +84,7 @@ def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, fla
     short = [*flags, "--max_train_steps", 150]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_in_two(TRAIN, *short, "--output_dir", whole, cwd=tmp_path)
-    words = ["-m", "accelerate.commands.launch", "-q", "--config_file", CONFIGS / "multi_cpu.yaml"]
-    words += ["--main_process_port", 0, WATCHED_TRAIN, TRAIN, tmp_path]
-    run = start_python(*words, *short, "--output_dir", parts, cwd=tmp_path)
+    run = start_launcher("multi_cpu", WATCHED_TRAIN, TRAIN, tmp_path, *short, "--output_dir", parts, cwd=tmp_path)
     wait_for_steps(parts, 30)
     run.send_signal(signal.SIGINT)  # to the launcher, which passes it on
     _, errors = run.communicate(timeout=PATIENCE)
@@ -116,7 +123,7 @@ def test_two_processes_end_alike_whoever_got_sigusr1(tmp_path, flags, receiver, 
     training = psutil.Process(launcher.pid).children(recursive=True)
     assert len(training) == 2
     (launcher if receiver == "launcher" else training[1]).send_signal(signal.SIGUSR1)
-    launcher.communicate(timeout=PATIENCE)
+    launcher.communicate(timeout=PATIENCE)  # waits for them too, whose output it is
     assert statuses_of_two(tmp_path) == [expected, expected]
     assert status(folder) == "interrupted"
     (checkpoint,) = (folder / "checkpoints").glob("step_*")
@@ -149,14 +156,14 @@ def test_resuming_another_run_is_refused_with_the_differences(tmp_path, flags):
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, flags):
     folder = tmp_path / "run"
     watched = [*flags, "--report_to", "wandb", "--output_dir", folder]
-    run = start_python(TRAIN, *watched, cwd=tmp_path)
+    run = start_script(TRAIN, *watched, cwd=tmp_path)
     wait_for_steps(folder, 10)
     run.send_signal(signal.SIGTERM)
     run.communicate(timeout=PATIENCE)
     assert len(losses(folder)) < 12, "the run must not have come to step 60 by itself"
     (first,) = (path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*"))
     finish = [*watched, "--max_train_steps", 60, "--extend_training", "--resume_from_checkpoint", "auto"]
-    again = run_python(TRAIN, *finish, cwd=tmp_path)
+    again = run_script(TRAIN, *finish, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*")} == {first}
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -168,7 +175,7 @@ def test_a_run_outlives_wandb(tmp_path, flags):
     """Its client hooks into imports, and the first evaluation imports: a dead service would have broken that."""
     folder = tmp_path / "run"
     watched = ["--report_to", "wandb", "--max_train_steps", 110, "--eval_steps", 105]
-    run = start_python(TRAIN, *flags, *watched, "--output_dir", folder, cwd=tmp_path)
+    run = start_script(TRAIN, *flags, *watched, "--output_dir", folder, cwd=tmp_path)
     wait_for_steps(folder, 10)
     services = psutil.Process(run.pid).children(recursive=True)
     assert any("wandb" in word for service in services for word in service.cmdline()[:1])
