@@ -11,9 +11,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peftlib.acceleration.dropout import cheap_dropout
 
-#: The longest vectors that torch's CPU kernels are built for, AVX-512's.
-_VECTOR_BYTES = 64
-
 
 def use_eager_attention(model: nn.Module) -> None:
     """Attention as plain products, with the cheap dropout, where the model would use SDPA.
@@ -84,23 +81,9 @@ def _eager_attention(
         scores = scores + attention_mask.clamp(min=torch.finfo(scores.dtype).min).to(scores.dtype)
     # Without autocast, which would take the scores to fp32 and the weights back: torch's softmax sums in fp32 anyway.
     with torch.autocast(scores.device.type, enabled=False):
-        weights = cheap_dropout(_softmax(scores), dropout, module.training)
+        weights = cheap_dropout(nn.functional.softmax(scores, dim=-1), dropout, module.training)
     output = torch.matmul(weights, value).transpose(1, 2)
     return (output.expand(-1, tokens, -1, -1) if first else output.contiguous()), None
-
-
-def _softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Softmax over the last dimension, whose rows are filled up to whole vectors with minus infinity.
-
-    torch goes through the rest of a row number by number: in bf16, 28 scores take five times as long as 32, forward
-    and backward. Steps of 16 x 28 tokens: 1.05 ×. Not for rows that would grow by more than half, unless they are
-    shorter than one vector.
-    """
-    keys, lanes = scores.size(-1), _VECTOR_BYTES // scores.element_size()
-    spare = -keys % lanes
-    if spare == 0 or (keys > lanes and 2 * spare > keys):
-        return nn.functional.softmax(scores, dim=-1)
-    return nn.functional.softmax(nn.functional.pad(scores, (0, spare), value=-torch.inf), dim=-1)[..., :keys]
 
 
 _ATTENTION = "eager_with_cheap_dropout"
