@@ -44,13 +44,13 @@ def test_an_adapter_s_input_stays_in_bf16_and_gives_the_same_bits(tiny_folder):
 
 _AFTER_A_STEP = """
 import ctypes, sys
-from peftlib.acceleration import keep_freed_memory
 class Info(ctypes.Structure):
     names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
     _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
 libc = ctypes.CDLL(None)
 libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = Info, ctypes.c_void_p, [ctypes.c_void_p]
 if sys.argv[1] == "keep":
+    from peftlib.acceleration import keep_freed_memory
     keep_freed_memory()
 before = libc.mallinfo2()
 blocks = [libc.malloc(20 << 20) for _ in range(10)]
@@ -70,7 +70,7 @@ def test_what_a_step_frees_stays_with_the_process():
     assert step("give back")[0] > 0, "glibc keeps large blocks by itself: keep_freed_memory can go"
     mapped, kept = step("keep")
     assert mapped == 0
-    assert kept >= 200 << 20
+    assert kept >= 190 << 20  # ten blocks of 20 MB, less what lay free before
 
 
 @pytest.mark.parametrize("method", ["bitfit", "lora", "head"])

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -68,8 +68,9 @@ def test_in_bf16_gradients_stay_fp32_and_differ_by_rounding(tiny_folder):
         assert (got[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-6, name
 
 
+@settings(max_examples=25)
 @given(
-    rows=st.integers(1, 5), width=st.integers(1, 9), r=st.integers(1, 4), out=st.integers(1, 9),
+    rows=st.integers(1, 3), width=st.integers(1, 5), r=st.integers(1, 3), out=st.integers(1, 5),
     p=st.sampled_from([0.0, 0.1, 0.9]), scaling=st.sampled_from([0.5, 2.0]),
     biased=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
