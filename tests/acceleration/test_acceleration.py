@@ -57,7 +57,7 @@ blocks = [libc.malloc(20 << 20) for _ in range(10)]
 mapped = libc.mallinfo2().hblks - before.hblks
 for block in blocks:
     libc.free(block)
-print(mapped, libc.mallinfo2().arena - before.arena)
+print(mapped, libc.mallinfo2().arena - before.arena + before.keepcost)  # what lay free at the end of the heap before
 """
 
 
@@ -70,7 +70,7 @@ def test_what_a_step_frees_stays_with_the_process():
     assert step("give back")[0] > 0, "glibc keeps large blocks by itself: keep_freed_memory can go"
     mapped, kept = step("keep")
     assert mapped == 0
-    assert kept >= 190 << 20  # ten blocks of 20 MB, less what lay free before
+    assert kept >= 200 << 20
 
 
 @pytest.mark.parametrize("method", ["bitfit", "lora", "head"])
