@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -83,7 +84,9 @@ class LoRA(Strategy):
             use_rslora=self.use_rslora,
         )
         try:
-            wrapped = get_peft_model(model, config)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
+                wrapped = get_peft_model(model, config)
         except ValueError as error:
             if "target modules" not in str(error).lower():
                 raise

@@ -92,7 +92,7 @@ def test_the_function_s_gradients_are_those_of_its_formula(rows, width, r, out, 
         torch.testing.assert_close(function(x, a, b), plain)
 
 
-def test_dropout_keeps_the_expectation_and_is_off_in_evaluation():
+def test_dropout_keeps_the_expectation():
     torch.manual_seed(0)
     x, weight, a, b = torch.ones(1, 4), torch.zeros(2, 4), torch.ones(1, 4), torch.ones(2, 1)
     outputs = torch.stack([_LowRankLinear.apply(x, weight, None, a, b, 1.0, 0.5)[0, 0] for _ in range(4000)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def test_is_the_identity_at_the_start(tiny_folder: Callable[..., Path], architec
     after = logits(LoRA(use_rslora=use_rslora).apply(model, head))
     assert torch.equal(before, after)
     assert before.abs().max() > 0
+
+
+def test_a_user_sees_no_warning_of_libraries_about_each_other(tiny_folder: Callable[..., Path]) -> None:
+    model, head = classifier(tiny_folder("bert"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LoRA().apply(model, head)
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "modernbert"])
