@@ -14,6 +14,8 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parents[1]
 #: Passes over the validation split under the clock.
 EVALUATIONS = 2
+#: What "plain" goes without.
+_PLAIN = ("--group_by_length", "false", "--frozen_dtype", "fp32", "--cuda_graphs", "false")
 _LAUNCHER = "accelerate.commands.launch"
 
 System = Literal["ours", "plain", "trainer"]
@@ -30,6 +32,8 @@ class Job:
             grouping; "trainer" is transformers.Trainer.
         flags: of `scripts/train.py`, for every system.
         warmup: updates before the clock starts.
+        warm_epochs: passes over the training data after that, still before the clock starts: ours records its CUDA
+            graphs in them.
         epochs: passes over the training data under the clock.
     """
 
@@ -37,12 +41,12 @@ class Job:
     system: System
     flags: tuple[str, ...]
     warmup: int = 2
+    warm_epochs: int = 0
     epochs: int = 1
 
     def argv(self) -> list[str]:
         """The flags, with those that "plain" stands for."""
-        plain = ["--group_by_length", "false", "--frozen_dtype", "fp32"] if self.system == "plain" else []
-        return [*self.flags, *plain, "--report_to", "none"]
+        return [*self.flags, *(_PLAIN if self.system == "plain" else ()), "--report_to", "none"]
 
 
 def run(job: Job, config: str | None = None, timeout: int = 3600) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Meter:
 
     def watch(self, model: nn.Module) -> None:
         """Count every forward pass of this model."""
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
+        model.register_forward_pre_hook(lambda _, positional, inputs: self.count(inputs), with_kwargs=True)
 
     def tick(self, step: int) -> None:
         """Update `step` has been made."""
@@ -122,7 +122,8 @@ class Meter:
             first_update=self._first_update,
         )
 
-    def _count(self, model: nn.Module, positional: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+    def count(self, inputs: dict[str, Any]) -> None:
+        """These go through the model."""
         if self._started is not None and self._spent is None:
             mask: torch.Tensor = inputs["attention_mask"]
             self._lengths.append(mask.sum(dim=1))  # stays on the device

@@ -49,6 +49,21 @@ class TellingReporter(Reporter):
             self.listener(step)
 
 
+class Counted:
+    """A loader whose batches a meter counts: the model's forward, which a CUDA graph's replay does not call, cannot."""
+
+    def __init__(self, loader: Any, meter: Meter) -> None:
+        self._loader, self._meter = loader, meter
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self._loader:
+            self._meter.count(batch)
+            yield batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
 @contextmanager
 def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Training, TellingReporter]]:
     """A run of so many epochs, as `scripts/train.py` prepares it, about to `train`; and who reports of it.
@@ -88,7 +103,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             batches.windows_per_epoch, epochs, None, eval_steps=eval_steps, logging_steps=args.output.logging_steps,
             max_grad_norm=how.max_grad_norm, patience=0, best_metric="accuracy",
         )  # fmt: skip
-        optimizer = build_optimizer(adapted, rate, how.weight_decay)
+        optimizer = build_optimizer(adapted, rate, how.weight_decay, accelerator.device)
         scheduler = build_scheduler(
             optimizer, how.lr_scheduler_type, plan.steps, how.num_warmup_steps, how.warmup_ratio
         )
@@ -114,14 +129,15 @@ def _score(accelerator: Any, model: nn.Module, loader: Any, labels: np.ndarray) 
 
 
 def measure_training(job: Job) -> Speed:
-    """Train `job.epochs` whole epochs under the clock, after the last `job.warmup` updates of an epoch before them.
+    """Train `job.epochs` whole epochs under the clock, after the warm-up: the last updates of an epoch, and whole ones.
 
     Whole epochs, since one update's examples have similar lengths: a part of an epoch would be no fair sample.
     """
     after_imports = resident_after_imports()
-    with prepared(job, 1 + job.epochs, ONLY_AT_THE_END) as (run, reporter):
-        meter = Meter(run.accelerator.device, after_imports, start_late(run, job.warmup), run.plan.steps)
-        meter.watch(run.model)
+    with prepared(job, 1 + job.warm_epochs + job.epochs, ONLY_AT_THE_END) as (run, reporter):
+        first = (1 + job.warm_epochs) * start_late(run, job.warmup)
+        meter = Meter(run.accelerator.device, after_imports, first, run.plan.steps)
+        run.loader = Counted(run.loader, meter)  # type: ignore[assignment]
         reporter.listener = meter.tick
         train(run)
         return _speed(meter, run, training=True)

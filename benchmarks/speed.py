@@ -46,7 +46,9 @@ def main() -> None:
         model = options.model_name_or_path
         if model == BERT_BASE_SHAPE:
             model = write_random_bert(Path(folder), BertConfig())
-        setting = Setting(options.data_dir, model, options.num_cpu_threads, options.updates, options.warmup)
+        setting = Setting(
+            options.data_dir, model, options.num_cpu_threads, options.updates, options.warmup, 2 if cuda else 0
+        )
         found = describe("speed") | measure(setting, chosen, options.rounds, cuda=cuda)
     write(options.output_dir, "speed", found, markdown(found))
 
@@ -97,7 +99,7 @@ def measure_processes(setting: Setting, work: Work, rounds: int) -> dict[str, li
 
 def measure_long_runs(setting: Setting, chosen: list[Work]) -> dict[str, Any]:
     """Whole epochs over all data with the free micro-batch: ten of MRPC, one of SST-2."""
-    whole = replace(setting, updates=0)
+    whole = replace(setting, updates=0, warm_epochs=0)
     return {
         f"{work.name}, {epochs} epoch{'s' * (epochs > 1)}": jobs.run(replace(whole.job(work), epochs=epochs))
         for work in chosen

@@ -47,6 +47,7 @@ class Setting:
         threads: per process; 0 takes all cores.
         updates: under the clock; 0 takes the whole training split.
         warmup: updates before the clock starts.
+        warm_epochs: whole epochs before the clock starts, of ours only (see `Job`).
     """
 
     data_dir: Path | None
@@ -54,10 +55,12 @@ class Setting:
     threads: int
     updates: int
     warmup: int = 2
+    warm_epochs: int = 0
 
     def job(self, work: Work, system: System = "ours", precision: str = "auto", *, processes: int = 1) -> Job:
         """A measurement of this work; the processes share the effective batch."""
-        return Job(work.kind, system, self.flags(work, precision, processes), self.warmup)
+        warm_epochs = self.warm_epochs if system == "ours" else 0
+        return Job(work.kind, system, self.flags(work, precision, processes), self.warmup, warm_epochs)
 
     def flags(self, work: Work, precision: str = "auto", processes: int = 1) -> tuple[str, ...]:
         """Of `scripts/train.py`."""

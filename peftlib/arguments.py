@@ -134,6 +134,13 @@ class TrainingArguments:
             "the same with fewer casts and less memory"
         },
     )
+    cuda_graphs: bool = field(
+        default=True,
+        metadata={
+            "help": "on one GPU, record forward and backward once per batch shape and launch them as a whole; false "
+            "is for models that wait for the device, which cannot be recorded"
+        },
+    )
     eval_steps: int | None = field(
         default=None, metadata={"help": "evaluate every N updates; None evaluates at the end of each epoch"}
     )

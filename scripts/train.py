@@ -85,7 +85,7 @@ def main() -> None:
         logging_steps=out.logging_steps, max_grad_norm=how.max_grad_norm, patience=how.early_stopping_patience,
         best_metric=task.best_metric,
     )  # fmt: skip
-    optimizer = build_optimizer(adapted, rate, how.weight_decay)
+    optimizer = build_optimizer(adapted, rate, how.weight_decay, accelerator.device)
     scheduler = build_scheduler(optimizer, how.lr_scheduler_type, plan.steps, how.num_warmup_steps, how.warmup_ratio)
 
     # ── Prepare ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -97,7 +97,7 @@ def main() -> None:
         # ── Train ────────────────────────────────────────────────────────────────────────────────────────────
         set_seed(how.seed, device_specific=True)  # dropout differs between processes; the head's start did not
         run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
-        run.interruption = interruption
+        run.interruption, run.cuda_graphs = interruption, how.cuda_graphs
         run.keeper = CheckpointKeeper(folder, out.checkpointing_steps, out.checkpoints_total_limit, identity, reporter)
         if checkpoint is not None:
             restore(run, checkpoint)

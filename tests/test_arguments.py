@@ -29,6 +29,7 @@ GROUPS = (ModelArguments, DataArguments, TrainingArguments, OutputArguments)
 # For every flag a value that is not its default, as it is written and as it is understood.
 SAMPLES = {
     "frozen_dtype": ("fp32", "fp32"),
+    "cuda_graphs": ("false", False),
     "auto_find_batch_size": ("false", False),
     "checkpointing_steps": ("epoch", "epoch"),
     "checkpoints_total_limit": ("3", 3),

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "data": {"hub", *_FLOOR},
     "modeling": {"hub", *_FLOOR},
     # Knows modules and dtypes, no method and no task.
-    "acceleration": set(),
+    "acceleration": {"errors"},
     "strategies": _FLOOR,
     "evaluation": _ROOMS | _FLOOR,
     "tracking": _ROOMS | _FLOOR,
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "sweeps": {"tracking", "data", "modeling", "strategies", "processes"} | _FLOOR,
     # Reads what runs have left; trains and sweeps nothing.
     "reporting": {"evaluation", *_ROOMS, *_FLOOR},
-    "training": {"evaluation", "tracking", "processes"} | _ROOMS | _FLOOR,
+    "training": {"evaluation", "tracking", "acceleration", "processes"} | _ROOMS | _FLOOR,
     # The command line reads the tables of tasks, models and methods, and nothing that trains.
     "arguments": _ROOMS | _FLOOR,
 }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftlib.acceleration.attention import finish_first_token_only, use_eager_attention
+from peftlib.acceleration.attention import always_mask, finish_first_token_only, use_eager_attention
 from peftlib.acceleration.dropout import use_cheap_dropout
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,6 +46,8 @@ def accelerate_model(
 
             use_one_function_per_layer(model)
         keep_freed_memory()
+    else:
+        always_mask(model)
 
 
 def keep_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""Attention as a CPU does it fast, and no more of the last layer than the head reads."""
+"""Attention as a CPU does it fast, without asking a GPU, and no more of the last layer than the head reads."""
 
 from __future__ import annotations
 
@@ -18,10 +18,19 @@ def use_eager_attention(model: nn.Module) -> None:
     On a CPU, SDPA with a mask and dropout is the same products, with `bernoulli_`; at a few dozen tokens its
     blocked kernel does not pay either.
     """
-    unwrap: Any = getattr(model, "get_base_model", lambda: model)
-    base = unwrap()
+    base = _unwrapped(model)
     if getattr(base.config, "_attn_implementation", None) == "sdpa":
         base.set_attn_implementation(_ATTENTION)
+
+
+def always_mask(model: nn.Module) -> None:
+    """SDPA with the padding mask, whatever it holds.
+
+    transformers asks the device whether a batch has padding at all, for every batch: the host would wait for it.
+    """
+    base = _unwrapped(model)
+    if getattr(base.config, "_attn_implementation", None) == "sdpa":
+        base.set_attn_implementation(_MASKED_SDPA)
 
 
 #: Architectures whose layers are BERT's and whose head reads the first token of the last layer, and nothing else.
@@ -35,12 +44,17 @@ def finish_first_token_only(model: nn.Module) -> None:
     (three quarters of a layer's products) are computed for one token instead of all, and our own attention asks
     for that token only. Logits and gradients stay the same; `last_hidden_state` has one token.
     """
-    unwrap: Any = getattr(model, "get_base_model", lambda: model)
-    base = unwrap()
+    base = _unwrapped(model)
     if base.config.model_type in _READ_FIRST_TOKEN and type(base).__name__.endswith("ForSequenceClassification"):
         attention: Any = base.base_model.encoder.layer[-1].attention
         attention.self.asks_for_first_token_only = True
         attention.output.register_forward_pre_hook(_keep_first_token)
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    """The transformers model, out of PEFT's wrapper where there is one."""
+    unwrap: Any = getattr(model, "get_base_model", lambda: model)
+    return unwrap()
 
 
 def _keep_first_token(module: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -86,6 +100,15 @@ def _eager_attention(
     return (output.expand(-1, tokens, -1, -1) if first else output.contiguous()), None
 
 
-_ATTENTION = "eager_with_cheap_dropout"
+def _sdpa_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    mask: torch.Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](
+        *args, **{**kwargs, "allow_is_bidirectional_skip": False}
+    )
+    return mask
+
+
+_ATTENTION, _MASKED_SDPA = "eager_with_cheap_dropout", "sdpa_always_masked"
+ALL_ATTENTION_FUNCTIONS.register(_MASKED_SDPA, ALL_ATTENTION_FUNCTIONS["sdpa"])
+ALL_MASK_ATTENTION_FUNCTIONS.register(_MASKED_SDPA, _sdpa_mask)
 ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _eager_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from peftlib.acceleration.graphs import GraphedStep, Step
 from peftlib.data.encoding import split_inputs
 from peftlib.errors import Interrupted, RunError
 from peftlib.strategies.parameters import load_trained_state, trained_state
@@ -29,6 +31,18 @@ def train_step(accelerator: Accelerator, model: nn.Module, batch: dict[str, torc
     return loss.detach()
 
 
+def choose_step(training: Training) -> Step:
+    """`train_step` on a batch; as CUDA graphs on a single GPU, unless the run does without.
+
+    With several processes DistributedDataParallel's own communication would have to be recorded too.
+    """
+    accelerator = training.accelerator
+    step = partial(train_step, accelerator, training.model)
+    if training.cuda_graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1:
+        return GraphedStep(step, training.model.parameters())
+    return step
+
+
 def update(training: Training) -> torch.Tensor | None:
     """Clip, step the optimizer, and step the schedule unless fp16's scaler refused the update.
 
@@ -39,7 +53,7 @@ def update(training: Training) -> torch.Tensor | None:
     norm = None
     if training.plan.max_grad_norm > 0:
         # Unscales fp16's gradients first; a bare torch.nn.utils.clip_grad_norm_ would clip the scaled ones.
-        norm = accelerator.clip_grad_norm_(training.model.parameters(), training.plan.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(_clipped(training), training.plan.max_grad_norm)
     scaler = accelerator.scaler
     scale = scaler.get_scale() if scaler is not None else 0.0
     optimizer.step()
@@ -51,6 +65,12 @@ def update(training: Training) -> torch.Tensor | None:
     else:
         training.scheduler.step()
     return norm
+
+
+def _clipped(training: Training) -> list[torch.nn.Parameter]:
+    """All gradients, in as few tensors as they are in: each costs the host some microseconds."""
+    step = training.step
+    return [step.all_in_one] if isinstance(step, GraphedStep) else training.parameters
 
 
 def train(training: Training) -> Progress:
@@ -65,6 +85,8 @@ def train(training: Training) -> Progress:
     progress = training.progress
     progress.windows_per_epoch = training.batches.windows_per_epoch
     training.model.train()
+    training.step = choose_step(training)
+    training.parameters = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
     if training.random:
         restore_random(training.random)
     else:
@@ -88,14 +110,15 @@ def train(training: Training) -> Progress:
 
 def train_epoch(training: Training) -> None:
     """From the current window to the end of the epoch, or of the run."""
-    progress, accelerator = training.progress, training.accelerator
+    progress, accelerator, step = training.progress, training.accelerator, training.step
+    assert step is not None
     windows = training.batches.windows(progress.epoch)
     left = training.plan.steps - progress.step
     training.batches.set_position(progress.epoch, progress.window, progress.window + left)
     shares: list[torch.Tensor] = []
     for batch in training.loader:
         with accelerator.accumulate(training.model):
-            shares.append(train_step(accelerator, training.model, batch))
+            shares.append(step(batch))
             if accelerator.sync_gradients:
                 training.recent.rates.append(float(training.scheduler.get_last_lr()[0]))
                 training.recent.norm = update(training)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from peftlib.acceleration.graphs import Step
 from peftlib.data.batching import WindowBatches
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.training.interruption import Interruption
@@ -140,6 +141,9 @@ class Training:
 
     Attributes:
         evaluate: scores the model on the validation split.
+        cuda_graphs: replay forward and backward as CUDA graphs where that is possible.
+        step: forward and backward of one micro-batch, which `loop.train` chooses.
+        parameters: those that train, in the model's order.
         keeper: writes checkpoints; None keeps nothing.
         interruption: tells of signals; None never stops.
         random: every generator's state at the start of the current window: what a checkpoint has to hold, since a
@@ -155,6 +159,9 @@ class Training:
     evaluate: Callable[[], Evaluation]
     watcher: Watcher
     plan: Plan
+    cuda_graphs: bool = True
+    step: Step | None = None
+    parameters: list[nn.Parameter] = field(default_factory=list)
     keeper: Keeper | None = None
     interruption: Interruption | None = None
     progress: Progress = field(default_factory=Progress)

@@ -135,7 +135,7 @@ def make_run(
         **plan_options,
     }
     plan = Plan.of(batches.windows_per_epoch, epochs, max_steps, **options)
-    optimizer = GradientRecorder(model) if recorder else build_optimizer(model, rate, 0.0)
+    optimizer = GradientRecorder(model) if recorder else build_optimizer(model, rate, 0.0, accelerator.device)
     scheduler = build_scheduler(optimizer, schedule, plan.steps, warmup, 0.0)
     prepared, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
     score = partial(evaluate, accelerator, prepared, eval_loader, splits.validation.labels, ("accuracy",))

@@ -1,0 +1,123 @@
+"""A training step as CUDA graphs: recorded once per batch shape, then launched as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftlib.errors import RunError
+
+Batch = dict[str, torch.Tensor]
+Step = Callable[[Batch], torch.Tensor]
+_Shape = tuple[tuple[str, torch.Size], ...]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One shape's graph: what it reads, what it runs, what it leaves.
+
+    Attributes:
+        inputs: the tensors that the graph reads; a batch is copied into them.
+        replay: launches the graph.
+        loss: the scalar that the graph overwrites.
+    """
+
+    inputs: Batch
+    replay: Callable[[], None]
+    loss: torch.Tensor
+
+
+class GraphedStep:
+    """A step, forward and backward, that a GPU is given in one launch instead of some thousand.
+
+    With BERT-like models a GPU computes a small batch faster than Python can describe it. A graph
+    (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) replays the kernels of an earlier step on new
+    contents of the same tensors: the same arithmetic, dropout drawn from the same generator. The first batch of a shape
+    runs as it always would, which lets the libraries choose their kernels; the second is recorded.
+
+    Gradients gather in tensors that live as long as this object, which is what a graph needs. Parameters get them back
+    whenever the optimizer has dropped them.
+
+    Attributes:
+        all_in_one: a parameter in name only, whose gradient is all the gradients end to end.
+
+    Args:
+        step: takes a batch on the device, adds to the gradients, returns a scalar. It must not wait for the device, and
+            what it does may depend on the shapes in the batch alone.
+        parameters: all that may receive a gradient.
+    """
+
+    def __init__(self, step: Step, parameters: Iterable[nn.Parameter]) -> None:
+        self._step = step
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._gradients: list[torch.Tensor] = []
+        self._flat = torch.empty(0)
+        self.all_in_one = nn.Parameter(self._flat)
+        self._recordings: dict[_Shape, Recording | None] = {}
+        self._pool: Any = None
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """One step on one batch.
+
+        Raises:
+            RunError: the step cannot be recorded, since it waits for the device, say.
+        """
+        shape = tuple((name, tensor.shape) for name, tensor in batch.items())
+        if not self._gradients:
+            return self._first(batch)
+        self._lend_gradients()
+        if shape not in self._recordings:
+            self._recordings[shape] = None  # seen once
+            return self._step(batch)
+        recording = self._recordings[shape] or self._record(batch)
+        self._recordings[shape] = recording
+        for name, tensor in recording.inputs.items():
+            tensor.copy_(batch[name])
+        recording.replay()
+        return recording.loss.clone()
+
+    def _first(self, batch: Batch) -> torch.Tensor:
+        """The very first step shows which parameters receive gradients; only those are given one ever after."""
+        loss = self._step(batch)
+        self._parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
+        # One tensor behind all of them: a single kernel clears it.
+        self._flat = torch.cat([parameter.grad.reshape(-1) for parameter in self._parameters])  # type: ignore[union-attr]
+        parts = self._flat.split([parameter.numel() for parameter in self._parameters])
+        self._gradients = [part.view_as(one) for part, one in zip(parts, self._parameters, strict=True)]
+        self.all_in_one = nn.Parameter(self._flat.detach())
+        self.all_in_one.grad = self._flat
+        self._hand_out()
+        return loss
+
+    def _lend_gradients(self) -> None:
+        """At the start of a window the optimizer has set every `.grad` to None."""
+        if self._parameters[0].grad is not self._gradients[0]:
+            self._flat.zero_()
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+
+    def _record(self, batch: Batch) -> Recording:
+        inputs = {name: tensor.clone() for name, tensor in batch.items()}
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # One pool for all: no two graphs run at a time, and none reads what another left. Other threads (a data
+        # loader's) may call CUDA meanwhile.
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                loss = self._step(inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # nothing can be computed on this device any more: not even without graphs
+            raise RunError(
+                f"this model's step cannot be recorded as a CUDA graph ({' '.join(str(error).split())[:200]}); use "
+                "--cuda_graphs false"
+            ) from error
+        return Recording(inputs, graph.replay, loss)

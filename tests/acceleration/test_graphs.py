@@ -1,0 +1,158 @@
+"""Replayed steps compute what plain steps do: the bookkeeping anywhere, the graphs themselves on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from peftlib.acceleration import accelerate_model
+from peftlib.acceleration.graphs import Batch, GraphedStep, Recording
+from peftlib.strategies.parameters import trained_state
+from peftlib.training.accumulation import weighted_loss
+from peftlib.training.loop import train
+from tests.launching import run_python
+from tests.training.runs import make_run
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+class PretendedGraphs(GraphedStep):
+    """Replays by doing the step again on the recorded tensors, as a graph would."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.recorded: list[torch.Size] = []
+
+    def _record(self, batch: Batch) -> Recording:
+        self.recorded.append(batch["x"].shape)
+        inputs, loss = {name: torch.full_like(tensor, torch.nan) for name, tensor in batch.items()}, torch.empty(())
+        return Recording(inputs, lambda: loss.copy_(self._step(inputs)), loss)
+
+
+class WithSpare(nn.Module):
+    """A model of which one trained parameter is never used, and one parameter is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.spare, self.frozen = nn.Linear(3, 4), nn.Linear(2, 2), nn.Linear(4, 1)
+        self.frozen.requires_grad_(False)
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        loss = self.frozen(self.inner(batch["x"]).tanh()).square().mean()
+        loss.backward()
+        return loss.detach()
+
+
+def gradients(model: nn.Module) -> list[torch.Tensor | None]:
+    return [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4), min_size=1, max_size=6))
+def test_losses_and_gradients_are_those_of_plain_steps(windows: list[list[int]]) -> None:
+    plain, other = WithSpare(), WithSpare()
+    graphed = PretendedGraphs(other.step, other.parameters())
+    generator = torch.Generator().manual_seed(1)
+    for window in windows:
+        batches = [{"x": torch.randn(rows, 3, generator=generator)} for rows in window]
+        losses = [plain.step(batch) for batch in batches]
+        kept = [graphed(batch) for batch in batches]
+        assert torch.equal(torch.stack(losses), torch.stack(kept)), "an earlier loss stays what it was"
+        for left, right in zip(gradients(plain), gradients(other), strict=True):
+            assert (left is None) == (right is None), "what is never used has no gradient, not one of zeros"
+            assert left is None or torch.equal(left, right)  # type: ignore[arg-type]
+        plain.zero_grad()
+        other.zero_grad()
+    seen = [rows for window in windows for rows in window][1:]
+    assert sorted(shape[0] for shape in graphed.recorded) == sorted({rows for rows in seen if seen.count(rows) > 1})
+
+
+def trained_weights(folder: Path, **options: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    graphs = options.pop("graphs")
+    scaler = torch.amp.GradScaler("cuda") if options["precision"] == "fp16" else None
+    run = make_run(folder, examples=61, micro=4, accumulation=3, epochs=4, dropout=0.1, scaler=scaler, **options)
+    torch.manual_seed(3)
+    run.cuda_graphs = graphs
+    train(run)
+    assert isinstance(run.step, GraphedStep) == graphs
+    return trained_state(run.accelerator.unwrap_model(run.model)), run.watcher.of("train/loss")  # type: ignore[attr-defined]
+
+
+@gpu
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("method", ["bitfit", "lora", "full"])
+def test_a_run_with_graphs_is_the_run_without(tmp_path: Path, method: str, precision: str) -> None:
+    weights, losses = trained_weights(tmp_path, method=method, precision=precision, graphs=True)
+    plain, expected = trained_weights(tmp_path, method=method, precision=precision, graphs=False)
+    assert losses == expected
+    for name, values in weights.items():
+        assert torch.equal(values, plain[name]), name
+
+
+@gpu
+@pytest.mark.parametrize(
+    "kind", ["albert", "bert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta"]
+)
+def test_encoders_can_be_recorded(kind: str) -> None:
+    size = {"vocab_size": 60, "num_labels": 2, "pad_token_id": 0}
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    if kind == "distilbert":
+        small = {"dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 128}
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **size, **small)).cuda().train()
+    accelerate_model(model, torch.device("cuda"), "bf16")
+
+    def step(batch: Batch) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        loss = weighted_loss(logits, batch["labels"], batch["weight"])
+        loss.backward()
+        return loss.detach()
+
+    graphed = GraphedStep(step, model.parameters())
+    tokens = torch.randint(1, 60, (4, 12), device="cuda")
+    batch = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "labels": torch.tensor([0, 1, 1, 0], device="cuda"),
+        "weight": torch.full((4,), 0.25, device="cuda"),
+    }
+    losses = [graphed(batch).item() for _ in range(5)]
+    assert all(0 < loss < 5 for loss in losses)
+    assert len(set(losses[2:])) == 3, "dropout differs from replay to replay"
+
+
+WAITING = """
+import torch
+from peftlib.acceleration.graphs import GraphedStep
+from peftlib.errors import RunError
+
+weight = torch.nn.Parameter(torch.ones(2, device="cuda"))
+
+def step(batch):
+    (weight * batch["x"]).sum().backward()
+    return torch.tensor(batch["x"].sum().item())
+
+graphed = GraphedStep(step, [weight])
+try:
+    for _ in range(3):
+        graphed({"x": torch.ones(2, device="cuda")})
+except RunError as error:
+    print(error)
+"""
+
+
+@gpu
+def test_a_step_that_waits_for_the_device_ends_with_the_way_out(tmp_path: Path) -> None:
+    said = run_python("-c", WAITING, cwd=tmp_path).stdout  # in a process of its own, for which the device is lost
+    assert said.strip().endswith("use --cuda_graphs false")
