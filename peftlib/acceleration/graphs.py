@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -46,13 +47,15 @@ class GraphedStep:
         all_in_one: a parameter in name only, whose gradient is all the gradients end to end.
 
     Args:
-        step: takes a batch on the device, adds to the gradients, returns a scalar. It must not wait for the device, and
-            what it does may depend on the shapes in the batch alone.
+        step: takes a batch on the device, adds to the gradients, returns a scalar. What it does may depend on the
+            shapes in the batch alone. One that waits for the device is run as it is, always.
         parameters: all that may receive a gradient.
+        warn: is told if the step waits.
     """
 
-    def __init__(self, step: Step, parameters: Iterable[nn.Parameter]) -> None:
-        self._step = step
+    def __init__(self, step: Step, parameters: Iterable[nn.Parameter], warn: Callable[[str], None]) -> None:
+        self._step, self._warn = step, warn
+        self._recordable = True
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._gradients: list[torch.Tensor] = []
         self._flat = torch.empty(0)
@@ -70,7 +73,7 @@ class GraphedStep:
         if not self._gradients:
             return self._first(batch)
         self._lend_gradients()
-        if shape not in self._recordings:
+        if not self._recordable or shape not in self._recordings:
             self._recordings[shape] = None  # seen once
             return self._step(batch)
         recording = self._recordings[shape] or self._record(batch)
@@ -82,7 +85,11 @@ class GraphedStep:
 
     def _first(self, batch: Batch) -> torch.Tensor:
         """The very first step shows which parameters receive gradients; only those are given one ever after."""
-        loss = self._step(batch)
+        loss, reason = _watched(self._step, batch)
+        if reason is not None:
+            # A recording that fails would leave the device unusable.
+            self._recordable = False
+            self._warn(f"no CUDA graphs: this model's step waits for the device ({reason})")
         self._parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
         # One tensor behind all of them: a single kernel clears it.
         self._flat = torch.cat([parameter.grad.reshape(-1) for parameter in self._parameters])  # type: ignore[union-attr]
@@ -121,3 +128,19 @@ class GraphedStep:
                 "--cuda_graphs false"
             ) from error
         return Recording(inputs, graph.replay, loss)
+
+
+def _watched(step: Step, batch: Batch) -> tuple[torch.Tensor, str | None]:
+    """A step, and what torch says of it if the host waited for the device in it."""
+    if not torch.cuda.is_available():
+        return step(batch), None
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            loss = step(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    waits = [str(warning.message) for warning in said if "synchroniz" in str(warning.message)]
+    return loss, " ".join(waits[0].split())[:100] if waits else None

@@ -16,6 +16,7 @@ from peftlib.strategies.parameters import load_trained_state, trained_state
 from peftlib.training.accumulation import backward, weighted_loss
 from peftlib.training.interruption import EXIT_STATUS
 from peftlib.training.randomness import capture_random, restore_random
+from peftlib.training.scaling import Verdict
 from peftlib.training.state import Keeper, Progress, Recent, Training
 
 
@@ -39,7 +40,7 @@ def choose_step(training: Training) -> Step:
     accelerator = training.accelerator
     step = partial(train_step, accelerator, training.model)
     if training.cuda_graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1:
-        return GraphedStep(step, training.model.parameters())
+        return GraphedStep(step, training.model.parameters(), training.watcher.warn)
     return step
 
 
@@ -50,21 +51,31 @@ def update(training: Training) -> torch.Tensor | None:
         The gradient's global L2 norm before clipping, on the device; None when it is not measured.
     """
     accelerator, optimizer = training.accelerator, training.optimizer
+    settle(training)
+    training.recent.rates.append(float(training.scheduler.get_last_lr()[0]))
     norm = None
     if training.plan.max_grad_norm > 0:
         # Unscales fp16's gradients first; a bare torch.nn.utils.clip_grad_norm_ would clip the scaled ones.
         norm = accelerator.clip_grad_norm_(_clipped(training), training.plan.max_grad_norm)
-    scaler = accelerator.scaler
-    scale = scaler.get_scale() if scaler is not None else 0.0
     optimizer.step()
     optimizer.zero_grad()
-    # The scale falls exactly when the update was skipped (`optimizer_step_was_skipped` misses it with a fused
-    # AdamW, https://github.com/huggingface/accelerate/issues/4242).
-    if scaler is not None and scaler.get_scale() < scale:
+    if accelerator.scaler is None:
+        training.scheduler.step()
+    else:
+        training.verdict = Verdict(accelerator.scaler)
+    return norm
+
+
+def settle(training: Training) -> None:
+    """Step the schedule for the latest update in fp16, or count it as skipped, if that has not been done yet."""
+    if training.verdict is None:
+        return
+    scale, training.verdict = training.verdict.scale(), None
+    if scale < training.loss_scale:
         training.progress.skipped += 1
     else:
         training.scheduler.step()
-    return norm
+    training.loss_scale = scale
 
 
 def _clipped(training: Training) -> list[torch.nn.Parameter]:
@@ -86,6 +97,8 @@ def train(training: Training) -> Progress:
     progress.windows_per_epoch = training.batches.windows_per_epoch
     training.model.train()
     training.step = choose_step(training)
+    if training.accelerator.scaler is not None:
+        training.loss_scale = training.accelerator.scaler.get_scale()
     training.parameters = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
     if training.random:
         restore_random(training.random)
@@ -120,7 +133,6 @@ def train_epoch(training: Training) -> None:
         with accelerator.accumulate(training.model):
             shares.append(step(batch))
             if accelerator.sync_gradients:
-                training.recent.rates.append(float(training.scheduler.get_last_lr()[0]))
                 training.recent.norm = update(training)
         if accelerator.sync_gradients:
             training.recent.losses.append(torch.stack(shares).sum())
@@ -201,6 +213,7 @@ def keep_best(training: Training) -> None:
 
 def _keep(training: Training, keeper: Keeper) -> bool:
     """Write a checkpoint; its time is not training time."""
+    settle(training)
     training.stop_clock()
     kept = keeper.save(training)
     training.start_clock()
@@ -211,6 +224,7 @@ def _flush(training: Training) -> dict[str, float]:
     """The values of a log, and a fresh start for what follows it."""
     progress = training.progress
     losses = losses_since_log(training)
+    settle(training)
     training.stop_clock()
     recent, training.recent = training.recent, Recent()
     progress.loss_sum += sum(losses)
@@ -226,7 +240,7 @@ def _flush(training: Training) -> dict[str, float]:
     if recent.norm is not None:
         values["train/grad_norm"] = float(recent.norm)
     if training.accelerator.scaler is not None:
-        values["train/loss_scale"] = training.accelerator.scaler.get_scale()
+        values["train/loss_scale"] = training.loss_scale
         values["train/skipped_steps"] = float(progress.skipped)
     return values
 

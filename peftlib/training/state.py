@@ -19,6 +19,7 @@ from peftlib.acceleration.graphs import Step
 from peftlib.data.batching import WindowBatches
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.training.interruption import Interruption
+from peftlib.training.scaling import Verdict
 
 
 class Watcher(Protocol):
@@ -32,6 +33,9 @@ class Watcher(Protocol):
 
     def update(self, **facts: Any) -> None:
         """Facts about the whole run."""
+
+    def warn(self, line: str) -> None:
+        """What must not be overlooked."""
 
 
 class Keeper(Protocol):
@@ -144,6 +148,8 @@ class Training:
         cuda_graphs: replay forward and backward as CUDA graphs where that is possible.
         step: forward and backward of one micro-batch, which `loop.train` chooses.
         parameters: those that train, in the model's order.
+        loss_scale: fp16's, after the updates whose verdict is known.
+        verdict: of the latest update in fp16, until somebody needs to know.
         keeper: writes checkpoints; None keeps nothing.
         interruption: tells of signals; None never stops.
         random: every generator's state at the start of the current window: what a checkpoint has to hold, since a
@@ -162,6 +168,8 @@ class Training:
     cuda_graphs: bool = True
     step: Step | None = None
     parameters: list[nn.Parameter] = field(default_factory=list)
+    loss_scale: float = 1.0
+    verdict: Verdict | None = None
     keeper: Keeper | None = None
     interruption: Interruption | None = None
     progress: Progress = field(default_factory=Progress)

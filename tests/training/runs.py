@@ -66,6 +66,9 @@ class Log:
     def update(self, **facts: Any) -> None:
         self.facts |= facts
 
+    def warn(self, line: str) -> None:
+        self.facts["warning"] = line
+
     def of(self, name: str) -> list[float]:
         return [values[name] for _, values in self.lines if name in values]
 
