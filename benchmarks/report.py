@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
@@ -10,13 +10,13 @@ from typing import Any
 def markdown(found: dict[str, Any]) -> str:
     """All tables of `speed.py`'s result."""
     parts = [ratios(found["speeds"]), details(found["speeds"], found["ceilings"])]
-    if "memory" in found:
-        parts.append(memory(found["memory"]))
-        parts.append(start(found["start"]))
-    if "processes" in found:
-        parts.append(processes(found["processes"]))
-    if "long" in found:
-        parts.append(long_runs(found["long"]))
+    tables: dict[str, Callable[[Any], str]] = {
+        "memory": memory,
+        "start": start,
+        "processes": processes,
+        "long": long_runs,
+    }
+    parts += [describe(found[name]) for name, describe in tables.items() if name in found]
     return "\n\n".join(parts)
 
 
@@ -40,12 +40,13 @@ def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
 
 def ratios(speeds: dict[str, dict[str, list[Any]]]) -> str:
     """Samples per second and how many times Trainer's, medians of the rounds."""
-    names = list(next(iter(speeds.values())))
+    names = list(dict.fromkeys(name for by_name in speeds.values() for name in by_name))
     pairs = [(ours, theirs) for ours in names for theirs in names if _compare(ours, theirs)]
     rows = []
     for work, by_name in speeds.items():
-        medians = [f"{median(map(rate, by_name[name])):.1f}" for name in names]
-        rows.append([work, *medians, *(ratio(by_name[ours], by_name[theirs]) for ours, theirs in pairs)])
+        medians = [f"{median(map(rate, by_name[name])):.1f}" if name in by_name else "" for name in names]
+        ratios = [ratio(by_name[a], by_name[b]) if {a, b} <= by_name.keys() else "" for a, b in pairs]
+        rows.append([work, *medians, *ratios])
     head = ["samples/s", *(_with_precision(name, speeds) for name in names), *(f"{a} / {b}" for a, b in pairs)]
     return "## Speed\n\n" + table(head, rows)
 
@@ -59,7 +60,7 @@ def _compare(ours: str, theirs: str) -> bool:
 
 def _with_precision(name: str, speeds: dict[str, dict[str, list[Any]]]) -> str:
     """ "ours" chooses its precision itself: say which."""
-    chosen = next(iter(speeds.values()))[name][0]["precision"]
+    chosen = next(by_name[name][0]["precision"] for by_name in speeds.values() if name in by_name)
     return f"ours ({'fp32' if chosen == 'no' else chosen})" if name == "ours" else name
 
 

@@ -25,6 +25,8 @@ from benchmarks.startup import seconds_to_first_update, seconds_to_help
 from benchmarks.works import EFFECTIVE_BATCH, Setting, Work, contenders, free_micro_batch, works
 from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
 
+#: Of what is measured beside speed: two are for one kind of device only.
+PARTS = ("memory", "start", "processes", "epochs")
 #: A value of --model_name_or_path, and its default on a GPU.
 BERT_BASE_SHAPE = "bert-base-shape"
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="updates before the clock starts")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each number")
     parser.add_argument("--only", action="append", help="a work's name, as in the table; may be repeated")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="beside speed; all by default")
     options = parser.parse_args()
     chosen = works(glue=options.data_dir is not None)
     if cuda:
@@ -49,36 +52,38 @@ def main() -> None:
         setting = Setting(
             options.data_dir, model, options.num_cpu_threads, options.updates, options.warmup, 2 if cuda else 0
         )
-        found = describe("speed") | measure(setting, chosen, options.rounds, cuda=cuda)
+        found = describe("speed") | measure(setting, chosen, options.rounds, set(options.parts), cuda=cuda)
     write(options.output_dir, "speed", found, markdown(found))
 
 
-def measure(setting: Setting, chosen: list[Work], rounds: int, *, cuda: bool) -> dict[str, Any]:
+def measure(setting: Setting, chosen: list[Work], rounds: int, parts: set[str], *, cuda: bool) -> dict[str, Any]:
     """Everything, round by round; the contenders change their order from round to round."""
-    order = contenders(cuda)
-    speeds: dict[str, dict[str, list[Any]]] = {work.name: {one.name: [] for one in order} for work in chosen}
+    speeds: dict[str, dict[str, list[Any]]] = {
+        work.name: {one.name: [] for one in contenders(cuda, work)} for work in chosen
+    }
     ceilings = []
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
         ceilings.append(jobs.run(Job("ceiling", "ours", ())))
         for work in chosen:
-            for one in order:
+            for one in contenders(cuda, work)[:: -1 if number % 2 else 1]:
                 speed = jobs.run(setting.job(work, one.system, one.precision))
                 speeds[work.name][one.name].append(speed)
                 say(f"  {work.name}: {one.name} {speed['examples'] / speed['seconds']:.1f} samples/s")
-        order = order[::-1]
     trained = next((work for work in chosen if work.kind == "train"), None)
     found: dict[str, Any] = {"speeds": speeds, "ceilings": ceilings}
     if trained is None:
         return found
-    say("memory, start-up, processes")
-    found["memory"] = {method: measure_memory(setting, trained, method) for method in ("bitfit", "full")}
-    config = "single_gpu_bf16" if cuda else "cpu"
-    waits = [seconds_to_first_update(setting.flags(trained), config) for _ in range(rounds)]
-    found["start"] = {"first_update": waits, "help": [seconds_to_help() for _ in range(rounds)]}
-    if cuda:
+    say(f"then: {', '.join(sorted(parts))}")
+    if "memory" in parts:
+        found["memory"] = {method: measure_memory(setting, trained, method) for method in ("bitfit", "full")}
+    if "start" in parts:
+        config = "single_gpu_bf16" if cuda else "cpu"
+        waits = [seconds_to_first_update(setting.flags(trained), config) for _ in range(rounds)]
+        found["start"] = {"first_update": waits, "help": [seconds_to_help() for _ in range(rounds)]}
+    if "epochs" in parts and cuda:
         found["long"] = measure_long_runs(setting, chosen)
-    else:
+    if "processes" in parts and not cuda:
         found["processes"] = measure_processes(setting, trained, rounds)
     return found
 

@@ -29,7 +29,7 @@ def accelerate_model(
         model: what a strategy made, still in fp32.
         device: where it will run.
         precision: of the forward pass: "no", "fp16" or "bf16".
-        frozen_dtype: "auto" keeps frozen Linear weights in that precision, "fp32" leaves them.
+        frozen_dtype: "auto" keeps frozen Linear weights in that precision, "fp32" leaves them and their layers.
         reads_frozen: the method uses frozen weights for more than their layers' products; they stay in fp32, and so
             does the arithmetic that PEFT does with them.
     """
@@ -37,6 +37,10 @@ def accelerate_model(
         leave_casts_to_autocast(model)
         if frozen_dtype == "auto":
             keep_frozen_linears_in(model, _DTYPES[precision])
+            if device.type == "cuda":
+                from peftlib.acceleration.encoder_layer import fuse_frozen_layers  # it imports Triton
+
+                fuse_frozen_layers(model, _DTYPES[precision])
     finish_first_token_only(model)
     if device.type == "cpu":
         use_cheap_dropout(model)

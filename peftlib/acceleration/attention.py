@@ -100,6 +100,23 @@ def _eager_attention(
     return (output.expand(-1, tokens, -1, -1) if first else output.contiguous()), None
 
 
+def _sdpa(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' SDPA, for the first token only where the module asks for no more; shapes as above."""
+    tokens = query.size(2)
+    if first := getattr(module, "asks_for_first_token_only", False):
+        query = query[:, :, :1]
+        attention_mask = None if attention_mask is None else attention_mask[:, :, :1]
+    output: torch.Tensor = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **options)[0]
+    return (output.expand(-1, tokens, -1, -1) if first else output), None
+
+
 def _sdpa_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     mask: torch.Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](
         *args, **{**kwargs, "allow_is_bidirectional_skip": False}
@@ -108,7 +125,7 @@ def _sdpa_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
 
 
 _ATTENTION, _MASKED_SDPA = "eager_with_cheap_dropout", "sdpa_always_masked"
-ALL_ATTENTION_FUNCTIONS.register(_MASKED_SDPA, ALL_ATTENTION_FUNCTIONS["sdpa"])
+ALL_ATTENTION_FUNCTIONS.register(_MASKED_SDPA, _sdpa)
 ALL_MASK_ATTENTION_FUNCTIONS.register(_MASKED_SDPA, _sdpa_mask)
 ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _eager_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])

@@ -78,8 +78,9 @@ class GraphedStep:
             return self._step(batch)
         recording = self._recordings[shape] or self._record(batch)
         self._recordings[shape] = recording
-        for name, tensor in recording.inputs.items():
-            tensor.copy_(batch[name])
+        for kind in {tensor.dtype for tensor in batch.values()}:  # one kernel each
+            names = [name for name, tensor in batch.items() if tensor.dtype == kind]
+            torch._foreach_copy_([recording.inputs[name] for name in names], [batch[name] for name in names])
         recording.replay()
         return recording.loss.clone()
 
@@ -119,7 +120,7 @@ class GraphedStep:
         # loader's) may call CUDA meanwhile.
         try:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                loss = self._step(inputs)
+                loss = self._into_fresh_gradients(inputs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # nothing can be computed on this device any more: not even without graphs
@@ -128,6 +129,17 @@ class GraphedStep:
                 "--cuda_graphs false"
             ) from error
         return Recording(inputs, graph.replay, loss)
+
+    def _into_fresh_gradients(self, inputs: Batch) -> torch.Tensor:
+        """A step whose gradients are added up by a few kernels at its end, instead of by one for each parameter."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss = self._step(inputs)
+        pairs = [(kept, one.grad) for kept, one in zip(self._gradients, self._parameters, strict=True)]
+        kept, fresh = zip(*((kept, gradient) for kept, gradient in pairs if gradient is not None), strict=True)
+        torch._foreach_add_(kept, fresh)
+        self._hand_out()
+        return loss
 
 
 def _watched(step: Step, batch: Batch) -> tuple[torch.Tensor, str | None]:
@@ -142,5 +154,5 @@ def _watched(step: Step, batch: Batch) -> tuple[torch.Tensor, str | None]:
             loss = step(batch)
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    waits = [str(warning.message) for warning in said if "synchroniz" in str(warning.message)]
-    return loss, " ".join(waits[0].split())[:100] if waits else None
+    waits = [" ".join(str(warning.message).split()) for warning in said]
+    return loss, next((line[:100] for line in waits if line.startswith("called a synchronizing")), None)

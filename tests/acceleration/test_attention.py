@@ -7,10 +7,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertForTokenClassification
 
 from peftlib.acceleration.attention import (
     _eager_attention,
+    always_mask,
     finish_first_token_only,
     use_eager_attention,
 )
@@ -19,16 +21,16 @@ from tests.conftest import tiny_config
 from tests.strategies.classifiers import classifier, sentences
 
 
-@pytest.mark.parametrize("own_attention", [False, True])
+@pytest.mark.parametrize("choose_attention", [None, always_mask, use_eager_attention])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra"])
 @pytest.mark.parametrize("method", ["bitfit", "lora", "full"])
-def test_a_last_layer_of_one_token_gives_the_same_gradients(tiny_folder, architecture, method, own_attention):
+def test_a_last_layer_of_one_token_gives_the_same_gradients(tiny_folder, architecture, method, choose_attention):
     whole, head = classifier(tiny_folder(architecture))
     whole = STRATEGIES[method]().apply(whole, head).eval()
     cut = copy.deepcopy(whole)
     finish_first_token_only(cut)
-    if own_attention:
-        use_eager_attention(cut)
+    if choose_attention is not None:
+        choose_attention(cut)
     widths = []
     ends = [module for name, module in cut.named_modules() if name.endswith("encoder.layer.1.output")]
     ends[0].register_forward_hook(lambda module, inputs, output: widths.append(output.size(1)))
@@ -39,6 +41,34 @@ def test_a_last_layer_of_one_token_gives_the_same_gradients(tiny_folder, archite
     for (name, a), (_, b) in zip(whole.named_parameters(), cut.named_parameters(), strict=True):
         if a.requires_grad:
             torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+class Questions(TorchDispatchMode):
+    """Counts how often the host asks what a tensor holds: on a GPU it waits for the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def __torch_dispatch__(self, function, kinds, inputs=(), options=None):
+        self.asked += function is torch.ops.aten._local_scalar_dense.default
+        return function(*inputs, **(options or {}))
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert"])
+def test_nobody_asks_the_device_about_padding(tiny_folder, architecture, padded):
+    model, _ = classifier(tiny_folder(architecture))
+    inputs = sentences()
+    inputs["attention_mask"] = inputs["attention_mask"] if padded else torch.ones_like(inputs["attention_mask"])
+    expected = model.eval()(**inputs).logits
+    with Questions() as plain:
+        model(**inputs)
+    always_mask(model)
+    with Questions() as masked:
+        logits = model(**inputs).logits
+    assert (plain.asked, masked.asked) == (1, 0)
+    torch.testing.assert_close(logits, expected)
 
 
 @pytest.mark.parametrize("architecture", ["distilbert", "deberta", "modernbert"])

@@ -33,7 +33,7 @@ class PretendedGraphs(GraphedStep):
     def _record(self, batch: Batch) -> Recording:
         self.recorded.append(batch["x"].shape)
         inputs, loss = {name: torch.full_like(tensor, torch.nan) for name, tensor in batch.items()}, torch.empty(())
-        return Recording(inputs, lambda: loss.copy_(self._step(inputs)), loss)
+        return Recording(inputs, lambda: loss.copy_(self._into_fresh_gradients(inputs)), loss)
 
 
 class WithSpare(nn.Module):
@@ -101,7 +101,7 @@ def test_a_run_with_graphs_is_the_run_without(tmp_path: Path, method: str, preci
 
 @gpu
 @pytest.mark.parametrize(
-    "kind", ["albert", "bert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta"]
+    "kind", ["albert", "bert", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta"]
 )
 def test_encoders_are_recorded_if_they_can_be(kind: str) -> None:
     size = {"vocab_size": 60, "num_labels": 2, "pad_token_id": 0}
@@ -130,7 +130,7 @@ def test_encoders_are_recorded_if_they_can_be(kind: str) -> None:
     losses = [graphed(batch).item() for _ in range(5)]
     assert all(0 < loss < 5 for loss in losses)
     assert len(set(losses[2:])) == 3, "dropout differs from replay to replay"
-    assert bool(said) == (kind in {"deberta", "mpnet"}), "these two copy a number to the device in every step"
+    assert bool(said) == (kind == "mpnet"), "it copies a number to the device in every step"
 
 
 @gpu

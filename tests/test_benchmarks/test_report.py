@@ -54,6 +54,12 @@ def test_on_a_gpu_equal_precisions_are_compared():
     assert head.count(" / ") == 2
 
 
+def test_what_only_one_side_did_has_no_ratio():
+    alone = {"ours": [speed(70, precision="bf16")]}
+    row = cells(report.ratios({**SPEEDS, "MRPC BitFit, 64×1": alone}), "MRPC BitFit, 64×1")
+    assert row[1:] == ["", "", "70.0", "", ""]
+
+
 def test_the_share_of_the_ceiling_is_that_of_the_runs_precision():
     text = report.details(SPEEDS, [{"no": 1e10, "bf16": 4e10}])
     rows = [line for line in text.splitlines() if line.startswith("| MRPC BitFit |")]

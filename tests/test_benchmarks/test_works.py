@@ -39,5 +39,7 @@ def test_without_glue_the_packaged_data_is_used():
 
 
 def test_on_a_gpu_both_halves_are_compared():
-    assert {one.precision for one in contenders(cuda=True)} == {"fp16", "bf16"}
-    assert [one.precision for one in contenders(cuda=False)] == ["no", "bf16", "auto"]
+    work = works(glue=True)[0]
+    assert [one.name for one in contenders(True, work)] == ["Trainer fp16", "Trainer bf16", "ours fp16", "ours bf16"]
+    assert [one.name for one in contenders(True, free_micro_batch(work))] == ["ours fp16", "ours bf16"]
+    assert [one.precision for one in contenders(False, work)] == ["no", "bf16", "auto"]
