@@ -15,7 +15,7 @@ from peftlib.acceleration import layer_kernels as kernels
 #: Longest sequence that one program's attention holds.
 MOST_TOKENS = 128
 #: Programs that share the rows in backward: each leaves one row of sums.
-PROGRAMS = 128
+PROGRAMS = 256
 #: Rows and columns that a program holds at a time, and its warps of 32 threads.
 _ROWS, _NORM_WARPS = 4, 4
 _GELU_ROWS, _GELU_COLUMNS, _GELU_WARPS = 8, 512, 4
