@@ -20,6 +20,8 @@ for name in list(os.environ):
         del os.environ[name]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which torch may do at any time
 # The models here are so small that a second thread costs more than it brings, on a busy machine ten times more.
 torch.set_num_threads(1)
 
