@@ -121,8 +121,11 @@ class GraphedStep:
         try:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self._into_fresh_gradients(inputs)
-        except torch.OutOfMemoryError:
-            raise
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                "out of memory: a CUDA graph keeps what a step needs beside what other steps need; use --cuda_graphs "
+                "false, or a smaller --per_device_train_batch_size"
+            ) from error
         except RuntimeError as error:  # nothing can be computed on this device any more: not even without graphs
             raise RunError(
                 f"this model's step cannot be recorded as a CUDA graph ({' '.join(str(error).split())[:200]}); use "
@@ -154,5 +157,11 @@ def _watched(step: Step, batch: Batch) -> tuple[torch.Tensor, str | None]:
             loss = step(batch)
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    waits = [" ".join(str(warning.message).split()) for warning in said]
-    return loss, next((line[:100] for line in waits if line.startswith("called a synchronizing")), None)
+    reason = None
+    for warning in said:
+        line = " ".join(str(warning.message).split())
+        if line.startswith("called a synchronizing"):
+            reason = line[:100]
+        elif "debug mode" not in line:  # not of the mode itself: whoever it was meant for gets it
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return loss, reason
