@@ -1,4 +1,4 @@
-"""What one worker process measures, and how the parent starts it: every number comes from a process of its own."""
+"""What a worker process measures, and how the parent starts it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,8 +50,13 @@ class Job:
         return [*self.flags, *(_PLAIN if self.system == "plain" else ()), "--report_to", "none"]
 
 
-def run(job: Job, config: str | None = None, timeout: int = 3600) -> dict[str, Any]:
-    """Measure in a fresh process.
+def run(job: Job, config: str | None = None) -> dict[str, Any]:
+    """Measure in a process of its own, see `run_all`."""
+    return run_all([job], config)[0]
+
+
+def run_all(jobs: Sequence[Job], config: str | None = None, timeout: int = 3600) -> list[dict[str, Any]]:
+    """Measure one after the other in a fresh process.
 
     Args:
         config: a file of `accelerate_configs/` to launch it with; None starts plain Python.
@@ -61,7 +67,7 @@ def run(job: Job, config: str | None = None, timeout: int = 3600) -> dict[str, A
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+        (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]), encoding="utf-8")
         python = [sys.executable, "-m"]
         launcher = [_LAUNCHER, *launch_options(config), "-m"] if config else []
         words = [*python, *launcher, "benchmarks.worker", str(folder)]
@@ -75,9 +81,9 @@ def run(job: Job, config: str | None = None, timeout: int = 3600) -> dict[str, A
             stdin=subprocess.DEVNULL,
         )
         if done.returncode != 0:
-            raise RuntimeError(f"{job} failed:\n{done.stderr[-3000:]}")
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return result
+            raise RuntimeError(f"{jobs} failed:\n{done.stderr[-3000:]}")
+        results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return results
 
 
 def launch_options(config: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Speed, memory and start-up beside transformers.Trainer, alternating in one run, every number in a process of its own.
+"""Speed, memory and start-up beside transformers.Trainer, alternating in one run, in processes of their own.
 
     python -m benchmarks.speed --data_dir glue
     python -m benchmarks.speed --updates 4 --rounds 1 --only "rotten_tomatoes BitFit"
@@ -22,7 +22,7 @@ from benchmarks.jobs import Job
 from benchmarks.options import common_parser, describe, say, write
 from benchmarks.report import markdown
 from benchmarks.startup import seconds_to_first_update, seconds_to_help
-from benchmarks.works import EFFECTIVE_BATCH, Setting, Work, contenders, free_micro_batch, works
+from benchmarks.works import EFFECTIVE_BATCH, Contender, Setting, Work, contenders, free_micro_batch, works
 from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
 
 #: Of what is measured beside speed: two are for one kind of device only.
@@ -65,9 +65,9 @@ def measure(setting: Setting, chosen: list[Work], rounds: int, parts: set[str], 
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
         ceilings.append(jobs.run(Job("ceiling", "ours", ())))
-        for work in chosen:
-            for one in contenders(cuda, work)[:: -1 if number % 2 else 1]:
-                speed = jobs.run(setting.job(work, one.system, one.precision))
+        for group in groups(chosen, cuda=cuda, backwards=number % 2 == 1):
+            measured = jobs.run_all([setting.job(work, one.system, one.precision) for work, one in group])
+            for (work, one), speed in zip(group, measured, strict=True):
                 speeds[work.name][one.name].append(speed)
                 say(f"  {work.name}: {one.name} {speed['examples'] / speed['seconds']:.1f} samples/s")
     trained = next((work for work in chosen if work.kind == "train"), None)
@@ -88,6 +88,20 @@ def measure(setting: Setting, chosen: list[Work], rounds: int, parts: set[str], 
     return found
 
 
+def groups(chosen: list[Work], *, cuda: bool, backwards: bool) -> list[list[tuple[Work, Contender]]]:
+    """Who does what in which process.
+
+    On a CPU every measurement has a process of its own, whose memory it is. On a GPU, where an epoch takes less time
+    than a process needs to start, and the GPU's memory can be counted anew, a contender does all its works in one.
+    """
+    step = -1 if backwards else 1
+    pairs = [(work, one) for work in chosen for one in contenders(cuda, work)[::step]]
+    if not cuda:
+        return [[pair] for pair in pairs]
+    names = dict.fromkeys(one.name for _, one in pairs)
+    return [[pair for pair in pairs if pair[1].name == name] for name in names]
+
+
 def measure_memory(setting: Setting, work: Work, method: str) -> dict[str, Any]:
     """One of our runs of another method, for its memory."""
     return jobs.run(setting.job(replace(work, method=("--method", method))))
@@ -105,12 +119,12 @@ def measure_processes(setting: Setting, work: Work, rounds: int) -> dict[str, li
 def measure_long_runs(setting: Setting, chosen: list[Work]) -> dict[str, Any]:
     """Whole epochs over all data with the free micro-batch: ten of MRPC, one of SST-2."""
     whole = replace(setting, updates=0, warm_epochs=0)
-    return {
-        f"{work.name}, {epochs} epoch{'s' * (epochs > 1)}": jobs.run(replace(whole.job(work), epochs=epochs))
-        for work in chosen
-        if work.kind == "train" and work.micro_batch == EFFECTIVE_BATCH
-        for epochs in (1 if work.task == "sst2" else 10,)
-    }
+    runs: dict[str, Job] = {}
+    for work in chosen:
+        if work.kind == "train" and work.micro_batch == EFFECTIVE_BATCH:
+            epochs = 1 if work.task == "sst2" else 10
+            runs[f"{work.name}, {epochs} epoch{'s' * (epochs > 1)}"] = replace(whole.job(work), epochs=epochs)
+    return dict(zip(runs, jobs.run_all(list(runs.values())), strict=True))
 
 
 def write_random_bert(folder: Path, config: BertConfig) -> str:

@@ -1,10 +1,11 @@
-"""One measurement in a process of its own: `python -m benchmarks.worker FOLDER` (see `jobs.run`).
+"""Measurements in a process of their own: `python -m benchmarks.worker FOLDER` (see `jobs.run_all`).
 
-Reads FOLDER/job.json, writes FOLDER/result.json.
+Reads FOLDER/jobs.json, writes FOLDER/results.json.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -42,12 +43,31 @@ def _ceilings() -> dict[str, Any]:
     return {precision: matmul_ceiling(device, precision) for precision in precisions}
 
 
+def _start_afresh() -> None:
+    """Let nothing of the last measurement count in the next one, as far as a process can."""
+    import torch
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
-    raw = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    result = measure(Job(**{**raw, "flags": tuple(raw["flags"])}))
+    results: list[dict[str, Any]] = []
+    for raw in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):
+        if results:
+            _start_afresh()
+        results.append(measure(Job(**{**raw, "flags": tuple(raw["flags"])})))
+    for later in results[1:]:
+        if "first_update" in later:
+            later["first_update"] = None  # timed from the start of the process
     if os.environ.get("RANK", "0") == "0":
-        (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

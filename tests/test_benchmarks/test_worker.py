@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks.jobs import Job, run
+from benchmarks.jobs import Job, run, run_all
 from benchmarks.startup import seconds_to_first_update, seconds_to_help
 from tests.conftest import ROOT
 from tests.launching import run_python
@@ -56,7 +56,10 @@ def test_a_bare_machine_measures_both_systems_over_the_same_examples(flags, tmp_
 
 
 @pytest.mark.launch
-def test_a_job_that_fails_says_why(flags):
+def test_jobs_share_a_process_and_one_that_fails_says_why(flags):
+    first, second = run_all([Job("train", "ours", flags, warmup=1), Job("train", "ours", flags, warmup=1)])
+    assert first["tokens"] == second["tokens"] and first["examples"] == second["examples"] == EXAMPLES
+    assert first["first_update"] > 0 and second["first_update"] is None
     with pytest.raises(RuntimeError, match="no_such_task"):
         run(Job("train", "ours", (*flags, "--task_name", "no_such_task")))
 

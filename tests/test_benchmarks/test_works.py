@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.speed import groups
 from benchmarks.works import Setting, contenders, free_micro_batch, works
 from peftlib.arguments import parse_train_arguments
 
@@ -43,3 +44,15 @@ def test_on_a_gpu_both_halves_are_compared():
     assert [one.name for one in contenders(True, work)] == ["Trainer fp16", "Trainer bf16", "ours fp16", "ours bf16"]
     assert [one.name for one in contenders(True, free_micro_batch(work))] == ["ours fp16", "ours bf16"]
     assert [one.precision for one in contenders(False, work)] == ["no", "bf16", "auto"]
+
+
+def test_a_gpu_s_contenders_do_all_their_works_in_one_process():
+    chosen = [works(glue=True)[0], free_micro_batch(works(glue=True)[0])]
+    shared = groups(chosen, cuda=True, backwards=False)
+    assert [{one.name for _, one in group} for group in shared] == [
+        {"Trainer fp16"}, {"Trainer bf16"}, {"ours fp16"}, {"ours bf16"}
+    ]  # fmt: skip
+    assert [len(group) for group in shared] == [1, 1, 2, 2]
+    alone = groups(chosen, cuda=False, backwards=True)
+    assert [len(group) for group in alone] == [1] * 6
+    assert [group[0][1].name for group in alone[:3]] == ["ours", "Trainer bf16", "Trainer fp32"]
