@@ -37,7 +37,7 @@ def accelerate_model(
         leave_casts_to_autocast(model)
         if frozen_dtype == "auto":
             keep_frozen_linears_in(model, _DTYPES[precision])
-            if device.type == "cuda":
+            if _has_tensor_cores(device):
                 from peftlib.acceleration.encoder_layer import fuse_frozen_layers  # it imports Triton
 
                 fuse_frozen_layers(model, _DTYPES[precision])
@@ -52,6 +52,12 @@ def accelerate_model(
         keep_freed_memory()
     else:
         always_mask(model)
+
+
+def _has_tensor_cores(device: torch.device) -> bool:
+    """An NVIDIA GPU from Ampere on, for which Triton's kernels are written; they were run on Hopper only."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def keep_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:
