@@ -16,7 +16,7 @@ def markdown(found: dict[str, Any]) -> str:
         "processes": processes,
         "long": long_runs,
     }
-    parts += [describe(found[name]) for name, describe in tables.items() if name in found]
+    parts += [describe(found[name]) for name, describe in tables.items() if found.get(name)]
     return "\n\n".join(parts)
 
 

@@ -124,7 +124,7 @@ def measure_long_runs(setting: Setting, chosen: list[Work]) -> dict[str, Any]:
         if work.kind == "train" and work.micro_batch == EFFECTIVE_BATCH:
             epochs = 1 if work.task == "sst2" else 10
             runs[f"{work.name}, {epochs} epoch{'s' * (epochs > 1)}"] = replace(whole.job(work), epochs=epochs)
-    return dict(zip(runs, jobs.run_all(list(runs.values())), strict=True))
+    return dict(zip(runs, jobs.run_all(list(runs.values())), strict=True)) if runs else {}
 
 
 def write_random_bert(folder: Path, config: BertConfig) -> str:
