@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton  # type: ignore  # without types, and not installed where there is no GPU
+import triton  # type: ignore  # without types; torch for GPUs brings it, torch for CPUs does not
 
 from peftlib.acceleration import layer_kernels as kernels
 

@@ -12,7 +12,7 @@ layer, counting groups of four elements of a row.
 
 from __future__ import annotations
 
-import triton  # type: ignore  # without types, and not installed where there is no GPU
+import triton  # type: ignore  # without types; torch for GPUs brings it, torch for CPUs does not
 import triton.language as tl  # type: ignore
 
 
