@@ -14,6 +14,7 @@ from torch import nn
 
 from peftlib.acceleration.attention import always_mask, finish_first_token_only, use_eager_attention
 from peftlib.acceleration.dropout import use_cheap_dropout
+from peftlib.acceleration.packed_encoder import pack_encoder
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: Options of glibc's mallopt, from malloc.h.
@@ -41,8 +42,9 @@ def accelerate_model(
                 from peftlib.acceleration.encoder_layer import fuse_frozen_layers  # it imports Triton
 
                 fuse_frozen_layers(model, _DTYPES[precision])
-    finish_first_token_only(model)
     if device.type == "cpu":
+        if reads_frozen or not pack_encoder(model):
+            finish_first_token_only(model)
         use_cheap_dropout(model)
         use_eager_attention(model)
         if any(hasattr(module, "lora_A") for module in model.modules()):
@@ -51,6 +53,7 @@ def accelerate_model(
             use_one_function_per_layer(model)
         keep_freed_memory()
     else:
+        finish_first_token_only(model)
         always_mask(model)
 
 

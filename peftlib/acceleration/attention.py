@@ -9,6 +9,7 @@ from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from peftlib.acceleration.bert import bert_encoder, unwrapped
 from peftlib.acceleration.dropout import cheap_dropout
 
 
@@ -18,7 +19,7 @@ def use_eager_attention(model: nn.Module) -> None:
     On a CPU, SDPA with a mask and dropout is the same products, with `bernoulli_`; at a few dozen tokens its
     blocked kernel does not pay either.
     """
-    base = _unwrapped(model)
+    base = unwrapped(model)
     if getattr(base.config, "_attn_implementation", None) == "sdpa":
         base.set_attn_implementation(_ATTENTION)
 
@@ -28,13 +29,9 @@ def always_mask(model: nn.Module) -> None:
 
     transformers asks the device whether a batch has padding at all, for every batch: the host would wait for it.
     """
-    base = _unwrapped(model)
+    base = unwrapped(model)
     if getattr(base.config, "_attn_implementation", None) == "sdpa":
         base.set_attn_implementation(_MASKED_SDPA)
-
-
-#: Architectures whose layers are BERT's and whose head reads the first token of the last layer, and nothing else.
-_READ_FIRST_TOKEN = {"bert", "electra", "roberta", "xlm-roberta"}
 
 
 def finish_first_token_only(model: nn.Module) -> None:
@@ -44,17 +41,11 @@ def finish_first_token_only(model: nn.Module) -> None:
     (three quarters of a layer's products) are computed for one token instead of all, and our own attention asks
     for that token only. Logits and gradients stay the same; `last_hidden_state` has one token.
     """
-    base = _unwrapped(model)
-    if base.config.model_type in _READ_FIRST_TOKEN and type(base).__name__.endswith("ForSequenceClassification"):
-        attention: Any = base.base_model.encoder.layer[-1].attention
+    encoder = bert_encoder(model)
+    if encoder is not None:
+        attention = encoder.layer[-1].attention
         attention.self.asks_for_first_token_only = True
         attention.output.register_forward_pre_hook(_keep_first_token)
-
-
-def _unwrapped(model: nn.Module) -> Any:
-    """The transformers model, out of PEFT's wrapper where there is one."""
-    unwrap: Any = getattr(model, "get_base_model", lambda: model)
-    return unwrap()
 
 
 def _keep_first_token(module: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -74,6 +76,18 @@ def keep_mask(count: int, dropped: int) -> torch.Tensor:
     bits = words.view(torch.int16)[:count].bitwise_right_shift_(1)  # 15 random bits: -2**14 .. 2**14 - 1
     # Negative, so all ones after the shift, exactly for the values from dropped - 2**14 on.
     return bits.neg_().add_(dropped - _LEVELS // 2 - 1).bitwise_right_shift_(15)
+
+
+def keep_masks(shapes: Sequence[tuple[int, ...]], rates: Sequence[float]) -> list[tuple[torch.Tensor | None, float]]:
+    """For each shape and rate a mask, None at rate 0, and the factor for what it keeps; one draw for each rate."""
+    masks: list[tuple[torch.Tensor | None, float]] = [(None, 1.0)] * len(shapes)
+    for rate in sorted(set(rates) - {0.0}):
+        places = [place for place, of_place in enumerate(rates) if of_place == rate]
+        dropped, factor = rounded_rate(rate)
+        sizes = [math.prod(shapes[place]) for place in places]
+        for place, mask in zip(places, keep_mask(sum(sizes), dropped).split(sizes), strict=True):
+            masks[place] = mask.view(shapes[place]), factor
+    return masks
 
 
 def masked(values: torch.Tensor, mask: torch.Tensor, scale: float = 1.0) -> torch.Tensor:

@@ -13,11 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftlib.acceleration.bert import (
+    bert_encoder,
+    has_hooks,
+    is_frozen_linear,
+    is_key_mask,
+    is_plain_encoder,
+    joined,
+    linears,
+)  # fmt: skip
+
 if find_spec("triton") is not None:  # it comes with torch for GPUs only
     from peftlib.acceleration import layer_calls as calls
 
-#: Architectures whose layers are BERT's.
-_LIKE_BERT = {"bert", "electra", "roberta", "xlm-roberta"}
 _HEAD_WIDTHS = (32, 64)
 #: Of the layer's dropouts, beside attention's.
 _FIRST, _SECOND = 1, 2
@@ -37,24 +45,19 @@ def fuse_frozen_layers(model: nn.Module, dtype: torch.dtype) -> int:
     Returns:
         How many layers.
     """
-    config: Any = getattr(model, "config", None)
+    encoder = None if hasattr(model, "get_base_model") else bert_encoder(model)
     if (
         find_spec("triton") is None
-        or hasattr(model, "get_base_model")
-        or getattr(config, "model_type", None) not in _LIKE_BERT
-        or not type(model).__name__.endswith("ForSequenceClassification")
-        or config.hidden_act != "gelu"
-        or config.is_decoder
-        or config.add_cross_attention
-        or getattr(config, "position_embedding_type", None) not in (None, "absolute")
+        or encoder is None
+        or not is_plain_encoder(encoder.config)
+        or encoder.config.hidden_act != "gelu"
     ):
         return 0
-    base: Any = model
-    layers = [layer for layer in base.base_model.encoder.layer[:-1] if _is_fusible(layer)]
+    layers = [layer for layer in encoder.layer[:-1] if _is_fusible(layer)]
     for layer in layers:
-        for linear in _linears(layer):
+        for linear in linears(layer):
             linear.weight.data = linear.weight.data.to(dtype)
-        _joined(*_linears(layer)[:3])
+        joined(*linears(layer)[:3])
         kind: Any = type(layer)
         layer.__class__ = kind if isinstance(layer, _FusedLayer) else _fused(kind)
         layer.fused_dtype = dtype
@@ -86,15 +89,15 @@ class _FusedLayer(nn.Module):
             and torch.is_grad_enabled()
             and (hidden_states.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
             and hidden_states.size(1) <= calls.MOST_TOKENS
-            and (mask is None or _is_key_mask(mask, hidden_states))
+            and (mask is None or is_key_mask(mask, hidden_states))
             and _is_fusible(self)
-            and all(linear.weight.dtype == self.fused_dtype for linear in _linears(self))
+            and all(linear.weight.dtype == self.fused_dtype for linear in linears(self))
         )
 
     def _in_one_function(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         layer: Any = self
         attention, first, second = layer.attention.self, layer.attention.output, layer.output
-        query, key, value, out, inner, outer = _linears(self)
+        query, key, value, out, inner, outer = linears(self)
         if mask is not None:  # padding is the same for all queries
             mask = mask[:, 0, 0].expand(x.size(0), -1)
             mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
@@ -102,7 +105,7 @@ class _FusedLayer(nn.Module):
             x.to(self.fused_dtype), mask, attention.num_attention_heads,
             tuple(one.p if one.training else 0.0 for one in (attention.dropout, first.dropout, second.dropout)),
             (first.LayerNorm.eps, second.LayerNorm.eps),
-            (_joined(query, key, value), out.weight, inner.weight, outer.weight),
+            (joined(query, key, value), out.weight, inner.weight, outer.weight),
             query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight, first.LayerNorm.bias,
             inner.bias, outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
         )  # fmt: skip
@@ -114,67 +117,19 @@ def _fused(kind: type) -> type:
     return type(f"Fused{kind.__name__}", (_FusedLayer, kind), {"__module__": __name__})
 
 
-def _linears(layer: Any) -> tuple[nn.Linear, ...]:
-    """Query, key, value, output, inner and outer."""
-    attention = layer.attention.self
-    return (
-        attention.query, attention.key, attention.value, layer.attention.output.dense,
-        layer.intermediate.dense, layer.output.dense,
-    )  # fmt: skip
-
-
 def _is_fusible(layer: Any) -> bool:
     """Plain modules, frozen matrices, and nobody who watches what is inside."""
     attention = layer.attention.self
-    linears, norms = _linears(layer), (layer.attention.output.LayerNorm, layer.output.LayerNorm)
+    matrices, norms = linears(layer), (layer.attention.output.LayerNorm, layer.output.LayerNorm)
     dropouts = (attention.dropout, layer.attention.output.dropout, layer.output.dropout)
     return (
-        all(type(linear) is nn.Linear and linear.bias is not None for linear in linears)
-        and not any(linear.weight.requires_grad for linear in linears)
+        all(is_frozen_linear(matrix) for matrix in matrices)
         and all(type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None for norm in norms)
         and all(0 <= dropout.p < 1 for dropout in dropouts)
         and attention.attention_head_size in _HEAD_WIDTHS
-        and attention.all_head_size == linears[0].in_features
-        and not any(
-            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-            for child in layer.children()
-            for module in child.modules()
-        )
+        and attention.all_head_size == matrices[0].in_features
+        and not any(has_hooks(module) for child in layer.children() for module in child.modules())
     )
-
-
-def _is_key_mask(mask: Any, x: torch.Tensor) -> bool:
-    """Transformers' mask for bidirectional attention: (B or 1, 1, W or 1, W), bool or added to the scores."""
-    return (
-        isinstance(mask, torch.Tensor)
-        and mask.device == x.device
-        and mask.dim() == 4
-        and mask.size(0) in (1, x.size(0))
-        and mask.size(1) == 1
-        and mask.size(3) == x.size(1)
-        and (mask.dtype == torch.bool or mask.is_floating_point())
-    )
-
-
-def _joined(*linears: nn.Linear) -> torch.Tensor:
-    """The weights, each (out, in), one below the other: the memory that they share from the first call on.
-
-    Copies of a model, and models that moved to another device, have their weights apart: those are joined anew.
-    """
-    weights = [linear.weight.data for linear in linears]
-    start, step = weights[0].storage_offset(), weights[0].numel()
-    memory = weights[0].untyped_storage().data_ptr()
-    if any(
-        not weight.is_contiguous()
-        or weight.untyped_storage().data_ptr() != memory
-        or weight.storage_offset() != start + place * step
-        for place, weight in enumerate(weights)
-    ):
-        joined = torch.cat(weights)
-        for linear, weight in zip(linears, joined.chunk(len(linears)), strict=True):
-            linear.weight.data = weight
-        return joined
-    return weights[0].as_strided((len(weights) * weights[0].size(0), weights[0].size(1)), weights[0].stride())
 
 
 class _EncoderLayer(torch.autograd.Function):

@@ -307,10 +307,10 @@ def test_queries_keys_and_values_share_memory_in_copies_too():
     for one in (model, copied):
         gradients(one, batch(4))
         for layer in one.base_model.encoder.layer[:-1]:
-            query, key, value = encoder_layer._linears(layer)[:3]
+            query, key, value = encoder_layer.linears(layer)[:3]
             assert query.weight.untyped_storage().data_ptr() == value.weight.untyped_storage().data_ptr()
             assert query.weight.untyped_storage().nbytes() == 3 * query.weight.nbytes
-            joined = encoder_layer._joined(query, key, value)
+            joined = encoder_layer.joined(query, key, value)
             assert joined.data_ptr() == query.weight.data_ptr()
             assert torch.equal(joined, torch.cat([query.weight, key.weight, value.weight]))
         after = one.state_dict()

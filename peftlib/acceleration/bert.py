@@ -1,0 +1,88 @@
+"""What is known of BERT-like classifiers: which they are, where their layers' matrices are and how those lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+#: Architectures whose layers are BERT's and whose head reads the first token of the last layer, and nothing else.
+_LIKE_BERT = {"bert", "electra", "roberta", "xlm-roberta"}
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The transformers model, out of PEFT's wrapper where there is one."""
+    unwrap: Any = getattr(model, "get_base_model", lambda: model)
+    return unwrap()
+
+
+def bert_encoder(model: nn.Module) -> Any:
+    """The stack of layers of a BERT-like classifier, in PEFT's wrapper or not; None for any other model."""
+    base = unwrapped(model)
+    alike = getattr(getattr(base, "config", None), "model_type", None) in _LIKE_BERT
+    return base.base_model.encoder if alike and type(base).__name__.endswith("ForSequenceClassification") else None
+
+
+def is_plain_encoder(config: Any) -> bool:
+    """Layers attend to their own input only, in both directions, and know positions from the embeddings alone."""
+    return (
+        not config.is_decoder
+        and not config.add_cross_attention
+        and getattr(config, "position_embedding_type", None) in (None, "absolute")
+    )
+
+
+def linears(layer: Any) -> tuple[nn.Linear, ...]:
+    """Query, key, value, output, inner and outer; PEFT's layers where it has put some."""
+    attention = layer.attention.self
+    return (
+        attention.query, attention.key, attention.value, layer.attention.output.dense,
+        layer.intermediate.dense, layer.output.dense,
+    )  # fmt: skip
+
+
+def is_frozen_linear(module: nn.Module) -> bool:
+    """A plain Linear with a bias, whose matrix is not trained."""
+    return type(module) is nn.Linear and module.bias is not None and not module.weight.requires_grad
+
+
+def is_key_mask(mask: Any, x: torch.Tensor) -> bool:
+    """Transformers' mask for bidirectional attention: (B or 1, 1, W or 1, W), bool or added to the scores."""
+    return (
+        isinstance(mask, torch.Tensor)
+        and mask.device == x.device
+        and mask.dim() == 4
+        and mask.size(0) in (1, x.size(0))
+        and mask.size(1) == 1
+        and mask.size(3) == x.size(1)
+        and (mask.dtype == torch.bool or mask.is_floating_point())
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Somebody watches it, or changes what it does: its work cannot be done elsewhere."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def joined(*modules: nn.Linear) -> torch.Tensor:
+    """The weights, each (out, in), one below the other: the memory that they share from the first call on.
+
+    Copies of a model, and models that moved to another device, have their weights apart: those are joined anew.
+    """
+    weights = [linear.weight.data for linear in modules]
+    start, step = weights[0].storage_offset(), weights[0].numel()
+    memory = weights[0].untyped_storage().data_ptr()
+    if any(
+        not weight.is_contiguous()
+        or weight.untyped_storage().data_ptr() != memory
+        or weight.storage_offset() != start + place * step
+        for place, weight in enumerate(weights)
+    ):
+        together = torch.cat(weights)
+        for linear, weight in zip(modules, together.chunk(len(modules)), strict=True):
+            linear.weight.data = weight
+        return together
+    return weights[0].as_strided((len(weights) * weights[0].size(0), weights[0].size(1)), weights[0].stride(), start)

@@ -1,0 +1,257 @@
+"""An encoder without padding against transformers' own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from peftlib.acceleration import accelerate_model, packed_encoder
+from peftlib.acceleration.dropout import keep_masks, use_cheap_dropout
+from peftlib.acceleration.packed_encoder import _Attention, _DropoutAddNorm, _FrozenLinear, pack_encoder
+from peftlib.acceleration.packing import Packing, rows_for
+
+LIKE_BERT = ["bert", "electra", "roberta", "xlm-roberta"]
+
+
+def classifier(kind="bert", layers=2, p=0.0, **config):
+    """A tiny classifier in fp64, in training, whose biases and normalisation are trained."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=50, hidden_size=12, num_attention_heads=3, intermediate_size=20, num_hidden_layers=layers,
+        hidden_dropout_prob=p, attention_probs_dropout_prob=p, **{"embedding_size": 12} if kind == "electra" else {},
+        **config,
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").double().train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.dim() == 1)
+        if parameter.dim() == 1:  # not what they start from: zeros and ones
+            nn.init.normal_(parameter, float(name.endswith("LayerNorm.weight")), 0.2)
+        else:
+            parameter.data.mul_(10)
+    return model
+
+
+def batch(*lengths):
+    generator = torch.Generator().manual_seed(sum(lengths))
+    ids = torch.randint(5, 50, (len(lengths), max(lengths)), generator=generator)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def gradients(model, given):
+    """Logits, and the gradients of every trained parameter by name."""
+    model.zero_grad()
+    logits = model(**given).logits
+    nn.functional.cross_entropy(logits, torch.arange(len(logits)) % 2).backward()
+    return logits.detach(), {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
+
+def assert_same(model, given, tolerance=1e-10):
+    packed = copy.deepcopy(model)
+    assert pack_encoder(packed)
+    (theirs, of_theirs), (ours, of_ours) = gradients(model, given), gradients(packed, given)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+    assert of_ours.keys() == of_theirs.keys()
+    for name, gradient in of_theirs.items():
+        torch.testing.assert_close(
+            of_ours[name], gradient, rtol=0, atol=tolerance, msg=lambda why, at=name: f"{at}: {why}"
+        )
+    return packed
+
+
+def used(monkeypatch, run):
+    """In how many layers `run` computes attention without padding."""
+    made = []
+    apply = _Attention.apply
+    with monkeypatch.context() as patched:
+        patched.setattr(packed_encoder._Attention, "apply", lambda *given: made.append(given) or apply(*given))
+        run()
+    return len(made)
+
+
+@pytest.mark.parametrize("kind", LIKE_BERT)
+def test_logits_and_gradients_are_transformers_own(kind, monkeypatch):
+    model = classifier(kind)
+    packed = assert_same(model, batch(7, 3, 5))
+    assert used(monkeypatch, lambda: packed(**batch(7, 3, 5))) == 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), layers=st.integers(1, 3))
+def test_any_lengths_and_numbers_of_layers(lengths, layers):
+    assert_same(classifier(layers=layers), batch(*lengths))
+
+
+def test_as_many_tokens_as_rows():
+    """Sixteen tokens, no padding: fillers come on top."""
+    assert_same(classifier(), batch(8, 8))
+
+
+@pytest.mark.parametrize("trained", ["everything", "head", "query.bias"])
+def test_whatever_is_trained(trained):
+    model = classifier()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained == "everything" or name.startswith("classifier") or trained in name)
+    assert_same(model, batch(6, 2))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_lora_s_layers_are_called(dora):
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS", lora_dropout=0.0, use_dora=dora)
+    model = get_peft_model(classifier(), config).double()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    assert_same(model, batch(6, 2))
+
+
+def test_padding_is_not_computed(monkeypatch):
+    model = classifier()
+    pack_encoder(model)
+    rows = []
+    monkeypatch.setattr(
+        packed_encoder._FrozenLinear, "apply", lambda x, *more: rows.append(len(x)) or x.new_zeros(len(x), 12)
+    )
+    monkeypatch.setattr(packed_encoder._Attention, "apply", lambda rows, query, *_: rows if query is None else query)
+    model(**batch(64, 2, 2, 2))
+    assert set(rows) == {rows_for(70), 4}  # all tokens; of the last layer each example's first
+    assert rows_for(70) == 80
+
+
+def test_fillers_are_few():
+    for tokens in range(1, 5000):
+        assert 0 < rows_for(tokens) - tokens <= max(16, tokens / 16 + 1)
+    assert len({rows_for(tokens) for tokens in range(1, 8192)}) < 110
+
+
+@pytest.mark.parametrize("given", [
+    {"attention_mask": torch.tensor([[1, 1, 1], [0, 1, 1]])},  # padded on the left: the head reads padding
+    {"attention_mask": torch.ones(2, 1, 3, 3).tril().double().log()},  # a mask of queries
+    {"output_hidden_states": True},
+])  # fmt: skip
+def test_what_it_cannot_compute_is_left_to_transformers(given):
+    model, packed = classifier(), classifier()
+    pack_encoder(packed)
+    given = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 10]]), **given}
+    if given.get("output_hidden_states"):
+        assert len(packed(**given).hidden_states) == len(model(**given).hidden_states) == 3
+    torch.testing.assert_close(packed(**given).logits, model(**given).logits, rtol=0, atol=1e-12)
+
+
+def test_somebody_who_watches_a_module_sees_it(monkeypatch):
+    model = classifier()
+    pack_encoder(model)
+    seen = []
+    model.base_model.encoder.layer[1].output.register_forward_hook(lambda *given: seen.append(given))
+    assert used(monkeypatch, lambda: model(**batch(4, 2))) == 0
+    assert len(seen) == 1
+
+
+def test_a_hook_on_a_frozen_linear_is_called(monkeypatch):
+    model = classifier()
+    pack_encoder(model)
+    seen = []
+    model.base_model.encoder.layer[0].intermediate.dense.register_forward_hook(lambda *given: seen.append(given))
+    assert used(monkeypatch, lambda: model(**batch(4, 2))) == 2
+    assert len(seen) == 1
+
+
+def test_other_models_are_not_changed(tiny_folder):
+    assert not pack_encoder(nn.Linear(2, 2))
+    distilbert = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model("distilbert", vocab_size=50, dim=12, n_heads=3, hidden_dim=20, n_layers=1)
+    )
+    assert not pack_encoder(distilbert)
+    assert not pack_encoder(classifier(is_decoder=True))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_gradients_of_the_parts(p):
+    """Against finite differences, under the same dropout masks."""
+    torch.manual_seed(0)
+    packing = Packing(torch.tensor([[True, True, True], [True, False, False]]), 2, 3, torch.float64)
+    tokens = packing.real
+    (attended, factor), (first, _), (added, _) = keep_masks([(4, 3, 3), (4, 1, 3), (tokens, 6)], [p] * 3)
+
+    def filled(rows):  # fillers: copies, without gradients
+        return torch.cat([rows, rows[:1].detach().expand(len(packing.tokens) - tokens, -1)])
+
+    def number(*shape):
+        return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    check = torch.autograd.gradcheck
+    assert check(
+        lambda rows: _Attention.apply(filled(rows), None, packing, attended, factor)[:tokens], number(tokens, 18)
+    )
+    assert check(
+        lambda rows, query: _Attention.apply(filled(rows), query, packing, first, factor),
+        (number(tokens, 12), number(2, 6)),
+    )
+    assert check(
+        lambda *given: _DropoutAddNorm.apply(*given[:2], added, factor, *given[2:], 1e-5),
+        (number(tokens, 6), number(tokens, 6), number(6), number(6)),
+    )
+    weight = torch.randn(5, 6, dtype=torch.float64)
+    assert check(lambda x, *biases: _FrozenLinear.apply(x, weight, *biases), (number(4, 6), number(2), number(3)))
+
+
+def test_dropout_s_masks_are_used_where_transformers_drops(monkeypatch):
+    """With everything dropped a layer is its residuals' normalisation; evaluation drops nothing."""
+    model = classifier(p=1.0)
+    use_cheap_dropout(model)
+    packed = copy.deepcopy(model)
+    pack_encoder(packed)
+    for one in (model, packed):  # its own dropouts, before and after the encoder
+        one.base_model.embeddings.dropout.p = one.dropout.p = 0.0
+    torch.testing.assert_close(packed(**batch(4, 2)).logits, model(**batch(4, 2)).logits, rtol=0, atol=1e-10)
+    model.eval(), packed.eval()
+    torch.testing.assert_close(packed(**batch(4, 2)).logits, model(**batch(4, 2)).logits, rtol=0, atol=1e-10)
+
+
+def test_masks_have_their_rates():
+    torch.manual_seed(0)
+    shapes, rates = [(100, 50), (7,), (300, 100), (2, 3)], [0.5, 0.0, 0.1, 0.5]
+    masks = keep_masks(shapes, rates)
+    assert masks[1] == (None, 1.0)
+    for (mask, factor), shape, rate in zip(masks, shapes, rates, strict=True):
+        if mask is not None:
+            assert mask.shape == shape
+            assert factor == pytest.approx(1 / (1 - rate), rel=1e-3)
+            if mask.numel() > 1000:
+                assert (mask == 0).double().mean().item() == pytest.approx(rate, abs=0.02)
+
+
+def test_half_precision_is_as_exact_as_autocast():
+    """Errors against fp64, dropout off."""
+    exact = classifier(layers=3)
+    theirs, ours = copy.deepcopy(exact).float(), copy.deepcopy(exact).float()
+    accelerate_model(ours, torch.device("cpu"), "bf16")
+    given = batch(20, 11, 7)
+    errors = []
+    reference = gradients(exact, given)
+    for model in (theirs, ours):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, grads = gradients(model, given)
+        of_logits = (logits.double() - reference[0]).norm() / reference[0].norm()
+        both = [(grads[name].double(), reference[1][name]) for name in grads]
+        of_grads = sum((a - b).square().sum() for a, b in both) / sum(b.square().sum() for _, b in both)
+        errors.append((of_logits.item(), of_grads.sqrt().item()))
+    assert errors[1][0] < 2 * errors[0][0] + 1e-3
+    assert errors[1][1] < 2 * errors[0][1]
+
+
+def test_a_copy_and_its_original_have_weights_of_their_own():
+    model = classifier()
+    pack_encoder(model)
+    before = model(**batch(4, 2)).logits
+    copied = copy.deepcopy(model)
+    copied.base_model.encoder.layer[0].attention.self.key.weight.data.zero_()
+    assert not torch.allclose(copied(**batch(4, 2)).logits, before)
+    torch.testing.assert_close(model(**batch(4, 2)).logits, before, rtol=0, atol=0)
