@@ -115,6 +115,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         with reporter.watching(plan.steps, facts):
             set_seed(how.seed, device_specific=True)
             run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
+            run.cuda_graphs = how.cuda_graphs
             if how.auto_find_batch_size:
                 fit_micro_batch(run, reporter)
             yield run, reporter

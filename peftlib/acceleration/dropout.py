@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,8 +51,7 @@ def cheap_dropout(values: torch.Tensor, p: float, training: bool) -> torch.Tenso
 class _CheapDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, p: float) -> torch.Tensor:
-        dropped, ctx.scale = rounded_rate(p)
-        mask = keep_mask(values.numel(), dropped).view(values.shape)
+        mask, ctx.scale = drawn_mask(values, p)
         ctx.save_for_backward(mask)
         return masked(values, mask, ctx.scale)
 
@@ -78,20 +75,18 @@ def keep_mask(count: int, dropped: int) -> torch.Tensor:
     return bits.neg_().add_(dropped - _LEVELS // 2 - 1).bitwise_right_shift_(15)
 
 
-def keep_masks(shapes: Sequence[tuple[int, ...]], rates: Sequence[float]) -> list[tuple[torch.Tensor | None, float]]:
-    """For each shape and rate a mask, None at rate 0, and the factor for what it keeps; one draw for each rate."""
-    masks: list[tuple[torch.Tensor | None, float]] = [(None, 1.0)] * len(shapes)
-    for rate in sorted(set(rates) - {0.0}):
-        places = [place for place, of_place in enumerate(rates) if of_place == rate]
-        dropped, factor = rounded_rate(rate)
-        sizes = [math.prod(shapes[place]) for place in places]
-        for place, mask in zip(places, keep_mask(sum(sizes), dropped).split(sizes), strict=True):
-            masks[place] = mask.view(shapes[place]), factor
-    return masks
+def drawn_mask(like: torch.Tensor, p: float) -> tuple[torch.Tensor | None, float]:
+    """A mask of the tensor's shape, None at rate 0, and the factor for what it keeps."""
+    if p == 0:
+        return None, 1.0
+    dropped, factor = rounded_rate(p)
+    return keep_mask(like.numel(), dropped).view(like.shape), factor
 
 
-def masked(values: torch.Tensor, mask: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """`values` times `scale` where the mask of the same shape has its bits set, else zero."""
+def masked(values: torch.Tensor, mask: torch.Tensor | None, scale: float = 1.0) -> torch.Tensor:
+    """`values` times `scale` where the mask of the same shape has its bits set, else zero; as they are without one."""
+    if mask is None:
+        return values
     if values.element_size() == 2:
         kept = values.view(torch.int16).bitwise_and(mask).view(values.dtype)
         return kept if scale == 1 else kept.mul_(scale)

@@ -8,7 +8,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch import nn
 
-from peftlib.acceleration.dropout import keep_mask, masked, rounded_rate
+from peftlib.acceleration.dropout import drawn_mask, masked
 
 
 def use_one_function_per_layer(model: nn.Module) -> None:
@@ -68,12 +68,9 @@ class _LowRankLinear(torch.autograd.Function):
             rows = x.reshape(-1, x.size(-1)).to(dtype)
             weight, a, b = weight.to(dtype), a.to(dtype), b.to(dtype)
             output = rows @ weight.t() if bias is None else torch.addmm(bias.to(dtype), rows, weight.t())
-            mask = None
-            if p > 0:
-                dropped, factor = rounded_rate(p)
-                mask = keep_mask(rows.numel(), dropped).view(rows.shape)
-                rows = masked(rows, mask)
-                scaling *= factor  # on r numbers a token instead of all
+            mask, factor = drawn_mask(rows, p)
+            rows = masked(rows, mask)
+            scaling *= factor  # on r numbers a token instead of all
             low = rows @ a.t()
             output.addmm_(low, b.t(), alpha=scaling)
         ctx.scaling = scaling
@@ -91,6 +88,6 @@ class _LowRankLinear(torch.autograd.Function):
         for_x = None
         if ctx.needs_input_grad[0]:
             low_rank = of_low @ a
-            for_x = (upstream @ weight).add_(low_rank if mask is None else masked(low_rank, mask))
+            for_x = (upstream @ weight).add_(masked(low_rank, mask))
             for_x = for_x.view(*gradient.shape[:-1], -1).to(of_x)
         return for_x, None, None, for_a, for_b, None, None

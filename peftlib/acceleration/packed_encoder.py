@@ -14,11 +14,8 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from peftlib.acceleration.bert import bert_encoder, has_hooks, is_frozen_linear, is_key_mask, is_plain_encoder, joined
-from peftlib.acceleration.dropout import keep_masks, masked
+from peftlib.acceleration.dropout import drawn_mask, masked
 from peftlib.acceleration.packing import Packing
-
-#: Of dropout: what it keeps, None for all, and the factor for that.
-_Mask = tuple[torch.Tensor | None, float]
 
 
 def pack_encoder(model: nn.Module) -> bool:
@@ -96,32 +93,32 @@ def _replaced(layer: Any) -> tuple[nn.Module, ...]:
     )  # fmt: skip
 
 
-def _masks(layer: Any, packing: Packing, width: int, ends: bool) -> list[_Mask]:
-    """Those of its three dropouts: of attention's weights, its output and the layer's."""
-    queries, rows = (1, len(packing.first)) if ends else (packing.width, len(packing.tokens))
-    dropouts = (layer.attention.self.dropout, layer.attention.output.dropout, layer.output.dropout)
-    return keep_masks(
-        [(len(packing.bias), queries, packing.width), (rows, width), (rows, width)],
-        [dropout.p if dropout.training else 0.0 for dropout in dropouts],
-    )
-
-
 def _layer(layer: Any, rows: torch.Tensor, packing: Packing, ends: bool) -> torch.Tensor:
     """(T, D) to (T, D); of the last layer to (B, D), the first token of each example."""
-    attention, first, second = layer.attention.self, layer.attention.output, layer.output
-    masks = _masks(layer, packing, rows.size(1), ends)
+    attention = layer.attention.self
     if ends:
         starts = rows.index_select(0, packing.first)
-        query = _product(starts, attention.query)
-        seen = _Attention.apply(_product(rows, attention.key, attention.value), query, packing, *masks[0])
+        query, seen = _product(starts, attention.query), _product(rows, attention.key, attention.value)
         rows = starts
     else:
-        seen = _Attention.apply(
-            _product(rows, attention.query, attention.key, attention.value), None, packing, *masks[0]
-        )
-    rows = _normal(_product(seen, first.dense), rows, masks[1], first.LayerNorm)
+        query, seen = None, _product(rows, attention.query, attention.key, attention.value)
+    attended = _Attention.apply(seen, query, packing, _rate(attention.dropout))
+    rows = _finish(layer.attention.output, attended, rows)
     inner = layer.intermediate.intermediate_act_fn(_product(rows, layer.intermediate.dense))
-    return _normal(_product(inner, second.dense), rows, masks[2], second.LayerNorm)
+    return _finish(layer.output, inner, rows)
+
+
+def _finish(output: Any, rows: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """A block's end: its product, dropout, residual and normalisation."""
+    norm, product = output.LayerNorm, _product(rows, output.dense)
+    result: torch.Tensor = _DropoutAddNorm.apply(
+        product, residual, _rate(output.dropout), norm.weight, norm.bias, norm.eps
+    )
+    return result
+
+
+def _rate(dropout: Any) -> float:
+    return dropout.p if dropout.training else 0.0
 
 
 def _product(rows: torch.Tensor, *modules: nn.Module) -> torch.Tensor:
@@ -134,11 +131,6 @@ def _product(rows: torch.Tensor, *modules: nn.Module) -> torch.Tensor:
     with torch.autocast("cpu", rows.dtype, enabled=rows.dtype.itemsize == 2):
         outputs = [module(rows).to(rows.dtype) for module in modules]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-
-
-def _normal(product: torch.Tensor, residual: torch.Tensor, mask: _Mask, norm: nn.LayerNorm) -> torch.Tensor:
-    output: torch.Tensor = _DropoutAddNorm.apply(product, residual, *mask, norm.weight, norm.bias, norm.eps)
-    return output
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -165,24 +157,21 @@ class _Attention(torch.autograd.Function):
     """Scaled dot-product attention of packed queries, keys and values.
 
     Shapes: rows (T, 3 D) to (T, D); or, with queries (B, D) of the first tokens apart, rows (T, 2 D) to (B, D).
-    mask: of dropout, int16, (B · heads, queries, W); factor: for what it keeps.
+    p: of dropout on the weights.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: torch.Tensor, query: torch.Tensor | None, packing: Packing, mask: torch.Tensor | None,
-        factor: float,
-    ) -> torch.Tensor:  # fmt: skip
+    def forward(ctx: Any, rows: torch.Tensor, query: torch.Tensor | None, packing: Packing, p: float) -> torch.Tensor:
         heads = packing.to_heads(rows)
         key, value = heads[-2], heads[-1]
         queries = heads[0] if query is None else query.view(len(key), 1, -1)
         scale = packing.head_width**-0.5
         bias = packing.bias.expand(-1, queries.size(1), -1)
         weights = torch.baddbmm(bias, queries, key.mT, alpha=scale).softmax(-1, _wide(rows.dtype))
-        kept = weights.to(rows.dtype)
-        kept = kept if mask is None else masked(kept, mask, factor)
+        mask, ctx.factor = drawn_mask(weights, p)
+        kept = masked(weights.to(rows.dtype), mask, ctx.factor)
         output = torch.bmm(kept, value)
-        ctx.packing, ctx.scale, ctx.factor = packing, scale, factor
+        ctx.packing, ctx.scale = packing, scale
         ctx.save_for_backward(heads, query, weights, mask, kept)
         return packing.from_heads(output.unsqueeze(0)) if query is None else output.view(query.shape)
 
@@ -194,8 +183,7 @@ class _Attention(torch.autograd.Function):
         queries = heads[0] if query is None else query.view(len(key), 1, -1)
         above = packing.to_heads(gradient)[0] if query is None else gradient.reshape(queries.shape)
         of_heads = torch.empty_like(heads)
-        of_weights = torch.bmm(above, value.mT)
-        of_weights = of_weights if mask is None else masked(of_weights, mask, ctx.factor)
+        of_weights = masked(torch.bmm(above, value.mT), mask, ctx.factor)
         of_scores = torch._softmax_backward_data(of_weights.to(weights.dtype), weights, -1, weights.dtype).to(key.dtype)
         of_query = of_heads[0] if query is None else torch.empty_like(queries)
         for left, right, scale, out in (
@@ -206,7 +194,7 @@ class _Attention(torch.autograd.Function):
             torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
         of_rows = packing.from_heads(of_heads)
         of_rows[packing.real :].zero_()
-        return of_rows, None if query is None else of_query.view(query.shape), None, None, None
+        return of_rows, None if query is None else of_query.view(query.shape), None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -219,22 +207,20 @@ class _DropoutAddNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, product: torch.Tensor, residual: torch.Tensor, mask: torch.Tensor | None, factor: float,
-        weight: torch.Tensor, bias: torch.Tensor, eps: float,
+        ctx: Any, product: torch.Tensor, residual: torch.Tensor, p: float, weight: torch.Tensor, bias: torch.Tensor,
+        eps: float,
     ) -> torch.Tensor:  # fmt: skip
-        kept = product if mask is None else masked(product, mask)
-        total = torch.add(residual, kept, alpha=factor)
+        mask, ctx.factor = drawn_mask(product, p)
+        total = torch.add(residual, masked(product, mask), alpha=ctx.factor)
         output, mean, rstd = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
-        ctx.factor = factor
         ctx.save_for_backward(total, mask, mean, rstd, weight, bias)
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         total, mask, mean, rstd, weight, bias = ctx.saved_tensors
-        needed = [True, *ctx.needs_input_grad[4:6]]
+        needed = [True, *ctx.needs_input_grad[3:5]]
         of_total, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
             gradient.contiguous(), total, weight.shape, mean, rstd, weight, bias, needed
         )
-        of_product = of_total if mask is None else masked(of_total, mask, ctx.factor)
-        return of_product, of_total, None, None, of_weight, of_bias, None
+        return masked(of_total, mask, ctx.factor), of_total, None, of_weight, of_bias, None
