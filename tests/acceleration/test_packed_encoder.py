@@ -163,7 +163,7 @@ def test_a_hook_on_a_frozen_linear_is_called(monkeypatch):
     assert len(seen) == 1
 
 
-def test_other_models_are_not_changed(tiny_folder):
+def test_other_models_are_not_changed():
     assert not pack_encoder(nn.Linear(2, 2))
     distilbert = AutoModelForSequenceClassification.from_config(
         AutoConfig.for_model("distilbert", vocab_size=50, dim=12, n_heads=3, hidden_dim=20, n_layers=1)
