@@ -91,7 +91,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed,
             group_by_length=data.group_by_length, pad_to=0, num_workers=data.dataloader_num_workers,
         )  # fmt: skip
-        base, head = load_classifier(source, task.labels)
+        base, head = load_classifier(source, task.labels, args.dropout)
         base_size = size(base)
         adapted = strategy.apply(base, head)
         parameters = ParameterCount.of(base_size, adapted)

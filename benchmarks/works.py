@@ -73,6 +73,7 @@ class Setting:
             *("--per_device_train_batch_size", str(work.micro_batch)),
             *("--gradient_accumulation_steps", str(accumulation)),
             *("--num_cpu_threads", str(self.threads)),
+            *("--dropout", "0.1"),  # BERT's, on for every method and system
             *("--logging_steps", "500"),  # as often as Trainer does
         )
 

@@ -101,7 +101,9 @@ class TrainingArguments:
         default=64, metadata={"help": "examples per batch and process in evaluation"}
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "micro-batches per optimizer update"})
-    num_train_epochs: int = field(default=3, metadata={"help": "passes over the training data"})
+    num_train_epochs: int | None = field(
+        default=None, metadata={"help": "passes over the training data; None takes the task's own number"}
+    )
     max_train_steps: int | None = field(
         default=None,
         metadata={"help": "stop after N optimizer updates, whatever the epochs; None means no limit"},
@@ -113,9 +115,16 @@ class TrainingArguments:
     num_warmup_steps: int | None = field(
         default=None, metadata={"help": "updates over which the rate rises from 0; None takes warmup_ratio"}
     )
-    warmup_ratio: float = field(default=0.06, metadata={"help": "share of all updates that is warm-up, 0..1"})
+    warmup_ratio: float = field(default=0.1, metadata={"help": "share of all updates that is warm-up, 0..1"})
     weight_decay: float = field(
         default=0.0, metadata={"help": "AdamW's decoupled decay; never on biases and normalisation weights"}
+    )
+    dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "probability in the base model's layers and before its head; None takes the method's own (BitFit: "
+            "0), or else the model's"
+        },
     )
     max_grad_norm: float = field(
         default=1.0, metadata={"help": "clip the gradient to this global L2 norm; 0 does not clip"}
@@ -168,8 +177,10 @@ class TrainingArguments:
         _at_least(self, 0, "learning_rate", above=True)
         _at_least(
             self, 0, "num_warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm",
-            "early_stopping_patience", "seed", "num_cpu_threads",
+            "early_stopping_patience", "seed", "num_cpu_threads", "dropout",
         )  # fmt: skip
+        if self.dropout is not None and self.dropout >= 1:
+            raise UserError(f"--dropout {self.dropout}: must be less than 1")
         if self.warmup_ratio > 1:
             raise UserError(
                 f"--warmup_ratio {self.warmup_ratio}: must be at most 1; for a number of updates use --num_warmup_steps"
@@ -264,11 +275,22 @@ class TrainArguments:
         """The peak rate: the flag's, or else the method's own."""
         return self.training.learning_rate or self.strategy.default_learning_rate
 
+    @property
+    def num_train_epochs(self) -> int:
+        """The flag's, or else the task's own."""
+        return self.training.num_train_epochs or TASKS[self.data.task_name].num_train_epochs
+
+    @property
+    def dropout(self) -> float | None:
+        """The flag's, or else the method's own; None leaves the model's."""
+        asked = self.training.dropout
+        return self.strategy.default_dropout if asked is None else asked
+
     def flat(self) -> dict[str, Any]:
-        """Flag name -> value, of all groups and of the chosen method; the learning rate is the one that is used."""
+        """Flag name -> value, of all groups and of the chosen method; with the defaults of the method and the task."""
         groups = (self.model, self.data, self.training, self.output, self.strategy)
         values = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
-        return values | {"learning_rate": self.learning_rate}
+        return values | {name: getattr(self, name) for name in ("learning_rate", "num_train_epochs", "dropout")}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from peftlib.errors import UserError, nearest
 from peftlib.hub import hub_access
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 #: Models that are installed with the suite: name -> (distribution, package, folder in it).
 PACKAGED_MODELS = {
@@ -97,23 +97,27 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_classifier(source: ModelSource, labels: tuple[str, ...]) -> tuple[PreTrainedModel, frozenset[str]]:
+def load_classifier(
+    source: ModelSource, labels: tuple[str, ...], dropout: float | None = None
+) -> tuple[PreTrainedModel, frozenset[str]]:
     """Load a sequence classifier in fp32, with a new head where the checkpoint has none.
 
     Args:
         source: from `find_model`.
         labels: the class names, in the order of their indices.
+        dropout: in place of every probability of dropout that the model's configuration names; None leaves them.
 
     Returns:
         The model, and the names of its head's parameters: those outside the encoder (DeBERTa's `pooler` and
         `classifier`, DistilBERT's `pre_classifier`) and those that the checkpoint did not bring.
 
     Raises:
-        UserError: the checkpoint has no safetensors weights, or is no model that can classify sequences.
+        UserError: the checkpoint has no safetensors weights, or is no model that can classify sequences, or names no
+            dropout and was to have some.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
 
     # "classifier.weight MISSING" is what fine-tuning is about; the head's size is in our own table.
@@ -121,12 +125,19 @@ def load_classifier(source: ModelSource, labels: tuple[str, ...]) -> tuple[PreTr
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        config = AutoConfig.from_pretrained(
             source.location,
             **source.options(),
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
+        )
+        if dropout is not None and not _set_dropout(config, dropout) and dropout > 0:
+            raise UserError(f"--dropout {dropout}: {source.name} ({config.model_type}) has none in its configuration")
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source.location,
+            **source.options(),
+            config=config,
             # transformers 5 keeps the checkpoint's precision by default; trained weights have to be fp32.
             dtype=torch.float32,
             use_safetensors=True,  # never unpickle what a path or a Hub id points to
@@ -143,3 +154,20 @@ def load_classifier(source: ModelSource, labels: tuple[str, ...]) -> tuple[PreTr
     names = [name for name, _ in model.named_parameters()]
     missing = set(report["missing_keys"])
     return model, frozenset(name for name in names if name in missing or not name.startswith(encoder))
+
+
+def _set_dropout(config: PretrainedConfig, dropout: float) -> bool:
+    """Replace every probability of dropout; whether there was one.
+
+    They are called hidden_dropout_prob, dropout, dropout_rate, resid_pdrop, … by model; None stands for another one.
+    """
+    names = [
+        name
+        for name, value in vars(config).items()
+        if ("dropout" in name or name.endswith("pdrop"))
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    ]
+    for name in names:
+        setattr(config, name, dropout)
+    return bool(names)

@@ -73,7 +73,7 @@ def main() -> None:
     manifest = matching_manifest(checkpoint, identity, extend=out.extend_training)
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
-    base, head = load_classifier(source, task.labels)
+    base, head = load_classifier(source, task.labels, args.dropout)
     base_size = size(base)
     adapted = strategy.apply(base, head)
     parameters = ParameterCount.of(base_size, adapted)
@@ -81,7 +81,7 @@ def main() -> None:
 
     # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────
     plan = Plan.of(
-        batches.windows_per_epoch, how.num_train_epochs, how.max_train_steps, eval_steps=how.eval_steps,
+        batches.windows_per_epoch, args.num_train_epochs, how.max_train_steps, eval_steps=how.eval_steps,
         logging_steps=out.logging_steps, max_grad_norm=how.max_grad_norm, patience=how.early_stopping_patience,
         best_metric=task.best_metric,
     )  # fmt: skip

@@ -50,7 +50,9 @@ def main() -> int:
     chance = random.Random(options.seed)
     print(f"chaos: {options.kills} kills, seed {options.seed}", flush=True)
     extra = options.extra or ["--max_train_samples", "1600", "--max_eval_samples", "100", "--num_train_epochs", "4"]
-    extra = [*extra, "--num_cpu_threads", "1"]  # two threads that wait for each other crawl on a machine at work
+    # Dropout draws from the state that a resumed run goes on from; two threads that wait for each other crawl on a
+    # machine at work.
+    extra = [*extra, "--dropout", "0.1", "--num_cpu_threads", "1"]
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         calm, hunted = Path(name) / "calm", Path(name) / "hunted"
         begin = time.monotonic()

@@ -20,6 +20,7 @@ from peftlib.arguments import (
     parse_train_arguments,
     train_parser,
 )
+from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
 from tests.launching import run_python
@@ -57,6 +58,7 @@ SAMPLES = {
     "num_warmup_steps": ("0", 0),
     "warmup_ratio": ("0.5", 0.5),
     "weight_decay": ("0.01", 0.01),
+    "dropout": ("0.3", 0.3),
     "max_grad_norm": ("0", 0.0),
     "mixed_precision": ("no", "no"),
     "eval_steps": ("50", 50),
@@ -166,6 +168,21 @@ def test_the_rate_is_the_flags_or_else_the_methods_own(method):
     assert parse("--method", method, "--learning_rate", "0.5").learning_rate == 0.5
 
 
+@pytest.mark.parametrize("method", STRATEGIES)
+def test_the_dropout_is_the_flags_or_else_the_methods_own(method):
+    args = parse("--method", method)
+    assert args.dropout == args.flat()["dropout"] == (0.0 if method == "bitfit" else None)
+    for asked in (0.0, 0.3):
+        assert parse("--method", method, f"--dropout={asked}").flat()["dropout"] == asked
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_epochs_are_the_flags_or_else_the_tasks_own(task):
+    args = parse("--task_name", task)
+    assert args.num_train_epochs == args.flat()["num_train_epochs"] == (2 if task == "rotten_tomatoes" else 3)
+    assert parse("--task_name", task, "--num_train_epochs", "7").flat()["num_train_epochs"] == 7
+
+
 def test_only_such_an_agent_may_pass_on_what_is_no_flag():
     with pytest.raises(UserError, match="--params/total: no such flag"):
         parse("--params/total=9")
@@ -259,9 +276,9 @@ COUNTS = [
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "dataloader_num_workers", "num_warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm",
-    "early_stopping_patience", "seed", "num_cpu_threads", "lora_dropout",
+    "early_stopping_patience", "seed", "num_cpu_threads", "lora_dropout", "dropout",
 ]  # fmt: skip
-RATES = ["learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "lora_alpha", "lora_dropout"]
+RATES = ["learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "lora_alpha", "lora_dropout", "dropout"]
 
 
 @pytest.mark.parametrize(
@@ -273,7 +290,7 @@ RATES = ["learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "lora
         *[("learning_rate", text) for text in ("0", "-1e-3", "1e400")],
         *[("max_length", text) for text in ("1", "0")],
         *[("lora_alpha", text) for text in ("0", "-2")],
-        *[("lora_dropout", text) for text in ("1", "1.5")],
+        *[(name, text) for name in ("lora_dropout", "dropout") for text in ("1", "1.5")],
         ("warmup_ratio", "1.01"),
         ("seed", str(2**32)),
         ("bias_terms", ","),

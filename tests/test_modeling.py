@@ -125,6 +125,30 @@ def test_a_checkpoint_in_half_precision_becomes_fp32_without_changing_its_values
         assert torch.equal(model.bert.get_parameter(name), parameter.float()), name
 
 
+@pytest.mark.parametrize("architecture", HEADS)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_dropout_replaces_every_probability(architecture, dropout, tiny_folder):
+    source = find_model(str(tiny_folder(architecture)))
+    model, _ = load_classifier(source, LABELS, dropout)
+    own, _ = load_classifier(source, LABELS)
+    modules = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert {module.p for module in modules} == {dropout}
+    assert {module.p for module in own.modules() if isinstance(module, torch.nn.Dropout)} != {dropout}
+    # With the head the same, a model without dropout computes in training what it does in evaluation.
+    tokens = torch.arange(20, 32).view(2, 6)
+    with torch.no_grad():
+        trained, scored = (model.train(mode)(tokens).logits for mode in (True, False))
+    assert torch.equal(trained, scored) == (dropout == 0.0)
+
+
+def test_dropout_that_a_model_cannot_have_is_an_error(tiny_folder, monkeypatch):
+    source = find_model(str(tiny_folder("bert")))
+    monkeypatch.setattr("peftlib.modeling._set_dropout", lambda config, dropout: False)
+    load_classifier(source, LABELS, 0.0)
+    with pytest.raises(UserError, match=r"^--dropout 0.3: .* has none in its configuration"):
+        load_classifier(source, LABELS, 0.3)
+
+
 def test_the_labels_are_the_tasks(tiny_folder):
     model, _ = load_classifier(find_model(str(tiny_folder("bert"))), ("a", "b", "c"))
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}

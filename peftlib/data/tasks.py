@@ -35,12 +35,14 @@ class Task:
     Attributes:
         labels: the class names; a row's label is an index into them.
         metrics: names from `evaluation/metrics.py`; the first one chooses the best model (larger is better).
+        num_train_epochs: passes over the training data when nobody says otherwise.
         packaged: whether an installed package carries the rows.
     """
 
     name: str
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
+    num_train_epochs: int = 3
     packaged: bool = False
     hub: HubDataset | None = None
     glue: GlueFolder | None = None
@@ -59,6 +61,7 @@ TASKS: dict[str, Task] = {
             name="rotten_tomatoes",
             labels=("negative", "positive"),
             metrics=("accuracy",),
+            num_train_epochs=2,  # a third brings BitFit nothing
             packaged=True,
         ),
         Task(

@@ -23,7 +23,7 @@ _NO_SETTING = NOT_SHAPING | frozenset({
     "trust_remote_code", "pad_to_max_length", "per_device_train_batch_size", "gradient_accumulation_steps",
     "mixed_precision", "max_train_samples", "max_eval_samples", "model_name_or_path", "task_name",
     # What a comparison is about.
-    "method", "seed", "learning_rate",
+    "method", "seed", "learning_rate", "dropout",
     # A schedule's warm-up is searched together with its peak, and what is best for one method is not for another.
     "num_warmup_steps", "warmup_ratio",
 })  # fmt: skip

@@ -92,11 +92,14 @@ def _number(value: Any) -> str:
 
 
 def _flags(run: Run) -> dict[str, Any]:
-    """The flags of the run's own method, those of its record."""
+    """The flags of the run's own method, those of its record, and its dropout."""
     if run.method not in STRATEGIES:
         return {}
     names = [field.name for field in dataclasses.fields(STRATEGIES[run.method])]
-    return {name: run.arguments[name] for name in names if name in run.arguments}
+    # Runs from before the flag had the model's own dropout, as None has.
+    return {name: run.arguments[name] for name in names if name in run.arguments} | {
+        "dropout": run.arguments.get("dropout")
+    }
 
 
 def _strategy_label(method: str, flags: dict[str, Any]) -> str:
@@ -104,7 +107,7 @@ def _strategy_label(method: str, flags: dict[str, Any]) -> str:
     if method not in STRATEGIES:
         return method
     kind = STRATEGIES[method]
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)} | {"dropout": kind.default_dropout}
     parts = [f"{kind.__name__} r={flags['lora_r']}" if "lora_r" in flags else kind.__name__]
     parts += [
         f"{name}={value}" for name, value in flags.items() if name != "lora_r" and value != defaults.get(name, value)

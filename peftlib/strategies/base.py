@@ -20,6 +20,8 @@ class Strategy(ABC):
 
     #: Peak learning rate when `--learning_rate` is not given.
     default_learning_rate: ClassVar[float]
+    #: Probability of the base model's dropout when `--dropout` is not given; None leaves the model's own.
+    default_dropout: ClassVar[float | None] = None
 
     @property
     def reads_frozen_weights(self) -> bool:

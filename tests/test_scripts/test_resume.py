@@ -38,7 +38,7 @@ def flags(tiny_folder, glue_folder) -> list[object]:
     return [
         "--model_name_or_path", tiny_folder("bert"), "--task_name", "sst2", "--data_dir", glue_folder(train=400),
         "--num_train_epochs", 40, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2,
-        "--logging_steps", 5, "--mixed_precision", "no", "--num_cpu_threads", 1,
+        "--logging_steps", 5, "--mixed_precision", "no", "--num_cpu_threads", 1, "--dropout", 0.1,
     ]  # fmt: skip
 
 
