@@ -115,7 +115,7 @@ class TrainingArguments:
     num_warmup_steps: int | None = field(
         default=None, metadata={"help": "updates over which the rate rises from 0; None takes warmup_ratio"}
     )
-    warmup_ratio: float = field(default=0.1, metadata={"help": "share of all updates that is warm-up, 0..1"})
+    warmup_ratio: float = field(default=0.15, metadata={"help": "share of all updates that is warm-up, 0..1"})
     weight_decay: float = field(
         default=0.0, metadata={"help": "AdamW's decoupled decay; never on biases and normalisation weights"}
     )
