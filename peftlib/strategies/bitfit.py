@@ -35,7 +35,7 @@ class BitFit(Strategy):
     """Every bias of the encoder and, as in the paper (section 3), the new classification head."""
 
     default_learning_rate: ClassVar[float] = 3e-3
-    # A thousandth of the parameters underfits: without dropout every task ends better (docs/results.md), and sooner.
+    # A thousandth of the parameters underfits: it learns better without (docs/results.md), and faster.
     default_dropout: ClassVar[float | None] = 0.0
 
     train_head: bool = field(
