@@ -29,6 +29,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return (
         *("--model_name_or_path", model, "--task_name", "sst2", "--data_dir", str(folder)),
         *("--per_device_train_batch_size", "16", "--mixed_precision", "no", "--num_cpu_threads", "1"),
+        *("--dropout", "0.1"),  # as the bench has it
     )
 
 
