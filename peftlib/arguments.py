@@ -122,8 +122,8 @@ class TrainingArguments:
     dropout: float | None = field(
         default=None,
         metadata={
-            "help": "probability in the base model's layers and before its head; None takes the method's own (BitFit: "
-            "0), or else the model's"
+            "help": "probability in the base model's layers and before its head; None takes the method's own, or else "
+            "the model's"
         },
     )
     max_grad_norm: float = field(

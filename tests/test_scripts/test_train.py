@@ -55,12 +55,9 @@ class Run:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Path:
-    """A folder with `model` (tiny, without dropout) and `glue`, and an empty `work` to run in."""
+    """A folder with `model` (tiny, with dropout, which BitFit turns off) and `glue`, and an empty `work` to run in."""
     folder = tmp_path_factory.mktemp("train")
     shutil.copytree(tiny_folder(), folder / "model")
-    config = json.loads((folder / "model" / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "model" / "config.json").write_text(json.dumps(config))
     write_glue(folder / "glue", TRAIN, DEV)
     (folder / "work").mkdir()
     return folder
