@@ -19,9 +19,10 @@ def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
     words, args = parse_compare_arguments()
     # Imported below the arguments, so that --help and a wrong flag are answered at once.
-    from peftlib.reporting.console import CompareConsole, publish
-    from peftlib.reporting.folder import check_folder
-    from peftlib.reporting.runs import find_runs
+    with cli.importing():
+        from peftlib.reporting.console import CompareConsole, publish
+        from peftlib.reporting.folder import check_folder
+        from peftlib.reporting.runs import find_runs
 
     runs = find_runs(words)
 

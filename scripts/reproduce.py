@@ -32,9 +32,10 @@ def main() -> None:
 
     # ── The runs ─────────────────────────────────────────────────────────────────────────────────────────────
     # Imported below the checks, so that wrong words are answered before Optuna and W&B are loaded.
-    from peftlib.sweeps.console import SweepConsole
-    from peftlib.sweeps.loop import run_sweep
-    from peftlib.sweeps.search import Search
+    with cli.importing():
+        from peftlib.sweeps.console import SweepConsole
+        from peftlib.sweeps.loop import run_sweep
+        from peftlib.sweeps.search import Search
 
     console = SweepConsole()
     if notice is not None:
@@ -43,8 +44,9 @@ def main() -> None:
     run_sweep(search, console, args.workers)
 
     # ── The report ───────────────────────────────────────────────────────────────────────────────────────────
-    from peftlib.reporting.console import publish
-    from peftlib.reporting.runs import find_runs
+    with cli.importing():
+        from peftlib.reporting.console import publish
+        from peftlib.reporting.runs import find_runs
 
     publish(find_runs([str(search.folder)]), Path(args.output_dir), command=shlex.join(["python", *sys.argv]))
 

@@ -30,10 +30,11 @@ def main() -> None:
 
     # ── Its runs, run ────────────────────────────────────────────────────────────────────────────────────────
     # Imported below the checks, so that a wrong file is answered before Optuna and W&B are loaded.
-    from peftlib.sweeps.command import prepared
-    from peftlib.sweeps.console import SweepConsole
-    from peftlib.sweeps.loop import run_sweep
-    from peftlib.sweeps.search import Search
+    with cli.importing():
+        from peftlib.sweeps.command import prepared
+        from peftlib.sweeps.console import SweepConsole
+        from peftlib.sweeps.loop import run_sweep
+        from peftlib.sweeps.search import Search
 
     sweep = prepared(sweep, file)
     folder = Path(args.sweep_dir) if args.sweep_dir else sweep.default_folder

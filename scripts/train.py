@@ -2,8 +2,7 @@
 
     accelerate launch scripts/train.py --method bitfit
     accelerate launch scripts/train.py --method lora --lora_r 8 --task_name mrpc --data_dir glue
-    accelerate launch --config_file accelerate_configs/single_gpu_fp16.yaml scripts/train.py \
-        --model_name_or_path bert-base-uncased --task_name mrpc --method bitfit --report_to wandb
+    accelerate launch --config_file accelerate_configs/single_gpu_fp16.yaml scripts/train.py --report_to wandb
 
 Every flag can also stand in a YAML file (--config FILE); --help lists them. The run reads top to bottom.
 """
@@ -16,29 +15,30 @@ def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
     args = parse_train_arguments()
     # Imported below the arguments, so that --help and a wrong flag are answered before torch is loaded.
-    from functools import partial
+    with cli.importing():
+        from functools import partial
 
-    from accelerate.utils import set_seed
+        from accelerate.utils import set_seed
 
-    from peftlib.acceleration import accelerate_model
-    from peftlib.data.loading import build_loaders, load_splits
-    from peftlib.data.tasks import TASKS
-    from peftlib.evaluation.evaluator import evaluate
-    from peftlib.modeling import find_model, load_classifier, load_tokenizer
-    from peftlib.strategies.parameters import ParameterCount, size
-    from peftlib.tracking.folder import choose_output_dir, choose_resume
-    from peftlib.tracking.record import describe_run
-    from peftlib.tracking.reporter import Reporter
-    from peftlib.tracking.trackers import choose_trackers
-    from peftlib.training.checkpointing import CheckpointKeeper, restore
-    from peftlib.training.devices import build_accelerator
-    from peftlib.training.interruption import Interruption
-    from peftlib.training.loop import keep_best, train
-    from peftlib.training.manifest import choose_checkpoint, identity_of, matching_manifest
-    from peftlib.training.memory import fit_micro_batch
-    from peftlib.training.optimization import build_optimizer, build_scheduler
-    from peftlib.training.saving import flat_results, save_result
-    from peftlib.training.state import Plan, Training
+        from peftlib.acceleration import accelerate_model
+        from peftlib.data.loading import build_loaders, load_splits
+        from peftlib.data.tasks import TASKS
+        from peftlib.evaluation.evaluator import evaluate
+        from peftlib.modeling import find_model, load_classifier, load_tokenizer
+        from peftlib.strategies.parameters import ParameterCount, size
+        from peftlib.tracking.folder import choose_output_dir, choose_resume
+        from peftlib.tracking.record import describe_run
+        from peftlib.tracking.reporter import Reporter
+        from peftlib.tracking.trackers import choose_trackers
+        from peftlib.training.checkpointing import CheckpointKeeper, restore
+        from peftlib.training.devices import build_accelerator
+        from peftlib.training.interruption import Interruption
+        from peftlib.training.loop import keep_best, train
+        from peftlib.training.manifest import choose_checkpoint, identity_of, matching_manifest
+        from peftlib.training.memory import fit_micro_batch
+        from peftlib.training.optimization import build_optimizer, build_scheduler
+        from peftlib.training.saving import flat_results, save_result
+        from peftlib.training.state import Plan, Training
 
     which, data, how, out, strategy = args.model, args.data, args.training, args.output, args.strategy
     task, rate, trackers = TASKS[data.task_name], args.learning_rate, choose_trackers(out.report_to)

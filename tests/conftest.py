@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+gc.disable()  # while tests import; see pytest_collection_finish
+
 # Before anything of Hugging Face is imported: the tests are offline, and no launcher's or tracker's settings of the
 # person who runs them leak in.
 for name in list(os.environ):
@@ -53,8 +55,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_finish() -> None:
     """What is imported by now stays: garbage collections (statsmodels makes one per correction) need not walk it."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

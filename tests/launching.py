@@ -165,15 +165,20 @@ def launch(config: str, script: Path, *words: object, cwd: Path, **changes: str)
     return finished(start_launcher(config, script, *words, cwd=cwd, **changes), script, *words)
 
 
-def run_in_two(script: Path, *words: object, cwd: Path) -> None:
-    """A script in two processes, to its good end, with what a launcher gives them but without the launcher."""
+def start_two(script: Path, *words: object, cwd: Path) -> list[Forked | subprocess.Popen[str]]:
+    """Start a script in two processes, with what a launcher gives them but without the launcher."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    ranks = [
+    return [
         start_script(script, *words, cwd=cwd, PYTHONPATH=str(ROOT), **common, RANK=rank, LOCAL_RANK=rank)
         for rank in ("0", "1")
     ]
+
+
+def run_in_two(script: Path, *words: object, cwd: Path) -> None:
+    """`start_two`, to their good end."""
+    ranks = start_two(script, *words, cwd=cwd)
     try:
         for run in ranks:
             output, errors = run.communicate(timeout=300)

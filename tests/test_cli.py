@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -68,3 +69,11 @@ def test_the_shell_sees_the_status(body, status, said):
     code = f"from peftlib import cli, errors\ndef main():\n    {body}\ncli.run(main)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+
+
+def test_what_a_script_imports_is_not_collected_and_the_rest_is_as_ever():
+    kept = gc.get_freeze_count()
+    with pytest.raises(ImportError), cli.importing():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled() and gc.get_freeze_count() > kept

@@ -14,7 +14,7 @@ from peftlib.errors import UserError
 from peftlib.reporting import runs as reading
 from peftlib.reporting.report import work_out
 from tests.conftest import ROOT
-from tests.launching import run_python
+from tests.launching import run_python, run_script
 from tests.reporting.made_up import make_run
 
 SCRIPT = ROOT / "scripts" / "compare.py"
@@ -26,7 +26,7 @@ def test_a_folder_that_is_not_a_reports_own_is_refused_in_one_line(tmp_path: Pat
     work = tmp_path / "work"
     run = make_run(work / "run")
     before = sorted(path.name for path in run.iterdir())
-    done = run_python(SCRIPT, "run", "--output_dir", "run", cwd=work)
+    done = run_script(SCRIPT, "run", "--output_dir", "run", cwd=work)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: --output_dir run: holds metrics.jsonl, which no report has written; name another folder\n"

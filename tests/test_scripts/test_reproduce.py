@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import ROOT, write_glue
-from tests.launching import run_python, run_script
+from tests.launching import run_script
 
 SCRIPT = ROOT / "scripts" / "reproduce.py"
 pytestmark = pytest.mark.launch
@@ -40,7 +40,7 @@ def small_grid(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[.
     words = ["--model_name_or_path", tiny_folder(), "--data_dir", write_glue(place / "glue"), "--seeds", 1]
     words += ["--workers", 2, "--sweep_dir", sweep, "--set", "strategy=[{method: bitfit}, {method: lora, lora_r: 8}]"]
     words += ["task_name=[mrpc]", "max_train_steps=2", "eval_steps=1", "mixed_precision='no'"]
-    done = run_python(SCRIPT, *words, cwd=work, PYTHONPATH=str(ROOT))
+    done = run_script(SCRIPT, *words, cwd=work, PYTHONPATH=str(ROOT))
     return SmallGrid(done, work, (sweep / "runs" / "0000", sweep / "runs" / "0001"))
 
 
@@ -68,7 +68,7 @@ def test_its_runs_example_by_example(small_grid, tmp_path):
 def test_what_is_wrong_is_said_before_anything_starts(tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "mine.txt").write_text("mine")
-    done = run_python(SCRIPT, "--data_dir", tmp_path / "nowhere", "--output_dir", "report", cwd=tmp_path)
+    done = run_script(SCRIPT, "--data_dir", tmp_path / "nowhere", "--output_dir", "report", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
     assert "holds mine.txt" in done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["report"]

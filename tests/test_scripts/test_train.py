@@ -79,8 +79,9 @@ def one(place: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def two(place: Path) -> Run:
-    """In two processes, and with another accumulation in the environment."""
+    """In two processes, tracked, and with another accumulation in the environment."""
     words = mrpc(place, *SAME, "--per_device_train_batch_size=2", "--gradient-accumulation-steps", 2)
+    words += ["--report_to", "wandb"]
     stray = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "7"}
     done = launch("multi_cpu", SCRIPT, *words, "--output_dir", place / "two", cwd=place / "work", **stray)
     return Run(done, place / "two")
@@ -107,7 +108,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 def test_a_run_ends_well_and_leaves_these_files(run: Run) -> None:
     assert run.done.returncode == 0, run.done.stderr
     assert "Traceback" not in run.done.stderr
-    assert {path.name for path in run.folder.iterdir()} == {
+    assert {path.name for path in run.folder.iterdir()} - {"wandb"} == {
         ".lock",
         "adapter_config.json", "adapter_model.safetensors", "all_results.json", "metrics.jsonl",
         "predictions.safetensors", "README.md", "run.json", "tokenizer.json", "tokenizer_config.json",
@@ -167,6 +168,10 @@ def test_only_the_main_process_speaks(two: Run) -> None:
     assert two.done.stdout.count(f"step {STEPS}/{STEPS}") == 1
     assert two.done.stdout.count("best step") == 1
     assert two.json("run.json")["processes"] == 2
+
+
+def test_of_two_processes_one_talks_to_wandb(two: Run) -> None:
+    assert len(list((two.folder / "wandb").glob("offline-run-*"))) == 1
 
 
 def test_two_processes_learn_the_same_as_one(one: Run, two: Run) -> None:
