@@ -116,9 +116,13 @@ def test_a_signal_to_the_launcher_alone_leaves_a_checkpoint_and_nobody_behind(tm
 def test_two_processes_end_alike_when_one_got_sigusr1(tmp_path, flags):
     folder = tmp_path / "run"
     both = start_two(TRAIN, *flags, "--output_dir", folder, cwd=tmp_path)
-    wait_for_steps(folder, 10)
-    both[1].send_signal(signal.SIGUSR1)
-    said = [run.communicate(timeout=PATIENCE) for run in both]
+    try:
+        wait_for_steps(folder, 10)
+        both[1].send_signal(signal.SIGUSR1)
+        said = [run.communicate(timeout=PATIENCE) for run in both]
+    finally:
+        for run in both:  # one that is left alone would wait for the other for ever
+            run.kill()
     assert [run.returncode for run in both] == [0, 0], said
     assert status(folder) == "interrupted"
     (checkpoint,) = (folder / "checkpoints").glob("step_*")
@@ -200,7 +204,7 @@ def test_a_run_outlives_wandb(tmp_path, flags):
 
 def test_chaos_in_short(tmp_path, flags):
     short = [*flags[:6], "--num_train_epochs", 2, "--per_device_train_batch_size", 4, "--max_train_samples", 160]
-    done = run_python(ROOT / "tests" / "chaos.py", "--kills", 1, "--seed", 11, "--", *short, cwd=tmp_path)
+    done = run_python(ROOT / "tests" / "chaos.py", "--kills", 1, "--seed", 9, "--", *short, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "adapter: bit-equal; losses: equal; orphans: 0; the last life went on from step" in done.stdout
 
