@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, synced, then renamed over it."""
+"""Files that are whole or absent: written beside their place, synced, then renamed over it; and where caches are."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by strictly valid JSON: NaN and infinities, which JSON lacks, become null."""
     write_text(path, json.dumps(strict(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def cache_folder() -> Path:
+    """`$PEFTLIB_CACHE`, else `$XDG_CACHE_HOME/peftlib`, else `~/.cache/peftlib`."""
+    if folder := os.environ.get("PEFTLIB_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftlib"
 
 
 def strict(value: Any) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.files import strict, write_json, write_text
+from peftlib.files import cache_folder, strict, write_json, write_text
 
 
 def names(folder):
@@ -94,3 +94,13 @@ def without_non_finite(value):
 def test_strict_goes_through_tuples_and_keeps_finite_numbers():
     value = {"a": (1.5, math.nan, -math.inf), 2: {"b": [math.inf, 0.0, 3, True, "NaN"]}}
     assert strict(value) == {"a": [1.5, None, None], "2": {"b": [None, 0.0, 3, True, "NaN"]}}
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch):
+    monkeypatch.setenv("PEFTLIB_CACHE", "/a")
+    assert cache_folder() == Path("/a")
+    monkeypatch.delenv("PEFTLIB_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert cache_folder() == Path("/b/peftlib")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder() == Path.home() / ".cache" / "peftlib"

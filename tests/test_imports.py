@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "data": {"hub", *_FLOOR},
     "modeling": {"hub", *_FLOOR},
     # Knows modules and dtypes, no method and no task.
-    "acceleration": {"errors"},
+    "acceleration": {"errors", "files"},
     "strategies": _FLOOR,
     "evaluation": _ROOMS | _FLOOR,
     "tracking": _ROOMS | _FLOOR,

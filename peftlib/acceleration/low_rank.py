@@ -8,7 +8,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch import nn
 
-from peftlib.acceleration.dropout import drawn_mask, masked
+from peftlib.acceleration.dropout import drawn
 
 
 def use_one_function_per_layer(model: nn.Module) -> None:
@@ -68,18 +68,17 @@ class _LowRankLinear(torch.autograd.Function):
             rows = x.reshape(-1, x.size(-1)).to(dtype)
             weight, a, b = weight.to(dtype), a.to(dtype), b.to(dtype)
             output = rows @ weight.t() if bias is None else torch.addmm(bias.to(dtype), rows, weight.t())
-            mask, factor = drawn_mask(rows, p)
-            rows = masked(rows, mask)
-            scaling *= factor  # on r numbers a token instead of all
+            ctx.drawn = drawn(rows, p) if p else None
+            rows = ctx.drawn.of(rows) if ctx.drawn else rows
             low = rows @ a.t()
             output.addmm_(low, b.t(), alpha=scaling)
         ctx.scaling = scaling
-        ctx.save_for_backward(rows, low, mask, weight, a, b)
+        ctx.save_for_backward(rows, low, weight, a, b)
         return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, low, mask, weight, a, b = ctx.saved_tensors
+        rows, low, weight, a, b = ctx.saved_tensors
         of_x, of_trained = ctx.dtypes
         upstream = gradient.reshape(-1, gradient.size(-1))
         of_low = (upstream @ b).mul_(ctx.scaling)
@@ -88,6 +87,7 @@ class _LowRankLinear(torch.autograd.Function):
         for_x = None
         if ctx.needs_input_grad[0]:
             low_rank = of_low @ a
-            for_x = (upstream @ weight).add_(masked(low_rank, mask))
+            for_x = upstream @ weight
+            for_x = ctx.drawn.onto(low_rank, for_x) if ctx.drawn else for_x.add_(low_rank)
             for_x = for_x.view(*gradient.shape[:-1], -1).to(of_x)
         return for_x, None, None, for_a, for_b, None, None

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from peftlib.acceleration import cpu_calls
 from peftlib.acceleration.bert import bert_encoder, has_hooks, is_frozen_linear, is_key_mask, is_plain_encoder, joined
-from peftlib.acceleration.dropout import drawn_mask, masked
+from peftlib.acceleration.layer_parts import Parts, parts_for
 from peftlib.acceleration.packing import Packing
 
 
@@ -31,6 +32,7 @@ def pack_encoder(model: nn.Module) -> bool:
     encoder = bert_encoder(model)
     if encoder is None or not is_plain_encoder(encoder.config):
         return False
+    cpu_calls.are_there()  # builds the kernels now, if ever, and not in the first step
     kind: Any = type(encoder)
     encoder.__class__ = kind if isinstance(encoder, _PackedEncoder) else _packed(kind)
     return True
@@ -51,10 +53,11 @@ class _PackedEncoder(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_states.dtype
         attention = encoder.layer[0].attention.self
         packing = Packing(seen, attention.num_attention_heads, attention.attention_head_size, dtype)
+        parts = parts_for(encoder.layer[0], dtype)
         rows = hidden_states.flatten(0, 1).index_select(0, packing.tokens).to(dtype)
         with torch.autocast(kind, enabled=False):
             for layer in encoder.layer:
-                rows = _layer(layer, rows, packing, ends=layer is encoder.layer[-1])
+                rows = _layer(layer, rows, packing, parts, ends=layer is encoder.layer[-1])
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=rows.unsqueeze(1).to(hidden_states.dtype))
 
 
@@ -93,54 +96,57 @@ def _replaced(layer: Any) -> tuple[nn.Module, ...]:
     )  # fmt: skip
 
 
-def _layer(layer: Any, rows: torch.Tensor, packing: Packing, ends: bool) -> torch.Tensor:
+def _layer(layer: Any, rows: torch.Tensor, packing: Packing, parts: Parts, ends: bool) -> torch.Tensor:
     """(T, D) to (T, D); of the last layer to (B, D), the first token of each example."""
     attention = layer.attention.self
     if ends:
         starts = rows.index_select(0, packing.first)
-        query, seen = _product(starts, attention.query), _product(rows, attention.key, attention.value)
+        query, of_query = _product(starts, parts, attention.query)
+        seen, bias = _product(rows, parts, attention.key, attention.value)
+        bias = None if of_query is None or bias is None else torch.cat([of_query, bias])
         rows = starts
     else:
-        query, seen = None, _product(rows, attention.query, attention.key, attention.value)
-    attended = _Attention.apply(seen, query, packing, _rate(attention.dropout))
-    rows = _finish(layer.attention.output, attended, rows)
-    inner = layer.intermediate.intermediate_act_fn(_product(rows, layer.intermediate.dense))
-    return _finish(layer.output, inner, rows)
+        query, (seen, bias) = None, _product(rows, parts, attention.query, attention.key, attention.value)
+    attended = parts.attend(seen, query, bias, packing, _rate(attention.dropout))
+    rows = _finish(layer.attention.output, attended, rows, parts)
+    inner = parts.activate(*_product(rows, parts, layer.intermediate.dense), layer.intermediate.intermediate_act_fn)
+    return _finish(layer.output, inner, rows, parts)
 
 
-def _finish(output: Any, rows: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+def _finish(output: Any, rows: torch.Tensor, residual: torch.Tensor, parts: Parts) -> torch.Tensor:
     """A block's end: its product, dropout, residual and normalisation."""
-    norm, product = output.LayerNorm, _product(rows, output.dense)
-    result: torch.Tensor = _DropoutAddNorm.apply(
-        product, residual, _rate(output.dropout), norm.weight, norm.bias, norm.eps
-    )
-    return result
+    return parts.add_norm(*_product(rows, parts, output.dense), residual, _rate(output.dropout), output.LayerNorm)
 
 
 def _rate(dropout: Any) -> float:
     return dropout.p if dropout.training else 0.0
 
 
-def _product(rows: torch.Tensor, *modules: nn.Module) -> torch.Tensor:
-    """What these layers make of the same rows, side by side."""
+def _product(rows: torch.Tensor, parts: Parts, *modules: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What these layers make of the same rows, side by side; and the biases, where the parts add them later."""
     if all(is_frozen_linear(module) for module in modules) and not any(has_hooks(module) for module in modules):
         frozen: Any = modules
         weight = frozen[0].weight if len(frozen) == 1 else joined(*frozen)
-        output: torch.Tensor = _FrozenLinear.apply(rows, weight, *(linear.bias for linear in frozen))
-        return output
+        biases = [linear.bias for linear in frozen]
+        if parts.add_biases:
+            return _FrozenLinear.apply(rows, weight), biases[0] if len(biases) == 1 else torch.cat(biases)
+        return _FrozenLinear.apply(rows, weight, *biases), None
     with torch.autocast("cpu", rows.dtype, enabled=rows.dtype.itemsize == 2):
         outputs = [module(rows).to(rows.dtype) for module in modules]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1), None
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """x W' + biases, the latter one behind the other. Gradients for x, (T, in), and each bias."""
+    """x W' + biases, if any, the latter one behind the other. Gradients for x, (T, in), and each bias."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, *biases: torch.Tensor) -> torch.Tensor:
-        bias = biases[0] if len(biases) == 1 else torch.cat(biases)
         ctx.weight = weight = weight.to(x.dtype)
-        ctx.sizes, ctx.of_biases = [len(one) for one in biases], bias.dtype
+        ctx.sizes = [len(one) for one in biases]
+        if not biases:
+            return x @ weight.t()
+        bias = biases[0] if len(biases) == 1 else torch.cat(biases)
+        ctx.of_biases = bias.dtype
         return torch.addmm(bias.to(x.dtype), x, weight.t())
 
     @staticmethod
@@ -151,76 +157,3 @@ class _FrozenLinear(torch.autograd.Function):
             sums = gradient.sum(0).to(ctx.of_biases).split(ctx.sizes)
             for_biases = [one if need else None for one, need in zip(sums, needed, strict=True)]
         return gradient @ ctx.weight if of_x else None, None, *for_biases
-
-
-class _Attention(torch.autograd.Function):
-    """Scaled dot-product attention of packed queries, keys and values.
-
-    Shapes: rows (T, 3 D) to (T, D); or, with queries (B, D) of the first tokens apart, rows (T, 2 D) to (B, D).
-    p: of dropout on the weights.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, query: torch.Tensor | None, packing: Packing, p: float) -> torch.Tensor:
-        heads = packing.to_heads(rows)
-        key, value = heads[-2], heads[-1]
-        queries = heads[0] if query is None else query.view(len(key), 1, -1)
-        scale = packing.head_width**-0.5
-        bias = packing.bias.expand(-1, queries.size(1), -1)
-        weights = torch.baddbmm(bias, queries, key.mT, alpha=scale).softmax(-1, _wide(rows.dtype))
-        mask, ctx.factor = drawn_mask(weights, p)
-        kept = masked(weights.to(rows.dtype), mask, ctx.factor)
-        output = torch.bmm(kept, value)
-        ctx.packing, ctx.scale = packing, scale
-        ctx.save_for_backward(heads, query, weights, mask, kept)
-        return packing.from_heads(output.unsqueeze(0)) if query is None else output.view(query.shape)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        heads, query, weights, mask, kept = ctx.saved_tensors
-        packing: Packing = ctx.packing
-        key, value = heads[-2], heads[-1]
-        queries = heads[0] if query is None else query.view(len(key), 1, -1)
-        above = packing.to_heads(gradient)[0] if query is None else gradient.reshape(queries.shape)
-        of_heads = torch.empty_like(heads)
-        of_weights = masked(torch.bmm(above, value.mT), mask, ctx.factor)
-        of_scores = torch._softmax_backward_data(of_weights.to(weights.dtype), weights, -1, weights.dtype).to(key.dtype)
-        of_query = of_heads[0] if query is None else torch.empty_like(queries)
-        for left, right, scale, out in (
-            (of_scores, key, ctx.scale, of_query),
-            (of_scores.mT, queries, ctx.scale, of_heads[-2]),
-            (kept.mT, above, 1, of_heads[-1]),
-        ):
-            torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
-        of_rows = packing.from_heads(of_heads)
-        of_rows[packing.real :].zero_()
-        return of_rows, None if query is None else of_query.view(query.shape), None, None
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Of the softmax: fp32 at least. In half precision torch takes four times as long for all but whole vectors."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-class _DropoutAddNorm(torch.autograd.Function):
-    """LayerNorm(residual + dropout(product)), both (T, D). Gradients for both, for weight and bias."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, product: torch.Tensor, residual: torch.Tensor, p: float, weight: torch.Tensor, bias: torch.Tensor,
-        eps: float,
-    ) -> torch.Tensor:  # fmt: skip
-        mask, ctx.factor = drawn_mask(product, p)
-        total = torch.add(residual, masked(product, mask), alpha=ctx.factor)
-        output, mean, rstd = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
-        ctx.save_for_backward(total, mask, mean, rstd, weight, bias)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        total, mask, mean, rstd, weight, bias = ctx.saved_tensors
-        needed = [True, *ctx.needs_input_grad[3:5]]
-        of_total, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
-            gradient.contiguous(), total, weight.shape, mean, rstd, weight, bias, needed
-        )
-        return masked(of_total, mask, ctx.factor), of_total, None, of_weight, of_bias, None

@@ -29,6 +29,7 @@ class Packing:
         tokens: for each row the place of its token in the batch, of B · W; shape (T,).
         real: how many rows come before the fillers.
         first: the row of each example's first token; shape (B,).
+        starts: the same, and at the end the first filler's row; shape (B + 1,).
         bias: added to the scores: zero for a token, the least number for none; shape (B · heads, 1, W).
     """
 
@@ -43,6 +44,7 @@ class Packing:
         rows[tokens] = torch.arange(self.real)
         self._rows = rows.view(examples, width)
         self.first = self._rows[:, 0].contiguous()
+        self.starts = torch.cat([self.first, self.first.new_tensor([self.real])])
         least = torch.finfo(dtype).min
         bias = torch.zeros(self._rows.shape, dtype=dtype).masked_fill_(self._rows == count - 1, least)
         self.bias = bias.repeat_interleave(heads, 0).unsqueeze(1)

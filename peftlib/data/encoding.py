@@ -21,18 +21,12 @@ from torch.utils.data import Dataset
 from peftlib.data.batching import Slot
 from peftlib.data.sources import Examples
 from peftlib.errors import UserError
+from peftlib.files import cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FORMAT = "1"  # raise it when the cached files' content changes
-
-
-def cache_folder() -> Path:
-    """`$PEFTLIB_CACHE`, else `$XDG_CACHE_HOME/peftlib`, else `~/.cache/peftlib`."""
-    if folder := os.environ.get("PEFTLIB_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftlib"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from peftlib.acceleration.dropout import CheapDropout, cheap_dropout, keep_mask, use_cheap_dropout
+from peftlib.acceleration import cpu_calls
+from peftlib.acceleration.dropout import CheapDropout, cheap_dropout, drawn, keep_mask, use_cheap_dropout
 
 
 @given(count=st.integers(0, 70), dropped=st.integers(0, 2**15))
@@ -39,16 +40,39 @@ def test_neighbours_are_independent():
         assert abs(correlation.item()) < 5 / len(kept) ** 0.5, lag
 
 
+@pytest.fixture(params=[True, False], ids=["kernels", "torch"])
+def kernels(request, monkeypatch):
+    """Computed by the CPU kernels, and without them."""
+    if request.param and not cpu_calls.are_there():
+        pytest.skip("this machine has no g++ for the CPU kernels")
+    monkeypatch.setattr(cpu_calls, "are_there", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("width", [50, 48])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_kept_values_are_scaled_and_dropped_ones_and_their_gradients_are_zero(dtype):
+def test_kept_values_are_scaled_and_dropped_ones_and_their_gradients_are_zero(dtype, width, kernels):
     torch.manual_seed(0)
-    values = torch.full((64, 50), 2.0, dtype=dtype, requires_grad=True)
+    values = torch.full((2, 32, width), 2.0, dtype=dtype, requires_grad=True)
     out = cheap_dropout(values, 0.25, training=True)
     out.sum().backward()
     kept = out != 0
     assert 0.6 < kept.double().mean() < 0.9
     torch.testing.assert_close(out[kept], torch.full_like(out[kept], 2 / 0.75))
     torch.testing.assert_close(values.grad, kept.to(dtype) / 0.75)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_drawn_stays_and_can_be_added_in_place(dtype, kernels):
+    torch.manual_seed(0)
+    values, total = torch.randn(6, 7, 32).to(dtype), torch.randn(6, 7, 32).to(dtype)
+    one = drawn(values, 0.3)
+    assert torch.equal(one.of(values), one.of(values)) and not torch.equal(one.of(values), values)
+    expected = total + one.of(values)
+    given = total.clone()
+    assert one.onto(values, given) is given
+    torch.testing.assert_close(given, expected, rtol=0, atol=2**-5 if dtype == torch.bfloat16 else 1e-6)
+    torch.testing.assert_close(one.of(values.transpose(0, 1).contiguous().transpose(0, 1)), one.of(values))
 
 
 def test_the_expectation_is_exact_for_rates_that_15_bits_do_not_hold():

@@ -12,21 +12,23 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from peftlib.acceleration import accelerate_model, packed_encoder
+from peftlib.acceleration import accelerate_model, cpu_calls, packed_encoder, torch_layer
 from peftlib.acceleration.dropout import use_cheap_dropout
-from peftlib.acceleration.packed_encoder import _Attention, _DropoutAddNorm, _FrozenLinear, pack_encoder
+from peftlib.acceleration.layer_parts import KernelParts, TorchParts, parts_for
+from peftlib.acceleration.packed_encoder import _FrozenLinear, pack_encoder
 from peftlib.acceleration.packing import Packing, rows_for
+from peftlib.acceleration.torch_layer import Attend, DropoutAddNorm
 
 LIKE_BERT = ["bert", "electra", "roberta", "xlm-roberta"]
 
 
-def classifier(kind="bert", layers=2, p=0.0, **config):
+def classifier(kind="bert", layers=2, p=0.0, width=12, heads=3, inner=20, **config):
     """A tiny classifier in fp64, in training, whose biases and normalisation are trained."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        kind, vocab_size=50, hidden_size=12, num_attention_heads=3, intermediate_size=20, num_hidden_layers=layers,
-        hidden_dropout_prob=p, attention_probs_dropout_prob=p, **{"embedding_size": 12} if kind == "electra" else {},
-        **config,
+        kind, vocab_size=50, hidden_size=width, num_attention_heads=heads, intermediate_size=inner,
+        num_hidden_layers=layers, hidden_dropout_prob=p, attention_probs_dropout_prob=p,
+        **{"embedding_size": width} if kind == "electra" else {}, **config,
     )  # fmt: skip
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").double().train()
     for name, parameter in model.named_parameters():
@@ -69,9 +71,9 @@ def assert_same(model, given, tolerance=1e-10):
 def used(monkeypatch, run):
     """In how many layers `run` computes attention without padding."""
     made = []
-    apply = _Attention.apply
+    apply = Attend.apply
     with monkeypatch.context() as patched:
-        patched.setattr(packed_encoder._Attention, "apply", lambda *given: made.append(given) or apply(*given))
+        patched.setattr(torch_layer.Attend, "apply", lambda *given: made.append(given) or apply(*given))
         run()
     return len(made)
 
@@ -87,6 +89,40 @@ def test_logits_and_gradients_are_transformers_own(kind, monkeypatch):
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), layers=st.integers(1, 3))
 def test_any_lengths_and_numbers_of_layers(lengths, layers):
     assert_same(classifier(layers=layers), batch(*lengths))
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("kind", LIKE_BERT)
+@pytest.mark.parametrize("changed", [{}, {"hidden_act": "relu"}, {"trained": "everything"}, {"trained": "head"}])
+def test_in_fp32_on_the_cpu_kernels_and_without_them(kernels, kind, changed, monkeypatch):
+    if kernels and not cpu_calls.are_there():
+        pytest.skip("this machine has no g++ for the CPU kernels")
+    changed = dict(changed)
+    trained = changed.pop("trained", None)
+    model = classifier(kind, width=32, heads=2, inner=48, **changed).float()
+    for name, parameter in model.named_parameters():
+        if trained:
+            parameter.requires_grad_(trained == "everything" or name.startswith("classifier"))
+    monkeypatch.setattr(cpu_calls, "are_there", lambda: kernels)
+    calls = []
+    call = cpu_calls._call
+    monkeypatch.setattr(cpu_calls, "_call", lambda name, *given: calls.append(name) or call(name, *given))
+    assert_same(model, batch(17, 3, 9), tolerance=2e-4)
+    assert ("attention_forward" in calls) == ("norm_forward" in calls) == kernels
+    assert ("attention_backward" in calls) == (kernels and trained != "head")
+    assert ("gelu_forward" in calls) == (kernels and "hidden_act" not in changed)
+
+
+@pytest.mark.parametrize(("dtype", "sizes", "fit"), [
+    (torch.bfloat16, {}, True),
+    (torch.float64, {}, False),
+    (torch.float32, {"inner": 40}, False),
+    (torch.float32, {"heads": 4}, False),  # 8 wide
+])  # fmt: skip
+def test_layers_that_the_kernels_do_not_fit_are_left_to_torch(dtype, sizes, fit, monkeypatch):
+    monkeypatch.setattr(cpu_calls, "are_there", lambda: True)
+    layer = classifier(**{"width": 32, "heads": 2, "inner": 48, **sizes}).base_model.encoder.layer[0]
+    assert isinstance(parts_for(layer, dtype), KernelParts if fit else TorchParts)
 
 
 def test_as_many_tokens_as_rows():
@@ -119,7 +155,7 @@ def test_padding_is_not_computed(monkeypatch):
     monkeypatch.setattr(
         packed_encoder._FrozenLinear, "apply", lambda x, *more: rows.append(len(x)) or x.new_zeros(len(x), 12)
     )
-    monkeypatch.setattr(packed_encoder._Attention, "apply", lambda rows, query, *_: rows if query is None else query)
+    monkeypatch.setattr(torch_layer.Attend, "apply", lambda rows, query, *_: rows if query is None else query)
     model(**batch(64, 2, 2, 2))
     assert set(rows) == {rows_for(70), 4}  # all tokens; of the last layer each example's first
     assert rows_for(70) == 96
@@ -192,10 +228,10 @@ def test_gradients_of_the_parts(p):
         assert torch.autograd.gradcheck(seeded, given)
 
     torch.manual_seed(0)
-    check(lambda rows: _Attention.apply(filled(rows), None, packing, p)[:tokens], number(tokens, 18))
-    check(lambda rows, query: _Attention.apply(filled(rows), query, packing, p), number(tokens, 12), number(2, 6))
+    check(lambda rows: Attend.apply(filled(rows), None, packing, p)[:tokens], number(tokens, 18))
+    check(lambda rows, query: Attend.apply(filled(rows), query, packing, p), number(tokens, 12), number(2, 6))
     check(
-        lambda product, residual, *vectors: _DropoutAddNorm.apply(product, residual, p, *vectors, 1e-5),
+        lambda product, residual, *vectors: DropoutAddNorm.apply(product, residual, p, *vectors, 1e-5),
         *(number(tokens, 6), number(tokens, 6), number(6), number(6)),
     )
     weight = torch.randn(5, 6, dtype=torch.float64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftlib.data.batching import Slot
-from peftlib.data.encoding import WIDTH_STEP, Collator, Targets, cache_folder, encode, split_inputs
+from peftlib.data.encoding import WIDTH_STEP, Collator, Targets, encode, split_inputs
 from peftlib.data.sources import Examples
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
@@ -186,16 +185,6 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tokenizer, tmp_path, mon
     for _ in range(2):
         assert len(encode(examples_of(ROWS), tokenizer, 16)) == len(ROWS)
     assert len(calls) == 2
-
-
-def test_the_cache_lies_where_the_environment_says(monkeypatch):
-    monkeypatch.setenv("PEFTLIB_CACHE", "/a")
-    assert cache_folder() == Path("/a")
-    monkeypatch.delenv("PEFTLIB_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert cache_folder() == Path("/b/peftlib")
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert cache_folder() == Path.home() / ".cache" / "peftlib"
 
 
 # ── Batches ──────────────────────────────────────────────────────────────────────────────────────────────────────

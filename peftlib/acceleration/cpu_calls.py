@@ -1,0 +1,188 @@
+"""The CPU kernels, called with tensors: how dropout is drawn, what is handed over, and the threads that share the work.
+
+Large tensors are contiguous, fp32 or bf16, (T, D); vectors fp32. Sums come back added up over threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
+from typing import Any, NamedTuple
+
+import torch
+
+from peftlib.acceleration.cpu_compiler import kernels
+from peftlib.acceleration.packing import Packing
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+#: Widths are multiples of this.
+LANES = 16
+_LEVELS = 1 << 16
+
+
+class Dropout(ctypes.Structure):
+    """A rate in units of 2**-16, the factor for what is kept, and what the random numbers are drawn from."""
+
+    _fields_ = (("threshold", c_uint32), ("factor", c_float), ("seed", c_uint64))
+
+    @classmethod
+    def of(cls, p: float) -> Dropout:
+        """With a seed from torch's generator, or none at rate 0."""
+        dropped = round(p * _LEVELS)
+        if dropped == 0:
+            return cls(0, 1.0, 0)
+        factor = _LEVELS / (_LEVELS - dropped) if dropped < _LEVELS else 0.0
+        return cls(dropped, factor, int(torch.empty((), dtype=torch.int64).random_()))
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("query", "key", "value")),
+        *((name, c_int64) for name in ("query_step", "step")),
+        *((name, c_void_p) for name in ("query_bias", "key_bias", "value_bias", "starts")),
+        *((name, c_int64) for name in ("examples", "heads", "width")),
+        ("first_only", c_int), ("drop", Dropout),
+    )  # fmt: skip
+
+
+class Seen(NamedTuple):
+    """Queries, keys and values of packed rows.
+
+    Attributes:
+        rows: (T, 3 D), or (T, 2 D) with the queries of first tokens apart.
+        query: those, (B, D), or None.
+        bias: of all three, (3 D).
+        packing: where each example's rows are.
+    """
+
+    rows: torch.Tensor
+    query: torch.Tensor | None
+    bias: torch.Tensor
+    packing: Packing
+
+
+def are_there() -> bool:
+    """The kernels can be called on this machine."""
+    return kernels() is not None
+
+
+def fits(dtype: torch.dtype, *widths: int) -> bool:
+    """They compute in this precision, for layers, heads or vectors that are so wide."""
+    return dtype in _NAMES and all(width % LANES == 0 for width in widths)
+
+
+def dropout(x: torch.Tensor, drop: Dropout, onto: torch.Tensor | None = None) -> torch.Tensor:
+    """Dropout of x; with `onto`, added to that in place."""
+    out = torch.empty_like(x) if onto is None else onto
+    _call("dropout", x.dtype, x, out, onto is not None, *x.shape, drop)
+    return out
+
+
+def norm_forward(
+    product: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor,
+    eps: float, drop: Dropout,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """LayerNorm(residual + dropout(product + bias)); what it was before weight and shift; 1 / deviation (T)."""
+    out, normal = torch.empty_like(product), torch.empty_like(product)
+    rstd = product.new_empty(len(product), dtype=torch.float32)
+    _call(
+        "norm_forward", product.dtype, product, bias, residual, weight, shift, out, normal, rstd, *product.shape, eps,
+        drop,
+    )  # fmt: skip
+    return out, normal, rstd
+
+
+def norm_backward(
+    gradient: torch.Tensor, normal: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor, drop: Dropout
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of residual and product, (T, D); those of weight, shift and bias, (3, D)."""
+    of_residual, of_product = torch.empty_like(gradient), torch.empty_like(gradient)
+    sums = _sums(3, len(weight))
+    _call(
+        "norm_backward", gradient.dtype, gradient, normal, rstd, weight, of_residual, of_product, sums,
+        *gradient.shape, drop,
+    )  # fmt: skip
+    return of_residual, of_product, sums.sum(0)
+
+
+def gelu_forward(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """gelu(product + bias)."""
+    out = torch.empty_like(product)
+    _call("gelu_forward", product.dtype, product, bias, out, *product.shape)
+    return out
+
+
+def gelu_backward(above: torch.Tensor, product: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of the product, (T, D), and of the bias."""
+    out, sums = torch.empty_like(product), _sums(len(bias))
+    _call("gelu_backward", product.dtype, above, product, bias, out, sums, *product.shape)
+    return out, sums.sum(0)
+
+
+def attention_forward(seen: Seen, drop: Dropout) -> torch.Tensor:
+    """A row for each query: (T, D), zero where no example's rows are, or (B, D)."""
+    width = len(seen.bias) // 3
+    rows = seen.rows if seen.query is None else seen.query
+    out = rows.new_empty(len(rows), width)
+    if seen.query is None:
+        out[seen.packing.real :].zero_()
+    _call("attention_forward", out.dtype, ctypes.byref(_handed_over(seen, drop)), out, seen.packing.width)
+    return out
+
+
+def attention_backward(
+    seen: Seen, gradient: torch.Tensor, drop: Dropout
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Gradients of rows, query and bias, shaped like them."""
+    of_rows = torch.empty_like(seen.rows)
+    of_query = None if seen.query is None else torch.empty_like(seen.query)
+    of_rows[seen.packing.real :].zero_()
+    sums = _sums(len(seen.bias))
+    _call(
+        "attention_backward", gradient.dtype, ctypes.byref(_handed_over(seen, drop)), gradient,
+        *_places(of_rows, of_query), sums, seen.packing.width,
+    )  # fmt: skip
+    return of_rows, of_query, sums.sum(0)
+
+
+def _handed_over(seen: Seen, drop: Dropout) -> _Attention:
+    width = len(seen.bias) // 3
+    step = seen.rows.size(1)
+    bias = seen.bias.data_ptr()
+    return _Attention(
+        *_places(seen.rows, seen.query), step if seen.query is None else width, step,
+        bias, bias + 4 * width, bias + 8 * width, seen.packing.starts.data_ptr(),
+        len(seen.packing.first), seen.packing.heads, seen.packing.head_width, seen.query is not None, drop,
+    )  # fmt: skip
+
+
+def _places(rows: torch.Tensor, query: torch.Tensor | None) -> tuple[int, int, int]:
+    """Where the first query, key and value lie."""
+    start = rows.data_ptr()
+    if query is not None:
+        return query.data_ptr(), start, start + rows.element_size() * rows.size(1) // 2
+    part = rows.element_size() * rows.size(1) // 3
+    return start, start + part, start + 2 * part
+
+
+def _sums(*shape: int) -> torch.Tensor:
+    return torch.zeros(torch.get_num_threads(), *shape)
+
+
+_ARGUMENTS = {
+    "dropout": (c_void_p, c_void_p, c_int, c_int64, c_int64, Dropout, c_int),
+    "norm_forward": (*[c_void_p] * 8, c_int64, c_int64, c_float, Dropout, c_int),
+    "norm_backward": (*[c_void_p] * 7, c_int64, c_int64, Dropout, c_int),
+    "gelu_forward": (*[c_void_p] * 3, c_int64, c_int64, c_int),
+    "gelu_backward": (*[c_void_p] * 5, c_int64, c_int64, c_int),
+    "attention_forward": (POINTER(_Attention), c_void_p, c_int64, c_int),
+    "attention_backward": (POINTER(_Attention), *[c_void_p] * 5, c_int64, c_int),
+}
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    function = getattr(kernels(), f"{name}_{_NAMES[dtype]}")
+    if function.argtypes is None:
+        function.argtypes, function.restype = _ARGUMENTS[name], None
+    given = [one.data_ptr() if isinstance(one, torch.Tensor) else one for one in arguments]
+    function(*given, torch.get_num_threads())

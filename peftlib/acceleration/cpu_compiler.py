@@ -1,0 +1,82 @@
+"""`cpu_kernels.cpp` as a library for this machine: compiled on first use, in two seconds, and kept in the cache."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+from peftlib.files import cache_folder
+
+_SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
+_FLAGS = (
+    "-O3", "-march=native", "-std=gnu++17", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+    "-Wno-psabi", "-shared", "-fPIC",
+)  # fmt: skip
+_TIMEOUT_S = 120
+
+
+@functools.cache
+def kernels() -> ctypes.CDLL | None:
+    """The compiled kernels, for Linux; None where they cannot be built, which a warning says once."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return _cached()
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
+        warnings.warn(
+            f"no CPU kernels, and training takes up to 1.3 times as long: {reason}; "
+            "they need g++ (apt install g++, or conda install gxx)",
+            stacklevel=2,
+        )
+        return None
+
+
+def _cached() -> ctypes.CDLL:
+    name, folder = f"{_fingerprint()}.so", cache_folder() / "kernels"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=folder)
+    except OSError:  # a home that is read-only, or full: built for this process alone
+        with tempfile.TemporaryDirectory() as elsewhere:
+            return ctypes.CDLL(str(_compiled(Path(elsewhere) / name)))
+    with scratch as inside:
+        if not (folder / name).exists():
+            # Moved when it is whole: other processes look for it, and build it, at the same time.
+            _compiled(Path(inside) / name).replace(folder / name)
+    return ctypes.CDLL(str(folder / name))
+
+
+def _compiled(path: Path) -> Path:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise FileNotFoundError("g++ is not installed")
+    wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
+    command = [compiler, *_FLAGS, *wide, "-o", str(path), str(_SOURCE), *_openmp()]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    return path
+
+
+def _openmp() -> list[str]:
+    """torch's own OpenMP, so that both share its threads: two pools would take each other's cores."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return ["-Wl,--as-needed", *map(str, found)]
+
+
+def _fingerprint() -> str:
+    """Of all that decides what is built: source, flags, torch's OpenMP, and the processor with its instructions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    about = {line.partition(":")[0].strip(): line for line in lines}
+    processor = [about[name] for name in ("model name", "flags", "Features") if name in about]
+    facts = [_SOURCE.read_text(), *_FLAGS, *_openmp(), platform.machine(), *processor]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

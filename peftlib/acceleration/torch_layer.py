@@ -1,0 +1,83 @@
+"""A layer's parts of torch's own operators, for machines without the CPU kernels, and for layers they do not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from peftlib.acceleration.dropout import drawn_mask, masked
+from peftlib.acceleration.packing import Packing
+
+
+class Attend(torch.autograd.Function):
+    """Scaled dot-product attention of packed queries, keys and values.
+
+    Shapes: rows (T, 3 D) to (T, D); or, with queries (B, D) of the first tokens apart, rows (T, 2 D) to (B, D).
+    p: of dropout on the weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, query: torch.Tensor | None, packing: Packing, p: float) -> torch.Tensor:
+        heads = packing.to_heads(rows)
+        key, value = heads[-2], heads[-1]
+        queries = heads[0] if query is None else query.view(len(key), 1, -1)
+        scale = packing.head_width**-0.5
+        bias = packing.bias.expand(-1, queries.size(1), -1)
+        weights = torch.baddbmm(bias, queries, key.mT, alpha=scale).softmax(-1, _wide(rows.dtype))
+        mask, ctx.factor = drawn_mask(weights, p)
+        kept = masked(weights.to(rows.dtype), mask, ctx.factor)
+        output = torch.bmm(kept, value)
+        ctx.packing, ctx.scale = packing, scale
+        ctx.save_for_backward(heads, query, weights, mask, kept)
+        return packing.from_heads(output.unsqueeze(0)) if query is None else output.view(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        heads, query, weights, mask, kept = ctx.saved_tensors
+        packing: Packing = ctx.packing
+        key, value = heads[-2], heads[-1]
+        queries = heads[0] if query is None else query.view(len(key), 1, -1)
+        above = packing.to_heads(gradient)[0] if query is None else gradient.reshape(queries.shape)
+        of_heads = torch.empty_like(heads)
+        of_weights = masked(torch.bmm(above, value.mT), mask, ctx.factor)
+        of_scores = torch._softmax_backward_data(of_weights.to(weights.dtype), weights, -1, weights.dtype).to(key.dtype)
+        of_query = of_heads[0] if query is None else torch.empty_like(queries)
+        for left, right, scale, out in (
+            (of_scores, key, ctx.scale, of_query),
+            (of_scores.mT, queries, ctx.scale, of_heads[-2]),
+            (kept.mT, above, 1, of_heads[-1]),
+        ):
+            torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
+        of_rows = packing.from_heads(of_heads)
+        of_rows[packing.real :].zero_()
+        return of_rows, None if query is None else of_query.view(query.shape), None, None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Of the softmax: fp32 at least. In half precision torch takes four times as long for all but whole vectors."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class DropoutAddNorm(torch.autograd.Function):
+    """LayerNorm(residual + dropout(product)), both (T, D). Gradients for both, for weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, product: torch.Tensor, residual: torch.Tensor, p: float, weight: torch.Tensor, bias: torch.Tensor,
+        eps: float,
+    ) -> torch.Tensor:  # fmt: skip
+        mask, ctx.factor = drawn_mask(product, p)
+        total = torch.add(residual, masked(product, mask), alpha=ctx.factor)
+        output, mean, rstd = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
+        ctx.save_for_backward(total, mask, mean, rstd, weight, bias)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        total, mask, mean, rstd, weight, bias = ctx.saved_tensors
+        needed = [True, *ctx.needs_input_grad[3:5]]
+        of_total, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
+            gradient.contiguous(), total, weight.shape, mean, rstd, weight, bias, needed
+        )
+        return masked(of_total, mask, ctx.factor), of_total, None, of_weight, of_bias, None

@@ -1,0 +1,104 @@
+"""Where the CPU kernels are built and kept, and what is said when they cannot be."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from peftlib.acceleration import cpu_compiler
+from peftlib.acceleration.cpu_compiler import kernels
+from tests.conftest import ROOT
+
+needs_compiler = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("g++") is None, reason="this machine has no g++ for the CPU kernels"
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    """A cache of the test's own, and no kernels from before; afterwards those of before."""
+    kernels.cache_clear()
+    monkeypatch.setenv("PEFTLIB_CACHE", str(tmp_path / "cache"))
+    yield
+    kernels.cache_clear()
+
+
+def commands(monkeypatch, run=None):
+    """What the compiler is called with from here on."""
+    made = []
+    plain = subprocess.run
+    monkeypatch.setattr(
+        cpu_compiler.subprocess, "run", lambda *given, **how: made.append(given) or (run or plain)(*given, **how)
+    )
+    return made
+
+
+@needs_compiler
+def test_they_are_built_once_and_found_by_the_next_process(monkeypatch, tmp_path):
+    made = commands(monkeypatch)
+    assert kernels() is kernels() is not None
+    assert len(made) == 1
+    (built,) = (tmp_path / "cache" / "kernels").iterdir()
+    kernels.cache_clear()
+    assert kernels() is not None
+    assert len(made) == 1
+    # For another processor, source or compiler flag, anew.
+    monkeypatch.setattr(cpu_compiler, "_FLAGS", ("-O1", *cpu_compiler._FLAGS[1:]))
+    kernels.cache_clear()
+    assert kernels() is not None and len(made) == 2
+    assert len(list(built.parent.iterdir())) == 2
+
+
+@needs_compiler
+def test_they_share_torch_s_threads():
+    """One OpenMP in the process: a second pool would take the first one's cores."""
+    code = "import torch; from peftlib.acceleration.cpu_compiler import kernels; assert kernels() is not None; "
+    code += "maps = open('/proc/self/maps').read().split(); print(len({one for one in maps if 'libgomp' in one}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PEFTLIB_CACHE", str(tmp_path / "file"))
+    assert kernels() is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_without_a_compiler_one_line_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu_compiler.sys, "platform", "linux")
+    monkeypatch.setattr(cpu_compiler.shutil, "which", lambda _: None)
+    with pytest.warns(UserWarning, match="g\\+\\+ is not installed; they need g\\+\\+ .apt install") as said:
+        assert kernels() is None
+    assert kernels() is None and len(said) == 1  # once
+    assert not any((tmp_path / "cache" / "kernels").iterdir())
+
+
+@pytest.mark.parametrize("failure", [
+    subprocess.CalledProcessError(1, "g++", stderr="cpu_kernels.cpp:1: fatal error: omp.h: no such file\nand more\n"),
+    subprocess.TimeoutExpired("g++", 120),
+    PermissionError("g++"),
+])  # fmt: skip
+def test_a_compiler_that_fails_leaves_nothing_behind(failure, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(cpu_compiler.sys, "platform", "linux")
+    monkeypatch.setattr(cpu_compiler.shutil, "which", lambda _: "/usr/bin/g++")
+    commands(monkeypatch, fail)
+    with pytest.warns(UserWarning, match="no CPU kernels") as said:
+        assert kernels() is None
+    assert "\n" not in str(said[0].message)
+    assert not any((tmp_path / "cache" / "kernels").iterdir())
+
+
+def test_other_systems_go_without_a_word(monkeypatch):
+    monkeypatch.setattr(cpu_compiler.sys, "platform", "darwin")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels() is None
