@@ -1,4 +1,4 @@
-"""What some flags of `scripts/train.py` mean beyond their type; the flags themselves are in `arguments.py`."""
+"""What some flags of `scripts/train.py` mean beyond their type; the flags themselves are in `arguments/`."""
 
 #: They say where, how often and how fast, not what is computed: a resumed run may change them, and runs that differ in
 #: them alone are the same thing.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlib.arguments import parse_reproduce_arguments, parse_train_arguments, train_parser
+from peftlib.arguments import parse_train_arguments, train_parser
 from peftlib.errors import UserError
 from peftlib.sweeps.config import load_sweep
 from peftlib.sweeps.reproduction import sweep_words, tasks_at_hand
@@ -83,9 +83,3 @@ def test_a_wrong_change_is_one_line(word, message):
     with pytest.raises(UserError) as caught:
         reproduce_sweep([word])
     assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("seeds", ["", "1,", "a", "1 2", "1;2"])
-def test_seeds_are_numbers_with_commas(seeds):
-    with pytest.raises(UserError, match="must be whole numbers with commas"):
-        parse_reproduce_arguments([f"--seeds={seeds}"])

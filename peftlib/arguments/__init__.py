@@ -1,0 +1,25 @@
+"""The command lines of the scripts, which hand flat values down; without torch, so a wrong flag is answered at once."""
+
+from __future__ import annotations
+
+from peftlib.arguments.compare import CompareArguments, parse_compare_arguments
+from peftlib.arguments.groups import DataArguments, ModelArguments, OutputArguments, TrainingArguments
+from peftlib.arguments.reproduce import ReproduceArguments, parse_reproduce_arguments
+from peftlib.arguments.sweep import SweepArguments, parse_sweep_arguments
+from peftlib.arguments.train import TrainArguments, parse_train_arguments, train_parser
+
+__all__ = [
+    "CompareArguments",
+    "DataArguments",
+    "ModelArguments",
+    "OutputArguments",
+    "ReproduceArguments",
+    "SweepArguments",
+    "TrainArguments",
+    "TrainingArguments",
+    "parse_compare_arguments",
+    "parse_reproduce_arguments",
+    "parse_sweep_arguments",
+    "parse_train_arguments",
+    "train_parser",
+]

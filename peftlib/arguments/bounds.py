@@ -1,0 +1,18 @@
+"""Numbers out of range, refused under their flag."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from peftlib.errors import UserError
+
+
+def at_least(arguments: Any, bound: float, *names: str, above: bool = False) -> None:
+    """Refuse values under `bound` (or, with `above`, at it), and those that are no finite numbers."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < bound or (above and value == bound):
+            raise UserError(f"--{name} {value}: must be {'greater than' if above else 'at least'} {bound}")

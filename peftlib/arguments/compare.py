@@ -1,0 +1,44 @@
+"""The command line of `scripts/compare.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from peftlib.arguments.bounds import at_least
+from peftlib.arguments.parser import Parser, words_of
+from peftlib.errors import UserError
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """What is made of finished runs."""
+
+    output_dir: str = field(
+        default="report", metadata={"help": "the report's folder; an earlier report in it is replaced"}
+    )
+    examples: bool = field(
+        default=False,
+        metadata={"help": "of two runs: what one gets right and the other wrong, side by side; writes no report"},
+    )
+    max_examples: int = field(default=20, metadata={"help": "examples: show N per side at most"})
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_examples")
+
+
+def parse_compare_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], CompareArguments]:
+    """Parse the flags of `scripts/compare.py`: the runs' folders or globs, and what is made of them.
+
+    Raises:
+        UserError: an unknown flag or a wrong value, or no runs.
+        SystemExit: after `--help`.
+    """
+    parser = Parser([CompareArguments], prog="compare.py", description="Compare finished runs.", allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, or above them, or globs")
+    # A flag of this parser takes the word behind it for its value: here that is a run.
+    words = ["--examples=true" if word == "--examples" else word for word in words_of(argv)]
+    options, rest = parser.parse_words(words)
+    if not rest.runs:
+        raise UserError("no runs: name their folders, as in compare.py outputs/*")
+    return rest.runs, options

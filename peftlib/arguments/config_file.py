@@ -1,0 +1,35 @@
+"""A YAML file of flags, which `--config FILE` puts below the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from peftlib.arguments.parser import Parser, underscored
+from peftlib.errors import UserError, nearest
+
+
+def flags_of_file(path: Path, parser: Parser) -> list[str]:
+    """The file's mapping as command-line flags, so that both are checked by the same code."""
+    try:
+        # The base loader keeps every value as it is written: to YAML's others `mixed_precision: no` is False.
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: no valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: must hold lines such as `learning_rate: 0.003`")
+    known = [flag for flag in parser.flags() if flag not in ("--config", "--help") and not flag.startswith("--no_")]
+    argv = []
+    for key, value in content.items():
+        flag = f"--{underscored(str(key))}"
+        if flag not in known:
+            raise UserError(f"--config {path}: {key} is no flag of train.py{nearest(flag, known).replace('--', '')}")
+        if isinstance(value, dict):
+            raise UserError(f"--config {path}: {key} is a mapping; flags take single values or lists")
+        if value not in ("", "~", "null"):
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            argv.append(f"{flag}={text}")
+    return argv

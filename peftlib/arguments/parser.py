@@ -1,0 +1,59 @@
+"""The parser of every script: dataclasses from flags, and one line that says what is wrong."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from transformers.hf_argparser import HfArgumentParser
+
+from peftlib.errors import UserError, nearest
+
+
+class Parser(HfArgumentParser):
+    """HfArgumentParser with one-line errors that name the nearest right flag or value."""
+
+    def error(self, message: str) -> NoReturn:
+        # argparse: "argument --max_length/--max-length: invalid int value: 'x'"
+        raise UserError(re.sub(r"^argument (--\w+)\S*:", r"\1:", message))
+
+    def _check_value(self, action: Any, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            flag, known = action.option_strings[0], [str(choice) for choice in action.choices]
+            raise UserError(f"{flag} {value}: unknown{nearest(str(value), known)} (known: {', '.join(known)})")
+
+    def flags(self) -> list[str]:
+        """Every long option, with underscores."""
+        return [option for option in self._option_string_actions if option.startswith("--") and "-" not in option[2:]]
+
+    def parse_words(self, words: list[str]) -> list[Any]:
+        """The dataclasses, and behind them the namespace of all other arguments when there are any.
+
+        Raises:
+            UserError: an unknown flag or a wrong value.
+            SystemExit: after `--help`.
+        """
+        *parsed, unknown = self.parse_args_into_dataclasses(
+            words, look_for_args_file=False, return_remaining_strings=True
+        )
+        if unknown:
+            self._refuse(unknown[0])
+        return parsed
+
+    def _refuse(self, word: str) -> NoReturn:
+        flag = word.partition("=")[0]
+        if flag.startswith("-"):
+            raise UserError(f"{flag}: no such flag{nearest('--' + underscored(flag), self.flags())}")
+        raise UserError(f"{word!r}: a value without a flag; see --help")
+
+
+def words_of(argv: Sequence[str] | None) -> list[str]:
+    """The words to parse: those given, or else the command line's."""
+    return list(sys.argv[1:] if argv is None else argv)
+
+
+def underscored(flag: str) -> str:
+    """--lora-r -> lora_r"""
+    return flag.lstrip("-").replace("-", "_")

@@ -1,0 +1,53 @@
+"""The command line of `scripts/reproduce.py`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from peftlib.arguments.bounds import at_least
+from peftlib.arguments.parser import Parser, words_of
+from peftlib.errors import UserError
+from peftlib.modeling import DEFAULT_MODEL
+
+
+@dataclass(frozen=True)
+class ReproduceArguments:
+    """On what the comparison that this project began with is run again."""
+
+    model_name_or_path: str = field(
+        default=DEFAULT_MODEL, metadata={"help": "the base model; the first report's was bert-base-uncased"}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "a folder with MRPC and SST-2 in GLUE's layout; None asks the Hub"}
+    )
+    seeds: str = field(default="42,43,44", metadata={"help": "a comma-separated list of seeds"})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "train on the first N examples of each task only; None means all"}
+    )
+    set: list[str] = field(
+        default_factory=list, metadata={"help": "more parameters in place of the sweep's, as sweep.py takes them"}
+    )
+    workers: int = field(default=1, metadata={"help": "runs at a time on this machine"})
+    sweep_dir: str | None = field(
+        default=None, metadata={"help": "the runs' folders; None means outputs/sweeps/reproduce-<model>-<tasks>"}
+    )
+    output_dir: str = field(default="report", metadata={"help": "the report's folder"})
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_train_samples", "workers")
+        if not re.fullmatch(r"\d+(,\d+)*", self.seeds):
+            raise UserError(f"--seeds {self.seeds}: must be whole numbers with commas, as in 42,43,44")
+
+
+def parse_reproduce_arguments(argv: Sequence[str] | None = None) -> ReproduceArguments:
+    """Parse the flags of `scripts/reproduce.py`.
+
+    Raises:
+        UserError: an unknown flag or a wrong value.
+        SystemExit: after `--help`.
+    """
+    parser = Parser([ReproduceArguments], prog="reproduce.py", description="Run the comparison.", allow_abbrev=False)
+    (options,) = parser.parse_words(words_of(argv))
+    return options

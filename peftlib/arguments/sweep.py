@@ -1,0 +1,50 @@
+"""The command line of `scripts/sweep.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peftlib.arguments.bounds import at_least
+from peftlib.arguments.parser import Parser, words_of
+
+
+@dataclass(frozen=True)
+class SweepArguments:
+    """Which sweep, and how it is run."""
+
+    sweep_dir: str | None = field(
+        default=None,
+        metadata={"help": "the study and the runs' folders; None means outputs/sweeps/<name>"},
+    )
+    workers: int = field(default=1, metadata={"help": "runs at a time on this machine"})
+    count: int | None = field(default=None, metadata={"help": "start at most N runs in this call; None has no limit"})
+    seed: int = field(default=0, metadata={"help": "of the draws of random and bayes; the runs' own is --seed there"})
+    dry_run: bool = field(default=False, metadata={"help": "print the runs and their number; start nothing"})
+    set: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "parameters in place of the file's, as in --set 'seed=[1, 2, 3]' data_dir=glue; give the same ones "
+            "to go on"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "workers", "count")
+        at_least(self, 0, "seed")
+
+
+def parse_sweep_arguments(argv: Sequence[str] | None = None) -> tuple[Path, SweepArguments]:
+    """Parse the flags of `scripts/sweep.py`: the sweep's file, and how it is run.
+
+    Raises:
+        UserError: an unknown flag or a wrong value.
+        SystemExit: after `--help`.
+    """
+    parser = Parser(
+        [SweepArguments], prog="sweep.py", description="Run a W&B sweep's YAML on this machine.", allow_abbrev=False
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="the sweep, in W&B's format")
+    options, rest = parser.parse_words(words_of(argv))
+    return rest.file, options

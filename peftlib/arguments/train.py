@@ -1,0 +1,97 @@
+"""The command line of `scripts/train.py`; the methods' own dataclasses bring their flags along."""
+
+from __future__ import annotations
+
+import dataclasses
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from peftlib.arguments.agent import without_groups, without_records
+from peftlib.arguments.config_file import flags_of_file
+from peftlib.arguments.groups import DataArguments, ModelArguments, OutputArguments, TrainingArguments
+from peftlib.arguments.parser import Parser, words_of
+from peftlib.data.tasks import TASKS
+from peftlib.strategies import STRATEGIES, Strategy
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Everything that `scripts/train.py` was asked for.
+
+    Attributes:
+        strategy: the chosen method with its own flags.
+        ignored: flags that were set but belong to other methods, for a notice (a sweep over methods sets them all).
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+    output: OutputArguments
+    strategy: Strategy
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate: the flag's, or else the method's own."""
+        return self.training.learning_rate or self.strategy.default_learning_rate
+
+    @property
+    def num_train_epochs(self) -> int:
+        """The flag's, or else the task's own."""
+        return self.training.num_train_epochs or TASKS[self.data.task_name].num_train_epochs
+
+    @property
+    def dropout(self) -> float | None:
+        """The flag's, or else the method's own; None leaves the model's."""
+        asked = self.training.dropout
+        return self.strategy.default_dropout if asked is None else asked
+
+    def flat(self) -> dict[str, Any]:
+        """Flag name -> value, of all groups and of the chosen method; with the defaults of the method and the task."""
+        groups = (self.model, self.data, self.training, self.output, self.strategy)
+        values = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+        return values | {name: getattr(self, name) for name in ("learning_rate", "num_train_epochs", "dropout")}
+
+
+def train_parser() -> Parser:
+    """The parser of `scripts/train.py`; its `flags()` are what a sweep may set."""
+    parser = Parser(
+        [ModelArguments, DataArguments, TrainingArguments, OutputArguments, *STRATEGIES.values()],
+        prog="train.py",
+        description="Fine-tune an encoder on a text-classification task.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; the command line wins over it")
+    # W&B's own part of a run's configuration, see `without_records`.
+    parser.add_argument("--_wandb", help=SUPPRESS)
+    return parser
+
+
+def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
+    """Parse flags (of `sys.argv` by default), with those of `--config FILE` below them.
+
+    Raises:
+        UserError: an unknown flag, a wrong value, or a file that is no flat mapping of flags.
+        SystemExit: after `--help`.
+    """
+    parser = train_parser()
+    argv = without_groups(words_of(argv), parser.flags())
+    argv = without_records(argv, parser.flags())
+    try:
+        config = parser.parse_known_args(argv)[0].config
+    except ArgumentError as error:
+        parser.error(str(error))
+    if config is not None:
+        argv = flags_of_file(Path(config), parser) + argv
+    model, data, training, output, *rest, _ = parser.parse_words(argv)
+    strategies: dict[str, Strategy] = dict(zip(STRATEGIES, rest, strict=True))
+    ignored = tuple(
+        f"--{entry.name}"
+        for method, strategy in strategies.items()
+        for entry in fields(strategy)
+        if method != training.method and getattr(strategy, entry.name) != entry.default
+    )
+    return TrainArguments(model, data, training, output, strategies[training.method], ignored)

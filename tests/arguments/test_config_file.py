@@ -1,0 +1,65 @@
+"""A file of flags: below the command line, read word for word, and its mistakes in one line."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.arguments.parsing import complaint, parse
+
+
+@given(st.text().filter(lambda text: text not in ("", "~", "null")))
+@settings(max_examples=25)
+def test_any_text_is_the_same_from_a_file_as_from_the_command_line(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "any-text.yaml"
+    path.write_text(yaml.safe_dump({"run_name": text}), encoding="utf-8")
+    assert parse(f"--config={path}").output.run_name == text == parse(f"--run_name={text}").output.run_name
+
+
+def test_the_command_line_wins_over_the_file_wherever_it_stands(config):
+    file = config("seed: 1\nlearning_rate: 0.5\n")
+    for words in ((file, "--seed=2"), ("--seed=2", file)):
+        args = parse(*words)
+        assert (args.training.seed, args.training.learning_rate) == (2, 0.5)
+
+
+def test_a_file_may_hold_lists_and_nothing(config):
+    args = parse(config("bias_terms: [query, value]\nmax_train_steps:\nmax_train_samples: null\ndata_dir: ~\n"))
+    assert args.strategy.bias_terms == "query,value"
+    assert (args.training.max_train_steps, args.data.max_train_samples, args.data.data_dir) == (None, None, None)
+
+
+def test_no_in_a_file_is_a_word_where_a_word_is_wanted(config):
+    # To YAML 1.1 a bare `no` is a boolean.
+    assert parse(config("mixed_precision: no\ntrain_head: no\n")).training.mixed_precision == "no"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("learnin_rate: 0.1", "learnin_rate is no flag of train.py; did you mean learning_rate?"),
+        ("config: other.yaml", "config is no flag"),
+        ("help: 1", "help is no flag"),
+        ("no_train_head: true", "did you mean train_head?"),
+        ("- seed", "must hold lines such as"),
+        ("", "must hold lines such as"),
+        ("seed", "must hold lines such as"),
+        ("seed: 1: 2", "no valid YAML"),
+        ("seed: [1", "no valid YAML"),
+        ("seed: {a: 1}", "seed is a mapping"),
+        ("seed: x", "--seed: invalid int value"),
+        ("method: loraa", "did you mean lora?"),
+        ("max_length: 1", "--max_length 1: must be at least 2"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_says_what(config, text, expected):
+    assert expected in complaint(config(text))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"run_name: caf\xe9\n")
+    assert "latin.yaml: no valid YAML" in complaint(f"--config={tmp_path / 'latin.yaml'}")
+    assert "nothing.yaml: cannot be read" in complaint(f"--config={tmp_path / 'nothing.yaml'}")
+    assert f"{tmp_path}: cannot be read" in complaint("--config", str(tmp_path))

@@ -1,0 +1,28 @@
+"""A mistyped word gets the nearest right one, in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.arguments.parsing import complaint
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--mehod", "lora"), "--mehod: no such flag; did you mean --method?"),
+        (("--learning-rte=1",), "--learning-rte: no such flag; did you mean --learning_rate?"),
+        (("--learn", "1"), "--learn: no such flag"),  # no abbreviations: a later flag would change their meaning
+        (("--method", "lorra"), "--method lorra: unknown; did you mean lora?"),
+        (("--task_name", "rotten_tomatos"), "--task_name rotten_tomatos: unknown; did you mean rotten_tomatoes?"),
+        (("--mixed_precision=fp61",), "--mixed_precision fp61: unknown; did you mean fp16?"),
+        (("--lr-scheduler-type", "liner"), "--lr_scheduler_type liner: unknown; did you mean linear?"),
+        (("--bias_terms", "querry"), "--bias_terms querry: no such group of biases; did you mean query?"),
+        (("lora",), "'lora': a value without a flag"),
+        (("--seed",), "--seed: expected one argument"),
+        (("--config",), "--config: expected one argument"),
+        (("--use_dora=maybe",), "--use_dora: "),
+    ],
+)
+def test_a_mistyped_word_gets_the_nearest_right_one(words, expected):
+    assert expected in complaint(*words)

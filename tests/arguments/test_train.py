@@ -1,0 +1,166 @@
+"""Every flag of train.py in every spelling, and the defaults that depend on other flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from peftlib.arguments import DataArguments, ModelArguments, OutputArguments, TrainingArguments, train_parser
+from peftlib.data.tasks import TASKS
+from peftlib.strategies import STRATEGIES
+from tests.arguments.parsing import parse
+from tests.launching import run_python
+
+GROUPS = (ModelArguments, DataArguments, TrainingArguments, OutputArguments)
+
+# For every flag a value that is not its default, as it is written and as it is understood.
+SAMPLES = {
+    "frozen_dtype": ("fp32", "fp32"),
+    "cuda_graphs": ("false", False),
+    "auto_find_batch_size": ("false", False),
+    "checkpointing_steps": ("epoch", "epoch"),
+    "checkpoints_total_limit": ("3", 3),
+    "resume_from_checkpoint": ("runs/a", "runs/a"),
+    "extend_training": ("true", True),
+    "model_name_or_path": ("some/model", "some/model"),
+    "model_revision": ("v1.2", "v1.2"),
+    "trust_remote_code": ("true", True),
+    "task_name": ("mrpc", "mrpc"),
+    "data_dir": ("/data/glue", "/data/glue"),
+    "max_length": ("64", 64),
+    "pad_to_max_length": ("True", True),
+    "group_by_length": ("false", False),
+    "max_train_samples": ("5", 5),
+    "max_eval_samples": ("6", 6),
+    "dataloader_num_workers": ("2", 2),
+    "method": ("lora", "lora"),
+    "learning_rate": ("1e-3", 1e-3),
+    "per_device_train_batch_size": ("4", 4),
+    "per_device_eval_batch_size": ("8", 8),
+    "gradient_accumulation_steps": ("3", 3),
+    "num_train_epochs": ("2", 2),
+    "max_train_steps": ("100", 100),
+    "lr_scheduler_type": ("cosine", "cosine"),
+    "num_warmup_steps": ("0", 0),
+    "warmup_ratio": ("0.5", 0.5),
+    "weight_decay": ("0.01", 0.01),
+    "dropout": ("0.3", 0.3),
+    "max_grad_norm": ("0", 0.0),
+    "mixed_precision": ("no", "no"),
+    "eval_steps": ("50", 50),
+    "early_stopping_patience": ("3", 3),
+    "seed": ("0", 0),
+    "num_cpu_threads": ("1", 1),
+    "output_dir": ("results/a", "results/a"),
+    "overwrite_output_dir": ("1", True),
+    "report_to": ("wandb,tensorboard", "wandb,tensorboard"),
+    "project_name": ("project", "project"),
+    "run_name": ("010", "010"),
+    "logging_steps": ("1", 1),
+    "train_head": ("no", False),
+    "bias_terms": ("query,intermediate", "query,intermediate"),
+    "lora_r": ("4", 4),
+    "lora_alpha": ("8", 8.0),
+    "lora_dropout": ("0", 0.0),
+    "target_modules": ("query,value", "query,value"),
+    "use_dora": ("true", True),
+    "use_rslora": ("t", True),
+}
+
+OWNERS = {field.name: name for name, strategy in STRATEGIES.items() for field in dataclasses.fields(strategy)}
+
+
+def test_the_samples_cover_every_flag_and_differ_from_its_default():
+    fields = [field for group in (*GROUPS, *STRATEGIES.values()) for field in dataclasses.fields(group)]
+    assert sorted(SAMPLES) == sorted(field.name for field in fields)
+    for field in fields:
+        assert SAMPLES[field.name][1] != field.default
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_flag_is_the_same_in_both_spellings_and_in_a_file(name, config):
+    text, value = SAMPLES[name]
+    method = () if name == "method" else (f"--method={OWNERS.get(name, 'bitfit')}",)
+    hyphenated = f"--{name.replace('_', '-')}"
+    for words in ((f"--{name}={text}",), (f"--{name}", text), (f"{hyphenated}={text}",), (hyphenated, text)):
+        assert parse(*method, *words).flat()[name] == value, words
+    for key in (name, name.replace("_", "-")):
+        assert parse(*method, config(f"{key}: {text}\n")).flat()[name] == value, key
+
+
+@pytest.mark.parametrize("text", ["", "=True", "=true", "=1", "=yes"])
+def test_a_switch_is_turned_on(text):
+    assert parse(f"--overwrite_output_dir{text}").output.overwrite_output_dir is True
+
+
+@pytest.mark.parametrize("text", ["=False", "=false", "=0", "=no"])
+def test_a_switch_that_is_on_by_default_is_turned_off(text):
+    assert parse(f"--train_head{text}").strategy.train_head is False
+    assert parse("--no_train_head").strategy.train_head is False
+
+
+def test_flat_has_every_flag_of_the_chosen_method_and_of_no_other():
+    for method, strategy in STRATEGIES.items():
+        expected = {field.name for group in (*GROUPS, strategy) for field in dataclasses.fields(group)}
+        assert set(parse("--method", method).flat()) == expected
+
+
+def test_the_parser_names_every_flag():
+    assert {f"--{name}" for name in SAMPLES} <= set(train_parser().flags())
+
+
+def test_flags_of_other_methods_are_reported_when_they_differ_from_their_default():
+    args = parse("--method", "bitfit", "--lora_r", "4", "--use_dora", "--lora_alpha", "32", "--bias_terms", "query")
+    assert args.ignored == ("--lora_r", "--use_dora")
+    assert parse("--method", "lora", "--lora_r", "4").ignored == ()
+
+
+@pytest.mark.parametrize("method", STRATEGIES)
+def test_the_rate_is_the_flags_or_else_the_methods_own(method):
+    default = STRATEGIES[method].default_learning_rate
+    args = parse("--method", method)
+    assert (args.learning_rate, args.flat()["learning_rate"]) == (default, default)
+    assert parse("--method", method, "--learning_rate", "0.5").learning_rate == 0.5
+
+
+@pytest.mark.parametrize("method", STRATEGIES)
+def test_the_dropout_is_the_flags_or_else_the_methods_own(method):
+    args = parse("--method", method)
+    assert args.dropout == args.flat()["dropout"] == (0.0 if method == "bitfit" else None)
+    for asked in (0.0, 0.3):
+        assert parse("--method", method, f"--dropout={asked}").flat()["dropout"] == asked
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_epochs_are_the_flags_or_else_the_tasks_own(task):
+    args = parse("--task_name", task)
+    assert args.num_train_epochs == args.flat()["num_train_epochs"] == (2 if task == "rotten_tomatoes" else 3)
+    assert parse("--task_name", task, "--num_train_epochs", "7").flat()["num_train_epochs"] == 7
+
+
+@pytest.mark.parametrize("method", STRATEGIES)
+def test_every_method_has_a_usable_default_rate(method):
+    args = parse("--method", method)
+    assert type(args.strategy) is STRATEGIES[method]
+    assert 0 < args.strategy.default_learning_rate < math.inf
+
+
+def test_help_lists_the_flags_and_hides_the_agents(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "--_wandb" not in text
+    for name in SAMPLES:
+        assert f"--{name}" in text
+
+
+def test_parsing_does_not_import_torch(tmp_path):
+    code = (
+        "import sys; from peftlib.arguments import parse_train_arguments as parse; parse(['--method', 'lora']); "
+        "assert 'torch' not in sys.modules and 'peft' not in sys.modules"
+    )
+    done = run_python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
