@@ -6,11 +6,13 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -47,12 +49,21 @@ inline V load(const void* from) {
     return result;
 }
 
+// Sixteen-bit numbers in lanes of 32; g++ itself takes two steps for it.
+inline Words widened(const void* from) {
+#ifdef __AVX512F__
+    return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(load<__m256i>(from)));
+#else
+    return __builtin_convertvector(load<Halves>(from), Words);
+#endif
+}
+
 inline Floats all(float x) { return Floats{} + x; }
 
 inline Floats get(const float* from) { return load<Floats>(from); }
 
 inline Floats get(const bf16* from) {
-    return reinterpret_cast<Floats>(__builtin_convertvector(load<Halves>(from), Words) << 16);
+    return reinterpret_cast<Floats>(widened(from) << 16);
 }
 
 inline void put(Floats x, float* to) { std::memcpy(to, &x, sizeof x); }
@@ -111,8 +122,7 @@ inline void draw(uint64_t seed, uint64_t first, int64_t n, uint16_t* out) {
 
 // What dropout multiplies elements by.
 inline Floats kept(const uint16_t* random, Dropout drop) {
-    Words bits = __builtin_convertvector(load<Halves>(random), Words);
-    return bits >= drop.threshold ? all(drop.factor) : Floats{};
+    return widened(random) >= drop.threshold ? all(drop.factor) : Floats{};
 }
 
 inline void add_up(const std::vector<float>& mine, float* sums) {
@@ -252,49 +262,133 @@ void gelu_backward(const T* above, const T* product, const float* bias, T* out, 
     }
 }
 
+// ── Attention ──────────────────────────────────────────────────────────────────────────────────────────────────────
+// Products of fp32 numbers, or, where the processor has an instruction for it and the rows are bf16 anyway, of pairs of
+// bf16 numbers, which is twice as fast: then two neighbours in the direction that is summed over are one element.
+
+template <class T>
+struct ElementOf {
+    typedef float type;
+};
+#ifdef __AVX512BF16__
+typedef uint32_t Pair;  // The first one in the low half.
+template <>
+struct ElementOf<bf16> {
+    typedef Pair type;
+};
+inline Words lanes(const Pair* from) { return load<Words>(from); }
+inline Floats multiply_add(Floats sum, Pair left, Words right) {
+    return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                     reinterpret_cast<__m512bh>(Words{} + left),
+                                                     reinterpret_cast<__m512bh>(right)));
+}
+#endif
+inline Floats lanes(const float* from) { return get(from); }
+inline Floats multiply_add(Floats sum, float left, Floats right) { return sum + left * right; }
+
 // A matrix that is read one element at a time, so that it may as well be transposed.
+template <class E>
 struct Elements {
-    const float* at;
+    const E* at;
     int64_t row, column;
 };
 
-template <int ROWS, int VECTORS>
-inline void tile(int64_t depth, Elements a, Rows<const float> b, Rows<float> c) {
-    Floats sums[ROWS][VECTORS] = {};
+template <int ROWS, int VECTORS, class E>
+inline void tile(int64_t depth, Elements<E> a, Rows<const E> b, Rows<float> c) {
+    Floats sums[ROWS][VECTORS] = {};  // unrolled, so that they are registers and nothing else
     for (int64_t k = 0; k < depth; k++) {
-        Floats right[VECTORS];
-        for (int v = 0; v < VECTORS; v++) right[v] = get(b[k] + v * LANES);
+        decltype(lanes(b.at)) right[VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) right[v] = lanes(b[k] + v * LANES);
+#pragma GCC unroll 6
         for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < VECTORS; v++) sums[r][v] += a.at[r * a.row + k * a.column] * right[v];
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++)
+                sums[r][v] = multiply_add(sums[r][v], a.at[r * a.row + k * a.column], right[v]);
     }
+#pragma GCC unroll 6
     for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
         for (int v = 0; v < VECTORS; v++) put(sums[r][v], c[r] + v * LANES);
 }
 
-template <int ROWS>
-inline void band(int64_t depth, int64_t n, Elements a, Rows<const float> b, Rows<float> c) {
+template <int ROWS, class E>
+inline void band(int64_t depth, int64_t n, Elements<E> a, Rows<const E> b, Rows<float> c) {
     for (; n >= 2 * LANES; n -= 2 * LANES, b.at += 2 * LANES, c.at += 2 * LANES) tile<ROWS, 2>(depth, a, b, c);
     if (n) tile<ROWS, 1>(depth, a, b, c);
 }
 
 // c = a b, of shapes (m, depth) and (depth, n); n is a multiple of LANES. As many sums at a time as registers hold.
-void multiply(int64_t m, int64_t depth, int64_t n, Elements a, Rows<const float> b, Rows<float> c) {
+template <class E>
+void multiply(int64_t m, int64_t depth, int64_t n, Elements<E> a, Rows<const E> b, Rows<float> c) {
     while (m > 0) {
         int rows = m >= 6 ? 6 : m >= 4 ? 4 : m >= 2 ? 2 : 1;
-        (rows == 6 ? band<6> : rows == 4 ? band<4> : rows == 2 ? band<2> : band<1>)(depth, n, a, b, c);
+        (rows == 6 ? band<6, E> : rows == 4 ? band<4, E> : rows == 2 ? band<2, E> : band<1, E>)(depth, n, a, b, c);
         m -= rows;
         a.at += rows * a.row;
         c.at += rows * c.step;
     }
 }
 
+// A matrix of at most so many numbers, in fp32 and as elements.
+template <class E>
+struct Matrix {
+    std::vector<float> numbers;
+    std::vector<E> by_row, by_column;
+    static constexpr int64_t PER = std::is_same<E, float>::value ? 1 : 2;  // numbers in an element
+
+    explicit Matrix(int64_t most) : numbers(most), by_row(PER == 1 ? 0 : most), by_column(by_row.size()) {}
+
+    float* operator[](int64_t at) { return &numbers[at]; }
+
+    // Neighbours in a row: (rows, width / PER).
+    const E* along(int64_t rows, int64_t width) {
+        if constexpr (PER == 1) {
+            return numbers.data();
+        } else {
+            bf16* to = reinterpret_cast<bf16*>(by_row.data());
+            for (int64_t j = 0; j < rows * width; j += LANES) put(get(&numbers[j]), to + j);
+            return by_row.data();
+        }
+    }
+
+    // Neighbours in a column, the last one's of an odd number being zero: (rows / PER, width).
+    const E* across(int64_t rows, int64_t width) {
+        if constexpr (PER == 1) {
+            return numbers.data();
+        } else {
+            for (int64_t i = 0; i < rows; i += 2)
+                for (int64_t j = 0; j < width; j += LANES) {
+                    Words first = halves(&numbers[i * width + j]);
+                    Words second = i + 1 < rows ? halves(&numbers[(i + 1) * width + j]) : Words{};
+                    Words both = first | second << 16;
+                    std::memcpy(&by_column[i / 2 * width + j], &both, sizeof both);
+                }
+            return by_column.data();
+        }
+    }
+
+    static Words halves(const float* from) {
+        bf16 rounded[LANES];
+        put(get(from), rounded);
+        return widened(rounded);
+    }
+};
+
 // (count, width) to (width, padded), zero behind count; blocks of LANES x LANES by four perfect shuffles.
-void transpose(const std::vector<float>& from, int64_t count, int64_t width, int64_t padded, std::vector<float>& to) {
+template <class E>
+void transpose(const E* from, int64_t count, int64_t width, int64_t padded, E* to) {
     const Ints low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
     for (int64_t i = 0; i < padded; i += LANES) {
         for (int64_t j = 0; j < width; j += LANES) {
-            Floats rows[LANES], mixed[LANES];
-            for (int64_t k = 0; k < LANES; k++) rows[k] = i + k < count ? get(&from[(i + k) * width + j]) : Floats{};
+            Words rows[LANES], mixed[LANES];
+            int64_t columns = std::min(width - j, LANES);  // or the half of it
+            for (int64_t k = 0; k < LANES; k++) {
+                const E* row = from + (i + k) * width + j;
+                rows[k] = Words{};
+                if (i + k < count && columns == LANES) rows[k] = load<Words>(row);
+                if (i + k < count && columns < LANES) std::memcpy(&rows[k], row, sizeof(Words) / 2);
+            }
             for (int round = 0; round < 4; round++) {
                 for (int64_t k = 0; k < LANES / 2; k++) {
                     mixed[2 * k] = __builtin_shuffle(rows[k], rows[k + LANES / 2], low);
@@ -302,7 +396,7 @@ void transpose(const std::vector<float>& from, int64_t count, int64_t width, int
                 }
                 for (int64_t k = 0; k < LANES; k++) rows[k] = mixed[k];
             }
-            for (int64_t k = 0; k < LANES; k++) put(rows[k], &to[(j + k) * padded + i]);
+            for (int64_t k = 0; k < columns; k++) std::memcpy(to + (j + k) * padded + i, &rows[k], sizeof rows[k]);
         }
     }
 }
@@ -322,52 +416,77 @@ struct Attention {
     int64_t all_heads() const { return heads * width; }
 };
 
-// One head of one example, in fp32. Weights have a row for each key and a lane for each query, so that the softmax
-// of sixteen queries is one; the lanes behind the last query are never read.
+// One head of one example. Weights have a row for each key and a lane for each query, so that the softmax of sixteen
+// queries is one; what is in the lanes behind the last query meets zeros only.
+template <class T>
 struct Head {
-    int64_t start, query_start, place, count, queries, padded;
-    std::vector<float> query, key, value, turned, weights, slopes, above, out;
+    typedef typename ElementOf<T>::type E;
+    static constexpr int64_t PER = Matrix<E>::PER;
+
+    int64_t start, query_start, place, count, queries, padded, width;
+    Matrix<E> query, key, value, weights, slopes, above;
+    std::vector<E> turned;
+    std::vector<float> inverse, out;
     std::vector<uint16_t> random;
 
-    Head(int64_t longest, int64_t width) {
-        int64_t most = (longest + LANES - 1) / LANES * LANES;
-        for (auto* one : {&query, &key, &value, &turned, &above, &out}) one->resize(most * width);
-        for (auto* one : {&weights, &slopes}) one->resize(longest * most);
-        random.resize(longest * most, 0xffff);
-    }
+    Head(int64_t longest, int64_t width) : Head(longest, upto(longest), width) {}
+    Head(int64_t longest, int64_t most, int64_t width)
+        : width(width), query(most * width), key(most * width), value(most * width), weights(upto(longest, 2) * most),
+          slopes(upto(longest, 2) * most), above(most * width), turned(most * width), inverse(most),
+          out(most * width), random(longest * most, 0xffff) {}
 
-    template <class T>
+    static int64_t upto(int64_t n, int64_t step = LANES) { return (n + step - 1) / step * step; }
+
     void take(const Attention<T>& of, int64_t item) {
         int64_t example = item / of.heads;
         start = of.starts[example];
         query_start = of.first_only ? example : start;
-        place = item % of.heads * of.width;
+        place = item % of.heads * width;
         count = of.starts[example + 1] - start;
         queries = of.first_only ? 1 : count;
-        padded = (queries + LANES - 1) / LANES * LANES;
-        float scale = 1.0f / std::sqrt(static_cast<float>(of.width));
-        read(Rows<const T>{of.query + place, of.query_step}, of.query_bias, query_start, queries, of.width, scale, query);
-        read(Rows<const T>{of.key + place, of.step}, of.key_bias, start, count, of.width, 1.0f, key);
-        read(Rows<const T>{of.value + place, of.step}, of.value_bias, start, count, of.width, 1.0f, value);
-        weigh(of.width);
+        padded = upto(queries);
+        read({of.query + place, of.query_step}, of.query_bias, query_start, queries, scale(), query);
+        read({of.key + place, of.step}, of.key_bias, start, count, 1.0f, key);
+        read({of.value + place, of.step}, of.value_bias, start, count, 1.0f, value);
+        weigh();
         // No two heads' elements have the same number.
         if (of.drop.threshold) draw(of.drop.seed, static_cast<uint64_t>(item) << 32, count * padded, random.data());
     }
 
-    template <class T>
-    void read(Rows<const T> from, const float* bias, int64_t first, int64_t rows, int64_t width, float scale,
-              std::vector<float>& to) const {
+    float scale() const { return 1.0f / std::sqrt(static_cast<float>(width)); }
+
+    void read(Rows<const T> from, const float* bias, int64_t first, int64_t rows, float scale, Matrix<E>& to) const {
         for (int64_t i = 0; i < rows; i++)
-            for (int64_t j = 0; j < width; j += LANES)
-                put((get(from[first + i] + j) + get(bias + place + j)) * scale, &to[i * width + j]);
+            for (int64_t j = 0; j < width; j += LANES) {
+                Floats x = get(from[first + i] + j);
+                put(bias ? (x + get(bias + place + j)) * scale : x, to[i * width + j]);
+            }
     }
 
-    // weights = softmax(key query'), over the keys.
-    void weigh(int64_t width) {
-        transpose(query, queries, width, padded, turned);
-        multiply(count, width, padded, {key.data(), width, 1}, {turned.data(), padded}, {weights.data(), padded});
+    // to = left right', a row for each key and a lane for each query.
+    void compare(Matrix<E>& left, Matrix<E>& right, Matrix<E>& to) {
+        transpose(right.along(queries, width), queries, width / PER, padded, turned.data());
+        multiply<E>(count, width / PER, padded, {left.along(count, width), width / PER, 1}, {turned.data(), padded},
+                    {to[0], padded});
+    }
+
+    // out = left' right, of (count, padded) and (count, width): a row for each query.
+    void mix_keys(Matrix<E>& left, Matrix<E>& right) {
+        multiply<E>(queries, (count + PER - 1) / PER, width, {left.across(count, padded), 1, padded},
+                    {right.across(count, width), width}, {out.data(), width});
+    }
+
+    // out = left right, of (count, padded) and (queries, width): a row for each key.
+    void mix_queries(Matrix<E>& left, Matrix<E>& right) {
+        multiply<E>(count, (queries + PER - 1) / PER, width, {left.along(count, padded), padded / PER, 1},
+                    {right.across(queries, width), width}, {out.data(), width});
+    }
+
+    // weights = softmax(key query'), over the keys, but for the factors in `inverse`.
+    void weigh() {
+        compare(key, query, weights);
         for (int64_t lane = 0; lane < padded; lane += LANES) {
-            Rows<float> scores{&weights[lane], padded};
+            Rows<float> scores{weights[lane], padded};
             Floats most = get(scores[0]), sums{};
             for (int64_t k = 1; k < count; k++) {
                 Floats score = get(scores[k]);
@@ -378,37 +497,36 @@ struct Head {
                 put(weight, scores[k]);
                 sums += weight;
             }
-            Floats inverse = 1.0f / sums;
-            for (int64_t k = 0; k < count; k++) put(get(scores[k]) * inverse, scores[k]);
+            put(1.0f / sums, &inverse[lane]);
         }
     }
 
-    void drop_weights(Dropout drop) {
-        if (!drop.threshold) return;
-        for (int64_t j = 0; j < count * padded; j += LANES) put(get(&weights[j]) * kept(&random[j], drop), &weights[j]);
+    // weights: to softmax's, and what is kept of them.
+    void keep_weights(Dropout drop) {
+        for (int64_t lane = 0; lane < padded; lane += LANES) {
+            Floats whole = get(&inverse[lane]);
+            for (int64_t j = lane; j < count * padded; j += padded)
+                put(get(weights[j]) * whole * kept(&random[j], drop), weights[j]);
+        }
     }
 
-    // slopes: of the weights' gradient to the scores', before and after; weights: to what is kept of them.
+    // slopes: of the kept weights' gradient, to the scores'; weights as in `keep_weights`.
     void slope(Dropout drop) {
         for (int64_t lane = 0; lane < padded; lane += LANES) {
-            Rows<float> slope{&slopes[lane], padded}, weight{&weights[lane], padded};
+            Rows<float> slope{slopes[lane], padded}, weight{weights[lane], padded};
             Rows<uint16_t> bits{&random[lane], padded};
-            Floats sums{};
+            Floats whole = get(&inverse[lane]), sums{};
+            for (int64_t k = 0; k < count; k++) sums += get(slope[k]) * kept(bits[k], drop) * get(weight[k]);
+            sums *= whole;
             for (int64_t k = 0; k < count; k++) {
-                Floats x = get(slope[k]) * kept(bits[k], drop);
-                put(x, slope[k]);
-                sums += x * get(weight[k]);
-            }
-            for (int64_t k = 0; k < count; k++) {
-                Floats x = get(weight[k]);
-                put(x * (get(slope[k]) - sums), slope[k]);
-                put(x * kept(bits[k], drop), weight[k]);
+                Floats x = get(weight[k]) * whole, factor = kept(bits[k], drop);
+                put(x * (get(slope[k]) * factor - sums), slope[k]);
+                put(x * factor, weight[k]);
             }
         }
     }
 
-    template <class T>
-    void write(int64_t rows, int64_t width, float scale, Rows<T> to, int64_t first, float* sums) const {
+    void write(int64_t rows, float scale, Rows<T> to, int64_t first, float* sums) const {
         for (int64_t i = 0; i < rows; i++) {
             for (int64_t j = 0; j < width; j += LANES) {
                 Floats x = get(&out[i * width + j]) * scale;
@@ -424,15 +542,13 @@ template <class T>
 void attention_forward(const Attention<T>& of, T* out, int64_t longest, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        Head head(longest, of.width);
-        int64_t width = of.width;
+        Head<T> head(longest, of.width);
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < of.examples * of.heads; item++) {
             head.take(of, item);
-            head.drop_weights(of.drop);
-            multiply(head.queries, head.count, width, {head.weights.data(), 1, head.padded}, {head.value.data(), width},
-                     {head.out.data(), width});
-            head.write(head.queries, width, 1.0f, Rows<T>{out, of.all_heads()}, head.query_start, nullptr);
+            head.keep_weights(of.drop);
+            head.mix_keys(head.weights, head.value);
+            head.write(head.queries, 1.0f, {out, of.all_heads()}, head.query_start, nullptr);
         }
     }
 }
@@ -441,31 +557,23 @@ void attention_forward(const Attention<T>& of, T* out, int64_t longest, int thre
 template <class T>
 void attention_backward(const Attention<T>& of, const T* gradient, T* of_query, T* of_key, T* of_value, float* sums,
                         int64_t longest, int threads) {
-    const std::vector<float> no_bias(of.all_heads(), 0.0f);
 #pragma omp parallel num_threads(threads)
     {
-        Head head(longest, of.width);
-        int64_t width = of.width, all = of.all_heads();
+        Head<T> head(longest, of.width);
+        int64_t all = of.all_heads();
         std::vector<float> mine(3 * all, 0.0f);
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < of.examples * of.heads; item++) {
             head.take(of, item);
-            int64_t count = head.count, queries = head.queries, padded = head.padded;
-            Rows<float> out{head.out.data(), width};
-            head.read(Rows<const T>{gradient + head.place, all}, no_bias.data(), head.query_start, queries, width, 1.0f,
-                      head.above);
-            transpose(head.above, queries, width, padded, head.turned);
-            multiply(count, width, padded, {head.value.data(), width, 1}, {head.turned.data(), padded},
-                     {head.slopes.data(), padded});
+            head.read({gradient + head.place, all}, nullptr, head.query_start, head.queries, 1.0f, head.above);
+            head.compare(head.value, head.above, head.slopes);
             head.slope(of.drop);
-            multiply(queries, count, width, {head.slopes.data(), 1, padded}, {head.key.data(), width}, out);
-            head.write(queries, width, 1.0f / std::sqrt(static_cast<float>(width)), Rows<T>{of_query, of.query_step},
-                       head.query_start, mine.data());
-            // The queries are scaled already.
-            multiply(count, queries, width, {head.slopes.data(), padded, 1}, {head.query.data(), width}, out);
-            head.write(count, width, 1.0f, Rows<T>{of_key, of.step}, head.start, mine.data() + all);
-            multiply(count, queries, width, {head.weights.data(), padded, 1}, {head.above.data(), width}, out);
-            head.write(count, width, 1.0f, Rows<T>{of_value, of.step}, head.start, mine.data() + 2 * all);
+            head.mix_keys(head.slopes, head.key);
+            head.write(head.queries, head.scale(), {of_query, of.query_step}, head.query_start, mine.data());
+            head.mix_queries(head.slopes, head.query);  // which are scaled already
+            head.write(head.count, 1.0f, {of_key, of.step}, head.start, mine.data() + all);
+            head.mix_queries(head.weights, head.above);
+            head.write(head.count, 1.0f, {of_value, of.step}, head.start, mine.data() + 2 * all);
         }
         add_up(mine, sums + omp_get_thread_num() * mine.size());
     }
