@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from peftlib.acceleration import cpu_calls
 from peftlib.acceleration.bert import bert_encoder, has_hooks, is_frozen_linear, is_key_mask, is_plain_encoder, joined
 from peftlib.acceleration.layer_parts import Parts, parts_for
+from peftlib.acceleration.packed_matrices import packed, product
 from peftlib.acceleration.packing import Packing
 
 
@@ -127,33 +128,39 @@ def _product(rows: torch.Tensor, parts: Parts, *modules: nn.Module) -> tuple[tor
     if all(is_frozen_linear(module) for module in modules) and not any(has_hooks(module) for module in modules):
         frozen: Any = modules
         weight = frozen[0].weight if len(frozen) == 1 else joined(*frozen)
+        matrix = packed(*frozen) if rows.dtype == torch.bfloat16 else None
         biases = [linear.bias for linear in frozen]
         if parts.add_biases:
-            return _FrozenLinear.apply(rows, weight), biases[0] if len(biases) == 1 else torch.cat(biases)
-        return _FrozenLinear.apply(rows, weight, *biases), None
+            return _FrozenLinear.apply(rows, weight, matrix), biases[0] if len(biases) == 1 else torch.cat(biases)
+        return _FrozenLinear.apply(rows, weight, matrix, *biases), None
     with torch.autocast("cpu", rows.dtype, enabled=rows.dtype.itemsize == 2):
         outputs = [module(rows).to(rows.dtype) for module in modules]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1), None
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """x W' + biases, if any, the latter one behind the other. Gradients for x, (T, in), and each bias."""
+    """x W' + biases, if any, the latter one behind the other. Gradients for x, (T, in), and each bias.
+
+    matrix: the weight packed (`packed_matrices`), or None.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, *biases: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, matrix: torch.Tensor | None, *biases: torch.Tensor
+    ) -> torch.Tensor:
         ctx.weight = weight = weight.to(x.dtype)
         ctx.sizes = [len(one) for one in biases]
-        if not biases:
-            return x @ weight.t()
-        bias = biases[0] if len(biases) == 1 else torch.cat(biases)
-        ctx.of_biases = bias.dtype
-        return torch.addmm(bias.to(x.dtype), x, weight.t())
+        ctx.of_biases = biases[0].dtype if biases else None
+        bias = torch.cat(biases).to(x.dtype) if biases else None
+        if matrix is not None:
+            return product(x, matrix, bias)
+        return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_x, _, *needed = ctx.needs_input_grad
+        of_x, _, _, *needed = ctx.needs_input_grad
         for_biases: list[torch.Tensor | None] = [None] * len(needed)
         if any(needed):
             sums = gradient.sum(0).to(ctx.of_biases).split(ctx.sizes)
             for_biases = [one if need else None for one, need in zip(sums, needed, strict=True)]
-        return gradient @ ctx.weight if of_x else None, None, *for_biases
+        return gradient @ ctx.weight if of_x else None, None, None, *for_biases

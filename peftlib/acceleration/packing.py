@@ -6,11 +6,11 @@ import torch
 
 
 def rows_for(tokens: int) -> int:
-    """More rows than tokens, by 32 or an eighth at most: oneDNN compiles products for every number of rows.
+    """More rows than tokens, by 32 or a sixteenth at most: oneDNN compiles products for every number of rows.
 
-    Steps of half of that took 50 MB more after 25 updates of MRPC, for some 2 % less rows.
+    That is 4 MB a number in training. Steps twice as long: 1.02 × the time, 50 MB less for an epoch of MRPC.
     """
-    step = max(32, 2 ** tokens.bit_length() // 16)
+    step = max(32, 2 ** tokens.bit_length() // 32)
     return (tokens // step + 1) * step
 
 

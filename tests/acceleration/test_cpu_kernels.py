@@ -16,8 +16,8 @@ from peftlib.acceleration.packing import Packing
 pytestmark = pytest.mark.skipif(not calls.are_there(), reason="this machine has no g++ for the CPU kernels")
 
 DTYPES = [torch.float32, torch.bfloat16]
-#: Of a result's size: rounding of sums in fp32, or of the result to bf16.
-NEAR = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
+#: Of a result's size: rounding of sums in fp32, or of weights and results to bf16.
+NEAR = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 WIDTHS = st.integers(1, 6).map(lambda blocks: 16 * blocks)
 
 
