@@ -181,6 +181,10 @@ _ARGUMENTS = {
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Hand tensors over as addresses: what is not as the kernels read it would be read all the same."""
+    for one in arguments:
+        if isinstance(one, torch.Tensor) and not (one.is_contiguous() and one.device.type == "cpu"):
+            raise ValueError(f"{name}: a tensor of {tuple(one.shape)} is not contiguous, or not on the CPU")
     function = getattr(kernels(), f"{name}_{_NAMES[dtype]}")
     if function.argtypes is None:
         function.argtypes, function.restype = _ARGUMENTS[name], None

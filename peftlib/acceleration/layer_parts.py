@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from peftlib.acceleration import cpu_calls, cpu_layer, torch_layer
+from peftlib.acceleration.bert import has_hooks
 from peftlib.acceleration.packing import Packing
 
 
@@ -40,7 +41,7 @@ def parts_for(layer: Any, dtype: torch.dtype) -> Parts:
 
 
 class KernelParts:
-    """On the CPU kernels: 1.3 × a whole training step."""
+    """On the CPU kernels: 1.1 to 1.4 × a whole training step."""
 
     add_biases = True
 
@@ -54,7 +55,7 @@ class KernelParts:
 
     def activate(self, product: torch.Tensor, bias: torch.Tensor | None, activation: nn.Module) -> torch.Tensor:
         output: torch.Tensor
-        if getattr(activation, "act", None) is nn.functional.gelu:
+        if getattr(activation, "act", None) is nn.functional.gelu and not has_hooks(activation):
             output = cpu_layer.Gelu.apply(product, _vector(bias, product.size(1)))
         else:
             output = activation(product if bias is None else product + bias.to(product.dtype))
@@ -64,13 +65,14 @@ class KernelParts:
         self, product: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor, p: float, norm: nn.LayerNorm
     ) -> torch.Tensor:
         output: torch.Tensor = cpu_layer.DropoutAddNorm.apply(
-            product, _vector(bias, product.size(1)), residual, p, norm.weight, norm.bias, norm.eps
+            product, _vector(bias, product.size(1)), residual, p, norm.weight.float(), norm.bias.float(), norm.eps
         )
         return output
 
 
 def _vector(bias: torch.Tensor | None, width: int) -> torch.Tensor:
-    return torch.zeros(width) if bias is None else bias
+    """In fp32, as the kernels read it whatever the model's parameters are in."""
+    return torch.zeros(width) if bias is None else bias.float()
 
 
 class TorchParts:

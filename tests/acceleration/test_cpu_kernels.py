@@ -118,6 +118,11 @@ def test_bf16_is_rounded_as_torch_rounds():
         assert torch.equal(ours[~theirs.isnan() & ~tiny], theirs[~theirs.isnan() & ~tiny])
 
 
+def test_tensors_that_would_be_read_wrongly_are_refused():
+    with pytest.raises(ValueError, match="not contiguous"):
+        calls.dropout(torch.ones(16, 32).t(), Dropout.of(0.0), torch.ones(32, 16))
+
+
 # ── Normalisation and activation ─────────────────────────────────────────────────────────────────────────────────
 
 

@@ -125,6 +125,31 @@ def test_layers_that_the_kernels_do_not_fit_are_left_to_torch(dtype, sizes, fit,
     assert isinstance(parts_for(layer, dtype), KernelParts if fit else TorchParts)
 
 
+@pytest.mark.skipif(not cpu_calls.are_there(), reason="this machine has no g++ for the CPU kernels")
+def test_the_kernels_with_parameters_in_bf16(monkeypatch):
+    """Vectors are read as fp32, which these are not."""
+    model = classifier(width=32, heads=2, inner=48).to(torch.bfloat16)
+    packed = copy.deepcopy(model)
+    pack_encoder(packed)
+    (theirs, of_theirs), (ours, of_ours) = gradients(model, batch(17, 3, 9)), gradients(packed, batch(17, 3, 9))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.2 * theirs.abs().max().item())
+    for name, gradient in of_theirs.items():
+        if gradient.abs().max() > 1e-2:
+            assert (of_ours[name] - gradient).norm() < 0.25 * gradient.norm(), name
+
+
+@pytest.mark.skipif(not cpu_calls.are_there(), reason="this machine has no g++ for the CPU kernels")
+def test_a_hook_on_the_activation_is_called_on_the_kernels_too():
+    model = classifier(width=32, heads=2, inner=48).float()
+    pack_encoder(model)
+    seen = []
+    model.base_model.encoder.layer[0].intermediate.intermediate_act_fn.register_forward_hook(
+        lambda *given: seen.append(given)
+    )
+    model(**batch(4, 2))
+    assert len(seen) == 1
+
+
 def test_as_many_tokens_as_rows():
     """Sixteen tokens, no padding: fillers come on top."""
     assert_same(classifier(), batch(8, 8))
