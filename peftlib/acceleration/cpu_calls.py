@@ -112,9 +112,11 @@ def gelu_forward(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def gelu_backward(above: torch.Tensor, product: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of the product, (T, D), and of the bias."""
-    out, sums = torch.empty_like(product), _sums(len(bias))
+def gelu_backward(
+    above: torch.Tensor, product: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of the product, (T, D), in `out` where one is given, which may be `above`; and of the bias."""
+    out, sums = torch.empty_like(product) if out is None else out, _sums(len(bias))
     _call("gelu_backward", product.dtype, above, product, bias, out, sums, *product.shape)
     return out, sums.sum(0)
 

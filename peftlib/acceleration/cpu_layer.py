@@ -8,6 +8,7 @@ import torch
 
 from peftlib.acceleration import cpu_calls as calls
 from peftlib.acceleration.cpu_calls import Dropout, Seen
+from peftlib.acceleration.packed_matrices import FrozenMatrix
 from peftlib.acceleration.packing import Packing
 
 
@@ -65,3 +66,49 @@ class Gelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return calls.gelu_backward(gradient.contiguous(), *ctx.saved_tensors)
+
+
+class FrozenLayer(torch.autograd.Function):
+    """A BERT layer with GELU whose matrices are frozen, on packed rows (T, D). Gradients for x and the vectors.
+
+    matrices: (3 D, D), (D, D), (F, D) and (D, F), in x's precision; the vectors are fp32. rates: of dropout on
+    attention's weights, and at the end of both blocks. Residuals' gradients are added by the products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, packing: Packing, rates: tuple[float, float, float], eps: tuple[float, float],
+        matrices: tuple[FrozenMatrix, ...], *vectors: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        of_qkv, of_out, of_inner, of_outer = matrices
+        query, key, value, out, weight, shift, inner, outer, last_weight, last_shift = vectors
+        drops = tuple(Dropout.of(rate) for rate in rates)
+        qkv, bias = of_qkv.times(x), torch.cat([query, key, value])
+        seen = calls.attention_forward(Seen(qkv, None, bias, packing), drops[0])
+        middle, normal, rstd = calls.norm_forward(of_out.times(seen), out, x, weight, shift, eps[0], drops[1])
+        before = of_inner.times(middle)
+        product = of_outer.times(calls.gelu_forward(before, inner))
+        result, last_normal, last_rstd = calls.norm_forward(
+            product, outer, middle, last_weight, last_shift, eps[1], drops[2]
+        )
+        ctx.packing, ctx.drops, ctx.matrices = packing, drops, matrices
+        ctx.save_for_backward(qkv, bias, normal, rstd, before, last_normal, last_rstd, weight, inner, last_weight)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        of_qkv, of_out, of_inner, of_outer = (matrix.plain for matrix in ctx.matrices)
+        qkv, bias, normal, rstd, before, last_normal, last_rstd, weight, inner, last_weight = ctx.saved_tensors
+        residual, below, last = calls.norm_backward(
+            gradient.contiguous(), last_normal, last_rstd, last_weight, ctx.drops[2]
+        )
+        below = below @ of_outer
+        below, for_inner = calls.gelu_backward(below, before, inner, out=below)
+        below = residual.addmm_(below, of_inner)
+        residual, below, first = calls.norm_backward(below, normal, rstd, weight, ctx.drops[1])
+        below, _, for_qkv = calls.attention_backward(Seen(qkv, None, bias, ctx.packing), below @ of_out, ctx.drops[0])
+        for_x = residual.addmm_(below, of_qkv) if ctx.needs_input_grad[0] else None
+        return (
+            for_x, None, None, None, None, *for_qkv.view(3, -1), first[2], first[0], first[1], for_inner,
+            last[2], last[0], last[1],
+        )  # fmt: skip

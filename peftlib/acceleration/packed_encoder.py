@@ -14,9 +14,10 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from peftlib.acceleration import cpu_calls
-from peftlib.acceleration.bert import bert_encoder, has_hooks, is_frozen_linear, is_key_mask, is_plain_encoder, joined
+from peftlib.acceleration.bert import bert_encoder, has_hooks, is_frozen_linear, is_key_mask, is_plain_encoder, linears
+from peftlib.acceleration.cpu_layer import FrozenLayer
 from peftlib.acceleration.layer_parts import Parts, parts_for
-from peftlib.acceleration.packed_matrices import packed, product
+from peftlib.acceleration.packed_matrices import FrozenMatrix
 from peftlib.acceleration.packing import Packing
 
 
@@ -100,6 +101,8 @@ def _replaced(layer: Any) -> tuple[nn.Module, ...]:
 def _layer(layer: Any, rows: torch.Tensor, packing: Packing, parts: Parts, ends: bool) -> torch.Tensor:
     """(T, D) to (T, D); of the last layer to (B, D), the first token of each example."""
     attention = layer.attention.self
+    if not ends and parts.add_biases and _is_frozen(layer):
+        return _frozen_layer(layer, rows, packing)
     if ends:
         starts = rows.index_select(0, packing.first)
         query, of_query = _product(starts, parts, attention.query)
@@ -112,6 +115,31 @@ def _layer(layer: Any, rows: torch.Tensor, packing: Packing, parts: Parts, ends:
     rows = _finish(layer.attention.output, attended, rows, parts)
     inner = parts.activate(*_product(rows, parts, layer.intermediate.dense), layer.intermediate.intermediate_act_fn)
     return _finish(layer.output, inner, rows, parts)
+
+
+def _is_frozen(layer: Any) -> bool:
+    """All of its matrices, and it can be computed by `FrozenLayer`."""
+    activation = layer.intermediate.intermediate_act_fn
+    return (
+        getattr(activation, "act", None) is nn.functional.gelu
+        and not has_hooks(activation)
+        and all(is_frozen_linear(matrix) and not has_hooks(matrix) for matrix in linears(layer))
+    )
+
+
+def _frozen_layer(layer: Any, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
+    attention, first, second = layer.attention.self, layer.attention.output, layer.output
+    query, key, value, out, inner, outer = linears(layer)
+    result: torch.Tensor = FrozenLayer.apply(
+        rows, packing, tuple(_rate(one.dropout) for one in (attention, first, second)),
+        (first.LayerNorm.eps, second.LayerNorm.eps),
+        tuple(FrozenMatrix.of(rows.dtype, *one) for one in ((query, key, value), (out,), (inner,), (outer,))),
+        *(one.float() for one in (
+            query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight, first.LayerNorm.bias,
+            inner.bias, outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
+        )),
+    )  # fmt: skip
+    return result
 
 
 def _finish(output: Any, rows: torch.Tensor, residual: torch.Tensor, parts: Parts) -> torch.Tensor:
@@ -127,40 +155,29 @@ def _product(rows: torch.Tensor, parts: Parts, *modules: nn.Module) -> tuple[tor
     """What these layers make of the same rows, side by side; and the biases, where the parts add them later."""
     if all(is_frozen_linear(module) for module in modules) and not any(has_hooks(module) for module in modules):
         frozen: Any = modules
-        weight = frozen[0].weight if len(frozen) == 1 else joined(*frozen)
-        matrix = packed(*frozen) if rows.dtype == torch.bfloat16 else None
-        biases = [linear.bias for linear in frozen]
+        matrix, biases = FrozenMatrix.of(rows.dtype, *frozen), [linear.bias for linear in frozen]
         if parts.add_biases:
-            return _FrozenLinear.apply(rows, weight, matrix), biases[0] if len(biases) == 1 else torch.cat(biases)
-        return _FrozenLinear.apply(rows, weight, matrix, *biases), None
+            return _FrozenLinear.apply(rows, matrix), biases[0] if len(biases) == 1 else torch.cat(biases)
+        return _FrozenLinear.apply(rows, matrix, *biases), None
     with torch.autocast("cpu", rows.dtype, enabled=rows.dtype.itemsize == 2):
         outputs = [module(rows).to(rows.dtype) for module in modules]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1), None
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """x W' + biases, if any, the latter one behind the other. Gradients for x, (T, in), and each bias.
-
-    matrix: the weight packed (`packed_matrices`), or None.
-    """
+    """x W' + biases, if any, the latter one behind the other. Gradients for x, (T, in), and each bias."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, matrix: torch.Tensor | None, *biases: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.weight = weight = weight.to(x.dtype)
-        ctx.sizes = [len(one) for one in biases]
+    def forward(ctx: Any, x: torch.Tensor, matrix: FrozenMatrix, *biases: torch.Tensor) -> torch.Tensor:
+        ctx.matrix, ctx.sizes = matrix, [len(one) for one in biases]
         ctx.of_biases = biases[0].dtype if biases else None
-        bias = torch.cat(biases).to(x.dtype) if biases else None
-        if matrix is not None:
-            return product(x, matrix, bias)
-        return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+        return matrix.times(x, torch.cat(biases).to(x.dtype) if biases else None)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_x, _, _, *needed = ctx.needs_input_grad
+        of_x, _, *needed = ctx.needs_input_grad
         for_biases: list[torch.Tensor | None] = [None] * len(needed)
         if any(needed):
             sums = gradient.sum(0).to(ctx.of_biases).split(ctx.sizes)
             for_biases = [one if need else None for one, need in zip(sums, needed, strict=True)]
-        return gradient @ ctx.weight if of_x else None, None, None, *for_biases
+        return gradient @ ctx.matrix.plain if of_x else None, None, *for_biases

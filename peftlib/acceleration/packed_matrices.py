@@ -52,6 +52,25 @@ def product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None = N
     return output
 
 
+class FrozenMatrix(NamedTuple):
+    """Of layers side by side, (out, in): as it is, and packed where that can be."""
+
+    plain: torch.Tensor
+    packed: torch.Tensor | None
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, *modules: nn.Linear) -> FrozenMatrix:
+        """For rows in this precision."""
+        plain = modules[0].weight if len(modules) == 1 else joined(*modules)
+        return cls(plain.to(dtype), packed(*modules) if dtype == torch.bfloat16 else None)
+
+    def times(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x W' + bias, (T, in) to (T, out)."""
+        if self.packed is not None:
+            return product(x, self.packed, bias)
+        return x @ self.plain.t() if bias is None else torch.addmm(bias, x, self.plain.t())
+
+
 def _has_onednn() -> bool:
     operators = torch.ops.mkldnn
     return torch.backends.mkldnn.is_available() and all(

@@ -13,9 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peftlib.acceleration import accelerate_model, cpu_calls, packed_encoder, torch_layer
+from peftlib.acceleration.cpu_layer import FrozenLayer
 from peftlib.acceleration.dropout import use_cheap_dropout
 from peftlib.acceleration.layer_parts import KernelParts, TorchParts, parts_for
 from peftlib.acceleration.packed_encoder import _FrozenLinear, pack_encoder
+from peftlib.acceleration.packed_matrices import FrozenMatrix
 from peftlib.acceleration.packing import Packing, rows_for
 from peftlib.acceleration.torch_layer import Attend, DropoutAddNorm
 
@@ -111,6 +113,18 @@ def test_in_fp32_on_the_cpu_kernels_and_without_them(kernels, kind, changed, mon
     assert ("attention_forward" in calls) == ("norm_forward" in calls) == kernels
     assert ("attention_backward" in calls) == (kernels and trained != "head")
     assert ("gelu_forward" in calls) == (kernels and "hidden_act" not in changed)
+
+
+@pytest.mark.skipif(not cpu_calls.are_there(), reason="this machine has no g++ for the CPU kernels")
+@pytest.mark.parametrize(("trained", "layers"), [("bias", 2), ("dense.weight", 0), ("layer.1.output.dense.weight", 1)])
+def test_frozen_layers_but_the_last_are_one_function(trained, layers, monkeypatch):
+    model = classifier(width=32, heads=2, inner=48, layers=3).float()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name or name.startswith("classifier"))
+    made, apply = [], FrozenLayer.apply
+    monkeypatch.setattr(FrozenLayer, "apply", lambda *given: made.append(given) or apply(*given))
+    assert_same(model, batch(17, 3, 9), tolerance=2e-4)
+    assert len(made) == layers
 
 
 @pytest.mark.parametrize(("dtype", "sizes", "fit"), [
@@ -260,7 +274,12 @@ def test_gradients_of_the_parts(p):
         *(number(tokens, 6), number(tokens, 6), number(6), number(6)),
     )
     weight = torch.randn(5, 6, dtype=torch.float64)
-    check(lambda x, *biases: _FrozenLinear.apply(x, weight, None, *biases), number(4, 6), number(2), number(3))
+    check(
+        lambda x, *biases: _FrozenLinear.apply(x, FrozenMatrix(weight, None), *biases),
+        number(4, 6),
+        number(2),
+        number(3),
+    )
 
 
 def test_dropout_s_masks_are_used_where_transformers_drops(monkeypatch):
