@@ -67,6 +67,11 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def is_plain_gelu(activation: Any) -> bool:
+    """The exact GELU in transformers' module, and nobody watches it."""
+    return getattr(activation, "act", None) is nn.functional.gelu and not has_hooks(activation)
+
+
 def joined(*modules: nn.Linear) -> torch.Tensor:
     """The weights, each (out, in), one below the other: the memory that they share from the first call on.
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from peftlib.acceleration import cpu_calls, cpu_layer, torch_layer
-from peftlib.acceleration.bert import has_hooks
+from peftlib.acceleration.bert import is_plain_gelu
 from peftlib.acceleration.packing import Packing
 
 
@@ -55,7 +55,7 @@ class KernelParts:
 
     def activate(self, product: torch.Tensor, bias: torch.Tensor | None, activation: nn.Module) -> torch.Tensor:
         output: torch.Tensor
-        if getattr(activation, "act", None) is nn.functional.gelu and not has_hooks(activation):
+        if is_plain_gelu(activation):
             output = cpu_layer.Gelu.apply(product, _vector(bias, product.size(1)))
         else:
             output = activation(product if bias is None else product + bias.to(product.dtype))

@@ -14,7 +14,15 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from peftlib.acceleration import cpu_calls
-from peftlib.acceleration.bert import bert_encoder, has_hooks, is_frozen_linear, is_key_mask, is_plain_encoder, linears
+from peftlib.acceleration.bert import (
+    bert_encoder,
+    has_hooks,
+    is_frozen_linear,
+    is_key_mask,
+    is_plain_encoder,
+    is_plain_gelu,
+    linears,
+)
 from peftlib.acceleration.cpu_layer import FrozenLayer
 from peftlib.acceleration.layer_parts import Parts, parts_for
 from peftlib.acceleration.packed_matrices import FrozenMatrix
@@ -119,11 +127,8 @@ def _layer(layer: Any, rows: torch.Tensor, packing: Packing, parts: Parts, ends:
 
 def _is_frozen(layer: Any) -> bool:
     """All of its matrices, and it can be computed by `FrozenLayer`."""
-    activation = layer.intermediate.intermediate_act_fn
-    return (
-        getattr(activation, "act", None) is nn.functional.gelu
-        and not has_hooks(activation)
-        and all(is_frozen_linear(matrix) and not has_hooks(matrix) for matrix in linears(layer))
+    return is_plain_gelu(layer.intermediate.intermediate_act_fn) and all(
+        is_frozen_linear(matrix) and not has_hooks(matrix) for matrix in linears(layer)
     )
 
 
