@@ -40,8 +40,8 @@ class _Attention(ctypes.Structure):
         *((name, c_void_p) for name in ("query", "key", "value")),
         *((name, c_int64) for name in ("query_step", "step")),
         *((name, c_void_p) for name in ("query_bias", "key_bias", "value_bias", "starts")),
-        *((name, c_int64) for name in ("examples", "heads", "width")),
-        ("first_only", c_int), ("drop", Dropout),
+        *((name, c_int64) for name in ("examples", "heads", "width", "queries")),
+        ("scale", c_float), ("drop", Dropout),
     )  # fmt: skip
 
 
@@ -80,10 +80,10 @@ def dropout(x: torch.Tensor, drop: Dropout, onto: torch.Tensor | None = None) ->
 
 def norm_forward(
     product: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor,
-    eps: float, drop: Dropout,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """LayerNorm(residual + dropout(product + bias)); what it was before weight and shift; 1 / deviation (T)."""
-    out, normal = torch.empty_like(product), torch.empty_like(product)
+    eps: float, drop: Dropout, keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:  # fmt: skip
+    """LayerNorm(residual + dropout(product + bias)); the same before weight and shift, to keep; 1 / deviation, (T)."""
+    out, normal = torch.empty_like(product), torch.empty_like(product) if keep else None
     rstd = product.new_empty(len(product), dtype=torch.float32)
     _call(
         "norm_forward", product.dtype, product, bias, residual, weight, shift, out, normal, rstd, *product.shape, eps,
@@ -105,9 +105,9 @@ def norm_backward(
     return of_residual, of_product, sums.sum(0)
 
 
-def gelu_forward(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """gelu(product + bias)."""
-    out = torch.empty_like(product)
+def gelu_forward(product: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """gelu(product + bias), in `out` where one is given, which may be `product`."""
+    out = torch.empty_like(product) if out is None else out
     _call("gelu_forward", product.dtype, product, bias, out, *product.shape)
     return out
 
@@ -128,7 +128,7 @@ def attention_forward(seen: Seen, drop: Dropout) -> torch.Tensor:
     out = rows.new_empty(len(rows), width)
     if seen.query is None:
         out[seen.packing.real :].zero_()
-    _call("attention_forward", out.dtype, ctypes.byref(_handed_over(seen, drop)), out, seen.packing.width)
+    _call("attention_forward", out.dtype, ctypes.byref(_handed_over(seen, drop)), out, None, seen.packing.width)
     return out
 
 
@@ -141,10 +141,48 @@ def attention_backward(
     of_rows[seen.packing.real :].zero_()
     sums = _sums(len(seen.bias))
     _call(
-        "attention_backward", gradient.dtype, ctypes.byref(_handed_over(seen, drop)), gradient,
+        "attention_backward", gradient.dtype, ctypes.byref(_handed_over(seen, drop)), gradient, None,
         *_places(of_rows, of_query), sums, seen.packing.width,
     )  # fmt: skip
     return of_rows, of_query, sums.sum(0)
+
+
+def mix_forward(asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop: Dropout) -> tuple[torch.Tensor, ...]:
+    """For each query the rows of its example, (T, D), weighed by softmax(query . row / sqrt(head width)).
+
+    Returns:
+        Their sums, (B, H, D) as the queries `asked`; and those of the weights, which dropout makes other than 1,
+        fp32, (B, H).
+    """
+    out, of_weights = torch.empty_like(asked), asked.new_empty(asked.shape[:2], dtype=torch.float32)
+    of = _mixing(asked, rows, packing, drop)
+    _call("attention_forward", out.dtype, ctypes.byref(of), out, of_weights, packing.width)
+    return out, of_weights
+
+
+def mix_backward(
+    asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop: Dropout, gradient: torch.Tensor,
+    of_weights: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Gradients of queries and rows."""
+    of_asked, as_keys, as_values = torch.empty_like(asked), torch.empty_like(rows), torch.empty_like(rows)
+    for one in (as_keys, as_values):
+        one[packing.real :].zero_()
+    sums = _sums(3 * rows.size(1))  # of biases that there are none of
+    _call(
+        "attention_backward", gradient.dtype, ctypes.byref(_mixing(asked, rows, packing, drop)), gradient, of_weights,
+        of_asked, as_keys, as_values, sums, packing.width,
+    )  # fmt: skip
+    return of_asked, as_keys.add_(as_values)
+
+
+def _mixing(asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop: Dropout) -> _Attention:
+    """As attention with one head, whose keys and values are the rows themselves."""
+    width = rows.size(1)
+    return _Attention(
+        asked.data_ptr(), rows.data_ptr(), rows.data_ptr(), width, width, None, None, None, packing.starts.data_ptr(),
+        len(packing.first), 1, width, asked.size(1), packing.head_width**-0.5, drop,
+    )  # fmt: skip
 
 
 def _handed_over(seen: Seen, drop: Dropout) -> _Attention:
@@ -154,7 +192,8 @@ def _handed_over(seen: Seen, drop: Dropout) -> _Attention:
     return _Attention(
         *_places(seen.rows, seen.query), step if seen.query is None else width, step,
         bias, bias + 4 * width, bias + 8 * width, seen.packing.starts.data_ptr(),
-        len(seen.packing.first), seen.packing.heads, seen.packing.head_width, seen.query is not None, drop,
+        len(seen.packing.first), seen.packing.heads, seen.packing.head_width, int(seen.query is not None),
+        seen.packing.head_width**-0.5, drop,
     )  # fmt: skip
 
 
@@ -177,8 +216,8 @@ _ARGUMENTS = {
     "norm_backward": (*[c_void_p] * 7, c_int64, c_int64, Dropout, c_int),
     "gelu_forward": (*[c_void_p] * 3, c_int64, c_int64, c_int),
     "gelu_backward": (*[c_void_p] * 5, c_int64, c_int64, c_int),
-    "attention_forward": (POINTER(_Attention), c_void_p, c_int64, c_int),
-    "attention_backward": (POINTER(_Attention), *[c_void_p] * 5, c_int64, c_int),
+    "attention_forward": (POINTER(_Attention), *[c_void_p] * 2, c_int64, c_int),
+    "attention_backward": (POINTER(_Attention), *[c_void_p] * 6, c_int64, c_int),
 }
 
 

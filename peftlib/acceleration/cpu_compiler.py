@@ -1,4 +1,4 @@
-"""`cpu_kernels.cpp` as a library for this machine: compiled on first use, in two seconds, and kept in the cache."""
+"""The C++ kernels as a library for this machine: compiled on first use, in seconds, and kept in the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 from peftlib.files import cache_folder
 
-_SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
+_SOURCES = sorted(Path(__file__).with_name("cpp").iterdir())
 _FLAGS = (
     "-O3", "-march=native", "-std=gnu++17", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
     "-Wno-psabi", "-shared", "-fPIC",
@@ -62,7 +62,8 @@ def _compiled(path: Path) -> Path:
     if compiler is None:
         raise FileNotFoundError("g++ is not installed")
     wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
-    command = [compiler, *_FLAGS, *wide, "-o", str(path), str(_SOURCE), *_openmp()]
+    sources = [str(one) for one in _SOURCES if one.suffix == ".cpp"]
+    command = [compiler, *_FLAGS, *wide, "-o", str(path), *sources, *_openmp()]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
     return path
 
@@ -74,9 +75,9 @@ def _openmp() -> list[str]:
 
 
 def _fingerprint() -> str:
-    """Of all that decides what is built: source, flags, torch's OpenMP, and the processor with its instructions."""
+    """Of all that decides what is built: sources, flags, torch's OpenMP, and the processor with its instructions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     about = {line.partition(":")[0].strip(): line for line in lines}
     processor = [about[name] for name in ("model name", "flags", "Features") if name in about]
-    facts = [_SOURCE.read_text(), *_FLAGS, *_openmp(), platform.machine(), *processor]
+    facts = [*(one.read_text() for one in _SOURCES), *_FLAGS, *_openmp(), platform.machine(), *processor]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

@@ -35,15 +35,18 @@ class Attend(torch.autograd.Function):
 
 
 class DropoutAddNorm(torch.autograd.Function):
-    """LayerNorm(residual + dropout(product + bias)), (T, D). Gradients for both, for bias, weight and shift."""
+    """LayerNorm(residual + dropout(product + bias)), (T, D). Gradients for both, for bias, weight and shift.
+
+    keep: what gradients need.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, product: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, p: float, weight: torch.Tensor,
-        shift: torch.Tensor, eps: float,
+        shift: torch.Tensor, eps: float, keep: bool,
     ) -> torch.Tensor:  # fmt: skip
         ctx.drop = Dropout.of(p)
-        output, normal, rstd = calls.norm_forward(product, bias, residual, weight, shift, eps, ctx.drop)
+        output, normal, rstd = calls.norm_forward(product, bias, residual, weight, shift, eps, ctx.drop, keep)
         ctx.save_for_backward(normal, rstd, weight)
         return output
 
@@ -52,7 +55,7 @@ class DropoutAddNorm(torch.autograd.Function):
         normal, rstd, weight = ctx.saved_tensors
         of_residual, of_product, sums = calls.norm_backward(gradient.contiguous(), normal, rstd, weight, ctx.drop)
         for_weight, for_shift, for_bias = sums
-        return of_product, for_bias, of_residual, None, for_weight, for_shift, None
+        return of_product, for_bias, of_residual, None, for_weight, for_shift, None, None
 
 
 class Gelu(torch.autograd.Function):
@@ -72,24 +75,25 @@ class FrozenLayer(torch.autograd.Function):
     """A BERT layer with GELU whose matrices are frozen, on packed rows (T, D). Gradients for x and the vectors.
 
     matrices: (3 D, D), (D, D), (F, D) and (D, F), in x's precision; the vectors are fp32. rates: of dropout on
-    attention's weights, and at the end of both blocks. Residuals' gradients are added by the products.
+    attention's weights, and at the end of both blocks. keep: what gradients need. Residuals' gradients are added by the
+    products.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, packing: Packing, rates: tuple[float, float, float], eps: tuple[float, float],
-        matrices: tuple[FrozenMatrix, ...], *vectors: torch.Tensor,
+        matrices: tuple[FrozenMatrix, ...], keep: bool, *vectors: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         of_qkv, of_out, of_inner, of_outer = matrices
         query, key, value, out, weight, shift, inner, outer, last_weight, last_shift = vectors
         drops = tuple(Dropout.of(rate) for rate in rates)
         qkv, bias = of_qkv.times(x), torch.cat([query, key, value])
         seen = calls.attention_forward(Seen(qkv, None, bias, packing), drops[0])
-        middle, normal, rstd = calls.norm_forward(of_out.times(seen), out, x, weight, shift, eps[0], drops[1])
+        middle, normal, rstd = calls.norm_forward(of_out.times(seen), out, x, weight, shift, eps[0], drops[1], keep)
         before = of_inner.times(middle)
-        product = of_outer.times(calls.gelu_forward(before, inner))
+        product = of_outer.times(calls.gelu_forward(before, inner, out=None if keep else before))
         result, last_normal, last_rstd = calls.norm_forward(
-            product, outer, middle, last_weight, last_shift, eps[1], drops[2]
+            product, outer, middle, last_weight, last_shift, eps[1], drops[2], keep
         )
         ctx.packing, ctx.drops, ctx.matrices = packing, drops, matrices
         ctx.save_for_backward(qkv, bias, normal, rstd, before, last_normal, last_rstd, weight, inner, last_weight)
@@ -109,6 +113,6 @@ class FrozenLayer(torch.autograd.Function):
         below, _, for_qkv = calls.attention_backward(Seen(qkv, None, bias, ctx.packing), below @ of_out, ctx.drops[0])
         for_x = residual.addmm_(below, of_qkv) if ctx.needs_input_grad[0] else None
         return (
-            for_x, None, None, None, None, *for_qkv.view(3, -1), first[2], first[0], first[1], for_inner,
+            for_x, None, None, None, None, None, *for_qkv.view(3, -1), first[2], first[0], first[1], for_inner,
             last[2], last[0], last[1],
         )  # fmt: skip

@@ -65,8 +65,9 @@ class KernelParts:
         self, product: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor, p: float, norm: nn.LayerNorm
     ) -> torch.Tensor:
         output: torch.Tensor = cpu_layer.DropoutAddNorm.apply(
-            product, _vector(bias, product.size(1)), residual, p, norm.weight.float(), norm.bias.float(), norm.eps
-        )
+            product, _vector(bias, product.size(1)), residual, p, norm.weight.float(), norm.bias.float(), norm.eps,
+            torch.is_grad_enabled(),
+        )  # fmt: skip
         return output
 
 

@@ -24,6 +24,7 @@ from peftlib.acceleration.bert import (
     linears,
 )
 from peftlib.acceleration.cpu_layer import FrozenLayer
+from peftlib.acceleration.first_tokens import attend_first
 from peftlib.acceleration.layer_parts import Parts, parts_for
 from peftlib.acceleration.packed_matrices import FrozenMatrix
 from peftlib.acceleration.packing import Packing
@@ -111,15 +112,19 @@ def _layer(layer: Any, rows: torch.Tensor, packing: Packing, parts: Parts, ends:
     attention = layer.attention.self
     if not ends and parts.add_biases and _is_frozen(layer):
         return _frozen_layer(layer, rows, packing)
+    p = _rate(attention.dropout)
     if ends:
         starts = rows.index_select(0, packing.first)
         query, of_query = _product(starts, parts, attention.query)
-        seen, bias = _product(rows, parts, attention.key, attention.value)
-        bias = None if of_query is None or bias is None else torch.cat([of_query, bias])
+        query = query if of_query is None else (query + of_query).to(rows.dtype)
+        if parts.add_biases and _are_frozen(attention.key, attention.value):
+            attended = attend_first(query, rows, attention.key, attention.value, packing, p)
+        else:  # products with their biases
+            attended = parts.attend(_product(rows, parts, attention.key, attention.value)[0], query, None, packing, p)
         rows = starts
     else:
-        query, (seen, bias) = None, _product(rows, parts, attention.query, attention.key, attention.value)
-    attended = parts.attend(seen, query, bias, packing, _rate(attention.dropout))
+        seen, bias = _product(rows, parts, attention.query, attention.key, attention.value)
+        attended = parts.attend(seen, None, bias, packing, p)
     rows = _finish(layer.attention.output, attended, rows, parts)
     inner = parts.activate(*_product(rows, parts, layer.intermediate.dense), layer.intermediate.intermediate_act_fn)
     return _finish(layer.output, inner, rows, parts)
@@ -127,9 +132,11 @@ def _layer(layer: Any, rows: torch.Tensor, packing: Packing, parts: Parts, ends:
 
 def _is_frozen(layer: Any) -> bool:
     """All of its matrices, and it can be computed by `FrozenLayer`."""
-    return is_plain_gelu(layer.intermediate.intermediate_act_fn) and all(
-        is_frozen_linear(matrix) and not has_hooks(matrix) for matrix in linears(layer)
-    )
+    return is_plain_gelu(layer.intermediate.intermediate_act_fn) and _are_frozen(*linears(layer))
+
+
+def _are_frozen(*modules: nn.Module) -> bool:
+    return all(is_frozen_linear(module) and not has_hooks(module) for module in modules)
 
 
 def _frozen_layer(layer: Any, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
@@ -139,6 +146,7 @@ def _frozen_layer(layer: Any, rows: torch.Tensor, packing: Packing) -> torch.Ten
         rows, packing, tuple(_rate(one.dropout) for one in (attention, first, second)),
         (first.LayerNorm.eps, second.LayerNorm.eps),
         tuple(FrozenMatrix.of(rows.dtype, *one) for one in ((query, key, value), (out,), (inner,), (outer,))),
+        torch.is_grad_enabled(),
         *(one.float() for one in (
             query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight, first.LayerNorm.bias,
             inner.bias, outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
@@ -158,7 +166,7 @@ def _rate(dropout: Any) -> float:
 
 def _product(rows: torch.Tensor, parts: Parts, *modules: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What these layers make of the same rows, side by side; and the biases, where the parts add them later."""
-    if all(is_frozen_linear(module) for module in modules) and not any(has_hooks(module) for module in modules):
+    if _are_frozen(*modules):
         frozen: Any = modules
         matrix, biases = FrozenMatrix.of(rows.dtype, *frozen), [linear.bias for linear in frozen]
         if parts.add_biases:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from torch import nn
 from peftlib.acceleration import cpu_calls as calls
 from peftlib.acceleration.cpu_calls import Dropout, Seen
 from peftlib.acceleration.cpu_layer import Attend, DropoutAddNorm, Gelu
+from peftlib.acceleration.first_tokens import attend_first
 from peftlib.acceleration.packing import Packing
 
 pytestmark = pytest.mark.skipif(not calls.are_there(), reason="this machine has no g++ for the CPU kernels")
@@ -138,7 +141,7 @@ def test_dropout_residual_and_normalisation(dtype, rows, width, p, seed):
         return nn.functional.layer_norm(residual + mask * (product + bias), (width,), weight, shift, 1e-3)
 
     def ours(product, bias, residual, weight, shift):
-        return DropoutAddNorm.apply(product, bias, residual, p, weight, shift, 1e-3)
+        return DropoutAddNorm.apply(product, bias, residual, p, weight, shift, 1e-3, True)
 
     assert_alike(seeded(ours), theirs, dtype, product, bias, residual, weight, shift)
 
@@ -158,7 +161,7 @@ def test_a_diverged_loss_stays_visible():
     """NaN in, NaN out: nothing makes a number of it."""
     bad = torch.full((2, 32), float("nan")).bfloat16()
     zeros, ones = torch.zeros(32), torch.ones(32)
-    out = calls.norm_forward(bad, zeros, bad, ones, zeros, 1e-5, Dropout.of(0.0))[0]
+    out = calls.norm_forward(bad, zeros, bad, ones, zeros, 1e-5, Dropout.of(0.0), False)[0]
     assert out.isnan().all()
     packing = Packing(torch.ones(1, 2, dtype=torch.bool), 2, 16, torch.bfloat16)
     rows = torch.full((len(packing.tokens), 96), float("nan")).bfloat16()
@@ -193,12 +196,12 @@ def attention(lengths, heads, masks, first_only):
     return compute
 
 
-def weights_masks(drop, lengths, heads, first_only):
+def weights_masks(drop, lengths, heads, queries=None):
     """The same numbers as the kernel's: of head h of example e those from (e * heads + h) * 2**32 on, by SplitMix64."""
     golden, masks = 0x9E3779B97F4A7C15, []
     for item in range(len(lengths) * heads):
         length = lengths[item // heads]
-        padded = 16 if first_only else -(-length // 16) * 16
+        padded = -(-(queries or length) // 16) * 16
         halves = []
         for place in range(length * padded // 4):
             z = (drop.seed + (item << 30) * golden + place * golden) % 2**64
@@ -225,12 +228,43 @@ def test_attention(first_only, dtype, lengths, heads, width, p, seed):
     query = number(len(lengths), wide, dtype=dtype, seed=seed + 1, grad=first_only)
     bias = number(3 * wide, seed=seed + 2)
     drop = drop_of(p)
-    masks = weights_masks(drop, lengths, heads, first_only)
+    masks = weights_masks(drop, lengths, heads, queries=1 if first_only else None)
 
     def ours(rows, query, bias):
         return Attend.apply(rows, query if first_only else None, bias, packing, p)
 
     assert_alike(seeded(ours), attention(lengths, heads, masks, first_only), dtype, rows, query, bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=15)
+@given(
+    lengths=st.lists(st.integers(1, 37), min_size=1, max_size=4), heads=st.sampled_from([1, 2, 3, 20]),
+    width=st.sampled_from([16, 32]), p=st.sampled_from([0.0, 0.3]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_attention_of_first_tokens_without_their_keys_and_values(dtype, lengths, heads, width, p, seed):
+    seen = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+    packing, wide = Packing(seen, heads, width, dtype), heads * width
+    rows = number(len(packing.tokens), wide, dtype=dtype, seed=seed)
+    query = number(len(lengths), wide, dtype=dtype, seed=seed + 1)
+    key_bias, value_bias = number(wide, seed=seed + 2), number(wide, seed=seed + 3)
+    weights = [(number(wide, wide, seed=seed + step, grad=False) / wide**0.5).to(dtype) for step in (4, 5)]
+    drop = drop_of(p)
+    # The kernel sees one head an example, and the heads as its queries.
+    masks = [
+        mask[:, head : head + 1] for mask in weights_masks(drop, lengths, 1, queries=heads) for head in range(heads)
+    ]
+
+    def ours(rows, query, key_bias, value_bias):
+        key, value = (SimpleNamespace(weight=weights[i], bias=bias) for i, bias in enumerate((key_bias, value_bias)))
+        return attend_first(query, rows, key, value, packing, p)
+
+    def theirs(rows, query, key_bias, value_bias):
+        products = torch.cat([rows @ weight.double().t() for weight in weights], 1)
+        biases = torch.cat([torch.zeros_like(key_bias), key_bias, value_bias])
+        return attention(lengths, heads, masks, True)(products, query, biases)
+
+    assert_alike(seeded(ours), theirs, dtype, rows, query, key_bias, value_bias)
 
 
 def test_scores_that_are_far_apart():
@@ -262,7 +296,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
         try:
             torch.manual_seed(5)
             seen = Attend.apply(rows, None, bias, packing, 0.1)
-            done = DropoutAddNorm.apply(Gelu.apply(seen, weight), weight, seen, 0.1, weight, weight, 1e-5)
+            done = DropoutAddNorm.apply(Gelu.apply(seen, weight), weight, seen, 0.1, weight, weight, 1e-5, True)
             return done, *torch.autograd.grad(done.square().sum(), (rows, bias, weight))
         finally:
             torch.set_num_threads(before)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from peftlib.acceleration import accelerate_model, cpu_calls, packed_encoder, torch_layer
 from peftlib.acceleration.cpu_layer import FrozenLayer
 from peftlib.acceleration.dropout import use_cheap_dropout
+from peftlib.acceleration.first_tokens import attend_first
 from peftlib.acceleration.layer_parts import KernelParts, TorchParts, parts_for
 from peftlib.acceleration.packed_encoder import _FrozenLinear, pack_encoder
 from peftlib.acceleration.packed_matrices import FrozenMatrix
@@ -127,6 +128,24 @@ def test_frozen_layers_but_the_last_are_one_function(trained, layers, monkeypatc
     assert len(made) == layers
 
 
+@pytest.mark.skipif(not cpu_calls.are_there(), reason="this machine has no g++ for the CPU kernels")
+@pytest.mark.parametrize(("trained", "absorbed"), [
+    ("bias", True), ("layer.1.attention.self.query.weight", True), ("layer.1.attention.self.key.weight", False),
+    ("layer.1.attention.self.value.weight", False), ("everything", False), ("head", True),
+])  # fmt: skip
+def test_the_last_layer_s_frozen_keys_and_values_are_not_computed(trained, absorbed, monkeypatch):
+    model = classifier(width=32, heads=2, inner=48).float()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in ("everything", name) or trained in name or name.startswith("classifier"))
+    made = []
+    monkeypatch.setattr(packed_encoder, "attend_first", lambda *given: made.append(given) or attend_first(*given))
+    packed = assert_same(model, batch(17, 3, 9), tolerance=2e-4)
+    assert len(made) == absorbed
+    packed.base_model.encoder.layer[1].attention.self.key.register_forward_hook(lambda *given: made.clear())
+    packed(**batch(17, 3, 9))
+    assert not made  # somebody watches the keys
+
+
 @pytest.mark.parametrize(("dtype", "sizes", "fit"), [
     (torch.bfloat16, {}, True),
     (torch.float64, {}, False),
@@ -187,6 +206,19 @@ def test_lora_s_layers_are_called(dora):
     assert_same(model, batch(6, 2))
 
 
+@pytest.mark.skipif(not cpu_calls.are_there(), reason="this machine has no g++ for the CPU kernels")
+@pytest.mark.parametrize("targets", ["query", "key", "value", "query,value", "dense"])
+def test_lora_on_some_of_a_layer_s_matrices(targets):
+    """Each bias is added once, by the module or by the kernels."""
+    config = LoraConfig(r=2, target_modules=targets.split(","), task_type="SEQ_CLS", lora_dropout=0.0)
+    model = get_peft_model(classifier(width=32, heads=2, inner=48), config).float()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or name.endswith("bias"))
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    assert_same(model, batch(17, 3, 9), tolerance=2e-4)
+
+
 def test_padding_is_not_computed(monkeypatch):
     model = classifier()
     pack_encoder(model)
@@ -196,14 +228,22 @@ def test_padding_is_not_computed(monkeypatch):
     )
     monkeypatch.setattr(torch_layer.Attend, "apply", lambda rows, query, *_: rows if query is None else query)
     model(**batch(64, 2, 2, 2))
-    assert set(rows) == {rows_for(70), 4}  # all tokens; of the last layer each example's first
-    assert rows_for(70) == 96
+    assert set(rows) == {rows_for(70, gradients=True), 4}  # all tokens; of the last layer each example's first
+    assert rows_for(70, gradients=True) == 96
 
 
-def test_fillers_are_few():
+@pytest.mark.parametrize(("gradients", "share", "numbers"), [(True, 16, 85), (False, 64, 230)])
+def test_fillers_are_few(gradients, share, numbers):
     for tokens in range(1, 5000):
-        assert 0 < rows_for(tokens) - tokens <= max(32, tokens / 16 + 1)
-    assert len({rows_for(tokens) for tokens in range(1, 8192)}) < 85
+        assert 0 < rows_for(tokens, gradients) - tokens <= max(32, tokens / share + 1)
+    assert len({rows_for(tokens, gradients) for tokens in range(1, 8192)}) < numbers
+
+
+def test_evaluation_has_fewer_fillers():
+    seen = torch.ones(64, 50, dtype=torch.bool)
+    with torch.inference_mode():
+        evaluated = Packing(seen, 3, 4, torch.float32)
+    assert len(evaluated.tokens) == 3232 < len(Packing(seen, 3, 4, torch.float32).tokens) == 3328
 
 
 @pytest.mark.parametrize("given", [

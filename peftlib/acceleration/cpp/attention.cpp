@@ -1,0 +1,418 @@
+// Attention of packed rows, forward and backward: nothing of the size of its weights is kept.
+//
+// Products of fp32 numbers, or, where the processor has an instruction for it and the rows are bf16 anyway, of pairs of
+// bf16 numbers, which is twice as fast: then two neighbours in the direction that is summed over are one element.
+
+#include "vectors.h"
+
+#include <algorithm>
+#include <type_traits>
+
+namespace {
+
+// Of one head's tensors: where the first row is, and how many elements on the next one.
+template <class T>
+struct Rows {
+    T* at;
+    int64_t step;
+    T* operator[](int64_t row) const { return at + row * step; }
+};
+
+// 2^x for x <= 0, relative error 2e-7 (below 2^-126 it stays there): 2^f by its series for the fraction f within
+// -1/2 .. 1/2, and the integer added to the exponent's bits.
+inline Floats power_of_two(Floats x) {
+    x = x < -126.0f ? all(-126.0f) : x;
+    Floats shifted = x + 12582912.0f;  // 1.5 * 2^23: the last bits are the integer
+    Floats f = x - (shifted - 12582912.0f);
+    Floats y = f * 1.540353039e-4f + 1.333355815e-3f;
+    y = y * f + 9.618129108e-3f;
+    y = y * f + 5.550410866e-2f;
+    y = y * f + 2.402265070e-1f;
+    y = y * f + 6.931471806e-1f;
+    y = y * f + 1.0f;
+    return reinterpret_cast<Floats>(reinterpret_cast<Ints>(y) + (reinterpret_cast<Ints>(shifted) << 23));
+}
+
+constexpr float LOG2_E = 1.442695041f;
+
+template <class T>
+struct ElementOf {
+    typedef float type;
+};
+#ifdef __AVX512BF16__
+typedef uint32_t Pair;  // The first one in the low half.
+template <>
+struct ElementOf<bf16> {
+    typedef Pair type;
+};
+inline Words lanes(const Pair* from) { return load<Words>(from); }
+inline Floats multiply_add(Floats sum, Pair left, Words right) {
+    return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                     reinterpret_cast<__m512bh>(Words{} + left),
+                                                     reinterpret_cast<__m512bh>(right)));
+}
+#endif
+inline Floats lanes(const float* from) { return get(from); }
+inline Floats multiply_add(Floats sum, float left, Floats right) { return sum + left * right; }
+
+// A matrix that is read one element at a time, so that it may as well be transposed.
+template <class E>
+struct Elements {
+    const E* at;
+    int64_t row, column;
+};
+
+template <int ROWS, int VECTORS, class E>
+inline void tile(int64_t depth, Elements<E> a, Rows<const E> b, Rows<float> c) {
+    Floats sums[ROWS][VECTORS] = {};  // unrolled, so that they are registers and nothing else
+    for (int64_t k = 0; k < depth; k++) {
+        decltype(lanes(b.at)) right[VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) right[v] = lanes(b[k] + v * LANES);
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++)
+                sums[r][v] = multiply_add(sums[r][v], a.at[r * a.row + k * a.column], right[v]);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) put(sums[r][v], c[r] + v * LANES);
+}
+
+template <int ROWS, class E>
+inline void band(int64_t depth, int64_t n, Elements<E> a, Rows<const E> b, Rows<float> c) {
+    for (; n >= 2 * LANES; n -= 2 * LANES, b.at += 2 * LANES, c.at += 2 * LANES) tile<ROWS, 2>(depth, a, b, c);
+    if (n) tile<ROWS, 1>(depth, a, b, c);
+}
+
+// c = a b, of shapes (m, depth) and (depth, n); n is a multiple of LANES. As many sums at a time as registers hold.
+template <class E>
+void multiply(int64_t m, int64_t depth, int64_t n, Elements<E> a, Rows<const E> b, Rows<float> c) {
+    while (m > 0) {
+        int rows = m >= 6 ? 6 : m >= 4 ? 4 : m >= 2 ? 2 : 1;
+        (rows == 6 ? band<6, E> : rows == 4 ? band<4, E> : rows == 2 ? band<2, E> : band<1, E>)(depth, n, a, b, c);
+        m -= rows;
+        a.at += rows * a.row;
+        c.at += rows * c.step;
+    }
+}
+
+template <class E>
+constexpr int64_t PER = std::is_same<E, float>::value ? 1 : 2;  // numbers in an element
+
+inline Words halves(const bf16* from) { return widened(from); }
+inline Words halves(const float* from) {
+    bf16 rounded[LANES];
+    put(get(from), rounded);
+    return widened(rounded);
+}
+
+// (rows, width) to pairs of neighbours in a column, the last one's of an odd number being zero: (rows / 2, width).
+template <class N>
+void pair_columns(const N* from, int64_t rows, int64_t width, uint32_t* to) {
+    for (int64_t i = 0; i < rows; i += 2)
+        for (int64_t j = 0; j < width; j += LANES) {
+            Words first = halves(&from[i * width + j]);
+            Words second = i + 1 < rows ? halves(&from[(i + 1) * width + j]) : Words{};
+            Words both = first | second << 16;
+            std::memcpy(&to[i / 2 * width + j], &both, sizeof both);
+        }
+}
+
+// A matrix of at most so many numbers, rounded to elements as it is filled in.
+template <class E>
+struct Rounded {
+    typedef typename std::conditional<PER<E> == 1, float, bf16>::type Number;
+    std::vector<E> by_row, by_column;
+
+    explicit Rounded(int64_t most) : by_row(most / PER<E>), by_column(PER<E> == 1 ? 0 : most / PER<E>) {}
+
+    Number* operator[](int64_t at) { return reinterpret_cast<Number*>(by_row.data()) + at; }
+
+    // Neighbours in a row: (rows, width / PER).
+    const E* along(int64_t, int64_t) { return by_row.data(); }
+
+    // Neighbours in a column: (rows / PER, width).
+    const E* across(int64_t rows, int64_t width) {
+        if constexpr (PER<E> == 1) {
+            return by_row.data();
+        } else {
+            pair_columns((*this)[0], rows, width, by_column.data());
+            return by_column.data();
+        }
+    }
+};
+
+// A matrix of at most so many numbers, in fp32 until it is asked for as elements.
+template <class E>
+struct Exact {
+    std::vector<float> numbers;
+    Rounded<E> rounded;
+
+    explicit Exact(int64_t most) : numbers(most), rounded(PER<E> == 1 ? 0 : most) {}
+
+    float* operator[](int64_t at) { return &numbers[at]; }
+
+    const E* along(int64_t rows, int64_t width) {
+        if constexpr (PER<E> == 1) {
+            return numbers.data();
+        } else {
+            for (int64_t j = 0; j < rows * width; j += LANES) put(get(&numbers[j]), rounded[j]);
+            return rounded.by_row.data();
+        }
+    }
+
+    const E* across(int64_t rows, int64_t width) {
+        if constexpr (PER<E> == 1) {
+            return numbers.data();
+        } else {
+            pair_columns(numbers.data(), rows, width, rounded.by_column.data());
+            return rounded.by_column.data();
+        }
+    }
+};
+
+// (count, width) to (width, padded), zero behind count; blocks of LANES x LANES by four perfect shuffles.
+template <class E>
+void transpose(const E* from, int64_t count, int64_t width, int64_t padded, E* to) {
+    const Ints low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
+    for (int64_t i = 0; i < padded; i += LANES) {
+        for (int64_t j = 0; j < width; j += LANES) {
+            Words rows[LANES], mixed[LANES];
+            int64_t columns = std::min(width - j, LANES);  // or the half of it
+            for (int64_t k = 0; k < LANES; k++) {
+                const E* row = from + (i + k) * width + j;
+                rows[k] = Words{};
+                if (i + k < count && columns == LANES) rows[k] = load<Words>(row);
+                if (i + k < count && columns < LANES) std::memcpy(&rows[k], row, sizeof(Words) / 2);
+            }
+            for (int round = 0; round < 4; round++) {
+                for (int64_t k = 0; k < LANES / 2; k++) {
+                    mixed[2 * k] = __builtin_shuffle(rows[k], rows[k + LANES / 2], low);
+                    mixed[2 * k + 1] = __builtin_shuffle(rows[k], rows[k + LANES / 2], high);
+                }
+                for (int64_t k = 0; k < LANES; k++) rows[k] = mixed[k];
+            }
+            for (int64_t k = 0; k < columns; k++) std::memcpy(to + (j + k) * padded + i, &rows[k], sizeof rows[k]);
+        }
+    }
+}
+
+// Queries, keys and values of all examples, to which biases are added where there are some. An example's rows are those
+// from starts[e] on; its queries as well, or, where they are `queries` for each, rows e * queries on of their tensor.
+template <class T>
+struct Attention {
+    const T *query, *key, *value;
+    int64_t query_step, step;
+    const float *query_bias, *key_bias, *value_bias;
+    const int64_t* starts;
+    int64_t examples, heads, width, queries;
+    float scale;
+    Dropout drop;
+
+    int64_t all_heads() const { return heads * width; }
+};
+
+// One head of one example. Weights have a row for each key and a lane for each query, so that the softmax of sixteen
+// queries is one; what is in the lanes behind the last query meets zeros only.
+template <class T>
+struct Head {
+    typedef typename ElementOf<T>::type E;
+
+    int64_t start, query_start, head, place, count, queries, padded, width;
+    Rounded<E> query, key, value, above;
+    Exact<E> weights, slopes;
+    std::vector<E> turned;
+    std::vector<float> inverse, kept_slopes, out;
+    std::vector<uint16_t> random;
+
+    Head(const Attention<T>& of, int64_t longest) : Head(longest, upto(std::max(longest, of.queries)), of.width) {}
+    Head(int64_t longest, int64_t most, int64_t width)
+        : width(width), query(most * width), key(most * width), value(most * width), above(most * width),
+          weights(upto(longest, 2) * most), slopes(upto(longest, 2) * most), turned(most * width), inverse(most),
+          kept_slopes(most), out(most * width), random(longest * most, 0xffff) {}
+
+    static int64_t upto(int64_t n, int64_t step = LANES) { return (n + step - 1) / step * step; }
+
+    void take(const Attention<T>& of, int64_t item) {
+        int64_t example = item / of.heads;
+        head = item % of.heads;
+        start = of.starts[example];
+        place = head * width;
+        count = of.starts[example + 1] - start;
+        queries = of.queries ? of.queries : count;
+        query_start = of.queries ? example * queries : start;
+        padded = upto(queries);
+        read({of.query + place, of.query_step}, of.query_bias, query_start, queries, of.scale, query);
+        read({of.key + place, of.step}, of.key_bias, start, count, 1.0f, key);
+        read({of.value + place, of.step}, of.value_bias, start, count, 1.0f, value);
+        weigh();
+        // No two heads' elements have the same number.
+        if (of.drop.threshold) draw(of.drop.seed, static_cast<uint64_t>(item) << 32, count * padded, random.data());
+    }
+
+    void read(Rows<const T> from, const float* bias, int64_t first, int64_t rows, float scale, Rounded<E>& to) const {
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < width; j += LANES) {
+                Floats x = get(from[first + i] + j);
+                __builtin_prefetch(from[first + i] + j + width);  // the next head's
+                if (bias) x += get(bias + place + j);
+                put(x * scale, to[i * width + j]);
+            }
+    }
+
+    // to = left right', a row for each key and a lane for each query.
+    void compare(Rounded<E>& left, Rounded<E>& right, Exact<E>& to) {
+        transpose(right.along(queries, width), queries, width / PER<E>, padded, turned.data());
+        multiply<E>(count, width / PER<E>, padded, {left.along(count, width), width / PER<E>, 1},
+                    {turned.data(), padded}, {to[0], padded});
+    }
+
+    // out = left' right, of (count, padded) and (count, width): a row for each query.
+    void mix_keys(Exact<E>& left, Rounded<E>& right) {
+        multiply<E>(queries, (count + PER<E> - 1) / PER<E>, width, {left.across(count, padded), 1, padded},
+                    {right.across(count, width), width}, {out.data(), width});
+    }
+
+    // out = left right, of (count, padded) and (queries, width): a row for each key.
+    void mix_queries(Exact<E>& left, Rounded<E>& right) {
+        multiply<E>(count, (queries + PER<E> - 1) / PER<E>, width, {left.along(count, padded), padded / PER<E>, 1},
+                    {right.across(queries, width), width}, {out.data(), width});
+    }
+
+    // weights = softmax(key query'), over the keys, but for the factors in `inverse`.
+    void weigh() {
+        compare(key, query, weights);
+        for (int64_t lane = 0; lane < padded; lane += LANES) {
+            Rows<float> scores{weights[lane], padded};
+            Floats most = get(scores[0]), sums{};
+            for (int64_t k = 1; k < count; k++) {
+                Floats score = get(scores[k]);
+                most = score > most ? score : most;
+            }
+            for (int64_t k = 0; k < count; k++) {
+                Floats weight = power_of_two((get(scores[k]) - most) * LOG2_E);
+                put(weight, scores[k]);
+                sums += weight;
+            }
+            put(1.0f / sums, &inverse[lane]);
+        }
+    }
+
+    // weights: what is kept of them, but for the factors in `inverse`.
+    void keep_weights(Dropout drop) {
+        if (drop.threshold)
+            for (int64_t j = 0; j < count * padded; j += LANES) put(get(weights[j]) * kept(&random[j], drop), weights[j]);
+    }
+
+    // to: a number for each query and head, the sum of its weights.
+    void add_weights(Rows<float> to) {
+        for (int64_t lane = 0; lane < padded; lane += LANES) {
+            Floats sums{};
+            for (int64_t k = 0; k < count; k++) sums += get(weights[k * padded + lane]);
+            sums *= get(&inverse[lane]);
+            for (int64_t i = 0; i < LANES && lane + i < queries; i++) to[query_start + lane + i][head] = sums[i];
+        }
+    }
+
+    // The gradients of what `add_weights` gave.
+    void read_kept_slopes(Rows<const float> from) {
+        for (int64_t i = 0; i < queries; i++) kept_slopes[i] = from[query_start + i][head];
+    }
+
+    // slopes: of the kept weights' gradient, to the scores'; weights: to softmax's, and what is kept of them.
+    void slope(Dropout drop) {
+        for (int64_t lane = 0; lane < padded; lane += LANES) {
+            Rows<float> slope{slopes[lane], padded}, weight{weights[lane], padded};
+            Rows<uint16_t> bits{&random[lane], padded};
+            Floats whole = get(&inverse[lane]), more = get(&kept_slopes[lane]), sums{};
+            for (int64_t k = 0; k < count; k++) sums += (get(slope[k]) + more) * kept(bits[k], drop) * get(weight[k]);
+            sums *= whole;
+            for (int64_t k = 0; k < count; k++) {
+                Floats x = get(weight[k]) * whole, factor = kept(bits[k], drop);
+                put(x * ((get(slope[k]) + more) * factor - sums), slope[k]);
+                put(x * factor, weight[k]);
+            }
+        }
+    }
+
+    // out, each row of it by its factor.
+    void write_weighed(Rows<T> to) const {
+        for (int64_t i = 0; i < queries; i++)
+            for (int64_t j = 0; j < width; j += LANES)
+                put(get(&out[i * width + j]) * inverse[i], to[query_start + i] + place + j);
+    }
+
+    void write_gradient(int64_t rows, float scale, Rows<T> to, int64_t first, float* sums) const {
+        for (int64_t i = 0; i < rows; i++) {
+            for (int64_t j = 0; j < width; j += LANES) {
+                Floats x = get(&out[i * width + j]) * scale;
+                put(x, to[first + i] + place + j);
+                add(x, sums + place + j);
+            }
+        }
+    }
+};
+
+// out: a row for each query; of_weights: their sums, a row for each query and a column for each head, if wanted.
+template <class T>
+void attention_forward(const Attention<T>& of, T* out, float* of_weights, int64_t longest, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        Head<T> head(of, longest);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < of.examples * of.heads; item++) {
+            head.take(of, item);
+            head.keep_weights(of.drop);
+            if (of_weights) head.add_weights({of_weights, of.heads});
+            head.mix_keys(head.weights, head.value);
+            head.write_weighed({out, of.all_heads()});
+        }
+    }
+}
+
+// Gradients in the layout of queries, keys and values, and their sums (threads, 3, heads * width).
+template <class T>
+void attention_backward(const Attention<T>& of, const T* gradient, const float* of_weights, T* of_query, T* of_key,
+                        T* of_value, float* sums, int64_t longest, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        Head<T> head(of, longest);
+        int64_t all = of.all_heads();
+        std::vector<float> mine(3 * all, 0.0f);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < of.examples * of.heads; item++) {
+            head.take(of, item);
+            if (of_weights) head.read_kept_slopes({of_weights, of.heads});
+            head.read({gradient + head.place, all}, nullptr, head.query_start, head.queries, 1.0f, head.above);
+            head.compare(head.value, head.above, head.slopes);
+            head.slope(of.drop);
+            head.mix_keys(head.slopes, head.key);
+            head.write_gradient(head.queries, of.scale, {of_query, of.query_step}, head.query_start, mine.data());
+            head.mix_queries(head.slopes, head.query);  // which are scaled already
+            head.write_gradient(head.count, 1.0f, {of_key, of.step}, head.start, mine.data() + all);
+            head.mix_queries(head.weights, head.above);
+            head.write_gradient(head.count, 1.0f, {of_value, of.step}, head.start, mine.data() + 2 * all);
+        }
+        add_up(mine, sums + omp_get_thread_num() * mine.size());
+    }
+}
+
+}  // namespace
+
+// C's names for both types.
+#define EXPORT(T, NAME)                                                                                                \
+    extern "C" void attention_forward_##NAME(const Attention<T>* of, T* out, float* of_weights, int64_t longest,       \
+                                             int threads) {                                                            \
+        attention_forward(*of, out, of_weights, longest, threads);                                                     \
+    }                                                                                                                  \
+    extern "C" void attention_backward_##NAME(const Attention<T>* of, const T* gradient, const float* of_weights,      \
+                                              T* of_query, T* of_key, T* of_value, float* sums, int64_t longest,       \
+                                              int threads) {                                                           \
+        attention_backward(*of, gradient, of_weights, of_query, of_key, of_value, sums, longest, threads);             \
+    }
+
+EXPORT(float, fp32)
+EXPORT(bf16, bf16)

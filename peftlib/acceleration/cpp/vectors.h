@@ -1,0 +1,107 @@
+// Sixteen numbers at a time, and dropout. What all kernels share:
+//
+// Large tensors are contiguous rows of tokens in fp32 or bf16; vectors, sums and all arithmetic are fp32. Widths are
+// multiples of LANES. A result depends on the number of threads only through the order in which `sums` are added up.
+// For g++, whose vector extensions they are written in; `cpu_compiler.py` builds them, `cpu_calls.py` calls them.
+
+#pragma once
+
+#include <omp.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int64_t LANES = 16;
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+struct Dropout {
+    uint32_t threshold;  // Of 16 random bits: a smaller number drops its element. 0 is no dropout.
+    float factor;        // For what is kept.
+    uint64_t seed;
+};
+
+template <class V>
+inline V load(const void* from) {
+    V result;
+    std::memcpy(&result, from, sizeof result);
+    return result;
+}
+
+// Sixteen-bit numbers in lanes of 32; g++ itself takes two steps for it.
+inline Words widened(const void* from) {
+#ifdef __AVX512F__
+    return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(load<__m256i>(from)));
+#else
+    return __builtin_convertvector(load<Halves>(from), Words);
+#endif
+}
+
+inline Floats all(float x) { return Floats{} + x; }
+
+inline Floats get(const float* from) { return load<Floats>(from); }
+
+inline Floats get(const bf16* from) {
+    return reinterpret_cast<Floats>(widened(from) << 16);
+}
+
+inline void put(Floats x, float* to) { std::memcpy(to, &x, sizeof x); }
+
+// To the nearest bf16, ties to even; what is not a number stays none.
+inline void put(Floats x, bf16* to) {
+#ifdef __AVX512BF16__
+    auto halves = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
+#else
+    Words bits = reinterpret_cast<Words>(x);
+    Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    Halves halves = __builtin_convertvector(x == x ? rounded : Words{} + 0x7fc0, Halves);
+#endif
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+inline void add(Floats x, float* to) { put(get(to) + x, to); }
+
+inline float sum(Floats x) {
+    const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int step = LANES / 2; step > 0; step /= 2) x += __builtin_shuffle(x, (lanes + step) & Ints(Ints{} + 15));
+    return x[0];
+}
+
+// 16 random bits for each of n elements, from the one numbered `first` on; both multiples of 4. The generator is
+// SplitMix64 (Steele, Lea, Flood 2014), whose words are a function of their number.
+inline void draw(uint64_t seed, uint64_t first, int64_t n, uint16_t* out) {
+    constexpr uint64_t golden = 0x9e3779b97f4a7c15u;
+    uint64_t* words = reinterpret_cast<uint64_t*>(out);
+    uint64_t start = seed + first / 4 * golden;
+#pragma omp simd
+    for (int64_t i = 0; i < n / 4; i++) {
+        uint64_t z = start + static_cast<uint64_t>(i) * golden;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+        words[i] = z ^ z >> 31;
+    }
+}
+
+// What dropout multiplies elements by.
+inline Floats kept(const uint16_t* random, Dropout drop) {
+    return widened(random) >= drop.threshold ? all(drop.factor) : Floats{};
+}
+
+inline void add_up(const std::vector<float>& mine, float* sums) {
+    for (size_t j = 0; j < mine.size(); j++) sums[j] += mine[j];
+}
+
+}  // namespace

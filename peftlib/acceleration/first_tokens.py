@@ -1,0 +1,53 @@
+"""Attention of the first tokens alone, without the keys and values of the others, where their matrices are frozen.
+
+A query q meets a key W x as q' W meets x, and the sum of values is the value of the sum: one product for each example
+in place of one for each of its tokens. DeepSeek-V2 (2024, section 2.1) absorbs its matrices into each other so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftlib.acceleration import cpu_calls as calls
+from peftlib.acceleration.cpu_calls import Dropout
+from peftlib.acceleration.packing import Packing
+
+
+def attend_first(
+    query: torch.Tensor, rows: torch.Tensor, key: nn.Linear, value: nn.Linear, packing: Packing, p: float
+) -> torch.Tensor:
+    """Queries (B, D), one for each example, on its rows of (T, D), by the CPU kernels. p: of dropout on the weights."""
+    heads, width = packing.heads, packing.head_width
+    by_key, by_value = (one.weight.to(rows.dtype).view(heads, width, -1) for one in (key, value))
+    asked = torch.bmm(query.view(-1, heads, width).transpose(0, 1), by_key)
+    mixed, of_weights = _Mix.apply(asked.transpose(0, 1).contiguous(), rows, key.bias, packing, p)
+    attended = torch.bmm(mixed.transpose(0, 1), by_value.mT).transpose(0, 1)
+    biases = of_weights.unsqueeze(2) * value.bias.float().view(heads, width)
+    output: torch.Tensor = (attended + biases).to(rows.dtype).reshape(query.shape)
+    return output
+
+
+class _Mix(torch.autograd.Function):
+    """Rows (T, D) weighed for each of the queries (B, H, D), and the sums of the weights, (B, H). Gradients for both.
+
+    The keys' bias shifts all scores of a query alike, which softmax does not see: its gradient is zero.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, asked: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor, packing: Packing, p: float
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.packing, ctx.drop, ctx.bias = packing, Dropout.of(p), bias.shape
+        ctx.save_for_backward(asked, rows)
+        return calls.mix_forward(asked, rows, packing, ctx.drop)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, of_weights: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        asked, rows = ctx.saved_tensors
+        of_asked, of_rows = calls.mix_backward(
+            asked, rows, ctx.packing, ctx.drop, gradient.contiguous(), of_weights.contiguous()
+        )
+        return of_asked, of_rows, of_weights.new_zeros(ctx.bias), None, None
