@@ -143,8 +143,9 @@ def test_half_precision_is_as_far_from_fp32_as_autocast(dtype):
     assert errors[1][1] < 2 * errors[0][1] + torch.finfo(dtype).eps
 
 
-def test_gradients_with_dropout_are_the_slopes_at_the_same_masks():
-    layer, x = layer_and_input(6, 0.4)
+@pytest.mark.parametrize("p", [0.1, 0.7])
+def test_gradients_with_dropout_are_the_slopes_at_the_same_masks(p):
+    layer, x = layer_and_input(6, p)
     mask = (torch.arange(6) < torch.tensor([[6], [4]])).to(DEVICE)[:, None, None]
     weights = torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(2)).to(DEVICE)
 

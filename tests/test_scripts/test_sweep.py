@@ -149,20 +149,21 @@ def test_a_command_that_is_not_here_leaves_no_folder(tmp_path):
 
 
 def test_the_shipped_rate_search_runs(tmp_path, tiny_folder):
-    """With hyperband and a Bayesian search, in small: a run on a tiny model."""
+    """With hyperband and a Bayesian search, in small: two runs on a tiny model."""
     content = yaml.safe_load((ROOT / "scripts" / "sweeps" / "rate_search.yaml").read_text())
     small = {"model_name_or_path": str(tiny_folder()), "max_train_samples": 64, "max_eval_samples": 32, "eval_steps": 4}
     parameters = {**content["parameters"], **{name: {"value": value} for name, value in small.items()}}
-    changes = {**content, "program": str(ROOT / "scripts" / "train.py"), "parameters": parameters, "run_cap": 1}
+    changes = {**content, "program": str(ROOT / "scripts" / "train.py"), "parameters": parameters, "run_cap": 2}
     changes["command"] = ["${env}", "${interpreter}", "${program}", "${args}"]  # the launcher is not what this is about
     work = tmp_path / "work"
     work.mkdir()
     done = run_script(SCRIPT, write_sweep(work / "s.yaml", **changes), cwd=work, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout + done.stderr
-    (finished,) = trials(work / "outputs" / "sweeps" / "rate-search")
-    assert finished.state.name == "COMPLETE"
-    assert 1e-4 <= finished.user_attrs["values"]["learning_rate"] <= 2e-2
-    assert finished.intermediate_values, "hyperband has heard of its evaluations"
+    finished = trials(work / "outputs" / "sweeps" / "rate-search")
+    assert [trial.state.name for trial in finished] == ["COMPLETE", "COMPLETE"]
+    rates = [trial.user_attrs["values"]["learning_rate"] for trial in finished]
+    assert len(set(rates)) == 2 and all(1e-4 <= rate <= 2e-2 for rate in rates)
+    assert all(trial.intermediate_values for trial in finished), "hyperband has heard of their evaluations"
 
 
 @pytest.mark.parametrize(
