@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from peftlib.processes import end_with_parent
+
 ROOT = Path(__file__).resolve().parents[1]
 #: Passes over the validation split under the clock.
 EVALUATIONS = 2
@@ -79,6 +81,7 @@ def run_all(jobs: Sequence[Job], config: str | None = None, timeout: int = 3600)
             text=True,
             timeout=timeout,
             stdin=subprocess.DEVNULL,
+            preexec_fn=end_with_parent,  # safe here: there is one thread
         )
         if done.returncode != 0:
             raise RuntimeError(f"{jobs} failed:\n{done.stderr[-3000:]}")

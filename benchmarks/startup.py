@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks.jobs import ROOT, environment, launch_options
+from peftlib.processes import end_with_parent
 
 _TRAIN = str(ROOT / "scripts" / "train.py")
 _POLL = 0.01  # seconds
@@ -42,8 +43,9 @@ def seconds_to_first_update(flags: tuple[str, ...], config: str, timeout: float 
         with (Path(name) / "said").open("w+") as said:
             start = time.perf_counter()
             launched = subprocess.Popen(
-                [*words, *flags, *shlex.split(own)], env=environment(), stdout=said, stderr=said, start_new_session=True
-            )
+                [*words, *flags, *shlex.split(own)], env=environment(), stdout=said, stderr=said,
+                start_new_session=True, preexec_fn=end_with_parent,
+            )  # fmt: skip
             try:
                 while time.perf_counter() - start < timeout and launched.poll() is None:
                     if metrics.exists() and metrics.read_text(encoding="utf-8").endswith("\n"):

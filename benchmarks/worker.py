@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import Job
+from peftlib.processes import end_with_parent
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def _start_afresh() -> None:
 
 
 def main() -> None:
+    end_with_parent()  # which may be a launcher that was itself ended with its parent
     folder = Path(sys.argv[1])
     results: list[dict[str, Any]] = []
     for raw in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):

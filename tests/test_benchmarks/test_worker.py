@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import textwrap
+import time
 from dataclasses import asdict
 
+import psutil
 import pytest
 
 from benchmarks.jobs import Job, run, run_all
 from benchmarks.startup import seconds_to_first_update, seconds_to_help
 from tests.conftest import ROOT
-from tests.launching import run_python
+from tests.launching import run_python, start_python
 from tests.test_benchmarks.conftest import EXAMPLES
 
 #: Runs jobs in a Python that does not find some packages.
@@ -62,6 +66,32 @@ def test_jobs_share_a_process_and_one_that_fails_says_why(flags):
     assert first["first_update"] > 0 and second["first_update"] is None
     with pytest.raises(RuntimeError, match="no_such_task"):
         run(Job("train", "ours", (*flags, "--task_name", "no_such_task")))
+
+
+@pytest.mark.launch
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a process that its parent died")
+@pytest.mark.parametrize("config", [None, "cpu"])
+def test_a_worker_ends_with_the_benchmark_that_started_it(flags, config, tmp_path):
+    script = tmp_path / "endless.py"
+    job = Job("train", "ours", flags, epochs=10**6)
+    script.write_text(f"from benchmarks.jobs import Job, run\nrun({job!r}, {config!r})\n")
+    (tmp_path / "work").mkdir()
+    benchmark = start_python(script, cwd=tmp_path / "work", PYTHONPATH=str(ROOT))
+    started: list[psutil.Process] = []
+    try:
+        while not any(one.cmdline()[1:3] == ["-m", "benchmarks.worker"] and one.num_threads() > 1 for one in started):
+            assert benchmark.poll() is None, benchmark.communicate()
+            time.sleep(0.1)  # until the worker loads torch
+            started = psutil.Process(benchmark.pid).children(recursive=True)
+        assert len(started) == (1 if config is None else 2)  # beside it accelerate's launcher
+        benchmark.terminate()
+        assert not psutil.wait_procs(started, timeout=60)[1]
+    finally:
+        for one in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        benchmark.kill()
+        benchmark.communicate()
 
 
 @pytest.mark.launch
