@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -206,14 +206,38 @@ def test_lora_s_layers_are_called(dora):
     assert_same(model, batch(6, 2))
 
 
+MATRICES = [
+    f"bert.encoder.layer.{layer}.{name}"
+    for layer in (0, 1)
+    for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+                 "intermediate.dense", "output.dense")
+]  # fmt: skip
+
+
 @pytest.mark.skipif(not cpu_calls.are_there(), reason="this machine has no g++ for the CPU kernels")
-@pytest.mark.parametrize("targets", ["query", "key", "value", "query,value", "dense"])
-def test_lora_on_some_of_a_layer_s_matrices(targets):
+@settings(max_examples=40)
+@given(
+    kinds=st.lists(st.sampled_from(["frozen", "trained", "adapted", "watched"]), min_size=12, max_size=12),
+    biases=st.booleans(),
+)
+@example(kinds=["adapted", *["frozen"] * 5] * 2, biases=True)
+@example(kinds=["frozen", "adapted", *["frozen"] * 4] * 2, biases=True)
+def test_any_mixture_of_frozen_trained_adapted_and_watched_matrices(kinds, biases):
     """Each bias is added once, by the module or by the kernels."""
-    config = LoraConfig(r=2, target_modules=targets.split(","), task_type="SEQ_CLS", lora_dropout=0.0)
-    model = get_peft_model(classifier(width=32, heads=2, inner=48), config).float()
+    model = classifier(width=32, heads=2, inner=48).float()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad or name.endswith("bias"))
+        parameter.requires_grad_(biases and name.endswith("bias"))
+    for name, kind in zip(MATRICES, kinds, strict=True):
+        model.get_submodule(name).weight.requires_grad_(kind == "trained")
+        if kind == "watched":
+            model.get_submodule(name).register_forward_hook(lambda *given: None)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    adapted = [name for name, kind in zip(MATRICES, kinds, strict=True) if kind == "adapted"]
+    if adapted:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=adapted, task_type="SEQ_CLS", lora_dropout=0.0))
+    for name, parameter in model.named_parameters():
+        plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        parameter.requires_grad_("lora_" in name or plain in trained or "classifier" in name)
         if "lora_B" in name:
             nn.init.normal_(parameter)
     assert_same(model, batch(17, 3, 9), tolerance=2e-4)
