@@ -1,6 +1,6 @@
 """The CPU kernels, called with tensors: how dropout is drawn, what is handed over, and the threads that share the work.
 
-Large tensors are contiguous, fp32 or bf16, (T, D); vectors fp32. Sums come back added up over threads.
+Large tensors are contiguous, fp32 or bf16, (T, D); vectors fp32. Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 #: Widths are multiples of this.
 LANES = 16
 _LEVELS = 1 << 16
+#: What is summed over rows is summed in so many parts of them, as evenly as most numbers of threads can share.
+_PARTS = 32
 
 
 class Dropout(ctypes.Structure):
@@ -79,7 +81,7 @@ def dropout(x: torch.Tensor, drop: Dropout, onto: torch.Tensor | None = None) ->
 
 
 def norm_forward(
-    product: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor,
+    product: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, shift: torch.Tensor,
     eps: float, drop: Dropout, keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:  # fmt: skip
     """LayerNorm(residual + dropout(product + bias)); the same before weight and shift, to keep; 1 / deviation, (T)."""
@@ -100,7 +102,7 @@ def norm_backward(
     sums = _sums(3, len(weight))
     _call(
         "norm_backward", gradient.dtype, gradient, normal, rstd, weight, of_residual, of_product, sums,
-        *gradient.shape, drop,
+        *gradient.shape, drop, _PARTS,
     )  # fmt: skip
     return of_residual, of_product, sums.sum(0)
 
@@ -117,7 +119,7 @@ def gelu_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the product, (T, D), in `out` where one is given, which may be `above`; and of the bias."""
     out, sums = torch.empty_like(product) if out is None else out, _sums(len(bias))
-    _call("gelu_backward", product.dtype, above, product, bias, out, sums, *product.shape)
+    _call("gelu_backward", product.dtype, above, product, bias, out, sums, *product.shape, _PARTS)
     return out, sums.sum(0)
 
 
@@ -142,7 +144,7 @@ def attention_backward(
     sums = _sums(len(seen.bias))
     _call(
         "attention_backward", gradient.dtype, ctypes.byref(_handed_over(seen, drop)), gradient, None,
-        *_places(of_rows, of_query), sums, seen.packing.width,
+        *_places(of_rows, of_query), sums, seen.packing.width, _PARTS,
     )  # fmt: skip
     return of_rows, of_query, sums.sum(0)
 
@@ -171,7 +173,7 @@ def mix_backward(
     sums = _sums(3 * rows.size(1))  # of biases that there are none of
     _call(
         "attention_backward", gradient.dtype, ctypes.byref(_mixing(asked, rows, packing, drop)), gradient, of_weights,
-        of_asked, as_keys, as_values, sums, packing.width,
+        of_asked, as_keys, as_values, sums, packing.width, _PARTS,
     )  # fmt: skip
     return of_asked, as_keys.add_(as_values)
 
@@ -207,17 +209,17 @@ def _places(rows: torch.Tensor, query: torch.Tensor | None) -> tuple[int, int, i
 
 
 def _sums(*shape: int) -> torch.Tensor:
-    return torch.zeros(torch.get_num_threads(), *shape)
+    return torch.zeros(_PARTS, *shape)
 
 
 _ARGUMENTS = {
     "dropout": (c_void_p, c_void_p, c_int, c_int64, c_int64, Dropout, c_int),
     "norm_forward": (*[c_void_p] * 8, c_int64, c_int64, c_float, Dropout, c_int),
-    "norm_backward": (*[c_void_p] * 7, c_int64, c_int64, Dropout, c_int),
+    "norm_backward": (*[c_void_p] * 7, c_int64, c_int64, Dropout, c_int64, c_int),
     "gelu_forward": (*[c_void_p] * 3, c_int64, c_int64, c_int),
-    "gelu_backward": (*[c_void_p] * 5, c_int64, c_int64, c_int),
+    "gelu_backward": (*[c_void_p] * 5, c_int64, c_int64, c_int64, c_int),
     "attention_forward": (POINTER(_Attention), *[c_void_p] * 2, c_int64, c_int),
-    "attention_backward": (POINTER(_Attention), *[c_void_p] * 6, c_int64, c_int),
+    "attention_backward": (POINTER(_Attention), *[c_void_p] * 6, c_int64, c_int64, c_int),
 }
 
 

@@ -37,15 +37,15 @@ class Attend(torch.autograd.Function):
 class DropoutAddNorm(torch.autograd.Function):
     """LayerNorm(residual + dropout(product + bias)), (T, D). Gradients for both, for bias, weight and shift.
 
-    keep: what gradients need.
+    residual: may be none. keep: what gradients need.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, product: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, p: float, weight: torch.Tensor,
-        shift: torch.Tensor, eps: float, keep: bool,
+        ctx: Any, product: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None, p: float,
+        weight: torch.Tensor, shift: torch.Tensor, eps: float, keep: bool,
     ) -> torch.Tensor:  # fmt: skip
-        ctx.drop = Dropout.of(p)
+        ctx.drop, ctx.residual = Dropout.of(p), residual is not None
         output, normal, rstd = calls.norm_forward(product, bias, residual, weight, shift, eps, ctx.drop, keep)
         ctx.save_for_backward(normal, rstd, weight)
         return output
@@ -55,7 +55,7 @@ class DropoutAddNorm(torch.autograd.Function):
         normal, rstd, weight = ctx.saved_tensors
         of_residual, of_product, sums = calls.norm_backward(gradient.contiguous(), normal, rstd, weight, ctx.drop)
         for_weight, for_shift, for_bias = sums
-        return of_product, for_bias, of_residual, None, for_weight, for_shift, None, None
+        return of_product, for_bias, of_residual if ctx.residual else None, None, for_weight, for_shift, None, None
 
 
 class Gelu(torch.autograd.Function):

@@ -22,10 +22,12 @@ from peftlib.acceleration.bert import (
     is_plain_encoder,
     is_plain_gelu,
     linears,
+    unwrapped,
 )
 from peftlib.acceleration.cpu_layer import FrozenLayer
 from peftlib.acceleration.first_tokens import attend_first
 from peftlib.acceleration.layer_parts import Parts, parts_for
+from peftlib.acceleration.normalisation import use_kernels
 from peftlib.acceleration.packed_matrices import FrozenMatrix
 from peftlib.acceleration.packing import Packing
 
@@ -44,6 +46,7 @@ def pack_encoder(model: nn.Module) -> bool:
     if encoder is None or not is_plain_encoder(encoder.config):
         return False
     cpu_calls.are_there()  # builds the kernels now, if ever, and not in the first step
+    use_kernels(unwrapped(model).base_model.embeddings.LayerNorm)
     kind: Any = type(encoder)
     encoder.__class__ = kind if isinstance(encoder, _PackedEncoder) else _packed(kind)
     return True

@@ -243,6 +243,32 @@ def test_any_mixture_of_frozen_trained_adapted_and_watched_matrices(kinds, biase
     assert_same(model, batch(17, 3, 9), tolerance=2e-4)
 
 
+@pytest.mark.skipif(not cpu_calls.are_there(), reason="this machine has no g++ for the CPU kernels")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("trained", ["bias", "lora", ""])
+def test_gradients_have_the_same_bits_on_any_number_of_threads(precision, trained):
+    model = classifier(width=64, heads=2, inner=128, p=0.1).float()
+    if trained == "lora":
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS"))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name or "classifier" in name)
+    accelerate_model(model, torch.device("cpu"), precision)
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            torch.manual_seed(3)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                found.append(gradients(model, batch(*range(5, 45))))
+    finally:
+        torch.set_num_threads(before)
+    for logits, of_parameters in found[1:]:
+        assert torch.equal(logits, found[0][0])
+        for name, gradient in of_parameters.items():
+            assert torch.equal(gradient, found[0][1][name]), name
+
+
 def test_padding_is_not_computed(monkeypatch):
     model = classifier()
     pack_encoder(model)

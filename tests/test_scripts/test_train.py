@@ -18,6 +18,7 @@ import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
+from peftlib.acceleration import cpu_calls
 from peftlib.evaluation.predictions import load_predictions
 from tests.conftest import ROOT, write_glue
 from tests.launching import launch, run_python, run_script
@@ -197,6 +198,21 @@ def test_the_saved_adapter_scores_in_stock_peft_what_the_run_reports(run: Run, p
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
     assert (logits.argmax(-1) == labels).float().mean().item() == pytest.approx(results["best_eval_accuracy"])
     assert loss == pytest.approx(results["best_eval_loss"], abs=1e-5)
+
+
+@pytest.mark.skipif(not cpu_calls.are_there(), reason="this machine has no g++ for the CPU kernels")
+def test_a_run_ends_with_the_same_bits_on_any_number_of_threads(place: Path) -> None:
+    """On the packaged model, whose sizes are real; in bf16, which all CPUs compute in when they are told to."""
+    words = ["--method", "lora", "--max_train_steps", 4, "--eval_steps", 2, "--max_eval_samples", 30]
+    words += ["--mixed_precision", "bf16", "--logging_steps", 1]
+    left = []
+    for threads in (1, 3):
+        folder = place / f"threads-{threads}"
+        done = run_script(SCRIPT, *words, "--num_cpu_threads", threads, "--output_dir", folder, cwd=place / "work")
+        assert done.returncode == 0, done.stderr
+        scores = [(line.get("train/loss"), line.get("eval/loss")) for line in Run(done, folder).metrics]
+        left.append(((folder / "adapter_model.safetensors").read_bytes(), scores))
+    assert left[0] == left[1]
 
 
 # ── Trackers ─────────────────────────────────────────────────────────────────────────────────────────────────────

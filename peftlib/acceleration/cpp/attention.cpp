@@ -373,30 +373,31 @@ void attention_forward(const Attention<T>& of, T* out, float* of_weights, int64_
     }
 }
 
-// Gradients in the layout of queries, keys and values, and their sums (threads, 3, heads * width).
+// Gradients in the layout of queries, keys and values, and their sums (parts, 3, heads * width), added to what is there.
 template <class T>
 void attention_backward(const Attention<T>& of, const T* gradient, const float* of_weights, T* of_query, T* of_key,
-                        T* of_value, float* sums, int64_t longest, int threads) {
+                        T* of_value, float* sums, int64_t longest, int64_t parts, int threads) {
+    int64_t all = of.all_heads(), items = of.examples * of.heads;
 #pragma omp parallel num_threads(threads)
     {
         Head<T> head(of, longest);
-        int64_t all = of.all_heads();
-        std::vector<float> mine(3 * all, 0.0f);
 #pragma omp for schedule(static)
-        for (int64_t item = 0; item < of.examples * of.heads; item++) {
-            head.take(of, item);
-            if (of_weights) head.read_kept_slopes({of_weights, of.heads});
-            head.read({gradient + head.place, all}, nullptr, head.query_start, head.queries, 1.0f, head.above);
-            head.compare(head.value, head.above, head.slopes);
-            head.slope(of.drop);
-            head.mix_keys(head.slopes, head.key);
-            head.write_gradient(head.queries, of.scale, {of_query, of.query_step}, head.query_start, mine.data());
-            head.mix_queries(head.slopes, head.query);  // which are scaled already
-            head.write_gradient(head.count, 1.0f, {of_key, of.step}, head.start, mine.data() + all);
-            head.mix_queries(head.weights, head.above);
-            head.write_gradient(head.count, 1.0f, {of_value, of.step}, head.start, mine.data() + 2 * all);
+        for (int64_t part = 0; part < parts; part++) {
+            float *for_query = sums + part * 3 * all, *for_key = for_query + all, *for_value = for_key + all;
+            for (int64_t item = first_of(part, items, parts); item < first_of(part + 1, items, parts); item++) {
+                head.take(of, item);
+                if (of_weights) head.read_kept_slopes({of_weights, of.heads});
+                head.read({gradient + head.place, all}, nullptr, head.query_start, head.queries, 1.0f, head.above);
+                head.compare(head.value, head.above, head.slopes);
+                head.slope(of.drop);
+                head.mix_keys(head.slopes, head.key);
+                head.write_gradient(head.queries, of.scale, {of_query, of.query_step}, head.query_start, for_query);
+                head.mix_queries(head.slopes, head.query);  // which are scaled already
+                head.write_gradient(head.count, 1.0f, {of_key, of.step}, head.start, for_key);
+                head.mix_queries(head.weights, head.above);
+                head.write_gradient(head.count, 1.0f, {of_value, of.step}, head.start, for_value);
+            }
         }
-        add_up(mine, sums + omp_get_thread_num() * mine.size());
     }
 }
 
@@ -410,8 +411,8 @@ void attention_backward(const Attention<T>& of, const T* gradient, const float* 
     }                                                                                                                  \
     extern "C" void attention_backward_##NAME(const Attention<T>* of, const T* gradient, const float* of_weights,      \
                                               T* of_query, T* of_key, T* of_value, float* sums, int64_t longest,       \
-                                              int threads) {                                                           \
-        attention_backward(*of, gradient, of_weights, of_query, of_key, of_value, sums, longest, threads);             \
+                                              int64_t parts, int threads) {                                            \
+        attention_backward(*of, gradient, of_weights, of_query, of_key, of_value, sums, longest, parts, threads);      \
     }
 
 EXPORT(float, fp32)

@@ -23,7 +23,8 @@ void dropout(const T* x, T* out, bool added, int64_t rows, int64_t width, Dropou
     }
 }
 
-// out = LayerNorm(residual + dropout(product + bias)); normal is what it was before weight and shift, if it is wanted.
+// out = LayerNorm(residual + dropout(product + bias)), or without residual; normal is what it was before weight and shift,
+// if it is wanted.
 template <class T>
 void norm_forward(const T* product, const float* bias, const T* residual, const float* weight, const float* shift,
                   T* out, T* normal, float* rstd, int64_t rows, int64_t width, float eps, Dropout drop, int threads) {
@@ -34,11 +35,12 @@ void norm_forward(const T* product, const float* bias, const T* residual, const 
         float* t = total.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) {
-            const T *x = product + row * width, *beside = residual + row * width;
+            const T* x = product + row * width;
             if (drop.threshold) draw(drop.seed, row * width, width, random.data());
             Floats sums{}, squares{};
             for (int64_t j = 0; j < width; j += LANES) {
-                Floats value = (get(x + j) + get(bias + j)) * kept(&random[j], drop) + get(beside + j);
+                Floats value = (get(x + j) + get(bias + j)) * kept(&random[j], drop);
+                if (residual) value += get(residual + row * width + j);
                 put(value, t + j);
                 sums += value;
             }
@@ -57,37 +59,37 @@ void norm_forward(const T* product, const float* bias, const T* residual, const 
     }
 }
 
-// Gradients of residual and product, and sums (threads, 3, width) for weight, shift and bias.
+// Gradients of residual and product, and sums (parts, 3, width) for weight, shift and bias, added to what is there.
 template <class T>
 void norm_backward(const T* gradient, const T* normal, const float* rstd, const float* weight, T* of_residual,
-                   T* of_product, float* sums, int64_t rows, int64_t width, Dropout drop, int threads) {
+                   T* of_product, float* sums, int64_t rows, int64_t width, Dropout drop, int64_t parts, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> mine(3 * width, 0.0f);
         std::vector<uint16_t> random(width, 0xffff);
-        float *for_weight = mine.data(), *for_shift = for_weight + width, *for_bias = for_shift + width;
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++) {
-            const T *g = gradient + row * width, *n = normal + row * width;
-            if (drop.threshold) draw(drop.seed, row * width, width, random.data());
-            Floats straight{}, along{};
-            for (int64_t j = 0; j < width; j += LANES) {
-                Floats above = get(g + j), x = get(n + j), scaled = above * get(weight + j);
-                add(above * x, for_weight + j);
-                add(above, for_shift + j);
-                straight += scaled;
-                along += scaled * x;
-            }
-            float mean = sum(straight) / width, slope = sum(along) / width;
-            for (int64_t j = 0; j < width; j += LANES) {
-                Floats value = (get(g + j) * get(weight + j) - mean - get(n + j) * slope) * rstd[row];
-                put(value, of_residual + row * width + j);
-                value *= kept(&random[j], drop);
-                add(value, for_bias + j);
-                put(value, of_product + row * width + j);
+        for (int64_t part = 0; part < parts; part++) {
+            float *for_weight = sums + part * 3 * width, *for_shift = for_weight + width, *for_bias = for_shift + width;
+            for (int64_t row = first_of(part, rows, parts); row < first_of(part + 1, rows, parts); row++) {
+                const T *g = gradient + row * width, *n = normal + row * width;
+                if (drop.threshold) draw(drop.seed, row * width, width, random.data());
+                Floats straight{}, along{};
+                for (int64_t j = 0; j < width; j += LANES) {
+                    Floats above = get(g + j), x = get(n + j), scaled = above * get(weight + j);
+                    add(above * x, for_weight + j);
+                    add(above, for_shift + j);
+                    straight += scaled;
+                    along += scaled * x;
+                }
+                float mean = sum(straight) / width, slope = sum(along) / width;
+                for (int64_t j = 0; j < width; j += LANES) {
+                    Floats value = (get(g + j) * get(weight + j) - mean - get(n + j) * slope) * rstd[row];
+                    put(value, of_residual + row * width + j);
+                    value *= kept(&random[j], drop);
+                    add(value, for_bias + j);
+                    put(value, of_product + row * width + j);
+                }
             }
         }
-        add_up(mine, sums + omp_get_thread_num() * mine.size());
     }
 }
 
@@ -132,24 +134,19 @@ void gelu_forward(const T* product, const float* bias, T* out, int64_t rows, int
     }
 }
 
-// Gradient of the product, which may lie over the one above, and its sums (threads, width).
+// Gradient of the product, which may lie over the one above, and its sums (parts, width), added to what is there.
 template <class T>
 void gelu_backward(const T* above, const T* product, const float* bias, T* out, float* sums, int64_t rows,
-                   int64_t width, int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<float> mine(width, 0.0f);
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++) {
+                   int64_t width, int64_t parts, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t part = 0; part < parts; part++)
+        for (int64_t row = first_of(part, rows, parts); row < first_of(part + 1, rows, parts); row++)
             for (int64_t j = 0; j < width; j += LANES) {
                 Floats x = get(product + row * width + j) + get(bias + j);
                 Floats value = get(above + row * width + j) * half_and_odd(x, SLOPE);
-                add(value, &mine[j]);
+                add(value, sums + part * width + j);
                 put(value, out + row * width + j);
             }
-        }
-        add_up(mine, sums + omp_get_thread_num() * width);
-    }
 }
 
 }  // namespace
@@ -167,16 +164,17 @@ void gelu_backward(const T* above, const T* product, const float* bias, T* out, 
     }                                                                                                                  \
     extern "C" void norm_backward_##NAME(const T* gradient, const T* normal, const float* rstd, const float* weight,   \
                                          T* of_residual, T* of_product, float* sums, int64_t rows, int64_t width,      \
-                                         Dropout drop, int threads) {                                                  \
-        norm_backward(gradient, normal, rstd, weight, of_residual, of_product, sums, rows, width, drop, threads);      \
+                                         Dropout drop, int64_t parts, int threads) {                                   \
+        norm_backward(gradient, normal, rstd, weight, of_residual, of_product, sums, rows, width, drop, parts,         \
+                      threads);                                                                                        \
     }                                                                                                                  \
     extern "C" void gelu_forward_##NAME(const T* product, const float* bias, T* out, int64_t rows, int64_t width,      \
                                         int threads) {                                                                 \
         gelu_forward(product, bias, out, rows, width, threads);                                                        \
     }                                                                                                                  \
     extern "C" void gelu_backward_##NAME(const T* above, const T* product, const float* bias, T* out, float* sums,     \
-                                         int64_t rows, int64_t width, int threads) {                                   \
-        gelu_backward(above, product, bias, out, sums, rows, width, threads);                                          \
+                                         int64_t rows, int64_t width, int64_t parts, int threads) {                    \
+        gelu_backward(above, product, bias, out, sums, rows, width, parts, threads);                                   \
     }
 
 EXPORT(float, fp32)

@@ -1,12 +1,10 @@
 // Sixteen numbers at a time, and dropout. What all kernels share:
 //
 // Large tensors are contiguous rows of tokens in fp32 or bf16; vectors, sums and all arithmetic are fp32. Widths are
-// multiples of LANES. A result depends on the number of threads only through the order in which `sums` are added up.
+// multiples of LANES. No result depends on the number of threads: what is summed over rows is summed in `parts` of them.
 // For g++, whose vector extensions they are written in; `cpu_compiler.py` builds them, `cpu_calls.py` calls them.
 
 #pragma once
-
-#include <omp.h>
 
 #include <cmath>
 #include <cstdint>
@@ -100,8 +98,7 @@ inline Floats kept(const uint16_t* random, Dropout drop) {
     return widened(random) >= drop.threshold ? all(drop.factor) : Floats{};
 }
 
-inline void add_up(const std::vector<float>& mine, float* sums) {
-    for (size_t j = 0; j < mine.size(); j++) sums[j] += mine[j];
-}
+// The first of n rows that is of this part.
+inline int64_t first_of(int64_t part, int64_t n, int64_t parts) { return n * part / parts; }
 
 }  // namespace
