@@ -24,6 +24,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which torch may do at any time
+
+from peftlib.training.devices import keep_order_of_sums  # noqa: E402 - imports Hugging Face's
+
+keep_order_of_sums()  # before the first product of the process
 # The models here are so small that a second thread costs more than it brings, on a busy machine ten times more.
 torch.set_num_threads(1)
 

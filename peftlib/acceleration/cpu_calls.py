@@ -6,6 +6,7 @@ Large tensors are contiguous, fp32 or bf16, (T, D); vectors fp32. Results do not
 from __future__ import annotations
 
 import ctypes
+import functools
 from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 #: Widths are multiples of this.
 LANES = 16
 _LEVELS = 1 << 16
+#: Columns and depth of what two tiles hold.
+_TILES = 32
 #: What is summed over rows is summed in so many parts of them, as evenly as most numbers of threads can share.
 _PARTS = 32
 
@@ -71,6 +74,39 @@ def are_there() -> bool:
 def fits(dtype: torch.dtype, *widths: int) -> bool:
     """They compute in this precision, for layers, heads or vectors that are so wide."""
     return dtype in _NAMES and all(width % LANES == 0 for width in widths)
+
+
+def fit_tiles(*shapes: torch.Size) -> bool:
+    """The processor has AMX, and matrices of these shapes, one below the other, can be multiplied by it both ways."""
+    return all(length % _TILES == 0 for shape in shapes for length in shape) and _have_tiles()
+
+
+@functools.cache
+def _have_tiles() -> bool:
+    library = kernels()
+    return library is not None and bool(library.tiles_are_there())
+
+
+def tiled(matrix: torch.Tensor) -> torch.Tensor:
+    """A bf16 matrix (depth, width) in tiles for `tiled_product`, each 16 columns of 16 pairs of rows.
+
+    Returns:
+        (width / 32, depth / 32, 2, 16, 16, 2).
+    """
+    depth, width = matrix.shape
+    pairs = matrix.reshape(depth // _TILES, _TILES // 2, 2, width // _TILES, 2, _TILES // 2)
+    return pairs.permute(3, 0, 4, 1, 5, 2).contiguous()
+
+
+def tiled_product(
+    x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None = None, onto: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x matrix + bias, (T, depth) to (T, width); with `onto`, added to that in place."""
+    width, depth = (_TILES * count for count in matrix.shape[:2])
+    out = x.new_empty(len(x), width) if onto is None else onto
+    bias = None if bias is None else bias.float()
+    _call("tiled_product", x.dtype, x, matrix, bias, onto is not None, out, len(x), depth, width)
+    return out
 
 
 def dropout(x: torch.Tensor, drop: Dropout, onto: torch.Tensor | None = None) -> torch.Tensor:
@@ -213,6 +249,7 @@ def _sums(*shape: int) -> torch.Tensor:
 
 
 _ARGUMENTS = {
+    "tiled_product": (*[c_void_p] * 3, c_int, c_void_p, c_int64, c_int64, c_int64, c_int),
     "dropout": (c_void_p, c_void_p, c_int, c_int64, c_int64, Dropout, c_int),
     "norm_forward": (*[c_void_p] * 8, c_int64, c_int64, c_float, Dropout, c_int),
     "norm_backward": (*[c_void_p] * 7, c_int64, c_int64, Dropout, c_int64, c_int),

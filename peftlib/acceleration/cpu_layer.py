@@ -8,7 +8,7 @@ import torch
 
 from peftlib.acceleration import cpu_calls as calls
 from peftlib.acceleration.cpu_calls import Dropout, Seen
-from peftlib.acceleration.packed_matrices import FrozenMatrix
+from peftlib.acceleration.frozen_matrices import FrozenMatrix
 from peftlib.acceleration.packing import Packing
 
 
@@ -101,17 +101,18 @@ class FrozenLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_qkv, of_out, of_inner, of_outer = (matrix.plain for matrix in ctx.matrices)
+        of_qkv, of_out, of_inner, of_outer = ctx.matrices
         qkv, bias, normal, rstd, before, last_normal, last_rstd, weight, inner, last_weight = ctx.saved_tensors
         residual, below, last = calls.norm_backward(
             gradient.contiguous(), last_normal, last_rstd, last_weight, ctx.drops[2]
         )
-        below = below @ of_outer
+        below = of_outer.back(below)
         below, for_inner = calls.gelu_backward(below, before, inner, out=below)
-        below = residual.addmm_(below, of_inner)
+        below = of_inner.back(below, onto=residual)
         residual, below, first = calls.norm_backward(below, normal, rstd, weight, ctx.drops[1])
-        below, _, for_qkv = calls.attention_backward(Seen(qkv, None, bias, ctx.packing), below @ of_out, ctx.drops[0])
-        for_x = residual.addmm_(below, of_qkv) if ctx.needs_input_grad[0] else None
+        seen = Seen(qkv, None, bias, ctx.packing)
+        below, _, for_qkv = calls.attention_backward(seen, of_out.back(below), ctx.drops[0])
+        for_x = of_qkv.back(below, onto=residual) if ctx.needs_input_grad[0] else None
         return (
             for_x, None, None, None, None, None, *for_qkv.view(3, -1), first[2], first[0], first[1], for_inner,
             last[2], last[0], last[1],

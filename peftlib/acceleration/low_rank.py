@@ -9,6 +9,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 from peftlib.acceleration.dropout import drawn
+from peftlib.acceleration.frozen_matrices import FrozenMatrix, frozen_matrix
 
 
 def use_one_function_per_layer(model: nn.Module) -> None:
@@ -32,8 +33,9 @@ class _QuickLinear(Linear):
             (active,) = self.active_adapters
             dropout = self.lora_dropout[active]  # an nn.Identity at rate 0
             output = _LowRankLinear.apply(
-                x, self.base_layer.weight, self.base_layer.bias, self.lora_A[active].weight, self.lora_B[active].weight,
-                self.scaling[active], getattr(dropout, "p", 0.0) if dropout.training else 0.0,
+                x, frozen_matrix(_precision(x), self.base_layer), self.base_layer.bias,
+                self.lora_A[active].weight, self.lora_B[active].weight, self.scaling[active],
+                getattr(dropout, "p", 0.0) if dropout.training else 0.0,
             )  # fmt: skip
         return output
 
@@ -50,35 +52,39 @@ class _QuickLinear(Linear):
         )
 
 
+def _precision(x: torch.Tensor) -> torch.dtype:
+    """Of products of x: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class _LowRankLinear(torch.autograd.Function):
-    """x W' + bias + scaling · dropout(x) A' B', in autocast's precision where it is on.
+    """x W' + bias + scaling · dropout(x) A' B', in the matrix's precision.
 
     Shapes: x (..., in), W (out, in), bias (out,) or None, A (r, in), B (out, r). Gradients for x, A and B.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
+        ctx: Any, x: torch.Tensor, matrix: FrozenMatrix, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
         scaling: float, p: float,
     ) -> torch.Tensor:  # fmt: skip
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        ctx.dtypes = x.dtype, a.dtype
-        with torch.autocast(kind, enabled=False):
+        ctx.dtypes, dtype = (x.dtype, a.dtype), matrix.plain.dtype
+        with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, x.size(-1)).to(dtype)
-            weight, a, b = weight.to(dtype), a.to(dtype), b.to(dtype)
-            output = rows @ weight.t() if bias is None else torch.addmm(bias.to(dtype), rows, weight.t())
+            a, b = a.to(dtype), b.to(dtype)
+            output = matrix.times(rows, None if bias is None else bias.to(dtype))
             ctx.drawn = drawn(rows, p) if p else None
             rows = ctx.drawn.of(rows) if ctx.drawn else rows
             low = rows @ a.t()
             output.addmm_(low, b.t(), alpha=scaling)
-        ctx.scaling = scaling
-        ctx.save_for_backward(rows, low, weight, a, b)
+        ctx.scaling, ctx.matrix = scaling, matrix
+        ctx.save_for_backward(rows, low, a, b)
         return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, low, weight, a, b = ctx.saved_tensors
+        rows, low, a, b = ctx.saved_tensors
         of_x, of_trained = ctx.dtypes
         upstream = gradient.reshape(-1, gradient.size(-1))
         of_low = (upstream @ b).mul_(ctx.scaling)
@@ -87,7 +93,7 @@ class _LowRankLinear(torch.autograd.Function):
         for_x = None
         if ctx.needs_input_grad[0]:
             low_rank = of_low @ a
-            for_x = upstream @ weight
+            for_x = ctx.matrix.back(upstream)
             for_x = ctx.drawn.onto(low_rank, for_x) if ctx.drawn else for_x.add_(low_rank)
             for_x = for_x.view(*gradient.shape[:-1], -1).to(of_x)
         return for_x, None, None, for_a, for_b, None, None

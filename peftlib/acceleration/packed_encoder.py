@@ -26,9 +26,9 @@ from peftlib.acceleration.bert import (
 )
 from peftlib.acceleration.cpu_layer import FrozenLayer
 from peftlib.acceleration.first_tokens import attend_first
+from peftlib.acceleration.frozen_matrices import FrozenMatrix, frozen_matrix
 from peftlib.acceleration.layer_parts import Parts, parts_for
 from peftlib.acceleration.normalisation import use_kernels
-from peftlib.acceleration.packed_matrices import FrozenMatrix
 from peftlib.acceleration.packing import Packing
 
 
@@ -148,7 +148,7 @@ def _frozen_layer(layer: Any, rows: torch.Tensor, packing: Packing) -> torch.Ten
     result: torch.Tensor = FrozenLayer.apply(
         rows, packing, tuple(_rate(one.dropout) for one in (attention, first, second)),
         (first.LayerNorm.eps, second.LayerNorm.eps),
-        tuple(FrozenMatrix.of(rows.dtype, *one) for one in ((query, key, value), (out,), (inner,), (outer,))),
+        tuple(frozen_matrix(rows.dtype, *one) for one in ((query, key, value), (out,), (inner,), (outer,))),
         torch.is_grad_enabled(),
         *(one.float() for one in (
             query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight, first.LayerNorm.bias,
@@ -171,7 +171,7 @@ def _product(rows: torch.Tensor, parts: Parts, *modules: nn.Module) -> tuple[tor
     """What these layers make of the same rows, side by side; and the biases, where the parts add them later."""
     if _are_frozen(*modules):
         frozen: Any = modules
-        matrix, biases = FrozenMatrix.of(rows.dtype, *frozen), [linear.bias for linear in frozen]
+        matrix, biases = frozen_matrix(rows.dtype, *frozen), [linear.bias for linear in frozen]
         if parts.add_biases:
             return _FrozenLinear.apply(rows, matrix), biases[0] if len(biases) == 1 else torch.cat(biases)
         return _FrozenLinear.apply(rows, matrix, *biases), None
@@ -196,4 +196,4 @@ class _FrozenLinear(torch.autograd.Function):
         if any(needed):
             sums = gradient.sum(0).to(ctx.of_biases).split(ctx.sizes)
             for_biases = [one if need else None for one, need in zip(sums, needed, strict=True)]
-        return gradient @ ctx.matrix.plain if of_x else None, None, *for_biases
+        return ctx.matrix.back(gradient) if of_x else None, None, *for_biases

@@ -39,6 +39,7 @@ def build_accelerator(
         _free_last(dist.group.WORLD)
     precision = choose_precision(mixed_precision, state.device)
     if state.device.type == "cpu":
+        keep_order_of_sums()
         torch.set_num_threads(cpu_threads or _fair_share(state))
     accelerator = Accelerator(
         cpu=no_gpu,
@@ -50,6 +51,17 @@ def build_accelerator(
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
     )
     return accelerator, precision
+
+
+def keep_order_of_sums() -> None:
+    """Let MKL, torch's library for fp32 products, sum in one order whatever the number of threads.
+
+    On Intel's processors it does not by itself, and reads this before the first product of the process. Training in
+    fp32 takes up to 3 % longer. On others the same words would choose MKL's slowest kernels, and need not be said.
+    """
+    about = Path("/proc/cpuinfo")
+    if about.exists() and "GenuineIntel" in about.read_text(encoding="utf-8"):
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def _free_last(group: dist.ProcessGroup | None) -> None:

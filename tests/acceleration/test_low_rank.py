@@ -12,6 +12,7 @@ from torch import nn
 
 from peftlib.acceleration import accelerate_model
 from peftlib.acceleration.dropout import use_cheap_dropout
+from peftlib.acceleration.frozen_matrices import FrozenMatrix
 from peftlib.acceleration.low_rank import _LowRankLinear, _QuickLinear, use_one_function_per_layer
 from peftlib.strategies import STRATEGIES
 from tests.strategies.classifiers import classifier, sentences
@@ -57,7 +58,8 @@ def test_logits_and_gradients_are_peft_s(tiny_folder, architecture, flags):
     expected, got = gradients(plain), gradients(quick)
     assert got.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        rounding = 1e-5 * gradient.abs().max().item() + 1e-6  # of sums in another order, which may cancel
+        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=rounding, msg=name)
 
 
 def test_in_bf16_gradients_stay_fp32_and_differ_by_rounding(tiny_folder):
@@ -84,7 +86,7 @@ def test_the_function_s_gradients_are_those_of_its_formula(rows, width, r, out, 
 
     def function(x, a, b):
         torch.manual_seed(seed)
-        return _LowRankLinear.apply(x, weight, bias if biased else None, a, b, scaling, p)
+        return _LowRankLinear.apply(x, FrozenMatrix(weight), bias if biased else None, a, b, scaling, p)
 
     assert torch.autograd.gradcheck(function, [tensor.requires_grad_() for tensor in (x, a, b)])
     if p == 0:
@@ -95,7 +97,8 @@ def test_the_function_s_gradients_are_those_of_its_formula(rows, width, r, out, 
 def test_dropout_keeps_the_expectation():
     torch.manual_seed(0)
     x, weight, a, b = torch.ones(1, 4), torch.zeros(2, 4), torch.ones(1, 4), torch.ones(2, 1)
-    outputs = torch.stack([_LowRankLinear.apply(x, weight, None, a, b, 1.0, 0.5)[0, 0] for _ in range(4000)])
+    given = x, FrozenMatrix(weight), None, a, b, 1.0, 0.5
+    outputs = torch.stack([_LowRankLinear.apply(*given)[0, 0] for _ in range(4000)])
     assert set(outputs.tolist()) == {0.0, 2.0, 4.0, 6.0, 8.0}
     assert abs(outputs.mean().item() - 4) < 5 * 2 / 4000**0.5
 

@@ -16,9 +16,9 @@ from peftlib.acceleration import accelerate_model, cpu_calls, packed_encoder, to
 from peftlib.acceleration.cpu_layer import FrozenLayer
 from peftlib.acceleration.dropout import use_cheap_dropout
 from peftlib.acceleration.first_tokens import attend_first
+from peftlib.acceleration.frozen_matrices import FrozenMatrix
 from peftlib.acceleration.layer_parts import KernelParts, TorchParts, parts_for
 from peftlib.acceleration.packed_encoder import _FrozenLinear, pack_encoder
-from peftlib.acceleration.packed_matrices import FrozenMatrix
 from peftlib.acceleration.packing import Packing, rows_for
 from peftlib.acceleration.torch_layer import Attend, DropoutAddNorm
 
@@ -365,7 +365,7 @@ def test_gradients_of_the_parts(p):
     )
     weight = torch.randn(5, 6, dtype=torch.float64)
     check(
-        lambda x, *biases: _FrozenLinear.apply(x, FrozenMatrix(weight, None), *biases),
+        lambda x, *biases: _FrozenLinear.apply(x, FrozenMatrix(weight), *biases),
         number(4, 6),
         number(2),
         number(3),

@@ -52,10 +52,10 @@ struct Head {
     Head(const Attention<T>& of, int64_t longest) : Head(longest, upto(std::max(longest, of.queries)), of.width) {}
     Head(int64_t longest, int64_t most, int64_t width)
         : width(width), query(most * width), key(most * width), value(most * width), above(most * width),
-          weights(upto(longest, 2) * most), slopes(upto(longest, 2) * most), turned(most * width), inverse(most),
+          weights(upto(longest) * most), slopes(upto(longest) * most), turned(most * width), inverse(most),
           kept_slopes(most), out(most * width), random(longest * most, 0xffff) {}
 
-    static int64_t upto(int64_t n, int64_t step = LANES) { return (n + step - 1) / step * step; }
+    static int64_t upto(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
     void take(const Attention<T>& of, int64_t item) {
         int64_t example = item / of.heads;
@@ -170,6 +170,7 @@ struct Head {
         for (int64_t i = 0; i < rows; i++) {
             for (int64_t j = 0; j < width; j += LANES) {
                 Floats x = get(&out[i * width + j]) * scale;
+                __builtin_prefetch(to[first + i] + place + width + j, 1);  // the next head's
                 put(x, to[first + i] + place + j);
                 add(x, sums + place + j);
             }
@@ -182,6 +183,7 @@ template <class T>
 void attention_forward(const Attention<T>& of, T* out, float* of_weights, int64_t longest, int threads) {
 #pragma omp parallel num_threads(threads)
     {
+        Tiles tiles;
         Head<T> head(of, longest);
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < of.examples * of.heads; item++) {
@@ -201,6 +203,7 @@ void attention_backward(const Attention<T>& of, const T* gradient, const float* 
     int64_t all = of.all_heads(), items = of.examples * of.heads;
 #pragma omp parallel num_threads(threads)
     {
+        Tiles tiles;
         Head<T> head(of, longest);
 #pragma omp for schedule(static)
         for (int64_t part = 0; part < parts; part++) {

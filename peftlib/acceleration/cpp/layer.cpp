@@ -127,6 +127,7 @@ void gelu_forward(const T* product, const float* bias, T* out, int64_t rows, int
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t j = 0; j < width; j += LANES) {
+            __builtin_prefetch(product + (row + 1) * width + j);
             Floats x = get(product + row * width + j) + get(bias + j);
             Floats y = x * half_and_odd(x, DISTRIBUTION);
             put(x < -EDGE ? Floats{} : y, out + row * width + j);  // x may be large
@@ -142,6 +143,8 @@ void gelu_backward(const T* above, const T* product, const float* bias, T* out, 
     for (int64_t part = 0; part < parts; part++)
         for (int64_t row = first_of(part, rows, parts); row < first_of(part + 1, rows, parts); row++)
             for (int64_t j = 0; j < width; j += LANES) {
+                __builtin_prefetch(product + (row + 1) * width + j);
+                __builtin_prefetch(above + (row + 1) * width + j);
                 Floats x = get(product + row * width + j) + get(bias + j);
                 Floats value = get(above + row * width + j) * half_and_odd(x, SLOPE);
                 add(value, sums + part * width + j);

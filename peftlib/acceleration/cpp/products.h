@@ -1,10 +1,10 @@
 // Products of small matrices that lie in the cache: of fp32 numbers, or, where the processor has an instruction for it and
-// the rows are bf16 anyway, of pairs of bf16 numbers, which is twice as fast. Then two neighbours in the direction that is
-// summed over are one element.
+// the rows are bf16 anyway, of pairs of bf16 numbers, which is twice as fast, and more on tiles. Then two neighbours in the
+// direction that is summed over are one element.
 
 #pragma once
 
-#include "vectors.h"
+#include "tiles.h"
 
 #include <algorithm>
 #include <type_traits>
@@ -69,18 +69,6 @@ template <int ROWS, class E>
 inline void band(int64_t depth, int64_t n, Elements<E> a, Rows<const E> b, Rows<float> c) {
     for (; n >= 2 * LANES; n -= 2 * LANES, b.at += 2 * LANES, c.at += 2 * LANES) tile<ROWS, 2>(depth, a, b, c);
     if (n) tile<ROWS, 1>(depth, a, b, c);
-}
-
-// c = a b, of shapes (m, depth) and (depth, n); n is a multiple of LANES. As many sums at a time as registers hold.
-template <class E>
-void multiply(int64_t m, int64_t depth, int64_t n, Elements<E> a, Rows<const E> b, Rows<float> c) {
-    while (m > 0) {
-        int rows = m >= 6 ? 6 : m >= 4 ? 4 : m >= 2 ? 2 : 1;
-        (rows == 6 ? band<6, E> : rows == 4 ? band<4, E> : rows == 2 ? band<2, E> : band<1, E>)(depth, n, a, b, c);
-        m -= rows;
-        a.at += rows * a.row;
-        c.at += rows * c.step;
-    }
 }
 
 template <class E>
@@ -158,29 +146,107 @@ struct Exact {
     }
 };
 
-// (count, width) to (width, padded), zero behind count; blocks of LANES x LANES by four perfect shuffles.
+// Sixteen rows of sixteen, transposed by four perfect shuffles.
+inline void transpose(Words (&rows)[LANES]) {
+    const Ints low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
+    Words mixed[LANES];
+    for (int round = 0; round < 4; round++) {
+        for (int64_t k = 0; k < LANES / 2; k++) {
+            mixed[2 * k] = __builtin_shuffle(rows[k], rows[k + LANES / 2], low);
+            mixed[2 * k + 1] = __builtin_shuffle(rows[k], rows[k + LANES / 2], high);
+        }
+        for (int64_t k = 0; k < LANES; k++) rows[k] = mixed[k];
+    }
+}
+
+// (count, width) to (width, padded), zero behind count.
 template <class E>
 void transpose(const E* from, int64_t count, int64_t width, int64_t padded, E* to) {
-    const Ints low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
-    for (int64_t i = 0; i < padded; i += LANES) {
+    for (int64_t i = 0; i < padded; i += LANES)
         for (int64_t j = 0; j < width; j += LANES) {
-            Words rows[LANES], mixed[LANES];
+            Words rows[LANES] = {};
             int64_t columns = std::min(width - j, LANES);  // or the half of it
-            for (int64_t k = 0; k < LANES; k++) {
+            for (int64_t k = 0; k < LANES && i + k < count; k++) {
                 const E* row = from + (i + k) * width + j;
-                rows[k] = Words{};
-                if (i + k < count && columns == LANES) rows[k] = load<Words>(row);
-                if (i + k < count && columns < LANES) std::memcpy(&rows[k], row, sizeof(Words) / 2);
+                if (columns == LANES) rows[k] = load<Words>(row);
+                if (columns < LANES) std::memcpy(&rows[k], row, sizeof(Words) / 2);
             }
-            for (int round = 0; round < 4; round++) {
-                for (int64_t k = 0; k < LANES / 2; k++) {
-                    mixed[2 * k] = __builtin_shuffle(rows[k], rows[k + LANES / 2], low);
-                    mixed[2 * k + 1] = __builtin_shuffle(rows[k], rows[k + LANES / 2], high);
-                }
-                for (int64_t k = 0; k < LANES; k++) rows[k] = mixed[k];
-            }
-            for (int64_t k = 0; k < columns; k++) std::memcpy(to + (j + k) * padded + i, &rows[k], sizeof rows[k]);
+            transpose(rows);
+            for (int64_t k = 0; k < columns; k++)
+                std::memcpy(to + (j + k) * padded + i, &rows[k], sizeof rows[k]);
         }
+}
+
+#ifdef WITH_TILES
+// The first of sixteen, zeros behind them.
+inline Words first_of_row(const Pair* row, int64_t columns) {
+    __mmask16 there = columns >= LANES ? 0xffff : (1 << columns) - 1;
+    return reinterpret_cast<Words>(_mm512_maskz_loadu_epi32(there, row));
+}
+
+// A tile of (rows, columns), or as much as there is of it and zeros.
+template <bool TRANSPOSED>
+inline void copy_tile(Elements<Pair> from, int64_t rows, int64_t columns, Pair* to) {
+    Words tile[LANES];
+    int64_t lines = TRANSPOSED ? columns : rows, length = TRANSPOSED ? rows : columns;
+    int64_t step = TRANSPOSED ? from.column : from.row;
+#pragma GCC unroll 16
+    for (int64_t k = 0; k < LANES; k++) tile[k] = first_of_row(from.at + k * step, k < lines ? length : 0);
+    if (TRANSPOSED) transpose(tile);
+#pragma GCC unroll 16
+    for (int64_t k = 0; k < LANES; k++) std::memcpy(to + k * LANES, &tile[k], sizeof tile[k]);
+}
+
+// `multiply` on tiles: `a` is copied into some, unless it lies in them, and `b` filled up to whole ones where it must be.
+inline void multiply_on_tiles(int64_t m, int64_t depth, int64_t n, Elements<Pair> a, Rows<const Pair> b, Rows<float> c) {
+    constexpr int64_t SIZE = TILE * TILE;
+    thread_local std::vector<Pair> left, right;
+    int64_t steps = (depth + TILE - 1) / TILE;
+    bool as_it_lies = a.column == 1 && depth % TILE == 0;
+    left.resize(2 * SIZE * steps);
+    if (depth % TILE) {
+        right.resize(steps * TILE * n);
+        for (int64_t k = 0; k < steps * TILE; k++)
+            for (int64_t j = 0; j < n; j += LANES) {
+                Words row = first_of_row(b[k] + j, k < depth ? LANES : 0);
+                std::memcpy(&right[k * n + j], &row, sizeof row);
+            }
+        b = {right.data(), n};
+    }
+    auto copy = a.column == 1 ? copy_tile<false> : copy_tile<true>;
+    for (int64_t i = 0; i < m; i += 2 * TILE) {
+        bool down = m - i > TILE;
+        for (int64_t k = 0; k < steps && !as_it_lies; k++)
+            for (int64_t d = 0; d < (down ? 2 : 1); d++)
+                copy({a.at + (i + d * TILE) * a.row + k * TILE * a.column, a.row, a.column}, m - i - d * TILE,
+                     depth - k * TILE, &left[(2 * k + d) * SIZE]);
+        Tiled tiles = {left.data(), 4 * TILE, 8 * SIZE, 4 * SIZE};
+        if (as_it_lies) tiles = {a.at + i * a.row, 4 * a.row, 4 * TILE, 4 * TILE * a.row};
+        for (int64_t j = 0; j < n; j += 2 * TILE) {
+            bool across = n - j > TILE;
+            auto product = down ? (across ? multiply_tiles<2, 2, false> : multiply_tiles<2, 1, false>)
+                                : (across ? multiply_tiles<1, 2, false> : multiply_tiles<1, 1, false>);
+            product(steps, tiles, {b.at + j, 4 * b.step, 4 * TILE * b.step, 4 * TILE}, c[i] + j, c.step);
+        }
+    }
+}
+#endif
+
+// c = a b, of shapes (m, depth) and (depth, n); n is a multiple of LANES. As many sums at a time as registers hold. The
+// last rows of a and c are followed by room for whole tiles of LANES rows; what is there afterwards means nothing.
+template <class E>
+void multiply(int64_t m, int64_t depth, int64_t n, Elements<E> a, Rows<const E> b, Rows<float> c) {
+#ifdef WITH_TILES
+    if constexpr (PER<E> == 2)
+        if (m * depth * n > TILE * TILE * TILE && tiles_allowed())  // smaller ones take as long to copy
+            return multiply_on_tiles(m, depth, n, a, b, c);
+#endif
+    while (m > 0) {
+        int rows = m >= 6 ? 6 : m >= 4 ? 4 : m >= 2 ? 2 : 1;
+        (rows == 6 ? band<6, E> : rows == 4 ? band<4, E> : rows == 2 ? band<2, E> : band<1, E>)(depth, n, a, b, c);
+        m -= rows;
+        a.at += rows * a.row;
+        c.at += rows * c.step;
     }
 }
 

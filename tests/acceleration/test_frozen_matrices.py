@@ -1,0 +1,150 @@
+"""Products with matrices in each layout against plain ones, and that no weights are used that are there no more."""
+
+from __future__ import annotations
+
+import copy
+import gc
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from peftlib.acceleration import cpu_calls, frozen_matrices
+from peftlib.acceleration.frozen_matrices import FrozenMatrix, OneDnnMatrix, TiledMatrix, frozen_matrix
+
+BF16 = torch.bfloat16
+without_onednn = pytest.mark.skipif(not frozen_matrices._has_onednn(), reason="this torch has no oneDNN")
+without_tiles = pytest.mark.skipif(not cpu_calls._have_tiles(), reason="this processor has no AMX, or there is no g++")
+KINDS = [
+    pytest.param(FrozenMatrix, id="plain"),
+    pytest.param(OneDnnMatrix, id="oneDNN", marks=without_onednn),
+    pytest.param(TiledMatrix, id="tiles", marks=without_tiles),
+]
+
+
+def linear(out=64, width=32, seed=0):
+    torch.manual_seed(seed)
+    return nn.Linear(width, out).to(BF16).requires_grad_(False)
+
+
+def close(left, right):
+    torch.testing.assert_close(left.float(), right, rtol=2**-7, atol=2**-7 * right.abs().max().item())
+
+
+def assert_multiplies(matrix, plain, rows=40):
+    """Both ways, with what is added and without."""
+    x, gradient = torch.randn(rows, plain.size(1)).to(BF16), torch.randn(rows, plain.size(0)).to(BF16)
+    bias, onto = torch.randn(plain.size(0)).to(BF16), torch.randn(rows, plain.size(1)).to(BF16)
+    forward, backward = x.float() @ plain.float().t(), gradient.float() @ plain.float()
+    close(matrix.times(x), forward)
+    close(matrix.times(x, bias), forward + bias.float())
+    close(matrix.back(gradient), backward)
+    expected = onto.float() + backward
+    assert matrix.back(gradient, onto=onto) is onto
+    close(onto, expected)
+
+
+def assert_is_of(*modules):
+    """The matrix is of what the modules hold now."""
+    assert_multiplies(frozen_matrix(BF16, *modules), torch.cat([module.weight.detach() for module in modules]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40)
+@given(rows=st.integers(1, 200), out=st.integers(1, 6), width=st.integers(1, 6), seed=st.integers(0, 9))
+def test_products_are_those_of_the_plain_matrix(kind, rows, out, width, seed):
+    plain = linear(32 * out, 32 * width, seed).weight.detach()
+    assert_multiplies(kind(plain), plain, rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_do_not_lie_one_behind_the_other(kind):
+    plain = linear().weight.detach()
+    x, gradient = torch.randn(32, 20).to(BF16).t(), torch.randn(64).to(BF16).expand(20, 64)
+    close(kind(plain).times(x), x.float() @ plain.float().t())
+    close(kind(plain).back(gradient), gradient.float() @ plain.float())
+
+
+@without_tiles
+@pytest.mark.parametrize("rows", [1, 17, 64, 300])
+def test_tiles_have_the_same_bits_on_any_number_of_threads(rows):
+    plain = linear(96, 512).weight.detach()
+    matrix, x, gradient = TiledMatrix(plain), torch.randn(rows, 512).to(BF16), torch.randn(rows, 96).to(BF16)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            found.append((matrix.times(x), matrix.back(gradient)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, first) for other in found[1:] for one, first in zip(other, found[0], strict=True))
+
+
+@without_tiles
+def test_tiles_leave_onednn_s_own_as_they_were():
+    """Both set the processor's tiles up, each in its way."""
+    plain, x = linear(80, 48).weight.detach(), torch.randn(40, 48).to(BF16)
+    alone = x @ plain.t()
+    other = TiledMatrix(linear(seed=1).weight.detach())
+    for _ in range(3):
+        other.times(torch.randn(33, 32).to(BF16))
+        assert torch.equal(x @ plain.t(), alone)
+
+
+@without_tiles
+def test_what_is_not_of_whole_tiles_is_left_to_onednn():
+    assert type(frozen_matrix(BF16, linear())) is TiledMatrix
+    assert type(frozen_matrix(BF16, linear(48))) is not TiledMatrix
+    assert type(frozen_matrix(BF16, linear(64, 48))) is not TiledMatrix
+    assert_is_of(linear(48))
+
+
+@without_onednn
+def test_packed_once():
+    module = linear()
+    assert frozen_matrix(BF16, module) is frozen_matrix(BF16, module)
+    three = linear(seed=1), linear(seed=2), linear(seed=3)
+    assert frozen_matrix(BF16, *three) is frozen_matrix(BF16, *three)
+
+
+@pytest.mark.parametrize("change", [
+    lambda module: module.load_state_dict(linear(seed=9).state_dict()),
+    lambda module: module.weight.mul_(2),
+    lambda module: setattr(module.weight, "data", linear(seed=9).weight.data),
+    lambda module: setattr(module, "weight", linear(seed=9).weight),
+], ids=["loaded", "in place", "other data", "other parameter"])  # fmt: skip
+@pytest.mark.parametrize("which", [0, 2])
+def test_new_weights_are_packed_anew(change, which):
+    three = linear(seed=1), linear(seed=2), linear(seed=3)
+    assert_is_of(*three)
+    assert_is_of(three[which]) if which else None
+    change(three[which])
+    assert_is_of(*three)
+
+
+def test_a_copy_has_its_own():
+    module = linear()
+    assert_is_of(module)
+    other = copy.deepcopy(module)
+    other.weight.mul_(3)
+    assert_is_of(other)
+    assert_is_of(module)
+
+
+def test_other_precisions_are_not_packed():
+    module = linear()
+    assert type(frozen_matrix(torch.float32, module.float())) is FrozenMatrix
+    assert frozen_matrix(BF16, module).plain.dtype == BF16
+
+
+@without_onednn
+def test_they_go_with_their_module():
+    before = len(frozen_matrices._known)
+    module = linear()
+    frozen_matrix(BF16, module)
+    assert len(frozen_matrices._known) == before + 1
+    del module
+    gc.collect()
+    assert len(frozen_matrices._known) == before
