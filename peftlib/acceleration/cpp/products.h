@@ -224,8 +224,8 @@ inline void multiply_on_tiles(int64_t m, int64_t depth, int64_t n, Elements<Pair
         if (as_it_lies) tiles = {a.at + i * a.row, 4 * a.row, 4 * TILE, 4 * TILE * a.row};
         for (int64_t j = 0; j < n; j += 2 * TILE) {
             bool across = n - j > TILE;
-            auto product = down ? (across ? multiply_tiles<2, 2, false> : multiply_tiles<2, 1, false>)
-                                : (across ? multiply_tiles<1, 2, false> : multiply_tiles<1, 1, false>);
+            auto product = down ? (across ? multiply_tiles<2, 2> : multiply_tiles<2, 1>)
+                                : (across ? multiply_tiles<1, 2> : multiply_tiles<1, 1>);
             product(steps, tiles, {b.at + j, 4 * b.step, 4 * TILE * b.step, 4 * TILE}, c[i] + j, c.step);
         }
     }

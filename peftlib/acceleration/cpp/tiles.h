@@ -57,9 +57,10 @@ struct Tiled {
     }
 };
 
-// c = a b of DOWN x ACROSS tiles of sums; `step` is c's, in numbers. FETCHED: b streams in from far away.
-template <int DOWN, int ACROSS, bool FETCHED>
-inline void multiply_tiles(int64_t depth, Tiled a, Tiled b, float* c, int64_t step) {
+// c = a b of DOWN x ACROSS tiles of sums; `step` is c's, in numbers. `meanwhile` is called at each step of the depth: what
+// it does on vectors costs little while tiles are multiplied.
+template <int DOWN, int ACROSS, class Meanwhile>
+inline void multiply_tiles(int64_t depth, Tiled a, Tiled b, float* c, int64_t step, Meanwhile meanwhile) {
     asm volatile("" ::: "memory");  // g++'s loads of tiles do not say that they read memory
     _tile_zero(0);
     if (ACROSS > 1) _tile_zero(1);
@@ -70,18 +71,21 @@ inline void multiply_tiles(int64_t depth, Tiled a, Tiled b, float* c, int64_t st
         _tile_loadd(6, b(k, 0), b.row);
         if (ACROSS > 1) _tile_loadd(7, b(k, 1), b.row);
         if (DOWN > 1) _tile_loadd(5, a(k, 1), a.row);
-        if (FETCHED)
-            for (int64_t across = 0; across < ACROSS; across++)
-                for (int64_t row = 0; row < TILE; row++) __builtin_prefetch(b(k + 2, across) + row * b.row);
         _tile_dpbf16ps(0, 4, 6);
         if (ACROSS > 1) _tile_dpbf16ps(1, 4, 7);
         if (DOWN > 1) _tile_dpbf16ps(2, 5, 6);
         if (DOWN > 1 && ACROSS > 1) _tile_dpbf16ps(3, 5, 7);
+        meanwhile();
     }
     _tile_stored(0, c, 4 * step);
     if (ACROSS > 1) _tile_stored(1, c + TILE, 4 * step);
     if (DOWN > 1) _tile_stored(2, c + TILE * step, 4 * step);
     if (DOWN > 1 && ACROSS > 1) _tile_stored(3, c + TILE * step + TILE, 4 * step);
+}
+
+template <int DOWN, int ACROSS>
+inline void multiply_tiles(int64_t depth, Tiled a, Tiled b, float* c, int64_t step) {
+    multiply_tiles<DOWN, ACROSS>(depth, a, b, c, step, [] {});
 }
 
 }  // namespace
