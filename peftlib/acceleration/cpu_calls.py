@@ -6,7 +6,6 @@ Large tensors are contiguous, fp32 or bf16, (T, D); vectors fp32. Results do not
 from __future__ import annotations
 
 import ctypes
-import functools
 from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from typing import Any, NamedTuple
 
@@ -19,8 +18,6 @@ _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 #: Widths are multiples of this.
 LANES = 16
 _LEVELS = 1 << 16
-#: Columns and depth of what two tiles hold.
-_TILES = 32
 #: What is summed over rows is summed in so many parts of them, as evenly as most numbers of threads can share.
 _PARTS = 32
 
@@ -76,43 +73,10 @@ def fits(dtype: torch.dtype, *widths: int) -> bool:
     return dtype in _NAMES and all(width % LANES == 0 for width in widths)
 
 
-def fit_tiles(*shapes: torch.Size) -> bool:
-    """The processor has AMX, and matrices of these shapes, one below the other, can be multiplied by it both ways."""
-    return all(length % _TILES == 0 for shape in shapes for length in shape) and _have_tiles()
-
-
-@functools.cache
-def _have_tiles() -> bool:
-    library = kernels()
-    return library is not None and bool(library.tiles_are_there())
-
-
-def tiled(matrix: torch.Tensor) -> torch.Tensor:
-    """A bf16 matrix (depth, width) in tiles for `tiled_product`, each 16 columns of 16 pairs of rows.
-
-    Returns:
-        (width / 32, depth / 32, 2, 16, 16, 2).
-    """
-    depth, width = matrix.shape
-    pairs = matrix.reshape(depth // _TILES, _TILES // 2, 2, width // _TILES, 2, _TILES // 2)
-    return pairs.permute(3, 0, 4, 1, 5, 2).contiguous()
-
-
-def tiled_product(
-    x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None = None, onto: torch.Tensor | None = None
-) -> torch.Tensor:
-    """x matrix + bias, (T, depth) to (T, width); with `onto`, added to that in place."""
-    width, depth = (_TILES * count for count in matrix.shape[:2])
-    out = x.new_empty(len(x), width) if onto is None else onto
-    bias = None if bias is None else bias.float()
-    _call("tiled_product", x.dtype, x, matrix, bias, onto is not None, out, len(x), depth, width)
-    return out
-
-
 def dropout(x: torch.Tensor, drop: Dropout, onto: torch.Tensor | None = None) -> torch.Tensor:
     """Dropout of x; with `onto`, added to that in place."""
     out = torch.empty_like(x) if onto is None else onto
-    _call("dropout", x.dtype, x, out, onto is not None, *x.shape, drop)
+    call("dropout", x.dtype, x, out, onto is not None, *x.shape, drop)
     return out
 
 
@@ -123,7 +87,7 @@ def norm_forward(
     """LayerNorm(residual + dropout(product + bias)); the same before weight and shift, to keep; 1 / deviation, (T)."""
     out, normal = torch.empty_like(product), torch.empty_like(product) if keep else None
     rstd = product.new_empty(len(product), dtype=torch.float32)
-    _call(
+    call(
         "norm_forward", product.dtype, product, bias, residual, weight, shift, out, normal, rstd, *product.shape, eps,
         drop,
     )  # fmt: skip
@@ -136,7 +100,7 @@ def norm_backward(
     """Gradients of residual and product, (T, D); those of weight, shift and bias, (3, D)."""
     of_residual, of_product = torch.empty_like(gradient), torch.empty_like(gradient)
     sums = _sums(3, len(weight))
-    _call(
+    call(
         "norm_backward", gradient.dtype, gradient, normal, rstd, weight, of_residual, of_product, sums,
         *gradient.shape, drop, _PARTS,
     )  # fmt: skip
@@ -146,7 +110,7 @@ def norm_backward(
 def gelu_forward(product: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """gelu(product + bias), in `out` where one is given, which may be `product`."""
     out = torch.empty_like(product) if out is None else out
-    _call("gelu_forward", product.dtype, product, bias, out, *product.shape)
+    call("gelu_forward", product.dtype, product, bias, out, *product.shape)
     return out
 
 
@@ -155,7 +119,7 @@ def gelu_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the product, (T, D), in `out` where one is given, which may be `above`; and of the bias."""
     out, sums = torch.empty_like(product) if out is None else out, _sums(len(bias))
-    _call("gelu_backward", product.dtype, above, product, bias, out, sums, *product.shape, _PARTS)
+    call("gelu_backward", product.dtype, above, product, bias, out, sums, *product.shape, _PARTS)
     return out, sums.sum(0)
 
 
@@ -166,7 +130,7 @@ def attention_forward(seen: Seen, drop: Dropout) -> torch.Tensor:
     out = rows.new_empty(len(rows), width)
     if seen.query is None:
         out[seen.packing.real :].zero_()
-    _call("attention_forward", out.dtype, ctypes.byref(_handed_over(seen, drop)), out, None, seen.packing.width)
+    call("attention_forward", out.dtype, ctypes.byref(_handed_over(seen, drop)), out, None, seen.packing.width)
     return out
 
 
@@ -178,7 +142,7 @@ def attention_backward(
     of_query = None if seen.query is None else torch.empty_like(seen.query)
     of_rows[seen.packing.real :].zero_()
     sums = _sums(len(seen.bias))
-    _call(
+    call(
         "attention_backward", gradient.dtype, ctypes.byref(_handed_over(seen, drop)), gradient, None,
         *_places(of_rows, of_query), sums, seen.packing.width, _PARTS,
     )  # fmt: skip
@@ -194,7 +158,7 @@ def mix_forward(asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop:
     """
     out, of_weights = torch.empty_like(asked), asked.new_empty(asked.shape[:2], dtype=torch.float32)
     of = _mixing(asked, rows, packing, drop)
-    _call("attention_forward", out.dtype, ctypes.byref(of), out, of_weights, packing.width)
+    call("attention_forward", out.dtype, ctypes.byref(of), out, of_weights, packing.width)
     return out, of_weights
 
 
@@ -207,7 +171,7 @@ def mix_backward(
     for one in (as_keys, as_values):
         one[packing.real :].zero_()
     sums = _sums(3 * rows.size(1))  # of biases that there are none of
-    _call(
+    call(
         "attention_backward", gradient.dtype, ctypes.byref(_mixing(asked, rows, packing, drop)), gradient, of_weights,
         of_asked, as_keys, as_values, sums, packing.width, _PARTS,
     )  # fmt: skip
@@ -249,7 +213,9 @@ def _sums(*shape: int) -> torch.Tensor:
 
 
 _ARGUMENTS = {
-    "tiled_product": (*[c_void_p] * 3, c_int, c_void_p, c_int64, c_int64, c_int64, c_int),
+    "tiled_product": (*[c_void_p] * 5, c_int, c_void_p, *[c_int64] * 4, Dropout, c_int),
+    "inner_product": (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int),
+    "fill_tiles": (c_void_p, *[c_int64] * 4, c_float, c_int64, c_int64, c_void_p, c_int),
     "dropout": (c_void_p, c_void_p, c_int, c_int64, c_int64, Dropout, c_int),
     "norm_forward": (*[c_void_p] * 8, c_int64, c_int64, c_float, Dropout, c_int),
     "norm_backward": (*[c_void_p] * 7, c_int64, c_int64, Dropout, c_int64, c_int),
@@ -260,7 +226,7 @@ _ARGUMENTS = {
 }
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """Hand tensors over as addresses: what is not as the kernels read it would be read all the same."""
     for one in arguments:
         if isinstance(one, torch.Tensor) and not (one.is_contiguous() and one.device.type == "cpu"):

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from peftlib.acceleration import cpu_calls as calls
+from peftlib.acceleration import tile_calls
 from peftlib.acceleration.bert import joined
+from peftlib.acceleration.tile_calls import Tiled
 
 
 class FrozenMatrix:
@@ -55,13 +56,13 @@ class TiledMatrix(FrozenMatrix):
 
     def __init__(self, plain: torch.Tensor) -> None:
         super().__init__(plain)
-        self._forward, self._backward = calls.tiled(plain.t()), calls.tiled(plain)
+        self.forward, self.backward = Tiled.of(plain.t()), Tiled.of(plain)
 
     def times(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return calls.tiled_product(x.contiguous(), self._forward, bias)
+        return tile_calls.product(x.contiguous(), self.forward, bias)
 
     def back(self, gradient: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        return calls.tiled_product(gradient.contiguous(), self._backward, onto=onto)
+        return tile_calls.product(gradient.contiguous(), self.backward, onto=onto)
 
 
 class _Known(NamedTuple):
@@ -103,7 +104,7 @@ def _kind(weights: tuple[torch.Tensor, ...], dtype: torch.dtype) -> type[FrozenM
     kept = {(one.dtype, one.device.type) for one in weights}
     kind: type[FrozenMatrix] = FrozenMatrix
     if dtype == torch.bfloat16 and kept == {(dtype, "cpu")}:
-        if calls.fit_tiles(*(one.shape for one in weights)):
+        if tile_calls.fit(*(one.shape for one in weights)):
             kind = TiledMatrix
         elif _has_onednn():
             kind = OneDnnMatrix

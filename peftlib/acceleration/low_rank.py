@@ -8,8 +8,11 @@ import torch
 from peft.tuners.lora import Linear
 from torch import nn
 
+from peftlib.acceleration import cpu_calls, tile_calls
+from peftlib.acceleration.cpu_calls import Dropout
 from peftlib.acceleration.dropout import drawn
-from peftlib.acceleration.frozen_matrices import FrozenMatrix, frozen_matrix
+from peftlib.acceleration.frozen_matrices import FrozenMatrix, TiledMatrix, frozen_matrix
+from peftlib.acceleration.tile_calls import Beside, Tiled
 
 
 def use_one_function_per_layer(model: nn.Module) -> None:
@@ -32,10 +35,11 @@ class _QuickLinear(Linear):
         else:
             (active,) = self.active_adapters
             dropout = self.lora_dropout[active]  # an nn.Identity at rate 0
-            output = _LowRankLinear.apply(
-                x, frozen_matrix(_precision(x), self.base_layer), self.base_layer.bias,
-                self.lora_A[active].weight, self.lora_B[active].weight, self.scaling[active],
-                getattr(dropout, "p", 0.0) if dropout.training else 0.0,
+            matrix = frozen_matrix(_precision(x), self.base_layer)
+            function = _TiledLowRankLinear if isinstance(matrix, TiledMatrix) else _LowRankLinear
+            output = function.apply(
+                x, matrix, self.base_layer.bias, self.lora_A[active].weight, self.lora_B[active].weight,
+                self.scaling[active], getattr(dropout, "p", 0.0) if dropout.training else 0.0,
             )  # fmt: skip
         return output
 
@@ -95,5 +99,41 @@ class _LowRankLinear(torch.autograd.Function):
             low_rank = of_low @ a
             for_x = ctx.matrix.back(upstream)
             for_x = ctx.drawn.onto(low_rank, for_x) if ctx.drawn else for_x.add_(low_rank)
+            for_x = for_x.view(*gradient.shape[:-1], -1).to(of_x)
+        return for_x, None, None, for_a, for_b, None, None
+
+
+class _TiledLowRankLinear(torch.autograd.Function):
+    """`_LowRankLinear` on AMX's tiles, in bf16: W and the low rank are one product, forward and backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, matrix: TiledMatrix, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
+        scaling: float, p: float,
+    ) -> torch.Tensor:  # fmt: skip
+        ctx.dtypes = x.dtype, a.dtype
+        rows = x.reshape(-1, x.size(-1)).to(torch.bfloat16).contiguous()
+        ctx.drop = Dropout.of(p)
+        dropped = cpu_calls.dropout(rows, ctx.drop) if p else rows
+        low = tile_calls.product(dropped, Tiled.rounded(a.float().t()))
+        output = tile_calls.product(
+            rows, matrix.forward, bias, beside=Beside(low, Tiled.rounded(b.float().t(), scaling))
+        )
+        ctx.scaling, ctx.matrix = scaling, matrix
+        ctx.save_for_backward(dropped, low, a, b)
+        return output.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        dropped, low, a, b = ctx.saved_tensors
+        of_x, of_trained = ctx.dtypes
+        upstream = gradient.reshape(-1, gradient.size(-1)).contiguous()
+        of_low = tile_calls.product(upstream, Tiled.rounded(b.float(), ctx.scaling))
+        for_a = tile_calls.inner_product(of_low, dropped)[: len(a)].to(of_trained)
+        for_b = tile_calls.inner_product(low, upstream)[: len(a)].t().mul(ctx.scaling).to(of_trained)
+        for_x = None
+        if ctx.needs_input_grad[0]:
+            beside = Beside(of_low, Tiled.rounded(a.float()), ctx.drop)
+            for_x = tile_calls.product(upstream, ctx.matrix.backward, beside=beside)
             for_x = for_x.view(*gradient.shape[:-1], -1).to(of_x)
         return for_x, None, None, for_a, for_b, None, None

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from peftlib.acceleration import cpu_calls, frozen_matrices
+from peftlib.acceleration import frozen_matrices, tile_calls
 from peftlib.acceleration.frozen_matrices import FrozenMatrix, OneDnnMatrix, TiledMatrix, frozen_matrix
 
 BF16 = torch.bfloat16
 without_onednn = pytest.mark.skipif(not frozen_matrices._has_onednn(), reason="this torch has no oneDNN")
-without_tiles = pytest.mark.skipif(not cpu_calls._have_tiles(), reason="this processor has no AMX, or there is no g++")
+without_tiles = pytest.mark.skipif(not tile_calls.are_there(), reason="this processor has no AMX, or there is no g++")
 KINDS = [
     pytest.param(FrozenMatrix, id="plain"),
     pytest.param(OneDnnMatrix, id="oneDNN", marks=without_onednn),
@@ -65,32 +65,6 @@ def test_rows_that_do_not_lie_one_behind_the_other(kind):
     x, gradient = torch.randn(32, 20).to(BF16).t(), torch.randn(64).to(BF16).expand(20, 64)
     close(kind(plain).times(x), x.float() @ plain.float().t())
     close(kind(plain).back(gradient), gradient.float() @ plain.float())
-
-
-@without_tiles
-@pytest.mark.parametrize("rows", [1, 17, 64, 300])
-def test_tiles_have_the_same_bits_on_any_number_of_threads(rows):
-    plain = linear(96, 512).weight.detach()
-    matrix, x, gradient = TiledMatrix(plain), torch.randn(rows, 512).to(BF16), torch.randn(rows, 96).to(BF16)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            found.append((matrix.times(x), matrix.back(gradient)))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, first) for other in found[1:] for one, first in zip(other, found[0], strict=True))
-
-
-@without_tiles
-def test_tiles_leave_onednn_s_own_as_they_were():
-    """Both set the processor's tiles up, each in its way."""
-    plain, x = linear(80, 48).weight.detach(), torch.randn(40, 48).to(BF16)
-    alone = x @ plain.t()
-    other = TiledMatrix(linear(seed=1).weight.detach())
-    for _ in range(3):
-        other.times(torch.randn(33, 32).to(BF16))
-        assert torch.equal(x @ plain.t(), alone)
 
 
 @without_tiles

@@ -10,10 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from peftlib.acceleration import accelerate_model
+from peftlib.acceleration import accelerate_model, tile_calls
 from peftlib.acceleration.dropout import use_cheap_dropout
-from peftlib.acceleration.frozen_matrices import FrozenMatrix
-from peftlib.acceleration.low_rank import _LowRankLinear, _QuickLinear, use_one_function_per_layer
+from peftlib.acceleration.frozen_matrices import FrozenMatrix, TiledMatrix
+from peftlib.acceleration.low_rank import (
+    _LowRankLinear,
+    _QuickLinear,
+    _TiledLowRankLinear,
+    use_one_function_per_layer,
+)
 from peftlib.strategies import STRATEGIES
 from tests.strategies.classifiers import classifier, sentences
 
@@ -92,6 +97,33 @@ def test_the_function_s_gradients_are_those_of_its_formula(rows, width, r, out, 
     if p == 0:
         plain = nn.functional.linear(x, weight, bias if biased else None) + scaling * x @ a.t() @ b.t()
         torch.testing.assert_close(function(x, a, b), plain)
+
+
+@pytest.mark.skipif(not tile_calls.are_there(), reason="this processor has no AMX, or there is no g++")
+@settings(max_examples=40)
+@given(
+    rows=st.integers(1, 70), width=st.sampled_from([32, 96]), r=st.integers(1, 40), out=st.sampled_from([32, 160]),
+    p=st.sampled_from([0.0, 0.1, 0.7]), scaling=st.sampled_from([0.5, 0.7, 2.0]), biased=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_on_tiles_it_is_the_same_function(rows, width, r, out, p, scaling, biased, seed):
+    """Against the one on torch's operators, in bf16 with the same elements dropped."""
+    torch.manual_seed(seed)
+    x, weight = torch.randn(rows, width).bfloat16(), (torch.randn(out, width) / width**0.5).bfloat16()
+    bias, a, b = torch.randn(out) if biased else None, torch.randn(r, width) / width**0.5, torch.randn(out, r)
+    gradient = torch.randn(rows, out).bfloat16()
+
+    def of(function, matrix):
+        given = [one.clone().requires_grad_() for one in (x, a, b)]
+        torch.manual_seed(seed)
+        output = function.apply(given[0], matrix, bias, *given[1:], scaling, p)
+        output.backward(gradient)
+        return output.detach(), *(one.grad for one in given)
+
+    plain, tiled = of(_LowRankLinear, FrozenMatrix(weight)), of(_TiledLowRankLinear, TiledMatrix(weight))
+    for left, right in zip(tiled, plain, strict=True):
+        assert (left.dtype, left.shape) == (right.dtype, right.shape)
+        assert (left.float() - right.float()).norm() <= 0.02 * right.float().norm() + 1e-6
 
 
 def test_dropout_keeps_the_expectation():

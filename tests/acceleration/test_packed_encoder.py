@@ -108,8 +108,8 @@ def test_in_fp32_on_the_cpu_kernels_and_without_them(kernels, kind, changed, mon
             parameter.requires_grad_(trained == "everything" or name.startswith("classifier"))
     monkeypatch.setattr(cpu_calls, "are_there", lambda: kernels)
     calls = []
-    call = cpu_calls._call
-    monkeypatch.setattr(cpu_calls, "_call", lambda name, *given: calls.append(name) or call(name, *given))
+    call = cpu_calls.call
+    monkeypatch.setattr(cpu_calls, "call", lambda name, *given: calls.append(name) or call(name, *given))
     assert_same(model, batch(17, 3, 9), tolerance=2e-4)
     assert ("attention_forward" in calls) == ("norm_forward" in calls) == kernels
     assert ("attention_backward" in calls) == (kernels and trained != "head")

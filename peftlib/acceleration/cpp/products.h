@@ -146,19 +146,6 @@ struct Exact {
     }
 };
 
-// Sixteen rows of sixteen, transposed by four perfect shuffles.
-inline void transpose(Words (&rows)[LANES]) {
-    const Ints low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
-    Words mixed[LANES];
-    for (int round = 0; round < 4; round++) {
-        for (int64_t k = 0; k < LANES / 2; k++) {
-            mixed[2 * k] = __builtin_shuffle(rows[k], rows[k + LANES / 2], low);
-            mixed[2 * k + 1] = __builtin_shuffle(rows[k], rows[k + LANES / 2], high);
-        }
-        for (int64_t k = 0; k < LANES; k++) rows[k] = mixed[k];
-    }
-}
-
 // (count, width) to (width, padded), zero behind count.
 template <class E>
 void transpose(const E* from, int64_t count, int64_t width, int64_t padded, E* to) {

@@ -57,15 +57,19 @@ struct Tiled {
     }
 };
 
-// c = a b of DOWN x ACROSS tiles of sums; `step` is c's, in numbers. `meanwhile` is called at each step of the depth: what
-// it does on vectors costs little while tiles are multiplied.
-template <int DOWN, int ACROSS, class Meanwhile>
-inline void multiply_tiles(int64_t depth, Tiled a, Tiled b, float* c, int64_t step, Meanwhile meanwhile) {
-    asm volatile("" ::: "memory");  // g++'s loads of tiles do not say that they read memory
+// Sums of DOWN x ACROSS tiles, in registers: nothing, + a b, and their way to memory, where `step` numbers make a row.
+template <int DOWN, int ACROSS>
+inline void clear_sums() {
     _tile_zero(0);
     if (ACROSS > 1) _tile_zero(1);
     if (DOWN > 1) _tile_zero(2);
     if (DOWN > 1 && ACROSS > 1) _tile_zero(3);
+}
+
+// `meanwhile` is called at each step of the depth: what it does on vectors costs little while tiles are multiplied.
+template <int DOWN, int ACROSS, class Meanwhile>
+inline void add_product(int64_t depth, Tiled a, Tiled b, Meanwhile meanwhile) {
+    asm volatile("" ::: "memory");  // g++'s loads of tiles do not say that they read memory
     for (int64_t k = 0; k < depth; k++) {
         _tile_loadd(4, a(k, 0), a.row);
         _tile_loadd(6, b(k, 0), b.row);
@@ -77,6 +81,10 @@ inline void multiply_tiles(int64_t depth, Tiled a, Tiled b, float* c, int64_t st
         if (DOWN > 1 && ACROSS > 1) _tile_dpbf16ps(3, 5, 7);
         meanwhile();
     }
+}
+
+template <int DOWN, int ACROSS>
+inline void store_sums(float* c, int64_t step) {
     _tile_stored(0, c, 4 * step);
     if (ACROSS > 1) _tile_stored(1, c + TILE, 4 * step);
     if (DOWN > 1) _tile_stored(2, c + TILE * step, 4 * step);
@@ -85,7 +93,9 @@ inline void multiply_tiles(int64_t depth, Tiled a, Tiled b, float* c, int64_t st
 
 template <int DOWN, int ACROSS>
 inline void multiply_tiles(int64_t depth, Tiled a, Tiled b, float* c, int64_t step) {
-    multiply_tiles<DOWN, ACROSS>(depth, a, b, c, step, [] {});
+    clear_sums<DOWN, ACROSS>();
+    add_product<DOWN, ACROSS>(depth, a, b, [] {});
+    store_sums<DOWN, ACROSS>(c, step);
 }
 
 }  // namespace

@@ -78,6 +78,19 @@ inline float sum(Floats x) {
     return x[0];
 }
 
+// Sixteen rows of sixteen, transposed by four perfect shuffles.
+inline void transpose(Words (&rows)[LANES]) {
+    const Ints low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
+    Words mixed[LANES];
+    for (int round = 0; round < 4; round++) {
+        for (int64_t k = 0; k < LANES / 2; k++) {
+            mixed[2 * k] = __builtin_shuffle(rows[k], rows[k + LANES / 2], low);
+            mixed[2 * k + 1] = __builtin_shuffle(rows[k], rows[k + LANES / 2], high);
+        }
+        for (int64_t k = 0; k < LANES; k++) rows[k] = mixed[k];
+    }
+}
+
 // 16 random bits for each of n elements, from the one numbered `first` on; both multiples of 4. The generator is
 // SplitMix64 (Steele, Lea, Flood 2014), whose words are a function of their number.
 inline void draw(uint64_t seed, uint64_t first, int64_t n, uint16_t* out) {
