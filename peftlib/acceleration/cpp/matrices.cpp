@@ -1,5 +1,5 @@
-// Products of rows with matrices on AMX's tiles, and of a low rank beside them. In backward, and where sums are long,
-// oneDNN's own leave one of two threads idle as long as rows are few, and the order in which it sums depends on the number
+// Products of rows with matrices on AMX's tiles, and of a low rank beside them. oneDNN's own leave one of two threads
+// idle as long as rows are few, in backward and where sums are long; and the order in which it sums depends on the number
 // of threads.
 
 #include <algorithm>
@@ -104,7 +104,8 @@ class Written {
 int64_t pieces_of(Matrix matrix, int64_t blocks, int threads) {
     int64_t columns = matrix.width / BLOCK, size = matrix.width * matrix.depth * sizeof(bf16);
     int64_t pieces = (size + NEAR - 1) / NEAR;
-    while (pieces < columns && (blocks * pieces + threads - 1) / threads * threads * 15 > blocks * pieces * 16) pieces++;
+    auto uneven = [&](int64_t items) { return (items + threads - 1) / threads * threads * 15 > items * 16; };
+    while (pieces < columns && uneven(blocks * pieces)) pieces++;
     return std::min(pieces, columns);
 }
 
@@ -120,7 +121,8 @@ void multiply_block(Tiled a, Matrix matrix, const Tiled* low, Matrix beside, int
     if (low && apart) multiply_tiles<DOWN, 2>(beside.depth / DEPTH, *low, beside(j), block.more, BLOCK);
 }
 
-// out = x matrix + dropout(low beside) + bias, or that added to what is in `out`; without bias or low where there is none.
+// out = x matrix + dropout(low beside) + bias, or that added to what is in `out`; bias and low are none where there is
+// none.
 void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropout drop, const float* bias, bool added,
              bf16* out, int64_t rows, int threads) {
     int64_t blocks = (rows + BLOCK - 1) / BLOCK, columns = matrix.width / BLOCK, step = matrix.depth * sizeof(bf16);
@@ -208,8 +210,8 @@ void inner_product(const bf16* left, int64_t width, const bf16* right, int64_t o
     }
 }
 
-// What is at `from`, (rows, columns) in steps of so many numbers, times a factor: in tiles of (depth, width), multiples of
-// 32, and zeros behind it.
+// What is at `from`, (rows, columns) in steps of so many numbers, times a factor: in tiles of (depth, width), multiples
+// of 32, with zeros behind it.
 void fill_tiles(const float* from, int64_t row_step, int64_t column_step, int64_t rows, int64_t columns, float factor,
                 int64_t depth, int64_t width, uint16_t* tiles) {
     for (int64_t j = 0; j < width; j += TILE)

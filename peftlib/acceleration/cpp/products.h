@@ -1,6 +1,6 @@
-// Products of small matrices that lie in the cache: of fp32 numbers, or, where the processor has an instruction for it and
-// the rows are bf16 anyway, of pairs of bf16 numbers, which is twice as fast, and more on tiles. Then two neighbours in the
-// direction that is summed over are one element.
+// Products of small matrices that lie in the cache: of fp32 numbers, or, where the processor has an instruction for it
+// and the rows are bf16 anyway, of pairs of bf16 numbers, which is twice as fast, and more on tiles. Then two neighbours
+// in the direction that is summed over are one element.
 
 #pragma once
 
@@ -184,8 +184,9 @@ inline void copy_tile(Elements<Pair> from, int64_t rows, int64_t columns, Pair* 
     for (int64_t k = 0; k < LANES; k++) std::memcpy(to + k * LANES, &tile[k], sizeof tile[k]);
 }
 
-// `multiply` on tiles: `a` is copied into some, unless it lies in them, and `b` filled up to whole ones where it must be.
-inline void multiply_on_tiles(int64_t m, int64_t depth, int64_t n, Elements<Pair> a, Rows<const Pair> b, Rows<float> c) {
+// `multiply` on tiles: `a` is copied into some, unless it lies in them, and `b` filled up to whole ones where it must.
+inline void multiply_on_tiles(int64_t m, int64_t depth, int64_t n, Elements<Pair> a, Rows<const Pair> b,
+                              Rows<float> c) {
     constexpr int64_t SIZE = TILE * TILE;
     thread_local std::vector<Pair> left, right;
     int64_t steps = (depth + TILE - 1) / TILE;

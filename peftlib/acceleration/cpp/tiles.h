@@ -1,6 +1,6 @@
 // Products of bf16 matrices on AMX, Intel's matrix instructions (Sapphire Rapids and later; Intel's Architecture
-// Instruction Set Extensions Programming Reference, chapter 3): eight registers, called tiles, of 16 rows of 64 bytes each,
-// and one instruction that multiplies two of them, 16 times as many numbers as one of AVX-512's.
+// Instruction Set Extensions Programming Reference, chapter 3): eight registers, called tiles, of 16 rows of 64 bytes
+// each, and one instruction that multiplies two of them, 16 times as many numbers as one of AVX-512's.
 //
 // Of a product a b, a tile of `a` is 16 rows of 32 numbers, one of `b` 16 pairs of rows with 16 columns: a pair is two
 // neighbours in the direction that is summed over.
