@@ -84,7 +84,8 @@ _known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary
 def frozen_matrix(dtype: torch.dtype, *modules: nn.Linear) -> FrozenMatrix:
     """Of these layers' weights, one below the other, for rows in this precision.
 
-    Packed at the first call, and anew for weights that were loaded or replaced.
+    Packed at the first call, and anew for weights that were loaded or replaced. Who changes a weight's `data` in place,
+    which leaves no trace, calls `forget`.
     """
     weights = tuple(module.weight for module in modules)
     kind = _kind(weights, dtype)
@@ -97,6 +98,11 @@ def frozen_matrix(dtype: torch.dtype, *modules: nn.Linear) -> FrozenMatrix:
         sources = tuple(one.data for one in weights)
         known = _known[modules[0]] = _Known(matrix, tuple(one._version for one in weights), sources)
     return known.matrix
+
+
+def forget(module: nn.Linear) -> None:
+    """Its weight is another one from now on."""
+    _known.pop(module, None)
 
 
 def _kind(weights: tuple[torch.Tensor, ...], dtype: torch.dtype) -> type[FrozenMatrix]:

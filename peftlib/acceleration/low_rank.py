@@ -11,7 +11,7 @@ from torch import nn
 from peftlib.acceleration import cpu_calls, tile_calls
 from peftlib.acceleration.cpu_calls import Dropout
 from peftlib.acceleration.dropout import drawn
-from peftlib.acceleration.frozen_matrices import FrozenMatrix, TiledMatrix, frozen_matrix
+from peftlib.acceleration.frozen_matrices import FrozenMatrix, TiledMatrix, forget, frozen_matrix
 from peftlib.acceleration.tile_calls import Beside, Tiled
 
 
@@ -42,6 +42,14 @@ class _QuickLinear(Linear):
                 self.scaling[active], getattr(dropout, "p", 0.0) if dropout.training else 0.0,
             )  # fmt: skip
         return output
+
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        super().merge(*args, **kwargs)
+        forget(self.base_layer)
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        forget(self.base_layer)
 
     def _is_plain(self) -> bool:
         active = self.active_adapters

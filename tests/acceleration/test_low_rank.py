@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
 from peftlib.acceleration import accelerate_model, tile_calls
 from peftlib.acceleration.dropout import use_cheap_dropout
@@ -73,6 +75,34 @@ def test_in_bf16_gradients_stay_fp32_and_differ_by_rounding(tiny_folder):
     for name, gradient in expected.items():
         assert got[name].dtype == torch.float32
         assert (got[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-6, name
+
+
+def test_merged_weights_are_not_those_that_were_packed_before():
+    """PEFT changes them in place, in a way that leaves no trace."""
+    config = BertConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=100
+    )
+    torch.manual_seed(0)
+    model = get_peft_model(
+        BertForSequenceClassification(config), LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS")
+    ).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    accelerate_model(model, torch.device("cpu"), "bf16")
+    ids = torch.randint(0, 100, (4, 12))
+
+    def logits(model):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return model(input_ids=ids).logits.float()
+
+    adapted = logits(model)
+    model.merge_adapter()
+    merged = logits(model)
+    model.unmerge_adapter()
+    torch.testing.assert_close(logits(model), adapted, rtol=0, atol=2e-3)
+    torch.testing.assert_close(merged, adapted, rtol=0, atol=2e-3)
+    torch.testing.assert_close(logits(model.merge_and_unload()), adapted, rtol=0, atol=2e-3)
 
 
 @settings(max_examples=25)
