@@ -109,7 +109,8 @@ int64_t pieces_of(Matrix matrix, int64_t blocks, int threads) {
     return std::min(pieces, columns);
 }
 
-// Of the block whose rows are a's, and b's; columns from j on. beside: of a low rank, with dropout or without.
+// The sums of a's rows, of the columns from j on, and of low's with `beside`, if there are some: added, or apart, since
+// dropout comes first.
 template <int DOWN>
 void multiply_block(Tiled a, Matrix matrix, const Tiled* low, Matrix beside, int64_t j, bool apart, Written& written) {
     auto meanwhile = [&] { written.some(); };
