@@ -35,7 +35,7 @@ def kernels() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         warnings.warn(
-            f"no CPU kernels, and training takes up to 1.3 times as long: {reason}; "
+            f"no CPU kernels, and training takes up to 2.2 times as long: {reason}; "
             "they need g++ (apt install g++, or conda install gxx)",
             stacklevel=2,
         )
