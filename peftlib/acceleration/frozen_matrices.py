@@ -118,7 +118,10 @@ def _kind(weights: tuple[torch.Tensor, ...], dtype: torch.dtype) -> type[FrozenM
 
 
 def _has_onednn() -> bool:
+    """For bf16: without AVX-512 it refuses."""
     operators = torch.ops.mkldnn
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(operators, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+    return (
+        torch.backends.mkldnn.is_available()
+        and operators._is_mkldnn_bf16_supported()
+        and all(hasattr(operators, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -111,6 +114,20 @@ def test_other_precisions_are_not_packed():
     module = linear()
     assert type(frozen_matrix(torch.float32, module.float())) is FrozenMatrix
     assert frozen_matrix(BF16, module).plain.dtype == BF16
+
+
+def test_where_onednn_refuses_bf16_the_plain_matrix_multiplies():
+    """As on a CPU without AVX-512, when somebody asks for bf16."""
+    code = (
+        "import torch\n"
+        "from peftlib.acceleration.frozen_matrices import frozen_matrix\n"
+        "linear = torch.nn.Linear(48, 16).to(torch.bfloat16).requires_grad_(False)\n"
+        "matrix = frozen_matrix(torch.bfloat16, linear)\n"
+        "print(type(matrix).__name__, *matrix.times(torch.zeros(3, 48, dtype=torch.bfloat16)).shape)\n"
+    )
+    limited = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], env=limited, capture_output=True, text=True, check=False)
+    assert done.stdout == "FrozenMatrix 3 16\n", done.stderr
 
 
 @without_onednn
