@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import platform
 import subprocess
 import sys
 
@@ -116,6 +117,7 @@ def test_other_precisions_are_not_packed():
     assert frozen_matrix(BF16, module).plain.dtype == BF16
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86's instructions")
 def test_where_onednn_refuses_bf16_the_plain_matrix_multiplies():
     """As on a CPU without AVX-512, when somebody asks for bf16."""
     code = (
