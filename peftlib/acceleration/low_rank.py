@@ -123,10 +123,8 @@ class _TiledLowRankLinear(torch.autograd.Function):
         rows = x.reshape(-1, x.size(-1)).to(torch.bfloat16).contiguous()
         ctx.drop = Dropout.of(p)
         dropped = cpu_calls.dropout(rows, ctx.drop) if p else rows
-        low = tile_calls.product(dropped, Tiled.rounded(a.float().t()))
-        output = tile_calls.product(
-            rows, matrix.forward, bias, beside=Beside(low, Tiled.rounded(b.float().t(), scaling))
-        )
+        low = tile_calls.product(dropped, Tiled.of(a.t()))
+        output = tile_calls.product(rows, matrix.forward, bias, beside=Beside(low, Tiled.of(b.t(), scaling)))
         ctx.scaling, ctx.matrix = scaling, matrix
         ctx.save_for_backward(dropped, low, a, b)
         return output.view(*x.shape[:-1], -1)
@@ -136,12 +134,12 @@ class _TiledLowRankLinear(torch.autograd.Function):
         dropped, low, a, b = ctx.saved_tensors
         of_x, of_trained = ctx.dtypes
         upstream = gradient.reshape(-1, gradient.size(-1)).contiguous()
-        of_low = tile_calls.product(upstream, Tiled.rounded(b.float(), ctx.scaling))
+        of_low = tile_calls.product(upstream, Tiled.of(b, ctx.scaling))
         for_a = tile_calls.inner_product(of_low, dropped)[: len(a)].to(of_trained)
         for_b = tile_calls.inner_product(low, upstream)[: len(a)].t().mul(ctx.scaling).to(of_trained)
         for_x = None
         if ctx.needs_input_grad[0]:
-            beside = Beside(of_low, Tiled.rounded(a.float()), ctx.drop)
+            beside = Beside(of_low, Tiled.of(a), ctx.drop)
             for_x = tile_calls.product(upstream, ctx.matrix.backward, beside=beside)
             for_x = for_x.view(*gradient.shape[:-1], -1).to(of_x)
         return for_x, None, None, for_a, for_b, None, None

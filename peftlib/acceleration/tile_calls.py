@@ -37,20 +37,14 @@ class Tiled(NamedTuple):
     tiles: torch.Tensor
 
     @classmethod
-    def of(cls, matrix: torch.Tensor) -> Tiled:
-        """Of a bf16 one whose lengths are multiples of 32."""
-        depth, width = matrix.shape
-        pairs = matrix.reshape(depth // LENGTH, LENGTH // 2, 2, width // LENGTH, 2, LENGTH // 2)
-        return cls(pairs.permute(3, 0, 4, 1, 5, 2).contiguous())
-
-    @classmethod
-    def rounded(cls, matrix: torch.Tensor, factor: float = 1.0) -> Tiled:
-        """Of an fp32 one times a factor; zeros fill its lengths up."""
+    def of(cls, matrix: torch.Tensor, factor: float = 1.0) -> Tiled:
+        """Of one in any precision, times a factor and rounded; zeros fill its lengths up."""
+        exact = matrix.float()
         depth, width = (-(-length // LENGTH) for length in matrix.shape)
         tiles = torch.empty(width, depth, 2, LENGTH // 2, LENGTH // 2, 2, dtype=torch.bfloat16)
         call(
-            "fill_tiles", tiles.dtype, matrix.data_ptr(), *matrix.stride(), *matrix.shape, factor,
-            depth * LENGTH, width * LENGTH, tiles,
+            "fill_tiles", tiles.dtype, exact.data_ptr(), *exact.stride(), *exact.shape, factor, depth * LENGTH,
+            width * LENGTH, tiles,
         )  # fmt: skip
         return cls(tiles)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,7 +39,7 @@ def test_a_product_and_what_is_beside_it(rows, depth, width, rank, p, biased, ad
     torch.manual_seed(seed)
     x, matrix, bias, onto = normal(rows, depth), normal(depth, width), torch.randn(width), normal(rows, width)
     by, beside, drop = torch.randn(depth, rank), torch.randn(rank, width), Dropout.of(p)
-    low = tile_calls.product(x, Tiled.rounded(by))
+    low = tile_calls.product(x, Tiled.of(by))
     close(low[:, :rank], x.double() @ by.to(BF16).double())
     assert not low[:, rank:].any()
     more = low[:, :rank].double() @ beside.to(BF16).double()
@@ -44,7 +47,7 @@ def test_a_product_and_what_is_beside_it(rows, depth, width, rank, p, biased, ad
     expected = x.double() @ matrix.double() + more + (bias if biased else 0) + (onto.double() if added else 0)
     given_onto = onto.clone() if added else None
     out = tile_calls.product(
-        x, Tiled.of(matrix), bias if biased else None, beside=Beside(low, Tiled.rounded(beside), drop), onto=given_onto
+        x, Tiled.of(matrix), bias if biased else None, beside=Beside(low, Tiled.of(beside), drop), onto=given_onto
     )
     assert out is given_onto or not added
     close(out, expected)
@@ -61,12 +64,16 @@ def test_an_inner_product(rows, width, other, seed):
 
 
 @settings(max_examples=40)
-@given(depth=st.integers(1, 70), width=st.integers(1, 70), turned=st.booleans(), factor=st.sampled_from([1.0, 0.3]))
-def test_tiles_of_any_lengths_are_filled_up_with_zeros(depth, width, turned, factor):
-    matrix = torch.randn(width, depth).t() if turned else torch.randn(depth, width)
+@given(
+    depth=st.integers(1, 70), width=st.integers(1, 70), turned=st.booleans(), factor=st.sampled_from([1.0, 0.3]),
+    dtype=st.sampled_from([torch.float32, BF16]),
+)  # fmt: skip
+def test_tiles_of_any_lengths_are_filled_up_with_zeros(depth, width, turned, factor, dtype):
+    matrix = (torch.randn(width, depth).t() if turned else torch.randn(depth, width)).to(dtype)
     whole = torch.zeros(-(-depth // 32) * 32, -(-width // 32) * 32)
-    whole[:depth, :width] = matrix * factor
-    assert torch.equal(Tiled.rounded(matrix, factor).tiles, Tiled.of(whole.to(BF16)).tiles)
+    whole[:depth, :width] = matrix.float() * factor
+    pairs = whole.to(BF16).reshape(len(whole) // 32, 16, 2, whole.size(1) // 32, 2, 16)
+    assert torch.equal(Tiled.of(matrix, factor).tiles, pairs.permute(3, 0, 4, 1, 5, 2))
 
 
 def test_bits_do_not_depend_on_the_number_of_threads():
@@ -84,12 +91,20 @@ def test_bits_do_not_depend_on_the_number_of_threads():
     assert all(torch.equal(one, first) for other in found[1:] for one, first in zip(other, found[0], strict=True))
 
 
-def test_onednn_s_own_tiles_are_as_it_left_them():
-    """Both set the processor's tiles up, each in its way."""
-    plain, x, other = normal(48, 80), normal(40, 48), Tiled.of(normal(32, 64))
-    alone = x @ plain
-    for _ in range(3):
+def test_the_processor_s_tiles_are_afterwards_as_another_library_left_them(tmp_path):
+    """oneDNN sets them up too, in its own way."""
+    source, library = tmp_path / "shapes.c", tmp_path / "shapes.so"
+    source.write_text('void shapes(char *to) { asm volatile("sttilecfg %0" : "=m"(*(char(*)[64])to)); }')
+    subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", "-o", library, source], check=True)
+    shapes = ctypes.CDLL(str(library)).shapes
+    x, plain, other = normal(40, 48), normal(48, 80), Tiled.of(normal(32, 64))
+    for _ in range(2):
+        alone = x @ plain
+        before, after = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
+        shapes(before)
         tile_calls.product(normal(33, 32), other)
+        shapes(after)
+        assert after.raw == before.raw
         assert torch.equal(x @ plain, alone)
 
 

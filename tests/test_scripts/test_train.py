@@ -201,13 +201,17 @@ def test_the_saved_adapter_scores_in_stock_peft_what_the_run_reports(run: Run, p
 
 
 @pytest.mark.skipif(not cpu_calls.are_there(), reason="this machine has no g++ for the CPU kernels")
-def test_a_run_ends_with_the_same_bits_on_any_number_of_threads(place: Path) -> None:
-    """On the packaged model, whose sizes are real, in the precision that this CPU is made for."""
+@pytest.mark.parametrize("precision", ["auto", "no"])
+def test_a_run_ends_with_the_same_bits_on_any_number_of_threads(
+    precision: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the packaged model, whose sizes are real, in the precision that this CPU is made for, and in fp32."""
+    monkeypatch.delenv("MKL_CBWR", raising=False)  # the run sets it where it must
     words = ["--method", "lora", "--max_train_steps", 4, "--eval_steps", 2, "--max_eval_samples", 30]
-    words += ["--logging_steps", 1]
+    words += ["--mixed_precision", precision, "--logging_steps", 1, "--per_device_train_batch_size", 32]
     left = []
     for threads in (1, 3):
-        folder = place / f"threads-{threads}"
+        folder = place / f"threads-{precision}-{threads}"
         done = run_script(SCRIPT, *words, "--num_cpu_threads", threads, "--output_dir", folder, cwd=place / "work")
         assert done.returncode == 0, done.stderr
         scores = [(line.get("train/loss"), line.get("eval/loss")) for line in Run(done, folder).metrics]
