@@ -109,6 +109,7 @@ class Meter:
         """What was measured; the processes share the examples evenly."""
         assert self._spent is not None
         lengths = torch.cat(self._lengths).cpu().numpy()
+        lengths = lengths[lengths > 0]
         return Speed(
             examples=len(lengths) * processes,
             seconds=self._spent.wall,
@@ -123,11 +124,15 @@ class Meter:
         )
 
     def count(self, inputs: dict[str, Any]) -> None:
-        """These go through the model."""
+        """These go through the model: padded, or in rows (see `acceleration.rows`)."""
         if self._started is not None and self._spent is None:
             mask: torch.Tensor = inputs["attention_mask"]
-            self._lengths.append(mask.sum(dim=1))  # stays on the device
-            self._computed += mask.numel()
+            seen = mask >= 0 if mask.dim() == 4 else mask > 0
+            lengths = seen.flatten(1).sum(1)
+            if mask.dim() == 4:  # without the fillers
+                lengths = lengths * (inputs["weight"] > 0)
+            self._lengths.append(lengths)  # stays on the device
+            self._computed += inputs["input_ids"].numel()
 
     def _memory(self) -> dict[str, int]:
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux

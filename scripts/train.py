@@ -77,7 +77,9 @@ def main() -> None:
     base_size = size(base)
     adapted = strategy.apply(base, head)
     parameters = ParameterCount.of(base_size, adapted)
-    accelerate_model(adapted, accelerator.device, precision.name, how.frozen_dtype, strategy.reads_frozen_weights)
+    accelerate_model(
+        adapted, accelerator.device, precision.name, how.frozen_dtype, strategy.reads_frozen_weights, train_loader
+    )  # fmt: skip
 
     # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────
     plan = Plan.of(

@@ -15,6 +15,7 @@ from torch import nn
 from peftlib.acceleration.attention import always_mask, finish_first_token_only, use_eager_attention
 from peftlib.acceleration.dropout import use_cheap_dropout
 from peftlib.acceleration.packed_encoder import pack_encoder
+from peftlib.acceleration.rows import RowCollate
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: Options of glibc's mallopt, from malloc.h.
@@ -22,7 +23,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def accelerate_model(
-    model: nn.Module, device: torch.device, precision: str, frozen_dtype: str = "auto", reads_frozen: bool = False
+    model: nn.Module,
+    device: torch.device,
+    precision: str,
+    frozen_dtype: str = "auto",
+    reads_frozen: bool = False,
+    loader: Any = None,
 ) -> None:
     """Switch on, in place, what pays on this device.
 
@@ -33,15 +39,18 @@ def accelerate_model(
         frozen_dtype: "auto" keeps frozen Linear weights in that precision, "fp32" leaves them and their layers.
         reads_frozen: the method uses frozen weights for more than their layers' products; they stay in fp32, and so
             does the arithmetic that PEFT does with them.
+        loader: of training batches, which are laid out as the model takes them fastest.
     """
     if precision in _DTYPES and not reads_frozen:
         leave_casts_to_autocast(model)
         if frozen_dtype == "auto":
             keep_frozen_linears_in(model, _DTYPES[precision])
             if _has_tensor_cores(device):
-                from peftlib.acceleration.encoder_layer import fuse_frozen_layers  # it imports Triton
+                from peftlib.acceleration.row_encoder import take_rows  # it imports Triton
 
-                fuse_frozen_layers(model, _DTYPES[precision])
+                first_position = take_rows(model, _DTYPES[precision])
+                if loader is not None and first_position is not None:
+                    loader.collate_fn = RowCollate(loader.collate_fn, first_position)
     if device.type == "cpu":
         if reads_frozen or not pack_encoder(model):
             finish_first_token_only(model)

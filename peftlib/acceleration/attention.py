@@ -45,10 +45,10 @@ def finish_first_token_only(model: nn.Module) -> None:
     if encoder is not None:
         attention = encoder.layer[-1].attention
         attention.self.asks_for_first_token_only = True
-        attention.output.register_forward_pre_hook(_keep_first_token)
+        attention.output.register_forward_pre_hook(keep_first_token)
 
 
-def _keep_first_token(module: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def keep_first_token(module: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Attention's output and its residual, each of shape (B, tokens, width), cut to (B, 1, width).
 
     Contiguous: for a product with anything else torch first copies the weight B times.

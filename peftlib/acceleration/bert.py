@@ -60,11 +60,10 @@ def is_key_mask(mask: Any, x: torch.Tensor) -> bool:
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Somebody watches it, or changes what it does: its work cannot be done elsewhere."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def has_hooks(module: nn.Module, known: Any = None) -> bool:
+    """Somebody watches it, or changes what it does, with another hook than `known`: it cannot be passed by."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hook is not known for some in hooks for hook in some.values())
 
 
 def is_plain_gelu(activation: Any) -> bool:

@@ -1,198 +1,221 @@
 """An encoder layer whose matrices are frozen, in one function: eight products and as many kernels a training step.
 
 As torch computes it, such a layer takes some sixty small kernels, most of which read and write all rows once.
+
+Shapes as in `layer_kernels`. Matrices are in the precision of the rows, the vectors are parameters.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
-from peftlib.acceleration.bert import (
-    bert_encoder,
-    has_hooks,
-    is_frozen_linear,
-    is_key_mask,
-    is_plain_encoder,
-    joined,
-    linears,
-)  # fmt: skip
+from peftlib.acceleration import layer_calls as calls
 
-if find_spec("triton") is not None:  # it comes with torch for GPUs only
-    from peftlib.acceleration import layer_calls as calls
-
-_HEAD_WIDTHS = (32, 64)
 #: Of the layer's dropouts, beside attention's.
 _FIRST, _SECOND = 1, 2
 
 
-def fuse_frozen_layers(model: nn.Module, dtype: torch.dtype) -> int:
-    """Let every encoder layer but the last of a BERT-like classifier compute its training step in one function.
+class Vectors(NamedTuple):
+    """A layer's biases and normalisation weights, each (D,), or (F,) of `inner`; or, for each, its gradient."""
 
-    Only layers whose matrices are frozen; biases and normalisation may be trained. What such a layer cannot compute
-    (evaluation, long sequences, tensors elsewhere than on a GPU) is left to its own forward. The last layer is not
-    touched: its head reads one token of it (`attention.finish_first_token_only`).
-
-    Args:
-        model: as transformers made it, not in PEFT's wrapper.
-        dtype: of the products and of what is kept for backward. The matrices are converted.
-
-    Returns:
-        How many layers.
-    """
-    encoder = None if hasattr(model, "get_base_model") else bert_encoder(model)
-    if (
-        find_spec("triton") is None
-        or encoder is None
-        or not is_plain_encoder(encoder.config)
-        or encoder.config.hidden_act != "gelu"
-    ):
-        return 0
-    layers = [layer for layer in encoder.layer[:-1] if _is_fusible(layer)]
-    for layer in layers:
-        for linear in linears(layer):
-            linear.weight.data = linear.weight.data.to(dtype)
-        joined(*linears(layer)[:3])
-        kind: Any = type(layer)
-        layer.__class__ = kind if isinstance(layer, _FusedLayer) else _fused(kind)
-        layer.fused_dtype = dtype
-    return len(layers)
+    query: Any
+    key: Any
+    value: Any
+    out: Any
+    weight: Any
+    shift: Any
+    inner: Any
+    outer: Any
+    last_weight: Any
+    last_shift: Any
 
 
-class _FusedLayer(nn.Module):
-    """A mixin in front of transformers' layer class."""
+class Matrices(NamedTuple):
+    """A layer's frozen matrices: (3 D, D), (D, D), (F, D), (D, F)."""
 
-    fused_dtype: torch.dtype
-
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        output: torch.Tensor
-        if (
-            not self._applies_to(hidden_states, attention_mask)
-            or any(given is not None for given in args)  # encoders' states, masks, caches
-            or any(kwargs.get(name) is not None for name in ("encoder_hidden_states", "past_key_values"))
-        ):
-            output = super().forward(hidden_states, attention_mask, *args, **kwargs)
-        else:
-            output = self._in_one_function(hidden_states, attention_mask)
-        return output
-
-    def _applies_to(self, hidden_states: torch.Tensor, mask: Any) -> bool:
-        return (
-            self.training
-            and torch.is_grad_enabled()
-            and (hidden_states.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
-            and hidden_states.size(1) <= calls.MOST_TOKENS
-            and (mask is None or is_key_mask(mask, hidden_states))
-            and _is_fusible(self)
-            and all(linear.weight.dtype == self.fused_dtype for linear in linears(self))
-        )
-
-    def _in_one_function(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        layer: Any = self
-        attention, first, second = layer.attention.self, layer.attention.output, layer.output
-        query, key, value, out, inner, outer = linears(self)
-        if mask is not None:  # padding is the same for all queries
-            mask = mask[:, 0, 0].expand(x.size(0), -1)
-            mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
-        output: torch.Tensor = _EncoderLayer.apply(
-            x.to(self.fused_dtype), mask, attention.num_attention_heads,
-            tuple(one.p if one.training else 0.0 for one in (attention.dropout, first.dropout, second.dropout)),
-            (first.LayerNorm.eps, second.LayerNorm.eps),
-            (joined(query, key, value), out.weight, inner.weight, outer.weight),
-            query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight, first.LayerNorm.bias,
-            inner.bias, outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
-        )  # fmt: skip
-        return output
+    qkv: torch.Tensor
+    out: torch.Tensor
+    inner: torch.Tensor
+    outer: torch.Tensor
 
 
-@functools.cache
-def _fused(kind: type) -> type:
-    return type(f"Fused{kind.__name__}", (_FusedLayer, kind), {"__module__": __name__})
+class Shared(NamedTuple):
+    """What a layer computes with beside numbers: see `layer_calls.Call`; `eps` of its two normalisations."""
+
+    call: calls.Call
+    eps: tuple[float, float]
 
 
-def _is_fusible(layer: Any) -> bool:
-    """Plain modules, frozen matrices, and nobody who watches what is inside."""
-    attention = layer.attention.self
-    matrices, norms = linears(layer), (layer.attention.output.LayerNorm, layer.output.LayerNorm)
-    dropouts = (attention.dropout, layer.attention.output.dropout, layer.output.dropout)
-    return (
-        all(is_frozen_linear(matrix) for matrix in matrices)
-        and all(type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None for norm in norms)
-        and all(0 <= dropout.p < 1 for dropout in dropouts)
-        and attention.attention_head_size in _HEAD_WIDTHS
-        and attention.all_head_size == matrices[0].in_features
-        and not any(has_hooks(module) for child in layer.children() for module in child.modules())
-    )
+class Embeddings(torch.autograd.Function):
+    """A token's three embeddings, frozen, their sum's normalisation and dropout: (1, T) each to (1, T, D).
 
-
-class _EncoderLayer(torch.autograd.Function):
-    """A BERT layer: attention and a GELU network, each with dropout, residual and normalisation behind it.
-
-    Shapes: x (B, W, D); mask (B, W) or None, see `Call`; matrices (3 D, D), (D, D), (F, D), (D, F) in x's
-    precision; the vectors are parameters. Gradients for x and the vectors.
+    Gradients for the normalisation's weight and shift. Other arguments as of `layer_calls.embed`.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, mask: torch.Tensor | None, heads: int, rates: tuple[float, float, float],
-        eps: tuple[float, float], matrices: tuple[torch.Tensor, ...], *vectors: torch.Tensor,
+        ctx: Any, tokens: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor], tables: calls.Tables,
+        weight: torch.Tensor, shift: torch.Tensor, eps: float, rate: calls.Rate, dtype: torch.dtype,
     ) -> torch.Tensor:  # fmt: skip
-        of_qkv, of_out, of_inner, of_outer = matrices
-        query, key, value, out, weight, shift, inner, outer, last_weight, last_shift = vectors
-        with torch.autocast(x.device.type, enabled=False):
-            # Drawn on the device: in a CUDA graph, anew for every replay.
-            seed = torch.randint(0, 2**31 - 1, (1,), device=x.device)
-            call = calls.Call(mask, seed, x.size(1), heads, tuple(calls.Rate.of(p) for p in rates))
-            rows = x.reshape(-1, x.size(-1))
-            qkv = rows @ of_qkv.t()
-            seen = calls.attend(call, qkv, (query, key, value))
-            middle, normal, rstd = calls.norm_forward(call, _FIRST, seen @ of_out.t(), out, rows, weight, shift, eps[0])
-            before = middle @ of_inner.t()
-            product = calls.gelu_forward(before, inner) @ of_outer.t()
-            result, last_normal, last_rstd = calls.norm_forward(
-                call, _SECOND, product, outer, middle, last_weight, last_shift, eps[1]
-            )
-        ctx.call, ctx.matrices = call, matrices
-        ctx.save_for_backward(
-            qkv, normal, rstd, before, last_normal, last_rstd, query, key, value, weight, inner, last_weight
-        )
-        return result.view(x.shape)
+        seed = draw_seeds(1, weight.device)
+        words, types, positions = (None if one is None else one.flatten() for one in tokens)
+        rows, normal = calls.embed((words, types, positions), tables, weight, shift, eps, seed, rate, dtype)
+        ctx.save_for_backward(normal, seed)
+        ctx.rate = rate
+        return rows.unsqueeze(0)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        call, (of_qkv, of_out, of_inner, of_outer) = ctx.call, ctx.matrices
-        (
-            qkv, normal, rstd, before, last_normal, last_rstd, query, key, value, weight, inner, last_weight
-        ) = ctx.saved_tensors  # fmt: skip
-        of_x, needed = ctx.needs_input_grad[0], ctx.needs_input_grad[6:]
-        # A row for each program's sums, with columns for each trained vector: one sum then finishes them all.
-        like = (weight, weight, weight, inner, weight, weight, weight)
-        sizes = [len(vector) if need else 0 for vector, need in zip(like, needed[3:], strict=True)]
-        sums = gradient.new_empty((calls.PROGRAMS, sum(sizes)), dtype=torch.float32)
-        for_out, for_weight, for_shift, for_inner, for_outer, for_last_weight, for_last_shift = sums.split(sizes, 1)
-        of_attention: list[torch.Tensor | None] = [None] * 3
+        normal, seed = ctx.saved_tensors
+        needed = ctx.needs_input_grad[2:4]
+        found = calls.embed_backward(gradient[0].contiguous(), normal, seed, ctx.rate, *needed)
+        return None, None, *(one if need else None for one, need in zip(found, needed, strict=True)), None, None, None
+
+
+def draw_seeds(count: int, device: torch.device) -> torch.Tensor:
+    """Of dropout, 62 bits each, drawn on the device: in a CUDA graph, anew for every replay."""
+    return torch.randint(0, 2**62, (count,), device=device)
+
+
+class WholeLayer(torch.autograd.Function):
+    """A BERT layer: attention and a GELU network, each with dropout, residual and normalisation behind it.
+
+    Rows (T, D) to rows (T, D). Gradients for rows and vectors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, shared: Shared, matrices: Matrices, *given: torch.Tensor) -> torch.Tensor:
+        vectors, (call, eps) = Vectors(*given), shared
+        with torch.autocast(rows.device.type, enabled=False):
+            qkv = rows @ matrices.qkv.t()
+            seen = calls.attend(call, qkv, vectors[:3])
+            result, kept = _finish(call, seen, rows, matrices, vectors, eps)
+        ctx.call, ctx.matrices = call, matrices
+        ctx.save_for_backward(qkv, *kept, *given)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        qkv, *saved = ctx.saved_tensors
+        kept, vectors, call, matrices = saved[:5], Vectors(*saved[5:]), ctx.call, ctx.matrices
+        of_rows, _, _, *needed = ctx.needs_input_grad
         with torch.autocast(gradient.device.type, enabled=False):
-            residual, below = calls.norm_backward(
-                call, _SECOND, gradient.reshape(-1, gradient.size(-1)).contiguous(), last_normal, last_rstd,
-                last_weight, for_last_weight, for_last_shift, for_outer,
-            )  # fmt: skip
-            below = calls.gelu_backward(below @ of_outer, before, inner, for_inner)
-            below = residual.addmm_(below, of_inner)  # in place: with addmm, torch first copies what is added
-            residual, below = calls.norm_backward(
-                call, _FIRST, below, normal, rstd, weight, for_weight, for_shift, for_out
-            )
-            if of_x or any(needed[:3]):
+            below, residual, sums = _finish_backward(call, gradient, kept, matrices, vectors, Vectors(*needed))
+            for_qkv = sums.buffer.new_empty((0, 0))
+            if of_rows or any(needed[:3]):
                 below, for_qkv = calls.attend_backward(
-                    call, below @ of_out, qkv, (query, key, value), summed=any(needed[:3])
+                    call, below @ matrices.out, qkv, vectors[:3], summed=any(needed[:3])
                 )
-                of_attention = [*for_qkv.sum(0).chunk(3)] if any(needed[:3]) else of_attention
-            for_x = residual.addmm_(below, of_qkv).view(gradient.shape) if of_x else None
-            of_vectors = [*of_attention, *sums.sum(0).split(sizes)]
-        return for_x, *[None] * 5, *(one if need else None for one, need in zip(of_vectors, needed, strict=True))
+            for_rows = residual.addmm_(below, matrices.qkv) if of_rows else None
+            of_vectors = sums.finish(for_qkv, Vectors(*needed))
+        return for_rows, None, None, *of_vectors
+
+
+class LastLayer(torch.autograd.Function):
+    """A BERT layer of which the head reads the first tokens alone: rows (T, D) to (S, D).
+
+    A query q meets a key W x as q' W meets x, and the sum of values is the value of the sum: the rows themselves are
+    weighed, one product for each example in place of one for each of its tokens. DeepSeek-V2 (2024, section 2.1)
+    absorbs its matrices into each other so. The keys' bias shifts all scores of a query alike, which softmax does not
+    see: its gradient is zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, shared: Shared, matrices: Matrices, *given: torch.Tensor) -> torch.Tensor:
+        vectors, (call, eps) = Vectors(*given), shared
+        heads, width = call.heads, rows.size(1)
+        with torch.autocast(rows.device.type, enabled=False):
+            of_query, of_key, of_value = matrices.qkv.view(3, heads, -1, width)
+            starts = rows.index_select(0, call.places[:, 0, 0, 0])
+            query = torch.addmm(vectors.query.to(rows.dtype), starts, of_query.view(-1, width).t())
+            asked = torch.bmm(_by_head(query, heads), of_key).transpose(0, 1).contiguous()
+            mixed, weights = calls.mix(call, asked, rows)
+            seen = torch.bmm(mixed.transpose(0, 1), of_value.mT).transpose(0, 1)
+            seen = torch.addcmul(seen, weights.unsqueeze(2), vectors.value.view(heads, -1)).to(rows.dtype)
+            result, kept = _finish(call, seen.reshape(query.shape), starts, matrices, vectors, eps)
+        ctx.call, ctx.matrices = call, matrices
+        ctx.save_for_backward(rows, asked, weights, *kept, *given)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, asked, weights, *saved = ctx.saved_tensors
+        kept, vectors, call, matrices = saved[:5], Vectors(*saved[5:]), ctx.call, ctx.matrices
+        of_rows, _, _, *needed = ctx.needs_input_grad
+        heads, width = call.heads, rows.size(1)
+        of_query, of_key, of_value = matrices.qkv.view(3, heads, -1, width)
+        with torch.autocast(gradient.device.type, enabled=False):
+            below, residual, sums = _finish_backward(call, gradient, kept, matrices, vectors, Vectors(*needed))
+            of_seen = (below @ matrices.out).view(-1, heads, width // heads)
+            for_values = (of_seen * weights.unsqueeze(2)).flatten(1)
+            of_weights = (of_seen * vectors.value.view(heads, -1)).sum(2, dtype=torch.float32)
+            of_mixed = torch.bmm(of_seen.transpose(0, 1), of_value).transpose(0, 1).contiguous()
+            of_asked, for_rows = calls.mix_backward(call, asked, rows, of_mixed, of_weights)
+            for_query = torch.bmm(of_asked.transpose(0, 1), of_key.mT).transpose(0, 1).reshape(gradient.shape)
+            of_starts = residual.addmm_(for_query, of_query.view(-1, width))
+            for_rows.index_add_(0, call.places[:, 0, 0, 0], of_starts)
+            for_qkv = torch.cat([for_query.float(), torch.zeros_like(for_values), for_values], 1)
+            of_vectors = sums.finish(for_qkv if any(needed[:3]) else for_qkv[:, :0], Vectors(*needed))
+        return for_rows if of_rows else None, None, None, *of_vectors
+
+
+def _by_head(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """(S, D) to (H, S, DH)."""
+    return rows.view(rows.size(0), heads, -1).transpose(0, 1)
+
+
+def _finish(
+    call: calls.Call, seen: torch.Tensor, rows: torch.Tensor, matrices: Matrices, vectors: Vectors,
+    eps: tuple[float, float],
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # fmt: skip
+    """What follows attention, of its result and the layer's input, both (T, D); and what backward needs of it."""
+    middle, normal, rstd = calls.norm_forward(
+        call, _FIRST, seen @ matrices.out.t(), vectors.out, rows, vectors.weight, vectors.shift, eps[0]
+    )
+    before = middle @ matrices.inner.t()
+    product = calls.gelu_forward(before, vectors.inner) @ matrices.outer.t()
+    result, last_normal, last_rstd = calls.norm_forward(
+        call, _SECOND, product, vectors.outer, middle, vectors.last_weight, vectors.last_shift, eps[1]
+    )
+    return result, (normal, rstd, before, last_normal, last_rstd)
+
+
+class _Sums(NamedTuple):
+    """A row for each program's sums, with columns for each trained vector: one kernel then finishes them all."""
+
+    buffer: torch.Tensor
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, vectors: Vectors, needed: Vectors, rows: torch.Tensor) -> _Sums:
+        sizes = [len(vector) if need else 0 for vector, need in zip(vectors[3:], needed[3:], strict=True)]
+        return cls(rows.new_empty((calls.programs(rows.size(0)), sum(sizes)), dtype=torch.float32), sizes)
+
+    def finish(self, for_qkv: torch.Tensor, needed: Vectors) -> Vectors:
+        """Gradients of what is trained; `for_qkv`: of query, key and value, (any, 3 D), (any, 0) if none of them is."""
+        width = for_qkv.size(1) // 3
+        found = calls.sums_over_rows(self.buffer, for_qkv).split([*self.sizes, *[width] * 3])
+        return Vectors(*(one if need else None for one, need in zip(found[7:] + found[:7], needed, strict=True)))
+
+
+def _finish_backward(
+    call: calls.Call, gradient: torch.Tensor, kept: Any, matrices: Matrices, vectors: Vectors, needed: Vectors
+) -> tuple[torch.Tensor, torch.Tensor, _Sums]:
+    """Gradients of the product that follows attention and of the layer's input, (T, D); the vectors' sums so far."""
+    normal, rstd, before, last_normal, last_rstd = kept
+    sums = _Sums.of(vectors, needed, gradient)
+    for_out, for_weight, for_shift, for_inner, for_outer, for_last_weight, for_last_shift = sums.buffer.split(
+        sums.sizes, 1
+    )
+    residual, below = calls.norm_backward(
+        call, _SECOND, gradient.contiguous(), last_normal, last_rstd, vectors.last_weight, for_last_weight,
+        for_last_shift, for_outer,
+    )  # fmt: skip
+    below = calls.gelu_backward(below @ matrices.outer, before, vectors.inner, for_inner)
+    below = residual.addmm_(below, matrices.inner)  # in place: with addmm, torch first copies what is added
+    residual, below = calls.norm_backward(
+        call, _FIRST, below, normal, rstd, vectors.weight, for_weight, for_shift, for_out
+    )
+    return below, residual, sums

@@ -37,8 +37,8 @@ class GraphedStep:
 
     With BERT-like models a GPU computes a small batch faster than Python can describe it. A graph
     (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) replays the kernels of an earlier step on new
-    contents of the same tensors: the same arithmetic, dropout drawn from the same generator. The first batch of a shape
-    runs as it always would, which lets the libraries choose their kernels; the second is recorded.
+    contents of the same tensors: the same arithmetic, dropout drawn from the same generator. The very first batch runs as
+    it always would, which starts the libraries; later ones are recorded where their shape is new.
 
     Gradients gather in tensors that live as long as this object, which is what a graph needs. Parameters get them back
     whenever the optimizer has dropped them.
@@ -60,7 +60,7 @@ class GraphedStep:
         self._gradients: list[torch.Tensor] = []
         self._flat = torch.empty(0)
         self.all_in_one = nn.Parameter(self._flat)
-        self._recordings: dict[_Shape, Recording | None] = {}
+        self._recordings: dict[_Shape, Recording] = {}
         self._pool: Any = None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
@@ -73,10 +73,9 @@ class GraphedStep:
         if not self._gradients:
             return self._first(batch)
         self._lend_gradients()
-        if not self._recordable or shape not in self._recordings:
-            self._recordings[shape] = None  # seen once
+        if not self._recordable:
             return self._step(batch)
-        recording = self._recordings[shape] or self._record(batch)
+        recording = self._recordings.get(shape) or self._record(batch)
         self._recordings[shape] = recording
         for kind in {tensor.dtype for tensor in batch.values()}:  # one kernel each
             names = [name for name, tensor in batch.items() if tensor.dtype == kind]

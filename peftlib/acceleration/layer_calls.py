@@ -12,14 +12,14 @@ import triton  # type: ignore  # without types; torch for GPUs brings it, torch 
 
 from peftlib.acceleration import layer_kernels as kernels
 
-#: Longest sequence that one program's attention holds.
-MOST_TOKENS = 128
-#: Programs that share the rows in backward: each leaves one row of sums.
-PROGRAMS = 256
+#: Most programs that share the rows in backward: each leaves one row of sums.
+_PROGRAMS = 256
 #: Rows and columns that a program holds at a time, and its warps of 32 threads.
 _ROWS, _NORM_WARPS = 4, 4
-_GELU_ROWS, _GELU_COLUMNS, _GELU_WARPS = 8, 512, 4
+_GELU_ROWS, _GELU_COLUMNS, _GELU_WARPS = 2, 1024, 4
 _ATTENTION_WARPS = 4  # for up to 64 tokens, twice as many beyond
+_MIX_COLUMNS = 64
+_SUMS_ROWS, _SUMS_COLUMNS, _SUMS_WARPS = 16, 64, 4
 
 
 class Rate(NamedTuple):
@@ -39,24 +39,28 @@ class Call(NamedTuple):
     """What the kernels of one layer's step have in common.
 
     Attributes:
-        mask: of the keys, (B, W), any strides: integers, 1 for seen, or floats, 0 for seen, else less; None for all.
-        seed: one int64 below 2**31, on the device.
-        tokens, heads: W, and those of attention.
+        places: see `layer_kernels`.
+        seed: one int64 of 62 bits, on the device.
+        heads: of attention.
         rates: of attention's dropout, the first and the second after it. Their places are the sites' numbers.
     """
 
-    mask: torch.Tensor | None
+    places: torch.Tensor
     seed: torch.Tensor
-    tokens: int
     heads: int
     rates: tuple[Rate, ...]
+
+
+def programs(rows: int) -> int:
+    """How many share so many rows in backward."""
+    return int(min(_PROGRAMS, triton.cdiv(rows, _ROWS)))
 
 
 def norm_forward(
     call: Call, site: int, product: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor,
     shift: torch.Tensor, eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """LayerNorm(residual + dropout(product + bias)), (M, D); what it was before weight and shift; 1 / deviation (M)."""
+    """LayerNorm(residual + dropout(product + bias)), (T, D); what it was before weight and shift; 1 / deviation (T)."""
     out, normal = torch.empty_like(product), torch.empty_like(product)
     rstd = product.new_empty(product.size(0), dtype=torch.float32)
     kernels.norm_forward[(triton.cdiv(product.size(0), _ROWS),)](
@@ -69,10 +73,10 @@ def norm_backward(
     call: Call, site: int, gradient: torch.Tensor, normal: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor,
     for_weight: torch.Tensor, for_shift: torch.Tensor, for_bias: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Gradients of residual and product, (M, D); `for_...` take programs' sums, (PROGRAMS, D), or nothing if empty."""
+    """Gradients of residual and product, (T, D); `for_...` take the programs' sums, (programs, D), or (programs, 0)."""
     out = torch.empty_like(gradient)
     dropped = torch.empty_like(gradient) if call.rates[site].threshold else out
-    kernels.norm_backward[(PROGRAMS,)](
+    kernels.norm_backward[(for_weight.size(0),)](
         gradient, normal, rstd, weight, out, dropped, for_weight, for_shift, for_bias, for_weight.stride(0),
         for_weight.numel() > 0, for_shift.numel() > 0, for_bias.numel() > 0, **_for_norm(call, site, gradient),
     )  # fmt: skip
@@ -80,7 +84,7 @@ def norm_backward(
 
 
 def gelu_forward(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """gelu(product + bias), (M, F)."""
+    """gelu(product + bias), (T, F)."""
     rows, width = product.shape
     out = torch.empty_like(product)
     kernels.gelu_forward[(triton.cdiv(rows, _GELU_ROWS), triton.cdiv(width, _GELU_COLUMNS))](
@@ -90,62 +94,126 @@ def gelu_forward(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 
 def gelu_backward(above: torch.Tensor, product: torch.Tensor, bias: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-    """Gradient of the product, (M, F), in the memory of gelu's; `sums` as in `norm_backward`."""
+    """Gradient of the product, (T, F), in the memory of gelu's; `sums` as in `norm_backward`."""
     rows, width = product.shape
-    kernels.gelu_backward[(PROGRAMS, triton.cdiv(width, _GELU_COLUMNS))](
-        above,
-        product,
-        bias,
-        above,
-        sums,
-        sums.stride(0),
-        rows,
-        sums.numel() > 0,
-        width,
-        _GELU_ROWS,
-        _GELU_COLUMNS,
+    kernels.gelu_backward[(sums.size(0), triton.cdiv(width, _GELU_COLUMNS))](
+        above, product, bias, above, sums, sums.stride(0), rows, sums.numel() > 0, width, _GELU_ROWS, _GELU_COLUMNS,
         num_warps=_GELU_WARPS,
-    )
+    )  # fmt: skip
     return above
 
 
+class Tables(NamedTuple):
+    """Embeddings, fp32: (vocabulary, D), (types, D), (positions, D)."""
+
+    words: torch.Tensor
+    types: torch.Tensor
+    positions: torch.Tensor
+
+
+def embed(
+    tokens: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor], tables: Tables, weight: torch.Tensor,
+    shift: torch.Tensor, eps: float, seed: torch.Tensor, rate: Rate, dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Dropout(LayerNorm(sum of a token's embeddings)), (T, D), and what it was before weight and shift.
+
+    Args:
+        tokens: int64 numbers of words, types (None: all zero) and positions, each (T,).
+    """
+    words, types, positions = tokens
+    out = tables.words.new_empty((words.size(0), tables.words.size(1)), dtype=dtype)
+    normal, typed = torch.empty_like(out), types is not None
+    kernels.embed_forward[(triton.cdiv(words.size(0), _ROWS),)](
+        words, types if typed else words, positions, *tables, weight, shift, out, normal, eps, TYPED=typed,
+        **_for_rows(out, seed, rate),
+    )  # fmt: skip
+    return out, normal
+
+
+def embed_backward(
+    gradient: torch.Tensor, normal: torch.Tensor, seed: torch.Tensor, rate: Rate, of_weight: bool, of_shift: bool
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of weight and shift, (D,), or (0,) of what is not asked for."""
+    width, count = gradient.size(1), programs(gradient.size(0))
+    sizes = [width * of_weight, width * of_shift]
+    sums = gradient.new_empty((count, sum(sizes)), dtype=torch.float32)
+    kernels.embed_backward[(count,)](
+        gradient, normal, *sums.split(sizes, 1), sums.stride(0), of_weight, of_shift,
+        **_for_rows(gradient, seed, rate),
+    )  # fmt: skip
+    return sums_over_rows(sums, sums[:, :0]).split(sizes)
+
+
 def _for_norm(call: Call, site: int, like: torch.Tensor) -> dict[str, Any]:
-    (rows, width), (threshold, factor) = like.shape, call.rates[site]
+    return {"SITE": site, **_for_rows(like, call.seed, call.rates[site])}
+
+
+def _for_rows(like: torch.Tensor, seed: torch.Tensor, rate: Rate) -> dict[str, Any]:
+    rows, width = like.shape
     return {
-        "rows": rows, "seed": call.seed, "factor": factor, "SITE": site, "THRESHOLD": threshold, "D": width,
+        "rows": rows, "seed": seed, "factor": rate.factor, "THRESHOLD": rate.threshold, "D": width,
         "BLOCK": triton.next_power_of_2(width), "ROWS": _ROWS, "num_warps": _NORM_WARPS,
     }  # fmt: skip
 
 
 def attend(call: Call, qkv: torch.Tensor, biases: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Attention of (M, 3 D) queries, keys and values that lack their biases: (M, D)."""
+    """Attention of (T, 3 D) queries, keys and values that lack their biases: (T, D)."""
     out = qkv.new_empty(qkv.size(0), qkv.size(1) // 3)
-    kernels.attention_forward[(qkv.size(0) // call.tokens * call.heads,)](
-        qkv, *biases, out, **_for_attention(call, qkv)
-    )
+    kernels.attention_forward[(call.places.size(0) * call.heads,)](qkv, *biases, out, **_for_attention(call, out))
     return out
 
 
 def attend_backward(
     call: Call, gradient: torch.Tensor, qkv: torch.Tensor, biases: tuple[torch.Tensor, ...], summed: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients (M, 3 D), and their sums over an example's tokens, (B, 3 D), where asked for."""
-    out, examples = torch.empty_like(qkv), qkv.size(0) // call.tokens
-    sums = qkv.new_empty((examples, qkv.size(1)) if summed else 0, dtype=torch.float32)
+    """Gradients (T, 3 D), and their sums over an example's tokens, (S, 3 D), where asked for."""
+    out, examples = torch.empty_like(qkv), call.places.size(0)
+    sums = qkv.new_empty((examples, qkv.size(1) if summed else 0), dtype=torch.float32)
     kernels.attention_backward[(examples * call.heads,)](
-        qkv, *biases, out, gradient, sums, SUMMED=summed, **_for_attention(call, qkv)
+        qkv, *biases, out, gradient, sums, SUMMED=summed, **_for_attention(call, gradient)
     )
     return out, sums
 
 
-def _for_attention(call: Call, qkv: torch.Tensor) -> dict[str, Any]:
-    width, (threshold, factor) = qkv.size(1) // 3 // call.heads, call.rates[0]
-    block = max(16, 1 << (call.tokens - 1).bit_length())
-    mask, example, key, kind = qkv, 0, 0, 0
-    if call.mask is not None:
-        mask, (example, key), kind = call.mask, call.mask.stride(), 2 if call.mask.is_floating_point() else 1
+def mix(call: Call, asked: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (T, D) weighed by attention for each of the queries (S, H, D); the sums of the weights, fp32 (S, H)."""
+    out, kept = torch.empty_like(asked), asked.new_empty(asked.shape[:2], dtype=torch.float32)
+    kernels.mix_forward[(asked.size(0),)](asked, rows, out, kept, **_for_mix(call, asked))
+    return out, kept
+
+
+def mix_backward(
+    call: Call, asked: torch.Tensor, rows: torch.Tensor, gradient: torch.Tensor, of_kept: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of queries and rows, of those of the two results."""
+    of_asked, of_rows = torch.empty_like(asked), torch.empty_like(rows)
+    kernels.mix_backward[(asked.size(0),)](asked, rows, gradient, of_kept, of_asked, of_rows, **_for_mix(call, asked))
+    return of_asked, of_rows
+
+
+def _for_mix(call: Call, asked: torch.Tensor) -> dict[str, Any]:
+    width, given = asked.size(2), _for_attention(call, asked)
+    del given["DH"]
+    heads, chunk = max(16, triton.next_power_of_2(call.heads)), min(_MIX_COLUMNS, triton.next_power_of_2(width))
+    return {**given, "D": width, "HEADS": heads, "CHUNK": chunk}
+
+
+def _for_attention(call: Call, like: torch.Tensor) -> dict[str, Any]:
+    width, block, (threshold, factor) = like.size(-1) // call.heads, call.places.size(-1), call.rates[0]
     return {
-        "mask": mask, "mask_example": example, "mask_key": key, "KIND": kind, "seed": call.seed, "factor": factor,
-        "THRESHOLD": threshold, "scale": width**-0.5, "tokens": call.tokens, "H": call.heads, "DH": width,
-        "BLOCK": block, "num_warps": _ATTENTION_WARPS * (1 + (block > 64)),
+        "places": call.places, "seed": call.seed, "scale": width**-0.5, "factor": factor, "THRESHOLD": threshold,
+        "H": call.heads, "DH": width, "BLOCK": block, "num_warps": _ATTENTION_WARPS * (1 + (block > 64)),
     }  # fmt: skip
+
+
+def sums_over_rows(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Of two fp32 matrices, the sums of the columns, one behind the other."""
+    widths = first.size(1), second.size(1)
+    out = first.new_empty(sum(widths))
+    blocks = sum(triton.cdiv(width, _SUMS_COLUMNS) for width in widths)
+    if blocks:
+        kernels.column_sums[(blocks,)](
+            first, first.size(0), second, second.size(0), out, *widths, _SUMS_ROWS, _SUMS_COLUMNS,
+            num_warps=_SUMS_WARPS,
+        )  # fmt: skip
+    return out

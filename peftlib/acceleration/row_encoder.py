@@ -1,0 +1,178 @@
+"""BERT's encoder on a GPU over rows of tokens, where its matrices are frozen: a function for each layer."""
+
+from __future__ import annotations
+
+import functools
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from peftlib.acceleration.attention import keep_first_token
+from peftlib.acceleration.bert import (
+    bert_encoder,
+    has_hooks,
+    is_frozen_linear,
+    is_plain_encoder,
+    is_plain_gelu,
+    joined,
+    linears,
+)  # fmt: skip
+from peftlib.acceleration.rows import is_in_rows
+
+if find_spec("triton") is not None:  # it comes with torch for GPUs only
+    from peftlib.acceleration.encoder_layer import (
+        Embeddings,
+        LastLayer,
+        Matrices,
+        Shared,
+        WholeLayer,
+        draw_seeds,
+    )
+    from peftlib.acceleration.layer_calls import Call, Rate, Tables
+
+_HEAD_WIDTHS = (32, 64)
+
+
+def take_rows(model: nn.Module, dtype: torch.dtype) -> int | None:
+    """Let the encoder of a BERT-like classifier compute batches that `rows.in_rows` has laid out.
+
+    Only where all matrices of its layers are frozen; biases and normalisation may be trained. The last layer ends with
+    the first token of each example, since the head reads no other. Padded batches are computed as ever.
+
+    Args:
+        model: as transformers made it, not in PEFT's wrapper.
+        dtype: of the products and of what is kept for backward. The matrices are converted.
+
+    Returns:
+        The position of an example's first token, as the model's embeddings count; None if it cannot take rows.
+    """
+    encoder = None if hasattr(model, "get_base_model") else bert_encoder(model)
+    if (
+        find_spec("triton") is None
+        or encoder is None
+        or not is_plain_encoder(encoder.config)
+        or not all(_is_fusible(layer) for layer in encoder.layer)
+    ):
+        return None
+    for layer in encoder.layer:
+        for linear in linears(layer):
+            linear.weight.data = linear.weight.data.to(dtype)
+        joined(*linears(layer)[:3])
+    encoder.__class__ = _before(_RowEncoder, type(encoder))
+    base: Any = model
+    embeddings = base.base_model.embeddings
+    if _are_plain_embeddings(embeddings):
+        embeddings.rows_dtype = dtype
+        embeddings.__class__ = _before(_RowEmbeddings, type(embeddings))
+    # RoBERTa's count from behind the padding's own.
+    counts_from_padding = hasattr(embeddings, "create_position_ids_from_input_ids")
+    return embeddings.padding_idx + 1 if counts_from_padding else 0
+
+
+class _RowEncoder(nn.Module):
+    """A mixin in front of transformers' encoder."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not is_in_rows(hidden_states, attention_mask):
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        encoder: Any = self
+        if not all(_is_fusible(layer) for layer in encoder.layer):
+            raise RuntimeError("the encoder was changed after it was told to take rows; give it padded batches")
+        rows = hidden_states[0].to(encoder.layer[0].output.dense.weight.dtype)
+        seeds = draw_seeds(len(encoder.layer), rows.device).split(1)
+        for layer, seed in zip(encoder.layer, seeds, strict=True):
+            function = LastLayer if layer is encoder.layer[-1] else WholeLayer
+            rows = _compute(function, layer, rows, attention_mask, seed)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=rows.unsqueeze(1))
+
+
+class _RowEmbeddings(nn.Module):
+    """A mixin in front of transformers' embeddings."""
+
+    rows_dtype: torch.dtype
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        embeddings: Any = self
+        if not (
+            input_ids is not None
+            and position_ids is not None  # which `in_rows` gives, and hardly anybody else
+            and input_ids.size(0) == 1
+            and input_ids.shape == position_ids.shape
+            and kwargs.get("inputs_embeds") is None
+            and _are_plain_embeddings(embeddings)
+        ):
+            return super().forward(input_ids, token_type_ids, position_ids, *args, **kwargs)
+        tables = (embeddings.word_embeddings, embeddings.token_type_embeddings, embeddings.position_embeddings)
+        norm = embeddings.LayerNorm
+        rows: torch.Tensor = Embeddings.apply(
+            (input_ids, token_type_ids, position_ids), Tables(*(table.weight for table in tables)), norm.weight,
+            norm.bias, norm.eps, _rate(embeddings.dropout), embeddings.rows_dtype,
+        )  # fmt: skip
+        return rows
+
+
+def _are_plain_embeddings(embeddings: Any) -> bool:
+    """Three frozen tables, normalisation, dropout, and nobody who watches these."""
+    tables = [getattr(embeddings, f"{name}_embeddings", None) for name in ("word", "token_type", "position")]
+    norm = embeddings.LayerNorm
+    return (
+        all(type(table) is nn.Embedding and not table.weight.requires_grad for table in tables)
+        and all(table.max_norm is None for table in tables if table is not None)
+        and type(norm) is nn.LayerNorm
+        and norm.bias is not None
+        and 0 <= embeddings.dropout.p < 1
+        and not any(has_hooks(module) for module in embeddings.children())
+    )
+
+
+@functools.cache
+def _before(mixin: type, kind: type) -> type:
+    """`kind` with the mixin in front, once."""
+    if issubclass(kind, mixin):
+        return kind
+    return type(f"Row{kind.__name__}", (mixin, kind), {"__module__": __name__})
+
+
+def _compute(function: Any, layer: Any, rows: torch.Tensor, places: Any, seed: torch.Tensor) -> torch.Tensor:
+    attention, first, second = layer.attention.self, layer.attention.output, layer.output
+    query, key, value, out, inner, outer = linears(layer)
+    dropouts = (attention.dropout, first.dropout, second.dropout)
+    call = Call(places, seed, attention.num_attention_heads, tuple(_rate(one) for one in dropouts))
+    result: torch.Tensor = function.apply(
+        rows, Shared(call, (first.LayerNorm.eps, second.LayerNorm.eps)), Matrices(joined(query, key, value), out.weight, inner.weight, outer.weight),
+        query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight, first.LayerNorm.bias,
+        inner.bias, outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
+    )  # fmt: skip
+    return result
+
+
+def _rate(dropout: nn.Dropout) -> Rate:
+    return Rate.of(dropout.p if dropout.training else 0.0)
+
+
+def _is_fusible(layer: Any) -> bool:
+    """Plain modules, frozen matrices, and nobody who watches what is inside."""
+    attention = layer.attention.self
+    matrices, norms = linears(layer), (layer.attention.output.LayerNorm, layer.output.LayerNorm)
+    dropouts = (attention.dropout, layer.attention.output.dropout, layer.output.dropout)
+    return (
+        all(is_frozen_linear(matrix) for matrix in matrices)
+        and all(type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None for norm in norms)
+        and all(0 <= dropout.p < 1 for dropout in dropouts)
+        and attention.attention_head_size in _HEAD_WIDTHS
+        and attention.all_head_size == matrices[0].in_features
+        and is_plain_gelu(layer.intermediate.intermediate_act_fn)
+        and not any(has_hooks(module, keep_first_token) for child in layer.children() for module in child.modules())
+    )

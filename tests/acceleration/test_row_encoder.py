@@ -1,0 +1,377 @@
+"""BERT's encoder over rows against transformers' own, on a GPU or, without one, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import copy
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+if find_spec("triton") is None:
+    pytest.skip("needs triton, which is for Linux", allow_module_level=True)
+
+from peftlib.acceleration import layer_calls, rows
+from peftlib.acceleration.attention import finish_first_token_only
+from peftlib.acceleration.bert import joined, linears
+from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, Matrices, Shared, WholeLayer
+from peftlib.acceleration.layer_calls import Call, Rate
+from peftlib.acceleration.row_encoder import take_rows
+from peftlib.acceleration.rows import in_rows
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """So few programs that each has more than one block of rows, and few rows: an interpreted block takes milliseconds."""
+    monkeypatch.setattr(layer_calls, "_PROGRAMS", 3)
+    monkeypatch.setattr(rows, "_STEP", 32)
+
+
+def classifier(kind="bert", width=64, p=0.0, layers=2, attention="eager", **config):
+    """A tiny classifier with two heads on the device, in training, whose biases and normalisation are trained."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=50, hidden_size=width, num_attention_heads=2, intermediate_size=2 * width + 32,
+        num_hidden_layers=layers, hidden_dropout_prob=p, attention_probs_dropout_prob=p,
+        **{"embedding_size": width} if kind == "electra" else {}, **config,
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention).to(DEVICE).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.dim() == 1)
+        if parameter.dim() == 1:  # not what they start from: zeros and ones
+            nn.init.normal_(parameter, float(name.endswith("LayerNorm.weight")), 0.2)
+        else:
+            parameter.data.mul_(3)
+    return model
+
+
+def batch(tokens):
+    """Three examples of which some are padded, as `Collator` makes it, on the host."""
+    mask = torch.arange(tokens) < torch.tensor([[tokens], [tokens - 2], [2]])
+    ids = torch.randint(5, 50, (3, tokens), generator=torch.Generator().manual_seed(tokens))
+    return {
+        "input_ids": torch.where(mask, ids, 1), "attention_mask": mask.long(), "labels": torch.tensor([0, 1, 0]),
+        "weight": torch.full((3,), 1 / 3),
+    }  # fmt: skip
+
+
+def in_both(model, tokens, dtype=torch.float32):
+    """A copy of the model that takes rows, and the batch padded and in rows."""
+    ours, given = copy.deepcopy(model), batch(tokens)
+    first_position = take_rows(ours, dtype)
+    assert first_position is not None
+    return ours, given, in_rows(given, first_position)
+
+
+def gradients(model, given):
+    """Logits of the three examples, and the gradients of every trained parameter by name."""
+    model.zero_grad()
+    given = {name: tensor.to(DEVICE) for name, tensor in given.items()}
+    labels, weight = given.pop("labels"), given.pop("weight")
+    logits = model(**given).logits.float()
+    (nn.functional.cross_entropy(logits, labels, reduction="none") * weight).sum().backward()
+    return logits.detach()[:3], {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
+
+def calls(monkeypatch, run):
+    """How often each function computes while `run` runs."""
+    made = []
+    with monkeypatch.context() as patched:
+        for function in (Embeddings, WholeLayer, LastLayer):
+            name, apply = function.__name__, function.apply
+            patched.setattr(function, "apply", lambda *given, name=name, apply=apply: made.append(name) or apply(*given))
+        run()
+    return [made.count(function.__name__) for function in (Embeddings, WholeLayer, LastLayer)]
+
+
+def assert_close(ours, theirs, tolerance, least=1e-6):
+    """Up to `tolerance` of the largest element, or of `least`: a key bias has no gradient but rounding."""
+    scale = max(theirs.abs().max().item(), least)
+    assert (ours - theirs).abs().max().item() <= tolerance * scale
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "tokens", "attention"),
+    [
+        ("bert", 64, 5, "eager"), ("bert", 128, 16, "sdpa"), ("bert", 64, 23, "sdpa"), ("electra", 64, 3, "sdpa"),
+        ("roberta", 64, 33, "eager"), ("xlm-roberta", 128, 4, "eager"), ("bert", 64, 70, "sdpa"),
+    ],
+)  # fmt: skip
+def test_outputs_and_gradients_are_those_of_transformers(monkeypatch, kind, width, tokens, attention):
+    plain = classifier(kind, width, layers=3, attention=attention)
+    ours, padded, laid = in_both(plain, tokens)
+    finish_first_token_only(ours)  # as `accelerate_model` does, for padded batches
+    logits, expected = gradients(plain, padded)
+    found = []
+    assert calls(monkeypatch, lambda: found.append(gradients(ours, laid))) == [1, 2, 1]
+    assert_close(found[0][0], logits, 1e-5)
+    assert found[0][1].keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert_close(found[0][1][name], gradient, 3e-5, 1e-3 if "key.bias" in name else 1e-6)
+
+
+def test_without_token_types_and_for_the_last_layer_alone(monkeypatch):
+    plain = classifier(layers=1)
+    ours, padded, laid = in_both(plain, 7)
+    logits, expected = gradients(plain, padded)
+    types = {"token_type_ids": torch.zeros_like(laid["input_ids"])}
+    for given in (laid, {**laid, **types}):
+        found = []
+        assert calls(monkeypatch, lambda given=given, found=found: found.append(gradients(ours, given))) == [1, 0, 1]
+        assert_close(found[0][0], logits, 1e-5)
+        for name, gradient in expected.items():
+            assert_close(found[0][1][name], gradient, 3e-5, 1e-3 if "key.bias" in name else 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_as_far_from_fp32_as_autocast(dtype):
+    if dtype == torch.bfloat16 and DEVICE == "cpu":
+        pytest.skip("Triton's interpreter cannot multiply bf16 matrices")
+    exact = classifier(layers=3)
+    ours, padded, laid = in_both(exact, 23, dtype)
+    logits, expected = gradients(exact, padded)
+    errors = []
+    for model, given in ((copy.deepcopy(exact), padded), (ours, laid)):
+        with torch.autocast(DEVICE, dtype):
+            found, of = gradients(model, given)
+        assert all(gradient.dtype == torch.float32 for gradient in of.values())
+        differences = [
+            ((of[name] - one).norm() / one.norm()).item() for name, one in expected.items() if "key" not in name
+        ]
+        errors.append((max(differences), (found - logits).abs().max().item()))
+    assert errors[1][0] < 2 * errors[0][0] + torch.finfo(dtype).eps
+    assert errors[1][1] < 2 * errors[0][1] + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("p", [0.1, 0.7])
+def test_gradients_with_dropout_are_the_slopes_at_the_same_masks(p, layers):
+    model = classifier(p=p, layers=layers)
+    model.classifier.weight.data.mul_(5)
+    ours, _, laid = in_both(model, 6)
+    ours.dropout = nn.Identity()  # transformers' own, behind the pooler
+    given = {name: tensor.to(DEVICE) for name, tensor in laid.items() if name not in ("labels", "weight")}
+
+    def value():
+        torch.manual_seed(7)
+        return ours(**given).logits[:3].square().sum()
+
+    value().backward()
+    trained = {name: one for name, one in ours.named_parameters() if one.requires_grad}
+    for name, parameter in trained.items():
+        # One direction of each, so steep that fp32 can measure it.
+        direction = parameter.grad.sign() if "key" not in name else torch.ones_like(parameter)
+        slope = (parameter.grad * direction).sum().item()
+        with torch.no_grad():
+            start, step = parameter.clone(), 1e-3
+            values = []
+            for factor in (-step, step):
+                parameter.copy_(start + factor * direction)
+                with torch.enable_grad():
+                    values.append(value().item())
+            parameter.copy_(start)
+        measured = (values[1] - values[0]) / (2 * step)
+        # With dropout behind it, softmax still does not see what is added to all keys.
+        assert measured == pytest.approx(slope, rel=2e-2, abs=5e-2), name
+
+
+def attention_mask_drawn(seed, p, tokens=32):
+    """(heads, tokens, tokens): the factors on the attention weights of one example with two heads."""
+    qkv = torch.zeros(tokens, 3 * 64)
+    qkv[:, 128:] = torch.eye(32).repeat(1, 2)[:tokens] * tokens  # equal weights, and the values show which are kept
+    zeros = torch.zeros(64, device=DEVICE)
+    places = torch.full((1, 1, 1, 32), -1, dtype=torch.int32, device=DEVICE)
+    places[..., :tokens] = torch.arange(tokens)
+    out = layer_calls.attend(Call(places, seed, 2, (Rate.of(p),)), qkv.to(DEVICE), (zeros,) * 3)
+    return out.view(tokens, 2, 32)[..., :tokens].transpose(0, 1)
+
+
+def mixed_mask_drawn(seed, p, examples=16, tokens=32):
+    """(examples · heads, tokens): the same of the first tokens' attention."""
+    places = torch.arange(tokens, dtype=torch.int32, device=DEVICE).expand(examples, 1, 1, tokens).contiguous()
+    asked = torch.zeros(examples, 2, tokens, device=DEVICE)  # equal weights on the rows of a unit matrix
+    out, kept = layer_calls.mix(
+        Call(places, seed, 2, (Rate.of(p),)), asked, torch.eye(tokens, device=DEVICE) * tokens
+    )
+    torch.testing.assert_close(out.sum(2), kept * tokens)
+    return out.flatten(0, 1)
+
+
+def row_mask_drawn(seed, p, site, rows=64, width=96):
+    gradient = torch.randn(rows, width, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    nothing = torch.empty(3, 0, device=DEVICE)
+    places = torch.zeros(1, 1, 1, 32, dtype=torch.int32, device=DEVICE)
+    below, dropped = layer_calls.norm_backward(
+        Call(places, seed, 1, (Rate.of(p),) * 3), site, gradient, gradient, torch.ones(rows, device=DEVICE),
+        torch.ones(width, device=DEVICE), nothing, nothing, nothing,
+    )  # fmt: skip
+    return dropped / below
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_masks_have_their_rate_and_what_is_kept_its_factor(p):
+    seed = torch.tensor([123 + (321 << 32)], device=DEVICE)
+    masks = [
+        attention_mask_drawn(seed, p), mixed_mask_drawn(seed, p), row_mask_drawn(seed, p, 1), row_mask_drawn(seed, p, 2)
+    ]  # fmt: skip
+    for mask in masks:
+        kept = mask > 0
+        torch.testing.assert_close(mask[kept], torch.full_like(mask[kept], 1 / (1 - p)))
+        assert abs(kept.float().mean().item() - (1 - p)) < 4 * (p * (1 - p) / kept.numel()) ** 0.5
+    sites = torch.stack([mask.flatten() for mask in masks[2:]])
+    assert abs(torch.corrcoef(sites)[0, 1]) < 4 / masks[2].numel() ** 0.5
+    kept = masks[2] > 0
+    assert len(kept.unique(dim=0)) == len(kept)
+    if p == 0.5:
+        assert len((masks[0] > 0).flatten(0, 1).unique(dim=0)) == 64
+    neighbours = torch.corrcoef(torch.stack([kept[:, :-1].flatten().float(), kept[:, 1:].flatten().float()]))[0, 1]
+    assert abs(neighbours) < 4 / kept.numel() ** 0.5
+
+
+def test_masks_depend_on_the_seed_alone():
+    seed, others = torch.tensor([5], device=DEVICE), (6, 5 + (1 << 32))  # either half of it
+    assert torch.equal(row_mask_drawn(seed, 0.5, 1), row_mask_drawn(seed, 0.5, 1))
+    assert torch.equal(attention_mask_drawn(seed, 0.5), attention_mask_drawn(seed, 0.5))
+    for number in others:
+        other = torch.tensor([number], device=DEVICE)
+        assert not torch.equal(row_mask_drawn(seed, 0.5, 1), row_mask_drawn(other, 0.5, 1))
+        assert not torch.equal(attention_mask_drawn(seed, 0.5), attention_mask_drawn(other, 0.5))
+    # Row by row the same among fewer tokens.
+    short = attention_mask_drawn(seed, 0.5, 16)
+    assert torch.equal(short > 0, attention_mask_drawn(seed, 0.5)[:, :16, :16] > 0)
+
+
+def test_torch_s_generator_seeds_each_call():
+    ours, _, laid = in_both(classifier(p=0.5), 4)
+    torch.manual_seed(3)
+    (first, _), (second, _) = gradients(ours, laid), gradients(ours, laid)
+    torch.manual_seed(3)
+    assert torch.equal(gradients(ours, laid)[0], first)
+    assert not torch.equal(first, second)
+
+
+def test_examples_do_not_see_each_other_and_fillers_count_nothing():
+    ours, padded, laid = in_both(classifier(), 6)
+    logits, of = gradients(ours, laid)
+    changed = {**padded, "input_ids": padded["input_ids"].clone()}
+    changed["input_ids"][1] = 7
+    after, _ = gradients(ours, in_rows(changed, 0))
+    assert torch.equal(after[0], logits[0]) and torch.equal(after[2], logits[2])
+    assert not torch.equal(after[1], logits[1])
+    tokens = int(padded["attention_mask"].sum())
+    laid["input_ids"][0, tokens:] = 9
+    laid["position_ids"][0, tokens:] = 3
+    again, same = gradients(ours, laid)
+    assert torch.equal(again, logits)
+    assert all(torch.equal(same[name], one) for name, one in of.items())
+
+
+def test_only_what_is_trained_has_gradients():
+    plain = classifier()
+    trained = ("0.intermediate.dense.bias", "0.attention.self.query.bias", "1.attention.self.value.bias")
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(name.endswith(trained))
+    ours, padded, laid = in_both(plain, 5)
+    _, expected = gradients(plain, padded)
+    _, found = gradients(ours, laid)
+    assert found.keys() == expected.keys() and len(found) == 3
+    for name in expected:
+        assert_close(found[name], expected[name], 1e-5)
+    # Only behind attention: its backward is not needed.
+    for name, parameter in ours.named_parameters():
+        parameter.requires_grad_("layer.0.output" in name and "bias" in name)
+    assert [*gradients(ours, laid)[1]] == [
+        f"{ours.base_model_prefix}.encoder.layer.0.output.{name}.bias" for name in ("dense", "LayerNorm")
+    ]
+    ours.requires_grad_(False)
+    ours.classifier.bias.requires_grad_()
+    assert [*gradients(ours, laid)[1]] == ["classifier.bias"]
+
+
+def test_padded_batches_are_left_to_transformers(monkeypatch):
+    plain = classifier()
+    ours, padded, laid = in_both(plain, 5)
+    assert take_rows(ours, torch.float32) == 0  # once more changes nothing
+    found = []
+    assert calls(monkeypatch, lambda: found.append(gradients(ours, padded))) == [0, 0, 0]
+    logits, expected = gradients(plain, padded)
+    assert torch.equal(found[0][0], logits)
+    assert all(torch.equal(found[0][1][name], one) for name, one in expected.items())
+    ours.eval()
+    given = {name: tensor.to(DEVICE) for name, tensor in laid.items() if name not in ("labels", "weight")}
+    with torch.no_grad():
+        assert calls(monkeypatch, lambda: ours(**given)) == [1, 1, 1]
+        ids = given["input_ids"][:, :5]
+        assert calls(monkeypatch, lambda: ours(input_ids=ids)) == [0, 0, 0]
+    ours.train()
+    ours.base_model.encoder.layer[0].output.dense.weight.requires_grad_()
+    with pytest.raises(RuntimeError, match="changed after it was told to take rows"):
+        gradients(ours, laid)
+    gradients(ours, padded)
+
+
+def test_embeddings_that_are_trained_or_watched_are_left_to_transformers(monkeypatch):
+    plain = classifier()
+    plain.base_model.embeddings.word_embeddings.weight.requires_grad_()
+    ours, padded, laid = in_both(plain, 5)
+    found = []
+    assert calls(monkeypatch, lambda: found.append(gradients(ours, laid))) == [0, 1, 1]
+    logits, expected = gradients(plain, padded)
+    assert_close(found[0][0], logits, 1e-5)
+    assert found[0][1].keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert_close(found[0][1][name], gradient, 3e-5, 1e-3 if "key.bias" in name else 1e-6)
+    ours, _, laid = in_both(classifier(), 5)
+    seen = []
+    ours.base_model.embeddings.LayerNorm.register_forward_hook(lambda *_: seen.append(1))
+    assert calls(monkeypatch, lambda: gradients(ours, laid)) == [0, 1, 1]
+    assert seen
+
+
+def test_only_plain_frozen_layers_of_bert_s_kind_take_rows():
+    assert take_rows(classifier(hidden_act="relu"), torch.float32) is None
+    assert take_rows(classifier(width=32), torch.float32) is None
+    assert take_rows(classifier().requires_grad_(), torch.float32) is None
+    assert take_rows(classifier(is_decoder=True), torch.float32) is None
+    assert take_rows(classifier().base_model, torch.float32) is None
+    assert take_rows(nn.Linear(2, 2), torch.float32) is None
+    watched = classifier()
+    watched.base_model.encoder.layer[0].intermediate.register_forward_hook(lambda *_: None)
+    assert take_rows(watched, torch.float32) is None
+    wrapped = classifier()
+    wrapped.get_base_model = lambda: wrapped
+    assert take_rows(wrapped, torch.float32) is None
+    assert take_rows(classifier("roberta"), torch.float32) == 2
+
+
+def test_queries_keys_and_values_share_memory_in_copies_too():
+    model = classifier(layers=3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert take_rows(model, torch.float32) == 0
+    copied = copy.deepcopy(model)
+    for one in (model, copied):
+        gradients(one, in_rows(batch(4), 0))
+        for layer in one.base_model.encoder.layer:
+            query, key, value = linears(layer)[:3]
+            assert query.weight.untyped_storage().data_ptr() == value.weight.untyped_storage().data_ptr()
+            assert query.weight.untyped_storage().nbytes() == 3 * query.weight.nbytes
+            assert joined(query, key, value).data_ptr() == query.weight.data_ptr()
+            assert torch.equal(joined(query, key, value), torch.cat([query.weight, key.weight, value.weight]))
+        after = one.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert (
+        copied.base_model.encoder.layer[0].attention.self.query.weight.data_ptr()
+        != model.base_model.encoder.layer[0].attention.self.query.weight.data_ptr()
+    )
+
+
+def test_sums_of_columns_are_exact_for_whatever_sizes():
+    for first, second in (((5, 7), (3, 70)), ((20, 64), (1, 0)), ((1, 0), (33, 129)), ((2, 0), (2, 0))):
+        left, right = torch.randint(-9, 9, first).float().to(DEVICE), torch.randint(-9, 9, second).float().to(DEVICE)
+        assert torch.equal(layer_calls.sums_over_rows(left, right), torch.cat([left.sum(0), right.sum(0)]))
