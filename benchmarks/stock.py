@@ -12,7 +12,6 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 from benchmarks.jobs import EVALUATIONS, Job
 from benchmarks.meter import Meter, Speed, accuracy, resident_after_imports
 from peftlib.arguments import TrainArguments, parse_train_arguments
-from peftlib.data.batching import Slot
 from peftlib.data.encoding import EncodedExamples
 from peftlib.data.loading import load_splits
 from peftlib.data.tasks import TASKS
@@ -29,9 +28,9 @@ class Rows(Dataset[dict[str, Any]]):
         return len(self._examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        _, columns, label = self._examples[Slot(index, 1.0)]
-        row = {name: column.tolist() for name, column in columns.items()}
-        return {**row, "attention_mask": [1] * len(row["input_ids"]), "labels": label}
+        start, end = self._examples.offsets[index : index + 2]
+        row = {name: column[start:end].tolist() for name, column in self._examples.columns.items()}
+        return {**row, "attention_mask": [1] * len(row["input_ids"]), "labels": int(self._examples.labels[index])}
 
 
 class Ticking(TrainerCallback):

@@ -29,8 +29,22 @@ if TYPE_CHECKING:
 _FORMAT = "1"  # raise it when the cached files' content changes
 
 
+class Chosen(NamedTuple):
+    """Some examples of a split, their tokens end to end.
+
+    `columns` are the model's inputs, each flat, int32, of shape (total tokens,); `lengths`, `labels` and `example`,
+    the places in the split, are int64, `weight` fp32, all of shape (B,).
+    """
+
+    columns: dict[str, np.ndarray]
+    lengths: np.ndarray
+    labels: np.ndarray
+    example: np.ndarray
+    weight: np.ndarray
+
+
 @dataclass(frozen=True)
-class EncodedExamples(Dataset["tuple[Slot, dict[str, np.ndarray], int]"]):
+class EncodedExamples(Dataset[Chosen]):
     """Token ids of one split, ragged: example i is `column[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
@@ -55,13 +69,17 @@ class EncodedExamples(Dataset["tuple[Slot, dict[str, np.ndarray], int]"]):
         """Tokens per example, int64, shape (examples,)."""
         return np.diff(self.offsets)
 
-    def __getitem__(self, slot: Slot) -> tuple[Slot, dict[str, np.ndarray], int]:
-        start, end = self.offsets[slot.example], self.offsets[slot.example + 1]
-        return (
-            slot,
-            {name: column[start:end] for name, column in self.columns.items()},
-            int(self.labels[slot.example]),
-        )
+    def __getitems__(self, slots: Sequence[Slot]) -> Chosen:
+        """The examples of a micro-batch, all at once: one at a time, they cost more than a GPU's step allows."""
+        example = np.array([slot.example for slot in slots], dtype=np.int64)
+        starts = self.offsets[example]
+        lengths = self.offsets[example + 1] - starts
+        ends = np.cumsum(lengths)
+        # Token t of the result is token t - (ends - lengths) of its example.
+        places = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+        columns = {name: column[places] for name, column in self.columns.items()}
+        weight = np.array([slot.weight for slot in slots], dtype=np.float32)
+        return Chosen(columns, lengths, self.labels[example], example, weight)
 
 
 def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedExamples:
@@ -160,28 +178,24 @@ class Collator:
             raise UserError("the tokenizer has no padding token; use an encoder such as BERT or RoBERTa")
         return cls({"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}, pad_to, widest)
 
-    def __call__(self, items: Sequence[tuple[Slot, dict[str, np.ndarray], int]]) -> dict[str, torch.Tensor]:
-        """Stack B items.
+    def __call__(self, chosen: Chosen) -> dict[str, torch.Tensor]:
+        """Lay B examples out one below the other.
 
         Returns:
             `attention_mask` and the model's input columns, int64 of shape (B, width); `labels` and `example`,
             int64 of shape (B,); `weight`, fp32 of shape (B,), each example's share in its window's loss.
         """
-        rows = [columns for _, columns, _ in items]
-        lengths = [len(columns["input_ids"]) for columns in rows]
-        longest = max(lengths)
+        longest = int(chosen.lengths.max())
         width = max(self.pad_to, longest, min(-(-longest // WIDTH_STEP) * WIDTH_STEP, self.widest))
+        is_token = np.arange(width) < chosen.lengths[:, None]
         batch: dict[str, torch.Tensor] = {}
-        for name in rows[0]:
-            padded = np.full((len(items), width), self.pad_values.get(name, 0), dtype=np.int64)
-            for row, columns in enumerate(rows):
-                padded[row, : lengths[row]] = columns[name]
+        for name, column in chosen.columns.items():
+            padded = np.full(is_token.shape, self.pad_values.get(name, 0), dtype=np.int64)
+            padded[is_token] = column
             batch[name] = torch.from_numpy(padded)
-        mask = np.arange(width)[None, :] < np.asarray(lengths)[:, None]
-        batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
-        batch["labels"] = torch.tensor([label for _, _, label in items])
-        batch["example"] = torch.tensor([slot.example for slot, _, _ in items])
-        batch["weight"] = torch.tensor([slot.weight for slot, _, _ in items], dtype=torch.float32)
+        batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
+        for name in Targets._fields:
+            batch[name] = torch.from_numpy(getattr(chosen, name))
         return batch
 
 

@@ -75,7 +75,8 @@ def build_loaders(
         The two loaders, and the training loader's sampler, which holds the order of the data and its position.
     """
     longest = int(max(splits.train.lengths.max(), splits.validation.lengths.max()))
-    collator = Collator.for_tokenizer(tokenizer, pad_to, widest=longest)
+    # Any: torch's types know of lists alone, a collator takes what `__getitems__` gives.
+    collator: Any = Collator.for_tokenizer(tokenizer, pad_to, widest=longest)
     # A loader draws a seed for its workers at every start. From a generator of its own: the run's generators, which
     # checkpoints hold, stay out of it.
     own = torch.Generator().manual_seed(seed)

@@ -64,8 +64,9 @@ def _fits(training: Training) -> bool:
     generators = capture_random()
     training.model.train()
     try:
-        items = [loader.dataset[Slot(int(example), 0.0)] for example in longest]
-        batch = send_to_device(loader.collate_fn(items), accelerator.device)
+        slots = [Slot(int(example), 0.0) for example in longest]
+        chosen = loader.dataset.__getitems__(slots)  # type: ignore[attr-defined] # torch's types know it not
+        batch = send_to_device(loader.collate_fn(chosen), accelerator.device)
         with accelerator.no_sync(training.model):
             train_step(accelerator, training.model, batch)
         return True

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftlib.data.batching import Slot
-from peftlib.data.encoding import WIDTH_STEP, Collator, Targets, encode, split_inputs
+from peftlib.data.encoding import WIDTH_STEP, Collator, EncodedExamples, Targets, encode, split_inputs
 from peftlib.data.sources import Examples
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
@@ -62,8 +62,20 @@ def calls(monkeypatch):
 
 def rows_of(encoded):
     """Column -> token ids per example, as lists."""
-    items = [encoded[Slot(place, 1.0)] for place in range(len(encoded))]
-    return {name: [columns[name].tolist() for _, columns, _ in items] for name in encoded.columns}
+    items = [encoded.__getitems__([Slot(place, 1.0)]) for place in range(len(encoded))]
+    return {name: [item.columns[name].tolist() for item in items] for name in encoded.columns}
+
+
+def whole(encoded):
+    """All examples, in order."""
+    return encoded.__getitems__([Slot(place, 1.0) for place in range(len(encoded))])
+
+
+def made_of(*rows):
+    """A split with these token ids."""
+    offsets = np.cumsum([0, *(len(row) for row in rows)])
+    ids = np.concatenate(rows).astype(np.int32)
+    return EncodedExamples({"input_ids": ids}, offsets, np.zeros(len(rows), dtype=np.int64), "none", "made here")
 
 
 def expected_rows(tokenizer, rows, max_length):
@@ -196,7 +208,7 @@ def test_a_batch_is_padded_as_the_tokenizer_pads(architecture, rows, tiny_folder
     tokenizer = load_tokenizer(find_model(str(tiny_folder(architecture))))
     encoded = encode(examples_of(rows), tokenizer, 16)
     order = [len(rows) - 1, 0, 1]
-    batch = Collator.for_tokenizer(tokenizer)([encoded[Slot(place, 0.25)] for place in order])
+    batch = Collator.for_tokenizer(tokenizer)(encoded.__getitems__([Slot(place, 0.25) for place in order]))
     columns = rows_of(encoded)
     expected = tokenizer.pad({name: [ids[p] for p in order] for name, ids in columns.items()}, return_tensors="pt")
     inputs, targets = split_inputs(batch)
@@ -212,8 +224,7 @@ def test_a_batch_is_padded_as_the_tokenizer_pads(architecture, rows, tiny_folder
 
 def test_padding_goes_to_a_fixed_length_where_one_is_asked_for(tokenizer, cache):
     encoded = encode(examples_of(ROWS), tokenizer, 16)
-    items = [encoded[Slot(place, 1.0)] for place in range(len(ROWS))]
-    batch = Collator.for_tokenizer(tokenizer, pad_to=32)(items)
+    batch = Collator.for_tokenizer(tokenizer, pad_to=32)(whole(encoded))
     expected = tokenizer.pad(
         {"input_ids": rows_of(encoded)["input_ids"]}, padding="max_length", max_length=32, return_tensors="pt"
     )
@@ -221,15 +232,15 @@ def test_padding_goes_to_a_fixed_length_where_one_is_asked_for(tokenizer, cache)
     assert torch.equal(batch["input_ids"], expected["input_ids"])
     assert torch.equal(batch["attention_mask"], expected["attention_mask"])
     # Never shorter than the longest example.
-    assert Collator.for_tokenizer(tokenizer, pad_to=4)(items)["input_ids"].shape == (len(ROWS), 16)
+    assert Collator.for_tokenizer(tokenizer, pad_to=4)(whole(encoded))["input_ids"].shape == (len(ROWS), 16)
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), more=st.integers(0, 40))
 def test_widths_are_few_and_never_beyond_the_longest_example_there_is(lengths, more):
     """A model with positions for the longest example, and for no token more, still takes every batch."""
-    items = [(Slot(place, 1.0), {"input_ids": np.ones(length)}, 0) for place, length in enumerate(lengths)]
+    split = made_of(*(np.ones(length) for length in lengths))
     longest, widest = max(lengths), max(lengths) + more
-    batch = Collator({"input_ids": 0}, widest=widest)(items)
+    batch = Collator({"input_ids": 0}, widest=widest)(whole(split))
     width = batch["input_ids"].size(1)
     assert longest <= width <= widest and width < longest + WIDTH_STEP
     assert width % WIDTH_STEP == 0 or width == widest
@@ -238,8 +249,7 @@ def test_widths_are_few_and_never_beyond_the_longest_example_there_is(lengths, m
 
 def test_the_pad_values_are_the_tokenizers(tokenizer):
     tokenizer.pad_token = "[MASK]"
-    items = [(Slot(0, 1.0), {"input_ids": np.arange(3)}, 0), (Slot(1, 1.0), {"input_ids": np.arange(1)}, 1)]
-    batch = Collator.for_tokenizer(tokenizer)(items)
+    batch = Collator.for_tokenizer(tokenizer)(whole(made_of(np.arange(3), np.arange(1))))
     assert batch["input_ids"][1].tolist() == [0, tokenizer.mask_token_id, tokenizer.mask_token_id]
 
 

@@ -25,7 +25,7 @@ SIZES = [1, 3, 9, 17, 64]
 
 def plain_logits(model: nn.Module, split: EncodedExamples) -> np.ndarray:
     """The whole split as one padded batch."""
-    batch = Collator.for_tokenizer(TOKENIZER)([split[Slot(place, 1.0)] for place in range(len(split))])
+    batch = Collator.for_tokenizer(TOKENIZER)(split.__getitems__([Slot(place, 1.0) for place in range(len(split))]))
     with torch.inference_mode():
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         return model.eval()(**inputs).logits.numpy()

@@ -49,7 +49,7 @@ def gradients_of_whole_windows(examples: int, epochs: int = 1) -> Gradients:
     gradients = []
     for epoch in range(epochs):
         for window in batches.windows(epoch):
-            batch = collate([split[Slot(int(index), 0.0)] for index in window])
+            batch = collate(split.__getitems__([Slot(int(index), 0.0) for index in window]))
             model.zero_grad()
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             torch.nn.functional.cross_entropy(logits, batch["labels"]).backward()

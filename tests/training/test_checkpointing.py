@@ -408,11 +408,11 @@ class DyingExamples(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, slot):
-        self.asked += 1
-        if self.asked == 20 and torch.utils.data.get_worker_info() is not None:
+    def __getitems__(self, slots):
+        self.asked += len(slots)
+        if self.asked >= 20 and torch.utils.data.get_worker_info() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return self.examples[slot]
+        return self.examples.__getitems__(slots)
 
 
 def test_a_data_worker_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(tmp_path, uninterrupted):

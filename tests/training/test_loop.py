@@ -317,7 +317,7 @@ class Synchronisations(TorchDispatchMode):
 
 def test_a_micro_batch_makes_the_host_wait_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path)
-    batch = run.loader.collate_fn([run.loader.dataset[slot] for slot in next(iter(run.batches))])
+    batch = run.loader.collate_fn(run.loader.dataset.__getitems__(next(iter(run.batches))))
     with Synchronisations(monkeypatch) as synchronisations:
         share = train_step(run.accelerator, run.model, batch)
         assert synchronisations.count == 0
