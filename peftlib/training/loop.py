@@ -161,7 +161,8 @@ def finish_window(training: Training) -> None:
             values |= _evaluate(training)
         training.watcher.log(values, progress.step)
         training.start_clock()
-    training.random = capture_random()
+    if training.batches.accumulation_steps > 1:
+        training.random = capture_random()  # a signal may come inside the next window
     run_ends = progress.step == plan.steps or progress.stopped_early
     if keeper is not None and keeper.is_due(progress.step, epoch_ends, run_ends):
         _keep(training, keeper)
@@ -214,6 +215,8 @@ def keep_best(training: Training) -> None:
 def _keep(training: Training, keeper: Keeper) -> bool:
     """Write a checkpoint; its time is not training time."""
     settle(training)
+    if training.accelerator.sync_gradients:  # no window is under way: the generators are where a new one will start
+        training.random = capture_random()
     training.stop_clock()
     kept = keeper.save(training)
     training.start_clock()

@@ -152,8 +152,8 @@ class Training:
         verdict: of the latest update in fp16, until somebody needs to know.
         keeper: writes checkpoints; None keeps nothing.
         interruption: tells of signals; None never stops.
-        random: every generator's state at the start of the current window: what a checkpoint has to hold, since a
-            run that is stopped inside a window starts that window anew.
+        random: every generator's state at the start of the window that is under way: what a checkpoint has to hold,
+            since a run that is stopped inside a window starts that window anew. Where none is, a checkpoint takes it.
     """
 
     accelerator: Accelerator

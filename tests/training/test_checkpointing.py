@@ -46,9 +46,9 @@ class Reporter:
 
 
 def small_run(folder: Path, *, every: str | None = None, limit: int | None = None, **options) -> Training:
-    """10 windows an epoch (the last one short), 2 micro-batches each, dropout on."""
-    options = {"method": "bitfit", "epochs": 2, **options}
-    run = make_run(folder, micro=2, accumulation=2, dropout=0.1, logging_steps=3, **options)
+    """10 windows an epoch (the last one short), 2 micro-batches each unless told otherwise, dropout on."""
+    options = {"method": "bitfit", "epochs": 2, "micro": 2, "accumulation": 2, **options}
+    run = make_run(folder, dropout=0.1, logging_steps=3, **options)
     run.keeper = CheckpointKeeper(folder, every, limit, IDENTITY, Reporter())
     return run
 
@@ -94,6 +94,13 @@ def test_resumed_equals_uninterrupted_wherever_it_stopped(tmp_path, uninterrupte
 def test_resumed_equals_uninterrupted_for_every_method_and_precision(tmp_path, method, precision):
     options = {"method": method, "precision": precision}
     assert_resumes(tmp_path / "parts", whole_run(tmp_path / "whole", **options), 21, **options)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 9, 10, 11, 20])
+def test_resumed_equals_uninterrupted_without_accumulation(tmp_path, micro_batch):
+    """No signal comes inside a window then: the generators are read when it comes."""
+    options = {"micro": 4, "accumulation": 1}
+    assert_resumes(tmp_path / "parts", whole_run(tmp_path / "whole", **options), micro_batch, **options)
 
 
 def test_resumed_equals_uninterrupted_in_bf16(tmp_path):
