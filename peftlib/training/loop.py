@@ -50,19 +50,23 @@ def update(training: Training) -> torch.Tensor | None:
     Returns:
         The gradient's global L2 norm before clipping, on the device; None when it is not measured.
     """
-    accelerator, optimizer = training.accelerator, training.optimizer
+    accelerator, scaler = training.accelerator, training.accelerator.scaler
     settle(training)
     training.recent.rates.append(float(training.scheduler.get_last_lr()[0]))
     norm = None
     if training.plan.max_grad_norm > 0:
-        # Unscales fp16's gradients first; a bare torch.nn.utils.clip_grad_norm_ would clip the scaled ones.
-        norm = accelerator.clip_grad_norm_(_clipped(training), training.plan.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    if accelerator.scaler is None:
+        accelerator.unscale_gradients()  # fp16's: the scaled ones must not be clipped
+        norm = nn.utils.clip_grad_norm_(_clipped(training), training.plan.max_grad_norm)
+    # torch's own optimizer: accelerate's wrapper looks for a package on the disk at every step.
+    optimizer: torch.optim.Optimizer = training.optimizer.optimizer  # type: ignore[attr-defined]
+    if scaler is None:
+        optimizer.step()
         training.scheduler.step()
     else:
-        training.verdict = Verdict(accelerator.scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        training.verdict = Verdict(scaler)
+    optimizer.zero_grad()
     return norm
 
 
@@ -135,7 +139,7 @@ def train_epoch(training: Training) -> None:
             if accelerator.sync_gradients:
                 training.recent.norm = update(training)
         if accelerator.sync_gradients:
-            training.recent.losses.append(torch.stack(shares).sum())
+            training.recent.losses.append(torch.stack(shares).sum() if len(shares) > 1 else shares[0])
             training.recent.examples += len(windows[progress.window])
             shares = []
             finish_window(training)
