@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,8 +39,74 @@ def build_optimizer(
         {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
-    fused = device is not None and device.type in ("cpu", "cuda")
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=fused or None)
+    groups = [group for group in groups if group["params"]]
+    if device is not None and device.type in ("cpu", "cuda"):
+        return FusedAdamW(groups, learning_rate)
+    return torch.optim.AdamW(groups, lr=learning_rate)
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """What the kernel of a group works on, an entry for each parameter; `steps` are the parts of `counts`."""
+
+    parameters: list[torch.Tensor]
+    means: list[torch.Tensor]
+    squares: list[torch.Tensor]
+    steps: list[torch.Tensor]
+    counts: torch.Tensor
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """torch's fused AdamW to the bit, which keeps its lists of tensors.
+
+    torch's own collects and sorts them at every step: with bert-base's biases most of the host's time for it.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], learning_rate: float) -> None:
+        self._lists: dict[int, _Lists] = {}
+        super().__init__(groups, lr=learning_rate, fused=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._lists = {}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of the parameters that have a gradient."""
+        # fp16's scaler leaves these two here: what the gradients are multiplied by, and whether one overflowed.
+        scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for number, group in enumerate(self.param_groups):
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            lists = self._lists.get(number)
+            if lists is None or not _same(parameters, lists.parameters):
+                lists = self._lists[number] = self._collect(group)
+            lists.counts.add_(1)
+            beta1, beta2 = group["betas"]
+            torch._fused_adamw_(
+                lists.parameters, [parameter.grad for parameter in parameters], lists.means, lists.squares, [],
+                lists.steps, lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
+                eps=group["eps"], amsgrad=False, maximize=False, grad_scale=scale, found_inf=overflow,
+            )  # fmt: skip
+            if overflow is not None:
+                lists.counts.sub_(overflow)  # the kernel has left everything as it was
+
+    def _collect(self, group: dict[str, Any]) -> _Lists:
+        parameters: list[torch.Tensor] = []
+        means: list[torch.Tensor] = []
+        squares: list[torch.Tensor] = []
+        steps: list[torch.Tensor] = []
+        self._init_group(group, parameters, [], means, squares, [], steps)
+        counts = torch.stack(steps)  # one kernel counts for all
+        steps = list(counts.unbind())
+        for parameter, step in zip(parameters, steps, strict=True):
+            self.state[parameter]["step"] = step
+        return _Lists(parameters, means, squares, steps, counts)
+
+
+def _same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return len(left) == len(right) and all(map(operator.is_, left, right))
 
 
 def build_scheduler(

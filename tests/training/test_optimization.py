@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -57,6 +58,47 @@ def test_the_optimizer_holds_exactly_what_trains() -> None:
 def test_half_precision_masters_are_refused_before_there_is_an_optimizer() -> None:
     with pytest.raises(TypeError, match=r"must be fp32, these are not: .*float16"):
         build_optimizer(nn.Linear(2, 2).half(), 1e-3, 0.0)
+
+
+def layers() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@given(updates=st.lists(st.tuples(st.sets(st.integers(0, 5)), st.booleans(), st.booleans()), min_size=1, max_size=6))
+def test_updates_are_those_of_torchs_fused_adamw(scaled: bool, updates: list[tuple[set[int], bool, bool]]) -> None:
+    """Whatever parameters lack a gradient, whichever updates overflow, and wherever the state is saved and loaded."""
+    models = layers(), layers()
+    ours = build_optimizer(models[0], 1e-2, 0.1, torch.device("cpu"))
+    groups = build_optimizer(models[1], 1e-2, 0.1).param_groups
+    theirs = torch.optim.AdamW(
+        [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups], lr=1e-2, fused=True
+    )
+    assert type(ours) is not type(theirs)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=8.0, enabled=scaled) for _ in models]
+    generator = torch.Generator().manual_seed(1)
+    for number, (missing, overflows, reloads) in enumerate(updates):
+        for place, pair in enumerate(zip(models[0].parameters(), models[1].parameters(), strict=True)):
+            gradient = torch.randn(pair[0].shape, generator=generator) * 8
+            if scaled and overflows:
+                gradient[0] = math.inf
+            for parameter in pair:
+                parameter.grad = None if place in missing and len(missing) < 6 else gradient.clone()
+        for optimizer, scaler in zip((ours, theirs), scalers, strict=True):
+            optimizer.param_groups[0]["lr"] = 1e-2 / (number + 1)
+            scaler.scale(torch.ones(()))  # the scale is made at its first use
+            if scaled and number % 2:
+                scaler.unscale_(optimizer)  # as clipping does
+            scaler.step(optimizer)
+            scaler.update()
+            if reloads:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for left, right in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(left, right)
+        assert ours.state[left].keys() == theirs.state[right].keys()
+        for name, value in ours.state[left].items():
+            assert torch.equal(value, theirs.state[right][name]), name
 
 
 def rates(name: str, steps: int, warmup: int | None, warmup_ratio: float) -> list[float]:
