@@ -114,7 +114,7 @@ class WindowBatches(Sampler[list[Slot]]):
         ordered = window[np.argsort(self.lengths[window], kind="stable")]
         parts = np.array_split(ordered, rounds * self.num_processes)
         filler = [Slot(int(ordered[0]), 0.0)]
-        return [[Slot(int(index), weight) for index in part] or filler for part in parts]
+        return [[Slot(index, weight) for index in part.tolist()] or filler for part in parts]
 
     def __iter__(self) -> Iterator[list[Slot]]:
         for window in self.windows(self.epoch)[self.start : self.stop]:
