@@ -124,7 +124,7 @@ class Meter:
         )
 
     def count(self, inputs: dict[str, Any]) -> None:
-        """These go through the model: padded, or in rows (see `acceleration.rows`)."""
+        """These go through the model: padded, or in rows (see `data.collation`)."""
         if self._started is not None and self._spent is None:
             mask: torch.Tensor = inputs["attention_mask"]
             seen = mask >= 0 if mask.dim() == 4 else mask > 0

@@ -97,7 +97,12 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         parameters = ParameterCount.of(base_size, adapted)
         if job.system == "ours":
             accelerate_model(
-                adapted, accelerator.device, precision.name, how.frozen_dtype, strategy.reads_frozen_weights, train_loader
+                adapted,
+                accelerator.device,
+                precision.name,
+                how.frozen_dtype,
+                strategy.reads_frozen_weights,
+                train_loader,
             )
         plan = Plan.of(
             batches.windows_per_epoch, epochs, None, eval_steps=eval_steps, logging_steps=args.output.logging_steps,

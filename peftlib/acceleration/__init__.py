@@ -15,7 +15,6 @@ from torch import nn
 from peftlib.acceleration.attention import always_mask, finish_first_token_only, use_eager_attention
 from peftlib.acceleration.dropout import use_cheap_dropout
 from peftlib.acceleration.packed_encoder import pack_encoder
-from peftlib.acceleration.rows import RowCollate
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: Options of glibc's mallopt, from malloc.h.
@@ -39,7 +38,8 @@ def accelerate_model(
         frozen_dtype: "auto" keeps frozen Linear weights in that precision, "fp32" leaves them and their layers.
         reads_frozen: the method uses frozen weights for more than their layers' products; they stay in fp32, and so
             does the arithmetic that PEFT does with them.
-        loader: of training batches, which are laid out as the model takes them fastest.
+        loader: of training batches, whose `collate_fn` is a `Collator`: they are laid out as the model takes them
+            fastest.
     """
     if precision in _DTYPES and not reads_frozen:
         leave_casts_to_autocast(model)
@@ -50,7 +50,7 @@ def accelerate_model(
 
                 first_position = take_rows(model, _DTYPES[precision])
                 if loader is not None and first_position is not None:
-                    loader.collate_fn = RowCollate(loader.collate_fn, first_position)
+                    loader.collate_fn = loader.collate_fn.in_rows(first_position)
     if device.type == "cpu":
         if reads_frozen or not pack_encoder(model):
             finish_first_token_only(model)

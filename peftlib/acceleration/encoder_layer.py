@@ -60,8 +60,9 @@ class Embeddings(torch.autograd.Function):
         weight: torch.Tensor, shift: torch.Tensor, eps: float, rate: calls.Rate, dtype: torch.dtype,
     ) -> torch.Tensor:  # fmt: skip
         seed = draw_seeds(1, weight.device)
-        words, types, positions = (None if one is None else one.flatten() for one in tokens)
-        rows, normal = calls.embed((words, types, positions), tables, weight, shift, eps, seed, rate, dtype)
+        words, types, positions = tokens
+        flat = words.flatten(), None if types is None else types.flatten(), positions.flatten()
+        rows, normal = calls.embed(flat, tables, weight, shift, eps, seed, rate, dtype)
         ctx.save_for_backward(normal, seed)
         ctx.rate = rate
         return rows.unsqueeze(0)
@@ -130,11 +131,10 @@ class LastLayer(torch.autograd.Function):
             of_query, of_key, of_value = matrices.qkv.view(3, heads, -1, width)
             starts = rows.index_select(0, call.places[:, 0, 0, 0])
             query = torch.addmm(vectors.query.to(rows.dtype), starts, of_query.view(-1, width).t())
-            asked = torch.bmm(_by_head(query, heads), of_key).transpose(0, 1).contiguous()
+            asked = _of_each_head(query.view(-1, heads, width // heads), of_key)
             mixed, weights = calls.mix(call, asked, rows)
-            seen = torch.bmm(mixed.transpose(0, 1), of_value.mT).transpose(0, 1)
-            seen = torch.addcmul(seen, weights.unsqueeze(2), vectors.value.view(heads, -1)).to(rows.dtype)
-            result, kept = _finish(call, seen.reshape(query.shape), starts, matrices, vectors, eps)
+            seen = _of_each_head(mixed, of_value.mT).addcmul_(weights.unsqueeze(2), vectors.value.view(heads, -1))
+            result, kept = _finish(call, seen.flatten(1), starts, matrices, vectors, eps)
         ctx.call, ctx.matrices = call, matrices
         ctx.save_for_backward(rows, asked, weights, *kept, *given)
         return result
@@ -149,21 +149,24 @@ class LastLayer(torch.autograd.Function):
         with torch.autocast(gradient.device.type, enabled=False):
             below, residual, sums = _finish_backward(call, gradient, kept, matrices, vectors, Vectors(*needed))
             of_seen = (below @ matrices.out).view(-1, heads, width // heads)
-            for_values = (of_seen * weights.unsqueeze(2)).flatten(1)
             of_weights = (of_seen * vectors.value.view(heads, -1)).sum(2, dtype=torch.float32)
-            of_mixed = torch.bmm(of_seen.transpose(0, 1), of_value).transpose(0, 1).contiguous()
-            of_asked, for_rows = calls.mix_backward(call, asked, rows, of_mixed, of_weights)
-            for_query = torch.bmm(of_asked.transpose(0, 1), of_key.mT).transpose(0, 1).reshape(gradient.shape)
+            of_asked, for_rows = calls.mix_backward(call, asked, rows, _of_each_head(of_seen, of_value), of_weights)
+            for_query = _of_each_head(of_asked, of_key.mT).flatten(1)
             of_starts = residual.addmm_(for_query, of_query.view(-1, width))
             for_rows.index_add_(0, call.places[:, 0, 0, 0], of_starts)
-            for_qkv = torch.cat([for_query.float(), torch.zeros_like(for_values), for_values], 1)
-            of_vectors = sums.finish(for_qkv if any(needed[:3]) else for_qkv[:, :0], Vectors(*needed))
+            for_qkv = weights.new_zeros(len(weights), 3 * width if any(needed[:3]) else 0)
+            if any(needed[:3]):
+                for_qkv[:, :width] = for_query
+                torch.mul(of_seen, weights.unsqueeze(2), out=for_qkv[:, 2 * width :].view(of_seen.shape))
+            of_vectors = sums.finish(for_qkv, Vectors(*needed))
         return for_rows if of_rows else None, None, None, *of_vectors
 
 
-def _by_head(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """(S, D) to (H, S, DH)."""
-    return rows.view(rows.size(0), heads, -1).transpose(0, 1)
+def _of_each_head(vectors: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Vectors (S, H, any) times each head's matrix (H, any, other): (S, H, other), without copies on the way."""
+    out = vectors.new_empty(*vectors.shape[:2], matrices.size(2))
+    torch.bmm(vectors.transpose(0, 1), matrices, out=out.transpose(0, 1))
+    return out
 
 
 def _finish(

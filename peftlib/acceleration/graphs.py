@@ -37,8 +37,8 @@ class GraphedStep:
 
     With BERT-like models a GPU computes a small batch faster than Python can describe it. A graph
     (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) replays the kernels of an earlier step on new
-    contents of the same tensors: the same arithmetic, dropout drawn from the same generator. The very first batch runs as
-    it always would, which starts the libraries; later ones are recorded where their shape is new.
+    contents of the same tensors: the same arithmetic, dropout drawn from the same generator. The very first batch runs
+    as it always would, which starts the libraries; later ones are recorded where their shape is new.
 
     Gradients gather in tensors that live as long as this object, which is what a graph needs. Parameters get them back
     whenever the optimizer has dropped them.

@@ -10,16 +10,19 @@ from typing import Any, NamedTuple
 import torch
 import triton  # type: ignore  # without types; torch for GPUs brings it, torch for CPUs does not
 
+from peftlib.acceleration import attention_kernels as attention
 from peftlib.acceleration import layer_kernels as kernels
 
 #: Most programs that share the rows in backward: each leaves one row of sums.
 _PROGRAMS = 256
 #: Rows and columns that a program holds at a time, and its warps of 32 threads.
-_ROWS, _NORM_WARPS = 4, 4
+_ROWS, _NORM_WARPS = 2, 4
 _GELU_ROWS, _GELU_COLUMNS, _GELU_WARPS = 2, 1024, 4
 _ATTENTION_WARPS = 4  # for up to 64 tokens, twice as many beyond
-_MIX_COLUMNS = 64
-_SUMS_ROWS, _SUMS_COLUMNS, _SUMS_WARPS = 16, 64, 4
+#: In backward on up to 64 tokens: four programs at a time on each multiprocessor in place of three.
+_MOST_REGISTERS = 128
+_MIX_COLUMNS = 128
+_SUMS_ROWS, _SUMS_COLUMNS, _SUMS_WARPS = 32, 32, 4
 
 
 class Rate(NamedTuple):
@@ -159,7 +162,7 @@ def _for_rows(like: torch.Tensor, seed: torch.Tensor, rate: Rate) -> dict[str, A
 def attend(call: Call, qkv: torch.Tensor, biases: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Attention of (T, 3 D) queries, keys and values that lack their biases: (T, D)."""
     out = qkv.new_empty(qkv.size(0), qkv.size(1) // 3)
-    kernels.attention_forward[(call.places.size(0) * call.heads,)](qkv, *biases, out, **_for_attention(call, out))
+    attention.attention_forward[(call.places.size(0) * call.heads,)](qkv, *biases, out, **_for_attention(call, out))
     return out
 
 
@@ -169,8 +172,15 @@ def attend_backward(
     """Gradients (T, 3 D), and their sums over an example's tokens, (S, 3 D), where asked for."""
     out, examples = torch.empty_like(qkv), call.places.size(0)
     sums = qkv.new_empty((examples, qkv.size(1) if summed else 0), dtype=torch.float32)
-    kernels.attention_backward[(examples * call.heads,)](
-        qkv, *biases, out, gradient, sums, SUMMED=summed, **_for_attention(call, gradient)
+    attention.attention_backward[(examples * call.heads,)](
+        qkv,
+        *biases,
+        out,
+        gradient,
+        sums,
+        SUMMED=summed,
+        **_for_attention(call, gradient),
+        maxnreg=_MOST_REGISTERS if call.places.size(-1) <= 64 else None,
     )
     return out, sums
 
@@ -178,7 +188,7 @@ def attend_backward(
 def mix(call: Call, asked: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (T, D) weighed by attention for each of the queries (S, H, D); the sums of the weights, fp32 (S, H)."""
     out, kept = torch.empty_like(asked), asked.new_empty(asked.shape[:2], dtype=torch.float32)
-    kernels.mix_forward[(asked.size(0),)](asked, rows, out, kept, **_for_mix(call, asked))
+    attention.mix_forward[(asked.size(0),)](asked, rows, out, kept, **_for_mix(call, asked))
     return out, kept
 
 
@@ -187,7 +197,7 @@ def mix_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of queries and rows, of those of the two results."""
     of_asked, of_rows = torch.empty_like(asked), torch.empty_like(rows)
-    kernels.mix_backward[(asked.size(0),)](asked, rows, gradient, of_kept, of_asked, of_rows, **_for_mix(call, asked))
+    attention.mix_backward[(asked.size(0),)](asked, rows, gradient, of_kept, of_asked, of_rows, **_for_mix(call, asked))
     return of_asked, of_rows
 
 

@@ -1,4 +1,7 @@
-"""BERT's encoder on a GPU over rows of tokens, where its matrices are frozen: a function for each layer."""
+"""BERT's encoder on a GPU over rows of tokens, where its matrices are frozen: a function for each layer.
+
+Batches come as `data/rows.py` lays them out: (1, T) tokens, and int32 (S, 1, 1, width) in place of a mask.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ from peftlib.acceleration.bert import (
     joined,
     linears,
 )  # fmt: skip
-from peftlib.acceleration.rows import is_in_rows
 
 if find_spec("triton") is not None:  # it comes with torch for GPUs only
     from peftlib.acceleration.encoder_layer import (
@@ -37,7 +39,7 @@ _HEAD_WIDTHS = (32, 64)
 
 
 def take_rows(model: nn.Module, dtype: torch.dtype) -> int | None:
-    """Let the encoder of a BERT-like classifier compute batches that `rows.in_rows` has laid out.
+    """Let the encoder of a BERT-like classifier compute batches that are laid out in rows.
 
     Only where all matrices of its layers are frozen; biases and normalisation may be trained. The last layer ends with
     the first token of each example, since the head reads no other. Padded batches are computed as ever.
@@ -61,12 +63,14 @@ def take_rows(model: nn.Module, dtype: torch.dtype) -> int | None:
         for linear in linears(layer):
             linear.weight.data = linear.weight.data.to(dtype)
         joined(*linears(layer)[:3])
-    encoder.__class__ = _before(_RowEncoder, type(encoder))
+    kind: Any = type(encoder)
+    encoder.__class__ = _before(_RowEncoder, kind)
     base: Any = model
     embeddings = base.base_model.embeddings
     if _are_plain_embeddings(embeddings):
         embeddings.rows_dtype = dtype
-        embeddings.__class__ = _before(_RowEmbeddings, type(embeddings))
+        kind = type(embeddings)
+        embeddings.__class__ = _before(_RowEmbeddings, kind)
     # RoBERTa's count from behind the padding's own.
     counts_from_padding = hasattr(embeddings, "create_position_ids_from_input_ids")
     return embeddings.padding_idx + 1 if counts_from_padding else 0
@@ -78,7 +82,7 @@ class _RowEncoder(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        if not is_in_rows(hidden_states, attention_mask):
+        if not _is_in_rows(hidden_states, attention_mask):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         encoder: Any = self
         if not all(_is_fusible(layer) for layer in encoder.layer):
@@ -89,6 +93,11 @@ class _RowEncoder(nn.Module):
             function = LastLayer if layer is encoder.layer[-1] else WholeLayer
             rows = _compute(function, layer, rows, attention_mask, seed)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=rows.unsqueeze(1))
+
+
+def _is_in_rows(x: torch.Tensor, mask: Any) -> bool:
+    """Whether these are hidden states (1, T, D) and, in place of a mask, the rows of each example's tokens."""
+    return isinstance(mask, torch.Tensor) and mask.dtype == torch.int32 and mask.dim() == 4 and x.size(0) == 1
 
 
 class _RowEmbeddings(nn.Module):
@@ -107,7 +116,7 @@ class _RowEmbeddings(nn.Module):
         embeddings: Any = self
         if not (
             input_ids is not None
-            and position_ids is not None  # which `in_rows` gives, and hardly anybody else
+            and position_ids is not None  # which batches in rows have, and hardly any others
             and input_ids.size(0) == 1
             and input_ids.shape == position_ids.shape
             and kwargs.get("inputs_embeds") is None
@@ -138,7 +147,7 @@ def _are_plain_embeddings(embeddings: Any) -> bool:
 
 
 @functools.cache
-def _before(mixin: type, kind: type) -> type:
+def _before(mixin: Any, kind: Any) -> Any:
     """`kind` with the mixin in front, once."""
     if issubclass(kind, mixin):
         return kind
@@ -150,10 +159,11 @@ def _compute(function: Any, layer: Any, rows: torch.Tensor, places: Any, seed: t
     query, key, value, out, inner, outer = linears(layer)
     dropouts = (attention.dropout, first.dropout, second.dropout)
     call = Call(places, seed, attention.num_attention_heads, tuple(_rate(one) for one in dropouts))
+    eps = (first.LayerNorm.eps, second.LayerNorm.eps)
+    matrices = Matrices(joined(query, key, value), out.weight, inner.weight, outer.weight)
     result: torch.Tensor = function.apply(
-        rows, Shared(call, (first.LayerNorm.eps, second.LayerNorm.eps)), Matrices(joined(query, key, value), out.weight, inner.weight, outer.weight),
-        query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight, first.LayerNorm.bias,
-        inner.bias, outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
+        rows, Shared(call, eps), matrices, query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight,
+        first.LayerNorm.bias, inner.bias, outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
     )  # fmt: skip
     return result
 

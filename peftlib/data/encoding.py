@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch.utils.data import Dataset
@@ -148,69 +147,3 @@ def _store(arrays: dict[str, np.ndarray], path: Path) -> None:
     except (OSError, SafetensorError):
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-
-
-#: Widths are multiples of so many tokens. For every new one, oneDNN compiles its products anew and keeps them: with one
-#: width per length, a BitFit run on MRPC's lengths in bf16 took 1.37 GB after 120 micro-batches, in steps of 4 it takes
-#: 0.92, at the same speed. Steps of 8 take 0.84, and 13 % more tokens where a sentence has 27.
-WIDTH_STEP = 4
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Pads the examples of a micro-batch to its longest one (or to `pad_to`), rounded up to few widths.
-
-    Attributes:
-        pad_values: per input column the value that stands for "no token".
-        pad_to: a fixed length in tokens, or 0 for the longest example of the batch.
-        widest: tokens up to which widths are rounded, the longest example there is: a model may have no positions
-            for more. 0 rounds nothing.
-    """
-
-    pad_values: dict[str, int]
-    pad_to: int = 0
-    widest: int = 0
-
-    @classmethod
-    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, pad_to: int = 0, widest: int = 0) -> Collator:
-        """The padding that this tokenizer would do itself, on the right."""
-        if tokenizer.pad_token_id is None:
-            raise UserError("the tokenizer has no padding token; use an encoder such as BERT or RoBERTa")
-        return cls({"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}, pad_to, widest)
-
-    def __call__(self, chosen: Chosen) -> dict[str, torch.Tensor]:
-        """Lay B examples out one below the other.
-
-        Returns:
-            `attention_mask` and the model's input columns, int64 of shape (B, width); `labels` and `example`,
-            int64 of shape (B,); `weight`, fp32 of shape (B,), each example's share in its window's loss.
-        """
-        longest = int(chosen.lengths.max())
-        width = max(self.pad_to, longest, min(-(-longest // WIDTH_STEP) * WIDTH_STEP, self.widest))
-        is_token = np.arange(width) < chosen.lengths[:, None]
-        batch: dict[str, torch.Tensor] = {}
-        for name, column in chosen.columns.items():
-            padded = np.full(is_token.shape, self.pad_values.get(name, 0), dtype=np.int64)
-            padded[is_token] = column
-            batch[name] = torch.from_numpy(padded)
-        batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
-        for name in Targets._fields:
-            batch[name] = torch.from_numpy(getattr(chosen, name))
-        return batch
-
-
-class Targets(NamedTuple):
-    """What a batch holds beside the model's inputs, each of shape (B,).
-
-    `labels` are class indices, `example` the places in the split, `weight` their shares in the loss.
-    """
-
-    labels: torch.Tensor
-    example: torch.Tensor
-    weight: torch.Tensor
-
-
-def split_inputs(batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Targets]:
-    """What goes into the model, and what its output is held against."""
-    inputs = {name: tensor for name, tensor in batch.items() if name not in Targets._fields}
-    return inputs, Targets(**{name: batch[name] for name in Targets._fields})

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from peftlib.data.batching import WindowBatches
-from peftlib.data.encoding import Collator, EncodedExamples, encode
+from peftlib.data.collation import Collator
+from peftlib.data.encoding import EncodedExamples, encode
 from peftlib.data.sources import load_examples
 from peftlib.data.tasks import Task
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from peftlib.data.encoding import split_inputs
+from peftlib.data.collation import split_inputs
 
 
 @dataclass(frozen=True)

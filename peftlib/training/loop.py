@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftlib.acceleration.graphs import GraphedStep, Step
-from peftlib.data.encoding import split_inputs
+from peftlib.data.collation import split_inputs
 from peftlib.errors import Interrupted, RunError
 from peftlib.strategies.parameters import load_trained_state, trained_state
 from peftlib.training.accumulation import backward, weighted_loss

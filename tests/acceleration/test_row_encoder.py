@@ -6,6 +6,7 @@ import copy
 import os
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,22 +15,25 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 if find_spec("triton") is None:
     pytest.skip("needs triton, which is for Linux", allow_module_level=True)
 
-from peftlib.acceleration import layer_calls, rows
+from peftlib.acceleration import layer_calls
 from peftlib.acceleration.attention import finish_first_token_only
 from peftlib.acceleration.bert import joined, linears
-from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, Matrices, Shared, WholeLayer
+from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, WholeLayer
 from peftlib.acceleration.layer_calls import Call, Rate
 from peftlib.acceleration.row_encoder import take_rows
-from peftlib.acceleration.rows import in_rows
+from peftlib.data import collation
+from peftlib.data.collation import Collator, split_inputs
+from peftlib.data.encoding import Chosen
+from peftlib.training.accumulation import weighted_loss
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    """So few programs that each has more than one block of rows, and few rows: an interpreted block takes milliseconds."""
+    """So few programs that each has several blocks of rows, and few rows: an interpreted block takes milliseconds."""
     monkeypatch.setattr(layer_calls, "_PROGRAMS", 3)
-    monkeypatch.setattr(rows, "_STEP", 32)
+    monkeypatch.setattr(collation, "STEP", 32)
 
 
 def classifier(kind="bert", width=64, p=0.0, layers=2, attention="eager", **config):
@@ -50,31 +54,32 @@ def classifier(kind="bert", width=64, p=0.0, layers=2, attention="eager", **conf
     return model
 
 
-def batch(tokens):
-    """Three examples of which some are padded, as `Collator` makes it, on the host."""
-    mask = torch.arange(tokens) < torch.tensor([[tokens], [tokens - 2], [2]])
-    ids = torch.randint(5, 50, (3, tokens), generator=torch.Generator().manual_seed(tokens))
-    return {
-        "input_ids": torch.where(mask, ids, 1), "attention_mask": mask.long(), "labels": torch.tensor([0, 1, 0]),
-        "weight": torch.full((3,), 1 / 3),
-    }  # fmt: skip
+def batches(tokens, first_position=0, changed=None):
+    """Three examples, padded and in rows, on the host; the second one with other tokens if asked for."""
+    lengths = np.array([tokens, tokens - 2, 2])
+    ids = np.random.default_rng(tokens).integers(5, 50, lengths.sum())
+    if changed is not None:
+        ids[tokens : 2 * tokens - 2] = changed
+    labels, weight = np.array([0, 1, 0]), np.full(3, 1 / 3, dtype=np.float32)
+    chosen = Chosen({"input_ids": ids}, lengths, labels, np.arange(3), weight)
+    collator = Collator({"input_ids": 1})
+    return collator(chosen), collator.in_rows(first_position)(chosen)
 
 
 def in_both(model, tokens, dtype=torch.float32):
     """A copy of the model that takes rows, and the batch padded and in rows."""
-    ours, given = copy.deepcopy(model), batch(tokens)
+    ours = copy.deepcopy(model)
     first_position = take_rows(ours, dtype)
     assert first_position is not None
-    return ours, given, in_rows(given, first_position)
+    return ours, *batches(tokens, first_position)
 
 
 def gradients(model, given):
     """Logits of the three examples, and the gradients of every trained parameter by name."""
     model.zero_grad()
-    given = {name: tensor.to(DEVICE) for name, tensor in given.items()}
-    labels, weight = given.pop("labels"), given.pop("weight")
-    logits = model(**given).logits.float()
-    (nn.functional.cross_entropy(logits, labels, reduction="none") * weight).sum().backward()
+    inputs, targets = split_inputs({name: tensor.to(DEVICE) for name, tensor in given.items()})
+    logits = model(**inputs).logits.float()
+    weighted_loss(logits, targets.labels, targets.weight).backward()
     return logits.detach()[:3], {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
 
 
@@ -84,7 +89,8 @@ def calls(monkeypatch, run):
     with monkeypatch.context() as patched:
         for function in (Embeddings, WholeLayer, LastLayer):
             name, apply = function.__name__, function.apply
-            patched.setattr(function, "apply", lambda *given, name=name, apply=apply: made.append(name) or apply(*given))
+            counted = lambda *given, name=name, apply=apply: made.append(name) or apply(*given)  # noqa: E731
+            patched.setattr(function, "apply", counted)
         run()
     return [made.count(function.__name__) for function in (Embeddings, WholeLayer, LastLayer)]
 
@@ -148,14 +154,13 @@ def test_half_precision_is_as_far_from_fp32_as_autocast(dtype):
     assert errors[1][1] < 2 * errors[0][1] + torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("p", [0.1, 0.7])
+@pytest.mark.parametrize(("p", "layers"), [(0.7, 1), (0.1, 2)])
 def test_gradients_with_dropout_are_the_slopes_at_the_same_masks(p, layers):
     model = classifier(p=p, layers=layers)
     model.classifier.weight.data.mul_(5)
     ours, _, laid = in_both(model, 6)
     ours.dropout = nn.Identity()  # transformers' own, behind the pooler
-    given = {name: tensor.to(DEVICE) for name, tensor in laid.items() if name not in ("labels", "weight")}
+    given = split_inputs({name: tensor.to(DEVICE) for name, tensor in laid.items()})[0]
 
     def value():
         torch.manual_seed(7)
@@ -195,9 +200,7 @@ def mixed_mask_drawn(seed, p, examples=16, tokens=32):
     """(examples · heads, tokens): the same of the first tokens' attention."""
     places = torch.arange(tokens, dtype=torch.int32, device=DEVICE).expand(examples, 1, 1, tokens).contiguous()
     asked = torch.zeros(examples, 2, tokens, device=DEVICE)  # equal weights on the rows of a unit matrix
-    out, kept = layer_calls.mix(
-        Call(places, seed, 2, (Rate.of(p),)), asked, torch.eye(tokens, device=DEVICE) * tokens
-    )
+    out, kept = layer_calls.mix(Call(places, seed, 2, (Rate.of(p),)), asked, torch.eye(tokens, device=DEVICE) * tokens)
     torch.testing.assert_close(out.sum(2), kept * tokens)
     return out.flatten(0, 1)
 
@@ -258,9 +261,7 @@ def test_torch_s_generator_seeds_each_call():
 def test_examples_do_not_see_each_other_and_fillers_count_nothing():
     ours, padded, laid = in_both(classifier(), 6)
     logits, of = gradients(ours, laid)
-    changed = {**padded, "input_ids": padded["input_ids"].clone()}
-    changed["input_ids"][1] = 7
-    after, _ = gradients(ours, in_rows(changed, 0))
+    after, _ = gradients(ours, batches(6, changed=7)[1])
     assert torch.equal(after[0], logits[0]) and torch.equal(after[2], logits[2])
     assert not torch.equal(after[1], logits[1])
     tokens = int(padded["attention_mask"].sum())
@@ -303,7 +304,7 @@ def test_padded_batches_are_left_to_transformers(monkeypatch):
     assert torch.equal(found[0][0], logits)
     assert all(torch.equal(found[0][1][name], one) for name, one in expected.items())
     ours.eval()
-    given = {name: tensor.to(DEVICE) for name, tensor in laid.items() if name not in ("labels", "weight")}
+    given = split_inputs({name: tensor.to(DEVICE) for name, tensor in laid.items()})[0]
     with torch.no_grad():
         assert calls(monkeypatch, lambda: ours(**given)) == [1, 1, 1]
         ids = given["input_ids"][:, :5]
@@ -355,7 +356,7 @@ def test_queries_keys_and_values_share_memory_in_copies_too():
     assert take_rows(model, torch.float32) == 0
     copied = copy.deepcopy(model)
     for one in (model, copied):
-        gradients(one, in_rows(batch(4), 0))
+        gradients(one, batches(4)[1])
         for layer in one.base_model.encoder.layer:
             query, key, value = linears(layer)[:3]
             assert query.weight.untyped_storage().data_ptr() == value.weight.untyped_storage().data_ptr()

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftlib.data.batching import Slot
-from peftlib.data.encoding import WIDTH_STEP, Collator, EncodedExamples, Targets, encode, split_inputs
+from peftlib.data.collation import WIDTH_STEP, Collator, Targets, split_inputs
+from peftlib.data.encoding import EncodedExamples, encode
 from peftlib.data.sources import Examples
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer

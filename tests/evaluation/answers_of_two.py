@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from peftlib.data.batching import WindowBatches
-from peftlib.data.encoding import Collator
+from peftlib.data.collation import Collator
 from peftlib.evaluation.evaluator import predict
 from peftlib.training.devices import build_accelerator
 from tests.training.runs import TOKENIZER, encoded, tiny_bert

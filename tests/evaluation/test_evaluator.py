@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from peftlib.data.batching import Slot, WindowBatches
-from peftlib.data.encoding import Collator, EncodedExamples
+from peftlib.data.collation import Collator
+from peftlib.data.encoding import EncodedExamples
 from peftlib.evaluation.evaluator import evaluate, predict
 from peftlib.training.devices import build_accelerator
 from tests.launching import run_in_two

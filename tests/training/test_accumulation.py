@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from peftlib.data.encoding import Collator
+from peftlib.data.collation import Collator
 from peftlib.training.accumulation import weighted_loss
 from peftlib.training.loop import train
 from tests.launching import run_in_two

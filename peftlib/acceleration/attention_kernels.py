@@ -1,0 +1,149 @@
+"""Attention of an encoder layer on rows of tokens, as Triton kernels; shapes as in `layer_kernels`."""
+
+# mypy: disallow-untyped-defs=false
+
+from __future__ import annotations
+
+import triton  # type: ignore  # without types; torch for GPUs brings it, torch for CPUs does not
+import triton.language as tl  # type: ignore
+
+from peftlib.acceleration.layer_kernels import kept
+
+
+@triton.jit
+def _head(qkv, bias, at, head, PART: tl.constexpr, D: tl.constexpr, DH: tl.constexpr):
+    """One head's queries, keys or values (PART 0, 1, 2) with their bias, of rows `at`: (BLOCK, DH), for -1 the bias."""
+    lane = tl.arange(0, DH)
+    real = (at >= 0)[:, None]
+    values = tl.load(qkv + at[:, None] * (3 * D) + (PART * D + head * DH + lane)[None, :], real, other=0.0)
+    # In their precision, as autocast does; in fp32 it takes a quarter of the kernel's instructions.
+    return values + tl.load(bias + head * DH + lane).to(values.dtype)[None, :]
+
+
+@triton.jit
+def _softmax(scores, scale, real):
+    """Attention weights before dropout, fp32, of scores (Q, BLOCK) for the keys that are real (BLOCK,)."""
+    scores = tl.where(real[None, :], scores * (scale * 1.4426950408889634), float("-inf"))  # of two's powers
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    return weights * (1.0 / tl.sum(weights, 1))[:, None]
+
+
+@triton.jit
+def attention_forward(
+    qkv, bias_q, bias_k, bias_v, out, places, seed, scale, factor, THRESHOLD: tl.constexpr, H: tl.constexpr,
+    DH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program, token = tl.program_id(0), tl.arange(0, BLOCK)
+    example, head = program // H, program % H
+    at = tl.load(places + example * BLOCK + token)
+    q = _head(qkv, bias_q, at, head, 0, H * DH, DH)
+    k = _head(qkv, bias_k, at, head, 1, H * DH, DH)
+    v = _head(qkv, bias_v, at, head, 2, H * DH, DH)
+    weights = _softmax(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, at >= 0)
+    if THRESHOLD > 0:
+        weights = tl.where(kept(seed, program * 128 + token, 0, THRESHOLD, 128, BLOCK), weights * factor, 0.0)
+    values = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    place = at[:, None] * (H * DH) + (head * DH + tl.arange(0, DH))[None, :]
+    tl.store(out + place, values.to(v.dtype), (at >= 0)[:, None])
+
+
+@triton.jit
+def attention_backward(
+    qkv, bias_q, bias_k, bias_v, out, gradient, sums, places, seed, scale, factor, THRESHOLD: tl.constexpr,
+    SUMMED: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program, token, lane = tl.program_id(0), tl.arange(0, BLOCK), tl.arange(0, DH)
+    example, head = program // H, program % H
+    at = tl.load(places + example * BLOCK + token)
+    q = _head(qkv, bias_q, at, head, 0, H * DH, DH)
+    k = _head(qkv, bias_k, at, head, 1, H * DH, DH)
+    v = _head(qkv, bias_v, at, head, 2, H * DH, DH)
+    real, column = (at >= 0)[:, None], (head * DH + lane)[None, :]
+    above = tl.load(gradient + at[:, None] * (H * DH) + column, real, other=0.0)
+    weights = _softmax(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, at >= 0)
+    dropped = weights
+    of_weights = tl.dot(above, tl.trans(v), input_precision="ieee")
+    if THRESHOLD > 0:
+        stays = kept(seed, program * 128 + token, 0, THRESHOLD, 128, BLOCK)
+        dropped = tl.where(stays, weights * factor, 0.0)
+        of_weights = tl.where(stays, of_weights * factor, 0.0)
+    of_v = tl.dot(tl.trans(dropped.to(v.dtype)), above, input_precision="ieee")
+    of_scores = weights * (of_weights - tl.sum(weights * of_weights, 1)[:, None]) * scale
+    of_scores = of_scores.to(q.dtype)
+    of_q = tl.dot(of_scores, k, input_precision="ieee")
+    of_k = tl.dot(tl.trans(of_scores), q, input_precision="ieee")
+    place = out + at[:, None] * (3 * H * DH) + column
+    tl.store(place, of_q.to(q.dtype), real)
+    tl.store(place + H * DH, of_k.to(q.dtype), real)
+    tl.store(place + 2 * H * DH, of_v.to(q.dtype), real)
+    if SUMMED:  # past the last token they are zero: its weights are, and what comes from above
+        place = sums + example * (3 * H * DH) + head * DH + lane
+        tl.store(place, tl.sum(of_q, 0))
+        tl.store(place + H * DH, tl.zeros((DH,), tl.float32))  # softmax does not see what is added to all keys
+        tl.store(place + 2 * H * DH, tl.sum(of_v, 0))
+
+
+@triton.jit
+def _scores(left, rows, left_base, left_real, at, D: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+            CHUNK: tl.constexpr):  # fmt: skip
+    """Products of vectors (HEADS, D) with an example's rows (BLOCK, D), fp32 (HEADS, BLOCK), a piece of D at a time."""
+    found = tl.zeros((HEADS, BLOCK), tl.float32)
+    for start in range(0, D, CHUNK):
+        column = start + tl.arange(0, CHUNK)
+        wide = (column < D)[None, :]
+        x = tl.load(rows + at[:, None] * D + column[None, :], (at >= 0)[:, None] & wide, other=0.0)
+        one = tl.load(left + left_base[:, None] * D + column[None, :], left_real[:, None] & wide, other=0.0)
+        found = tl.dot(one, tl.trans(x), found, input_precision="ieee")
+    return found
+
+
+@triton.jit
+def mix_forward(
+    asked, rows, out, kept_weights, places, seed, scale, factor, THRESHOLD: tl.constexpr, H: tl.constexpr,
+    D: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    example, token, head = tl.program_id(0), tl.arange(0, BLOCK), tl.arange(0, HEADS)
+    at, base = tl.load(places + example * BLOCK + token), example * H + head
+    scores = _scores(asked, rows, base, head < H, at, D, HEADS, BLOCK, CHUNK)
+    weights = _softmax(scores, scale, at >= 0)
+    if THRESHOLD > 0:
+        weights = tl.where(kept(seed, base, 0, THRESHOLD, 128, BLOCK), weights * factor, 0.0)
+    tl.store(kept_weights + base, tl.sum(weights, 1), head < H)
+    weights = weights.to(rows.dtype.element_ty)
+    for start in range(0, D, CHUNK):
+        column = start + tl.arange(0, CHUNK)
+        wide = (column < D)[None, :]
+        x = tl.load(rows + at[:, None] * D + column[None, :], (at >= 0)[:, None] & wide, other=0.0)
+        mixed = tl.dot(weights, x, input_precision="ieee")
+        tl.store(out + base[:, None] * D + column[None, :], mixed.to(x.dtype), (head < H)[:, None] & wide)
+
+
+@triton.jit
+def mix_backward(
+    asked, rows, gradient, of_kept, of_asked, of_rows, places, seed, scale, factor, THRESHOLD: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    example, token, head = tl.program_id(0), tl.arange(0, BLOCK), tl.arange(0, HEADS)
+    at, base = tl.load(places + example * BLOCK + token), example * H + head
+    weights = _softmax(_scores(asked, rows, base, head < H, at, D, HEADS, BLOCK, CHUNK), scale, at >= 0)
+    of_weights = _scores(gradient, rows, base, head < H, at, D, HEADS, BLOCK, CHUNK)
+    of_weights += tl.load(of_kept + base, head < H, other=0.0)[:, None]
+    dropped = weights
+    if THRESHOLD > 0:
+        stays = kept(seed, base, 0, THRESHOLD, 128, BLOCK)
+        dropped = tl.where(stays, weights * factor, 0.0)
+        of_weights = tl.where(stays, of_weights * factor, 0.0)
+    of_scores = weights * (of_weights - tl.sum(weights * of_weights, 1)[:, None]) * scale
+    of_scores, dropped = of_scores.to(rows.dtype.element_ty), dropped.to(rows.dtype.element_ty)
+    for start in range(0, D, CHUNK):
+        column = start + tl.arange(0, CHUNK)
+        wide = (column < D)[None, :]
+        place, real = at[:, None] * D + column[None, :], (at >= 0)[:, None] & wide
+        x = tl.load(rows + place, real, other=0.0)
+        vector, there = base[:, None] * D + column[None, :], (head < H)[:, None] & wide
+        tl.store(of_asked + vector, tl.dot(of_scores, x, input_precision="ieee").to(x.dtype), there)
+        one = tl.load(asked + vector, there, other=0.0)
+        above = tl.load(gradient + vector, there, other=0.0)
+        below = tl.dot(tl.trans(of_scores), one, input_precision="ieee")
+        below = tl.dot(tl.trans(dropped), above, below, input_precision="ieee")
+        tl.store(of_rows + place, below.to(x.dtype), real)

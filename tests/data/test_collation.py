@@ -1,0 +1,64 @@
+"""Micro-batches laid out in rows hold the same tokens, each once, in few shapes (padded ones: `test_encoding.py`)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peftlib.data.collation import STEP, WIDTHS, Collator, RowCollator
+from peftlib.data.encoding import Chosen
+
+PADDED = Collator({"input_ids": 0, "token_type_ids": 0})
+
+
+def chosen(lengths, seed=0):
+    """Examples with tokens that differ."""
+    generator, count = np.random.default_rng(seed), sum(lengths)
+    columns = {"input_ids": generator.integers(1, 1000, count), "token_type_ids": generator.integers(0, 2, count)}
+    examples = np.arange(len(lengths))
+    return Chosen(
+        {name: column.astype(np.int32) for name, column in columns.items()}, np.array(lengths), examples % 2,
+        examples + 100, np.full(len(lengths), 1 / len(lengths), dtype=np.float32),
+    )  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, WIDTHS[-1]), min_size=1, max_size=70), st.sampled_from([0, 2]))
+def test_every_token_has_one_row_and_every_row_an_example(lengths, first_position):
+    padded, laid = PADDED(chosen(lengths)), PADDED.in_rows(first_position)(chosen(lengths))
+    places, count = laid["attention_mask"], laid["input_ids"].size(1)
+    examples, width = places.size(0), places.size(3)
+    assert laid.keys() == {*padded, "position_ids"}
+    assert all(laid[name].dtype == tensor.dtype for name, tensor in padded.items() if name != "attention_mask")
+    assert places.shape == (examples, 1, 1, width) and places.dtype == torch.int32
+    assert torch.equal(places[places >= 0].sort().values, torch.arange(count, dtype=torch.int32))
+    assert (places[:, 0, 0, 0] >= 0).all(), "an example without a first token has nothing to score"
+    for number, length in enumerate(lengths):
+        rows = places[number, 0, 0]
+        assert (rows[length:] == -1).all()
+        for name in ("input_ids", "token_type_ids"):
+            assert torch.equal(laid[name][0, rows[:length].long()], padded[name][number, :length])
+        assert torch.equal(laid["position_ids"][0, rows[:length].long()], torch.arange(length) + first_position)
+    for name in ("labels", "example", "weight"):
+        assert laid[name].shape == (examples,)
+        assert torch.equal(laid[name][: len(lengths)], padded[name])
+        assert not laid[name][len(lengths) :].any(), "fillers count nothing"
+    assert laid["position_ids"].min() >= first_position and laid["position_ids"].max() < first_position + width
+    tokens = sum(lengths)
+    assert tokens < count <= tokens + 2 * max(STEP, tokens / 8)
+    assert width >= max(lengths) and width in WIDTHS
+
+
+def test_shapes_are_few():
+    generator = np.random.default_rng(1)
+    batches = [RowCollator(PADDED, 0)(chosen(generator.integers(20, 60, 64))) for _ in range(300)]
+    assert len({tuple((name, tensor.shape) for name, tensor in batch.items()) for batch in batches}) <= 4
+
+
+def test_longer_examples_stay_padded():
+    given = chosen([WIDTHS[-1] + 1, 3])
+    batch, expected = PADDED.in_rows(0)(given), PADDED(given)
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], tensor) for name, tensor in expected.items())
