@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.ceiling import operations, synchronize
+from peftlib.data.collation import is_in_rows
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,13 @@ class Meter:
         )
 
     def count(self, inputs: dict[str, Any]) -> None:
-        """These go through the model: padded, or in rows (see `data.collation`)."""
+        """These go through the model."""
         if self._started is not None and self._spent is None:
             mask: torch.Tensor = inputs["attention_mask"]
-            seen = mask >= 0 if mask.dim() == 4 else mask > 0
-            lengths = seen.flatten(1).sum(1)
-            if mask.dim() == 4:  # without the fillers
-                lengths = lengths * (inputs["weight"] > 0)
+            if is_in_rows(inputs):
+                lengths = (mask >= 0).sum((1, 2, 3)) * (inputs["weight"] > 0)  # without the fillers
+            else:
+                lengths = mask.sum(dim=1)
             self._lengths.append(lengths)  # stays on the device
             self._computed += inputs["input_ids"].numel()
 

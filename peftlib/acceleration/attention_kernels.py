@@ -41,7 +41,7 @@ def attention_forward(
     v = _head(qkv, bias_v, at, head, 2, H * DH, DH)
     weights = _softmax(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, at >= 0)
     if THRESHOLD > 0:
-        weights = tl.where(kept(seed, program * 128 + token, 0, THRESHOLD, 128, BLOCK), weights * factor, 0.0)
+        weights = tl.where(kept(seed, program * 128 + token, 0, 0, THRESHOLD, 128, BLOCK), weights * factor, 0.0)
     values = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
     place = at[:, None] * (H * DH) + (head * DH + tl.arange(0, DH))[None, :]
     tl.store(out + place, values.to(v.dtype), (at >= 0)[:, None])
@@ -64,7 +64,7 @@ def attention_backward(
     dropped = weights
     of_weights = tl.dot(above, tl.trans(v), input_precision="ieee")
     if THRESHOLD > 0:
-        stays = kept(seed, program * 128 + token, 0, THRESHOLD, 128, BLOCK)
+        stays = kept(seed, program * 128 + token, 0, 0, THRESHOLD, 128, BLOCK)
         dropped = tl.where(stays, weights * factor, 0.0)
         of_weights = tl.where(stays, of_weights * factor, 0.0)
     of_v = tl.dot(tl.trans(dropped.to(v.dtype)), above, input_precision="ieee")
@@ -107,7 +107,7 @@ def mix_forward(
     scores = _scores(asked, rows, base, head < H, at, D, HEADS, BLOCK, CHUNK)
     weights = _softmax(scores, scale, at >= 0)
     if THRESHOLD > 0:
-        weights = tl.where(kept(seed, base, 0, THRESHOLD, 128, BLOCK), weights * factor, 0.0)
+        weights = tl.where(kept(seed, base, 0, 0, THRESHOLD, 128, BLOCK), weights * factor, 0.0)
     tl.store(kept_weights + base, tl.sum(weights, 1), head < H)
     weights = weights.to(rows.dtype.element_ty)
     for start in range(0, D, CHUNK):
@@ -130,7 +130,7 @@ def mix_backward(
     of_weights += tl.load(of_kept + base, head < H, other=0.0)[:, None]
     dropped = weights
     if THRESHOLD > 0:
-        stays = kept(seed, base, 0, THRESHOLD, 128, BLOCK)
+        stays = kept(seed, base, 0, 0, THRESHOLD, 128, BLOCK)
         dropped = tl.where(stays, weights * factor, 0.0)
         of_weights = tl.where(stays, of_weights * factor, 0.0)
     of_scores = weights * (of_weights - tl.sum(weights * of_weights, 1)[:, None]) * scale

@@ -14,7 +14,7 @@ import torch
 from peftlib.acceleration import layer_calls as calls
 
 #: Of the layer's dropouts, beside attention's.
-_FIRST, _SECOND = 1, 2
+FIRST, SECOND = 1, 2
 
 
 class Vectors(NamedTuple):
@@ -175,12 +175,12 @@ def _finish(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # fmt: skip
     """What follows attention, of its result and the layer's input, both (T, D); and what backward needs of it."""
     middle, normal, rstd = calls.norm_forward(
-        call, _FIRST, seen @ matrices.out.t(), vectors.out, rows, vectors.weight, vectors.shift, eps[0]
+        call, FIRST, seen @ matrices.out.t(), vectors.out, rows, vectors.weight, vectors.shift, eps[0]
     )
     before = middle @ matrices.inner.t()
     product = calls.gelu_forward(before, vectors.inner) @ matrices.outer.t()
     result, last_normal, last_rstd = calls.norm_forward(
-        call, _SECOND, product, vectors.outer, middle, vectors.last_weight, vectors.last_shift, eps[1]
+        call, SECOND, product, vectors.outer, middle, vectors.last_weight, vectors.last_shift, eps[1]
     )
     return result, (normal, rstd, before, last_normal, last_rstd)
 
@@ -213,12 +213,12 @@ def _finish_backward(
         sums.sizes, 1
     )
     residual, below = calls.norm_backward(
-        call, _SECOND, gradient.contiguous(), last_normal, last_rstd, vectors.last_weight, for_last_weight,
+        call, SECOND, gradient.contiguous(), last_normal, last_rstd, vectors.last_weight, for_last_weight,
         for_last_shift, for_outer,
     )  # fmt: skip
     below = calls.gelu_backward(below @ matrices.outer, before, vectors.inner, for_inner)
     below = residual.addmm_(below, matrices.inner)  # in place: with addmm, torch first copies what is added
     residual, below = calls.norm_backward(
-        call, _FIRST, below, normal, rstd, vectors.weight, for_weight, for_shift, for_out
+        call, FIRST, below, normal, rstd, vectors.weight, for_weight, for_shift, for_out
     )
     return below, residual, sums

@@ -37,8 +37,9 @@ class GraphedStep:
 
     With BERT-like models a GPU computes a small batch faster than Python can describe it. A graph
     (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) replays the kernels of an earlier step on new
-    contents of the same tensors: the same arithmetic, dropout drawn from the same generator. The very first batch runs
-    as it always would, which starts the libraries; later ones are recorded where their shape is new.
+    contents of the same tensors: the same arithmetic, dropout drawn from the same generator. The first batch of a shape
+    runs as it always would, which lets the libraries choose their kernels; the second is recorded. Where nothing is to
+    be chosen, so is the first, but for the very first of all, which starts the libraries.
 
     Gradients gather in tensors that live as long as this object, which is what a graph needs. Parameters get them back
     whenever the optimizer has dropped them.
@@ -51,16 +52,23 @@ class GraphedStep:
             shapes in the batch alone. One that waits for the device is run as it is, always.
         parameters: all that may receive a gradient.
         warn: is told if the step waits.
+        is_ready: whether a batch can be recorded at first sight; none can by default.
     """
 
-    def __init__(self, step: Step, parameters: Iterable[nn.Parameter], warn: Callable[[str], None]) -> None:
-        self._step, self._warn = step, warn
+    def __init__(
+        self,
+        step: Step,
+        parameters: Iterable[nn.Parameter],
+        warn: Callable[[str], None],
+        is_ready: Callable[[Batch], bool] = lambda _: False,
+    ) -> None:
+        self._step, self._warn, self._is_ready = step, warn, is_ready
         self._recordable = True
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._gradients: list[torch.Tensor] = []
         self._flat = torch.empty(0)
         self.all_in_one = nn.Parameter(self._flat)
-        self._recordings: dict[_Shape, Recording] = {}
+        self._recordings: dict[_Shape, Recording | None] = {}
         self._pool: Any = None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
@@ -73,7 +81,8 @@ class GraphedStep:
         if not self._gradients:
             return self._first(batch)
         self._lend_gradients()
-        if not self._recordable:
+        if not self._recordable or (shape not in self._recordings and not self._is_ready(batch)):
+            self._recordings[shape] = None  # seen once
             return self._step(batch)
         recording = self._recordings.get(shape) or self._record(batch)
         self._recordings[shape] = recording

@@ -20,13 +20,14 @@ import triton.language as tl  # type: ignore
 
 
 @triton.jit
-def kept(seed, row, SITE: tl.constexpr, THRESHOLD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Dropout's mask, (R, BLOCK), for rows of so many numbers (R,): the same whatever the block."""
+def kept(seed, row, start, site, THRESHOLD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Dropout's mask, (R, BLOCK), of numbers from `start` on in rows of WIDTH (R,): the same whatever the block."""
     key = tl.load(seed)
     # Multiplied before they are added up: the elements of a row then cost one addition. Lanes past the width have the
     # counters of the next row, and are not used.
     row = (row * WIDTH).to(tl.uint32) * 0x9E3779B1 + (key & 0xFFFFFFFF).to(tl.uint32)
-    column = (tl.arange(0, BLOCK).to(tl.uint32) + SITE * 0x5851F42D) * 0x9E3779B1
+    site = (site + tl.zeros((BLOCK,), tl.int32)).to(tl.uint32) * 0x5851F42D
+    column = ((start + tl.arange(0, BLOCK)).to(tl.uint32) + site) * 0x9E3779B1
     word = row[:, None] + column[None, :]
     word = (word ^ (word >> 16)) * 0x7FEB352D
     word = (word ^ (word >> 15) ^ (key >> 32).to(tl.uint32)) * 0x846CA68B
@@ -45,7 +46,7 @@ def norm_forward(
     values = tl.load(product + at, real, other=0.0).to(tl.float32)
     values += tl.load(bias + column, wide, other=0.0).to(tl.float32)[None, :]
     if THRESHOLD > 0:
-        values = tl.where(kept(seed, row, SITE, THRESHOLD, D, BLOCK), values * factor, 0.0)
+        values = tl.where(kept(seed, row, 0, SITE, THRESHOLD, D, BLOCK), values * factor, 0.0)
     values += tl.load(residual + at, real, other=0.0).to(tl.float32)
     values = tl.where(wide[None, :], values - (tl.sum(values, 1) / D)[:, None], 0.0)
     inverse = tl.rsqrt(tl.sum(values * values, 1) / D + eps)
@@ -83,7 +84,7 @@ def norm_backward(
         below = (above - (tl.sum(above, 1) / D)[:, None] - x * (tl.sum(above * x, 1) / D)[:, None]) * inverse
         tl.store(out + at, below.to(out.dtype.element_ty), real)
         if THRESHOLD > 0:
-            below = tl.where(kept(seed, row, SITE, THRESHOLD, D, BLOCK), below * factor, 0.0)
+            below = tl.where(kept(seed, row, 0, SITE, THRESHOLD, D, BLOCK), below * factor, 0.0)
             tl.store(dropped + at, below.to(dropped.dtype.element_ty), real)
         if OF_BIAS:
             of_bias += tl.sum(below, 0)
@@ -114,7 +115,7 @@ def embed_forward(
     values *= tl.load(weight + column, wide, other=0.0)[None, :]
     values += tl.load(shift + column, wide, other=0.0)[None, :]
     if THRESHOLD > 0:
-        values = tl.where(kept(seed, row, 0, THRESHOLD, D, BLOCK), values * factor, 0.0)
+        values = tl.where(kept(seed, row, 0, 0, THRESHOLD, D, BLOCK), values * factor, 0.0)
     tl.store(out + at, values.to(out.dtype.element_ty), real)
 
 
@@ -132,7 +133,7 @@ def embed_backward(
         at = row[:, None] * D + column[None, :]
         above = tl.load(gradient + at, real, other=0.0).to(tl.float32)
         if THRESHOLD > 0:
-            above = tl.where(kept(seed, row, 0, THRESHOLD, D, BLOCK), above * factor, 0.0)
+            above = tl.where(kept(seed, row, 0, 0, THRESHOLD, D, BLOCK), above * factor, 0.0)
         if OF_WEIGHT:
             of_weight += tl.sum(above * tl.load(normal + at, real, other=0.0).to(tl.float32), 0)
         if OF_SHIFT:

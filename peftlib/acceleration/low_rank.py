@@ -26,11 +26,11 @@ def use_one_function_per_layer(model: nn.Module) -> None:
 
 
 class _QuickLinear(Linear):
-    """A LoRA layer with one active adapter, not merged, on frozen weights; anything else is computed by PEFT."""
+    """A plain LoRA layer; any other is computed by PEFT."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         output: torch.Tensor
-        if args or kwargs or not self._is_plain():
+        if args or kwargs or not is_plain_update(self):
             output = super().forward(x, *args, **kwargs)
         else:
             (active,) = self.active_adapters
@@ -51,17 +51,19 @@ class _QuickLinear(Linear):
         super().unmerge()
         forget(self.base_layer)
 
-    def _is_plain(self) -> bool:
-        active = self.active_adapters
-        return not (
-            self.disable_adapters
-            or self.merged
-            or len(active) != 1
-            or active[0] not in self.lora_A
-            or active[0] in self.lora_variant
-            or self.lora_bias[active[0]]
-            or any(parameter.requires_grad for parameter in self.base_layer.parameters())
-        )
+
+def is_plain_update(layer: Linear) -> bool:
+    """A LoRA layer with one active adapter, not merged, on frozen weights."""
+    active = layer.active_adapters
+    return not (
+        layer.disable_adapters
+        or layer.merged
+        or len(active) != 1
+        or active[0] not in layer.lora_A
+        or active[0] in layer.lora_variant
+        or layer.lora_bias[active[0]]
+        or any(parameter.requires_grad for parameter in layer.base_layer.parameters())
+    )
 
 
 def _precision(x: torch.Tensor) -> torch.dtype:

@@ -1,6 +1,7 @@
 """BERT's encoder on a GPU over rows of tokens, where its matrices are frozen: a function for each layer.
 
-Batches come as `data/rows.py` lays them out: (1, T) tokens, and int32 (S, 1, 1, width) in place of a mask.
+Batches come as `data.collation.RowCollator` lays them out: (1, T) tokens, and int32 (S, 1, 1, width) in place of a
+mask.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from peftlib.acceleration.bert import (
     is_plain_gelu,
     joined,
     linears,
+    unwrapped,
 )  # fmt: skip
 
 if find_spec("triton") is not None:  # it comes with torch for GPUs only
@@ -30,10 +32,12 @@ if find_spec("triton") is not None:  # it comes with torch for GPUs only
         LastLayer,
         Matrices,
         Shared,
+        Vectors,
         WholeLayer,
         draw_seeds,
     )
     from peftlib.acceleration.layer_calls import Call, Rate, Tables
+    from peftlib.acceleration.low_rank_layer import LowRankLayer, Trained, prepare
 
 _HEAD_WIDTHS = (32, 64)
 
@@ -41,17 +45,18 @@ _HEAD_WIDTHS = (32, 64)
 def take_rows(model: nn.Module, dtype: torch.dtype) -> int | None:
     """Let the encoder of a BERT-like classifier compute batches that are laid out in rows.
 
-    Only where all matrices of its layers are frozen; biases and normalisation may be trained. The last layer ends with
-    the first token of each example, since the head reads no other. Padded batches are computed as ever.
+    Only where all matrices of its layers are frozen, with LoRA beside them or without; biases and normalisation may be
+    trained in layers without. The last layer ends with the first token of each example, since the head reads no other.
+    Padded batches are computed as ever.
 
     Args:
-        model: as transformers made it, not in PEFT's wrapper.
+        model: as transformers made it, or in PEFT's wrapper.
         dtype: of the products and of what is kept for backward. The matrices are converted.
 
     Returns:
         The position of an example's first token, as the model's embeddings count; None if it cannot take rows.
     """
-    encoder = None if hasattr(model, "get_base_model") else bert_encoder(model)
+    encoder = bert_encoder(model)
     if (
         find_spec("triton") is None
         or encoder is None
@@ -60,13 +65,13 @@ def take_rows(model: nn.Module, dtype: torch.dtype) -> int | None:
     ):
         return None
     for layer in encoder.layer:
-        for linear in linears(layer):
+        bases = [_base(linear) for linear in linears(layer)]
+        for linear in bases:
             linear.weight.data = linear.weight.data.to(dtype)
-        joined(*linears(layer)[:3])
+        joined(*bases[:3])
     kind: Any = type(encoder)
     encoder.__class__ = _before(_RowEncoder, kind)
-    base: Any = model
-    embeddings = base.base_model.embeddings
+    embeddings: Any = unwrapped(model).base_model.embeddings
     if _are_plain_embeddings(embeddings):
         embeddings.rows_dtype = dtype
         kind = type(embeddings)
@@ -87,17 +92,52 @@ class _RowEncoder(nn.Module):
         encoder: Any = self
         if not all(_is_fusible(layer) for layer in encoder.layer):
             raise RuntimeError("the encoder was changed after it was told to take rows; give it padded batches")
-        rows = hidden_states[0].to(encoder.layer[0].output.dense.weight.dtype)
+        dtype = _base(encoder.layer[0].output.dense).weight.dtype
+        rows = hidden_states[0].to(dtype)
         seeds = draw_seeds(len(encoder.layer), rows.device).split(1)
-        for layer, seed in zip(encoder.layer, seeds, strict=True):
-            function = LastLayer if layer is encoder.layer[-1] else WholeLayer
-            rows = _compute(function, layer, rows, attention_mask, seed)
+        updates = prepare([_groups(layer) for layer in encoder.layer], dtype)
+        for layer, seed, beside in zip(encoder.layer, seeds, updates, strict=True):
+            rows = _compute(layer, rows, attention_mask, seed, beside, ends=layer is encoder.layer[-1])
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=rows.unsqueeze(1))
 
 
 def _is_in_rows(x: torch.Tensor, mask: Any) -> bool:
     """Whether these are hidden states (1, T, D) and, in place of a mask, the rows of each example's tokens."""
     return isinstance(mask, torch.Tensor) and mask.dtype == torch.int32 and mask.dim() == 4 and x.size(0) == 1
+
+
+def _compute(layer: Any, rows: torch.Tensor, places: Any, seed: torch.Tensor, updates: Any, ends: bool) -> torch.Tensor:
+    attention, first, second = layer.attention.self, layer.attention.output, layer.output
+    query, key, value, out, inner, outer = (_base(linear) for linear in linears(layer))
+    dropouts = (attention.dropout, first.dropout, second.dropout)
+    call = Call(places, seed, attention.num_attention_heads, tuple(_rate(one) for one in dropouts))
+    shared = Shared(call, (first.LayerNorm.eps, second.LayerNorm.eps))
+    matrices = Matrices(joined(query, key, value), out.weight, inner.weight, outer.weight)
+    vectors = Vectors(
+        query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight, first.LayerNorm.bias, inner.bias,
+        outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
+    )  # fmt: skip
+    result: torch.Tensor
+    if updates is not None:
+        result = LowRankLayer.apply(rows, shared, matrices, vectors, updates.of_products, ends, *updates.trained)
+    else:
+        result = (LastLayer if ends else WholeLayer).apply(rows, shared, matrices, *vectors)
+    return result
+
+
+def _groups(layer: Any) -> tuple[list[Trained | None], ...] | None:
+    """LoRA's updates of the products of the same rows, in the order of `linears`; None if there is none at all."""
+    found = [_update(linear) for linear in linears(layer)]
+    return (found[:3], *([one] for one in found[3:])) if any(one is not None for one in found) else None
+
+
+def _update(linear: Any) -> Trained | None:
+    if not hasattr(linear, "lora_A"):
+        return None
+    (active,) = linear.active_adapters
+    dropout = linear.lora_dropout[active]  # an nn.Identity at rate 0
+    rate = _rate(dropout) if isinstance(dropout, nn.Dropout) else Rate.of(0.0)
+    return Trained(linear.lora_A[active].weight, linear.lora_B[active].weight, linear.scaling[active], rate)
 
 
 class _RowEmbeddings(nn.Module):
@@ -154,22 +194,14 @@ def _before(mixin: Any, kind: Any) -> Any:
     return type(f"Row{kind.__name__}", (mixin, kind), {"__module__": __name__})
 
 
-def _compute(function: Any, layer: Any, rows: torch.Tensor, places: Any, seed: torch.Tensor) -> torch.Tensor:
-    attention, first, second = layer.attention.self, layer.attention.output, layer.output
-    query, key, value, out, inner, outer = linears(layer)
-    dropouts = (attention.dropout, first.dropout, second.dropout)
-    call = Call(places, seed, attention.num_attention_heads, tuple(_rate(one) for one in dropouts))
-    eps = (first.LayerNorm.eps, second.LayerNorm.eps)
-    matrices = Matrices(joined(query, key, value), out.weight, inner.weight, outer.weight)
-    result: torch.Tensor = function.apply(
-        rows, Shared(call, eps), matrices, query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight,
-        first.LayerNorm.bias, inner.bias, outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
-    )  # fmt: skip
-    return result
-
-
 def _rate(dropout: nn.Dropout) -> Rate:
     return Rate.of(dropout.p if dropout.training else 0.0)
+
+
+def _base(linear: Any) -> nn.Linear:
+    """The layer itself, or the one in LoRA's."""
+    base: nn.Linear = getattr(linear, "base_layer", linear)
+    return base
 
 
 def _is_fusible(layer: Any) -> bool:
@@ -177,12 +209,29 @@ def _is_fusible(layer: Any) -> bool:
     attention = layer.attention.self
     matrices, norms = linears(layer), (layer.attention.output.LayerNorm, layer.output.LayerNorm)
     dropouts = (attention.dropout, layer.attention.output.dropout, layer.output.dropout)
+    updated = [matrix for matrix in matrices if hasattr(matrix, "lora_A")]
     return (
-        all(is_frozen_linear(matrix) for matrix in matrices)
+        all(is_frozen_linear(_base(matrix)) for matrix in matrices)
         and all(type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None for norm in norms)
         and all(0 <= dropout.p < 1 for dropout in dropouts)
         and attention.attention_head_size in _HEAD_WIDTHS
-        and attention.all_head_size == matrices[0].in_features
+        and attention.all_head_size == _base(matrices[0]).in_features
         and is_plain_gelu(layer.intermediate.intermediate_act_fn)
         and not any(has_hooks(module, keep_first_token) for child in layer.children() for module in child.modules())
+        and (not updated or _are_plain(updated, layer))
+    )
+
+
+def _are_plain(updated: list[Any], layer: Any) -> bool:
+    """LoRA's layers with nothing else trained in the layer; those of the same rows alike."""
+    from peft.tuners.lora import Linear
+
+    from peftlib.acceleration.low_rank import is_plain_update
+
+    if not all(type(one) is Linear and is_plain_update(one) for one in updated):
+        return False
+    alike = {(one.a.size(0), one.scaling, one.rate) for one in map(_update, linears(layer)[:3]) if one is not None}
+    names = ("lora_A.", "lora_B.")
+    return len(alike) <= 1 and not any(
+        parameter.requires_grad for name, parameter in layer.named_parameters() if not any(one in name for one in names)
     )

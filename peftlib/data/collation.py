@@ -117,6 +117,11 @@ class RowCollator:
         return batch
 
 
+def is_in_rows(batch: dict[str, torch.Tensor]) -> bool:
+    """Whether a `RowCollator` laid it out, without padding."""
+    return batch["attention_mask"].dim() == 4
+
+
 def rows_for(tokens: int, width: int) -> tuple[int, int]:
     """How many rows, and how many fillers the rows beyond the tokens make: of one row at least, and `width` at most."""
     step = max(STEP, 2 ** tokens.bit_length() // 16)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftlib.acceleration.graphs import GraphedStep, Step
-from peftlib.data.collation import split_inputs
+from peftlib.data.collation import is_in_rows, split_inputs
 from peftlib.errors import Interrupted, RunError
 from peftlib.strategies.parameters import load_trained_state, trained_state
 from peftlib.training.accumulation import backward, weighted_loss
@@ -40,7 +40,7 @@ def choose_step(training: Training) -> Step:
     accelerator = training.accelerator
     step = partial(train_step, accelerator, training.model)
     if training.cuda_graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1:
-        return GraphedStep(step, training.model.parameters(), training.watcher.warn)
+        return GraphedStep(step, training.model.parameters(), training.watcher.warn, is_in_rows)
     return step
 
 

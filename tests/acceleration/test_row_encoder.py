@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -20,12 +21,14 @@ from peftlib.acceleration.attention import finish_first_token_only
 from peftlib.acceleration.bert import joined, linears
 from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, WholeLayer
 from peftlib.acceleration.layer_calls import Call, Rate
+from peftlib.acceleration.low_rank_layer import LowRankLayer, Updates
 from peftlib.acceleration.row_encoder import take_rows
 from peftlib.data import collation
 from peftlib.data.collation import Collator, split_inputs
 from peftlib.data.encoding import Chosen
 from peftlib.training.accumulation import weighted_loss
 
+FUNCTIONS = (Embeddings, WholeLayer, LastLayer, LowRankLayer)
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
@@ -52,6 +55,19 @@ def classifier(kind="bert", width=64, p=0.0, layers=2, attention="eager", **conf
         else:
             parameter.data.mul_(3)
     return model
+
+
+def with_lora(model, r=4, alpha=8, p=0.0, targets=("query", "key", "value", "dense"), **options):
+    """In PEFT's wrapper, with updates that are not zero; nothing else is trained."""
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=p, target_modules=list(targets), bias="none", **options,
+        exclude_modules=["pooler.dense", "classifier.dense"],
+    )  # fmt: skip
+    model = get_peft_model(model.requires_grad_(False), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return model.to(DEVICE)
 
 
 def batches(tokens, first_position=0, changed=None):
@@ -84,15 +100,15 @@ def gradients(model, given):
 
 
 def calls(monkeypatch, run):
-    """How often each function computes while `run` runs."""
+    """How often each of `FUNCTIONS` computes while `run` runs."""
     made = []
     with monkeypatch.context() as patched:
-        for function in (Embeddings, WholeLayer, LastLayer):
+        for function in FUNCTIONS:
             name, apply = function.__name__, function.apply
             counted = lambda *given, name=name, apply=apply: made.append(name) or apply(*given)  # noqa: E731
             patched.setattr(function, "apply", counted)
         run()
-    return [made.count(function.__name__) for function in (Embeddings, WholeLayer, LastLayer)]
+    return [made.count(function.__name__) for function in FUNCTIONS]
 
 
 def assert_close(ours, theirs, tolerance, least=1e-6):
@@ -114,7 +130,7 @@ def test_outputs_and_gradients_are_those_of_transformers(monkeypatch, kind, widt
     finish_first_token_only(ours)  # as `accelerate_model` does, for padded batches
     logits, expected = gradients(plain, padded)
     found = []
-    assert calls(monkeypatch, lambda: found.append(gradients(ours, laid))) == [1, 2, 1]
+    assert calls(monkeypatch, lambda: found.append(gradients(ours, laid))) == [1, 2, 1, 0]
     assert_close(found[0][0], logits, 1e-5)
     assert found[0][1].keys() == expected.keys()
     for name, gradient in expected.items():
@@ -128,17 +144,46 @@ def test_without_token_types_and_for_the_last_layer_alone(monkeypatch):
     types = {"token_type_ids": torch.zeros_like(laid["input_ids"])}
     for given in (laid, {**laid, **types}):
         found = []
-        assert calls(monkeypatch, lambda given=given, found=found: found.append(gradients(ours, given))) == [1, 0, 1]
+        assert calls(monkeypatch, lambda given=given, found=found: found.append(gradients(ours, given))) == [1, 0, 1, 0]
         assert_close(found[0][0], logits, 1e-5)
         for name, gradient in expected.items():
             assert_close(found[0][1][name], gradient, 3e-5, 1e-3 if "key.bias" in name else 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "width", "tokens", "layers", "options"),
+    [
+        ("bert", 64, 5, 3, {}), ("roberta", 128, 33, 2, {"r": 20, "targets": ["query", "value"]}),
+        ("bert", 64, 70, 1, {"r": 16, "alpha": 40, "use_rslora": True}),
+        ("electra", 64, 9, 3, {"targets": ["output.dense"], "layers_to_transform": [0, 2]}),
+    ],
+)  # fmt: skip
+def test_lora_s_outputs_and_gradients_are_peft_s(monkeypatch, kind, width, tokens, layers, options):
+    plain = with_lora(classifier(kind, width, layers=layers), **options)
+    ours, padded, laid = in_both(plain, tokens)
+    finish_first_token_only(ours)
+    logits, expected = gradients(plain, padded)
+    found = []
+    updated = options.get("layers_to_transform", range(layers))
+    assert calls(monkeypatch, lambda: found.append(gradients(ours, laid))) == [
+        1,
+        layers - len(updated),
+        0,
+        len(updated),
+    ]
+    assert_close(found[0][0], logits, 1e-5)
+    assert found[0][1].keys() == expected.keys() and all("lora" in name for name in expected)
+    for name, gradient in expected.items():
+        assert found[0][1][name].dtype == torch.float32
+        assert_close(found[0][1][name], gradient, 3e-5)
+
+
+@pytest.mark.parametrize("adapt", [lambda model: model, with_lora])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_as_far_from_fp32_as_autocast(dtype):
+def test_half_precision_is_as_far_from_fp32_as_autocast(dtype, adapt):
     if dtype == torch.bfloat16 and DEVICE == "cpu":
         pytest.skip("Triton's interpreter cannot multiply bf16 matrices")
-    exact = classifier(layers=3)
+    exact = adapt(classifier(layers=3))
     ours, padded, laid = in_both(exact, 23, dtype)
     logits, expected = gradients(exact, padded)
     errors = []
@@ -154,12 +199,14 @@ def test_half_precision_is_as_far_from_fp32_as_autocast(dtype):
     assert errors[1][1] < 2 * errors[0][1] + torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize(("p", "layers"), [(0.7, 1), (0.1, 2)])
-def test_gradients_with_dropout_are_the_slopes_at_the_same_masks(p, layers):
+@pytest.mark.parametrize(("p", "layers", "lora"), [(0.7, 1, False), (0.1, 2, False), (0.3, 2, True)])
+def test_gradients_with_dropout_are_the_slopes_at_the_same_masks(p, layers, lora):
     model = classifier(p=p, layers=layers)
     model.classifier.weight.data.mul_(5)
+    model.dropout = nn.Identity()  # transformers' own, behind the pooler
+    if lora:
+        model = with_lora(model, p=p, targets=["key", "value", "intermediate.dense"])
     ours, _, laid = in_both(model, 6)
-    ours.dropout = nn.Identity()  # transformers' own, behind the pooler
     given = split_inputs({name: tensor.to(DEVICE) for name, tensor in laid.items()})[0]
 
     def value():
@@ -167,8 +214,9 @@ def test_gradients_with_dropout_are_the_slopes_at_the_same_masks(p, layers):
         return ours(**given).logits[:3].square().sum()
 
     value().backward()
-    trained = {name: one for name, one in ours.named_parameters() if one.requires_grad}
-    for name, parameter in trained.items():
+    for name, parameter in ours.named_parameters():
+        if not parameter.requires_grad or (layers > 1 and not lora and "layer.1" in name):
+            continue
         # One direction of each, so steep that fp32 can measure it.
         direction = parameter.grad.sign() if "key" not in name else torch.ones_like(parameter)
         slope = (parameter.grad * direction).sum().item()
@@ -299,16 +347,16 @@ def test_padded_batches_are_left_to_transformers(monkeypatch):
     ours, padded, laid = in_both(plain, 5)
     assert take_rows(ours, torch.float32) == 0  # once more changes nothing
     found = []
-    assert calls(monkeypatch, lambda: found.append(gradients(ours, padded))) == [0, 0, 0]
+    assert calls(monkeypatch, lambda: found.append(gradients(ours, padded))) == [0, 0, 0, 0]
     logits, expected = gradients(plain, padded)
     assert torch.equal(found[0][0], logits)
     assert all(torch.equal(found[0][1][name], one) for name, one in expected.items())
     ours.eval()
     given = split_inputs({name: tensor.to(DEVICE) for name, tensor in laid.items()})[0]
     with torch.no_grad():
-        assert calls(monkeypatch, lambda: ours(**given)) == [1, 1, 1]
+        assert calls(monkeypatch, lambda: ours(**given)) == [1, 1, 1, 0]
         ids = given["input_ids"][:, :5]
-        assert calls(monkeypatch, lambda: ours(input_ids=ids)) == [0, 0, 0]
+        assert calls(monkeypatch, lambda: ours(input_ids=ids)) == [0, 0, 0, 0]
     ours.train()
     ours.base_model.encoder.layer[0].output.dense.weight.requires_grad_()
     with pytest.raises(RuntimeError, match="changed after it was told to take rows"):
@@ -321,7 +369,7 @@ def test_embeddings_that_are_trained_or_watched_are_left_to_transformers(monkeyp
     plain.base_model.embeddings.word_embeddings.weight.requires_grad_()
     ours, padded, laid = in_both(plain, 5)
     found = []
-    assert calls(monkeypatch, lambda: found.append(gradients(ours, laid))) == [0, 1, 1]
+    assert calls(monkeypatch, lambda: found.append(gradients(ours, laid))) == [0, 1, 1, 0]
     logits, expected = gradients(plain, padded)
     assert_close(found[0][0], logits, 1e-5)
     assert found[0][1].keys() == expected.keys()
@@ -330,7 +378,7 @@ def test_embeddings_that_are_trained_or_watched_are_left_to_transformers(monkeyp
     ours, _, laid = in_both(classifier(), 5)
     seen = []
     ours.base_model.embeddings.LayerNorm.register_forward_hook(lambda *_: seen.append(1))
-    assert calls(monkeypatch, lambda: gradients(ours, laid)) == [0, 1, 1]
+    assert calls(monkeypatch, lambda: gradients(ours, laid)) == [0, 1, 1, 0]
     assert seen
 
 
@@ -344,10 +392,39 @@ def test_only_plain_frozen_layers_of_bert_s_kind_take_rows():
     watched = classifier()
     watched.base_model.encoder.layer[0].intermediate.register_forward_hook(lambda *_: None)
     assert take_rows(watched, torch.float32) is None
-    wrapped = classifier()
-    wrapped.get_base_model = lambda: wrapped
-    assert take_rows(wrapped, torch.float32) is None
     assert take_rows(classifier("roberta"), torch.float32) == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"use_dora": True}, {"lora_bias": True}, {"rank_pattern": {"query": 2}}, {"alpha_pattern": {"key": 3}}]
+)
+def test_other_loras_are_left_to_peft(options):
+    assert take_rows(with_lora(classifier(), **options), torch.float32) is None
+
+
+def test_lora_beside_other_trained_parameters_or_merged_is_left_to_peft():
+    model = with_lora(classifier())
+    model.base_model.model.base_model.encoder.layer[0].output.LayerNorm.bias.requires_grad_()
+    assert take_rows(model, torch.float32) is None
+    ours, _, laid = in_both(with_lora(classifier()), 4)
+    ours.merge_adapter()
+    with pytest.raises(RuntimeError, match="changed after it was told to take rows"):
+        gradients(ours, laid)
+
+
+def test_lora_s_masks_have_their_rate_and_differ_from_product_to_product():
+    p, rows, width, ranks = 0.3, 96, 64, 64
+    seed = torch.tensor([9 + (4 << 32)], device=DEVICE)
+    unit = torch.eye(width, device=DEVICE)  # of rank 64: what lies between A and B shows the mask
+    updates = Updates(torch.cat([unit, unit]), (unit, unit), (0, 64), 1 / (1 - p), Rate.of(p), 3)
+    ones = torch.ones(rows, width, device=DEVICE)
+    low = updates.onto(seed, ones, torch.zeros(rows, 2 * ranks, device=DEVICE))
+    masks = low.view(rows, 2, ranks).transpose(0, 1)
+    for mask in masks:
+        kept = mask > 0
+        torch.testing.assert_close(mask[kept], torch.full_like(mask[kept], 1 / (1 - p)))
+        assert abs(kept.float().mean().item() - (1 - p)) < 4 * (p * (1 - p) / kept.numel()) ** 0.5
+    assert abs(torch.corrcoef(masks.flatten(1))[0, 1]) < 4 / masks[0].numel() ** 0.5
 
 
 def test_queries_keys_and_values_share_memory_in_copies_too():

@@ -1,0 +1,231 @@
+"""An encoder layer with LoRA on some of its products, whose all else is frozen, in one function on rows of tokens.
+
+Shapes as in `layer_kernels` and `low_rank_kernels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton  # type: ignore  # without types; torch for GPUs brings it, torch for CPUs does not
+
+from peftlib.acceleration import layer_calls as calls
+from peftlib.acceleration import low_rank_kernels as kernels
+from peftlib.acceleration.encoder_layer import FIRST, SECOND, Matrices, Shared, Vectors
+
+#: Rows and columns that a program holds at a time, forward and backward, and its warps of 32 threads.
+_FORWARD, _BACKWARD, _WARPS = (32, 128), (64, 64), 4
+#: How many programs share the rows of A's gradient.
+_PROGRAMS = 16
+
+
+class Updates(NamedTuple):
+    """LoRA's updates of products of the same rows, in the precision of the rows.
+
+    Attributes:
+        a: (J R, D), all of rank R.
+        b: J of them, (N, R), and for each the column at which its product of N columns starts.
+        factor: scaling, over the share of elements that dropout keeps.
+        rate: of dropout.
+        site: of the first one's dropout in the layer.
+    """
+
+    a: torch.Tensor
+    b: tuple[torch.Tensor, ...]
+    starts: tuple[int, ...]
+    factor: float
+    rate: calls.Rate
+    site: int
+
+    def onto(self, seed: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Add the updates to the products, in place.
+
+        Returns:
+            What lies between A and B, for backward.
+        """
+        low = x.new_empty(x.size(0), self.a.size(0))
+        blocks = triton.cdiv(x.size(0), _FORWARD[0]), len(self.b)
+        kernels.low_forward[blocks](x, self.a, low, **self._options(seed, x, _FORWARD))
+        for part, b, products in zip(low.chunk(len(self.b), 1), self.b, self._columns(out), strict=True):
+            products.addmm_(part, b.t())
+        return low
+
+    def backward(
+        self, seed: torch.Tensor, x: torch.Tensor, low: torch.Tensor, gradient: torch.Tensor, of_x: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """From the products' gradient those of each A and B, in pairs, fp32; x's is added to `of_x`, if asked for."""
+        of_low, ranks = torch.empty_like(low), self.a.size(0)
+        columns, parts = self._columns(gradient), low.chunk(len(self.b), 1)
+        for part, b, above in zip(of_low.chunk(len(self.b), 1), self.b, columns, strict=True):
+            torch.mm(above, b, out=part)
+        of_b = [(above.t() @ part).float() for above, part in zip(columns, parts, strict=True)]
+        options, width = self._options(seed, x, _BACKWARD), x.size(1)
+        down, across = triton.cdiv(x.size(0), _BACKWARD[0]), triton.cdiv(width, _BACKWARD[1])
+        if of_x is not None:
+            kernels.low_onto[(down, across)](of_low, self.a, of_x, **options)
+        sums = x.new_empty((min(_PROGRAMS, down), ranks * width), dtype=torch.float32)
+        kernels.low_inner[(len(sums), across, len(self.b))](of_low, x, sums, **options)
+        of_a = calls.sums_over_rows(sums, sums[:, :0]).view(len(self.b), -1, width).unbind()
+        return [one for pair in zip(of_a, of_b, strict=True) for one in pair]
+
+    def _columns(self, products: torch.Tensor) -> list[torch.Tensor]:
+        return [products[:, start : start + b.size(0)] for start, b in zip(self.starts, self.b, strict=True)]
+
+    def _options(self, seed: torch.Tensor, x: torch.Tensor, block: tuple[int, int]) -> dict[str, Any]:
+        rank = self.a.size(0) // len(self.b)
+        return {
+            "seed": seed, "rows": x.size(0), "factor": self.factor, "SITE": self.site,
+            "THRESHOLD": self.rate.threshold, "J": len(self.b), "R": rank, "D": x.size(1),
+            "RANK": max(16, triton.next_power_of_2(rank)), "ROWS": block[0], "COLUMNS": block[1], "num_warps": _WARPS,
+        }  # fmt: skip
+
+
+class OfProducts(NamedTuple):
+    """The updates of a layer's four products, where there are any."""
+
+    qkv: Updates | None
+    out: Updates | None
+    inner: Updates | None
+    outer: Updates | None
+
+
+class LowRankLayer(torch.autograd.Function):
+    """A BERT layer (see `encoder_layer.WholeLayer`) with updates: rows (T, D) to rows, or to the first tokens' (S, D).
+
+    Gradients for the rows and for every A (R, D) and B (N, R), in fp32, in pairs, in the order of the products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: torch.Tensor, shared: Shared, matrices: Matrices, vectors: Vectors, updates: OfProducts,
+        ends: bool, *trained: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        call, eps = shared
+        with torch.autocast(rows.device.type, enabled=False):
+            qkv, of_qkv = _product(call, rows, matrices.qkv, updates.qkv)
+            seen, residual = calls.attend(call, qkv, vectors[:3]), rows
+            if ends:
+                seen, residual = (one.index_select(0, call.places[:, 0, 0, 0]) for one in (seen, rows))
+            product, of_out = _product(call, seen, matrices.out, updates.out)
+            middle, normal, rstd = calls.norm_forward(
+                call, FIRST, product, vectors.out, residual, vectors.weight, vectors.shift, eps[0]
+            )
+            before, of_inner = _product(call, middle, matrices.inner, updates.inner)
+            active = calls.gelu_forward(before, vectors.inner)
+            product, of_outer = _product(call, active, matrices.outer, updates.outer)
+            result, last_normal, last_rstd = calls.norm_forward(
+                call, SECOND, product, vectors.outer, middle, vectors.last_weight, vectors.last_shift, eps[1]
+            )
+        ctx.call, ctx.frozen, ctx.updates, ctx.ends = call, (matrices, vectors), updates, ends
+        inputs = [
+            x if update is not None else None for x, update in zip((rows, seen, middle, active), updates, strict=True)
+        ]
+        ctx.save_for_backward(
+            qkv, normal, rstd, before, last_normal, last_rstd, *inputs, of_qkv, of_out, of_inner, of_outer
+        )
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        qkv, normal, rstd, before, last_normal, last_rstd, *saved = ctx.saved_tensors
+        call, (matrices, vectors), updates = ctx.call, ctx.frozen, ctx.updates
+        inputs, lows = OfProducts(*saved[:4]), OfProducts(*saved[4:])
+        nothing = gradient.new_empty((calls.programs(gradient.size(0)), 0), dtype=torch.float32)
+        found: dict[str, list[torch.Tensor]] = {}
+
+        def update(name: str, above: torch.Tensor, of_x: torch.Tensor | None) -> None:
+            one = getattr(updates, name)
+            if one is not None:
+                found[name] = one.backward(call.seed, getattr(inputs, name), getattr(lows, name), above, of_x)
+
+        with torch.autocast(gradient.device.type, enabled=False):
+            residual, above = calls.norm_backward(
+                call, SECOND, gradient.contiguous(), last_normal, last_rstd, vectors.last_weight, *(nothing,) * 3
+            )
+            below = above @ matrices.outer
+            update("outer", above, below)
+            above = calls.gelu_backward(below, before, vectors.inner, nothing)
+            below = residual.addmm_(above, matrices.inner)
+            update("inner", above, below)
+            residual, above = calls.norm_backward(call, FIRST, below, normal, rstd, vectors.weight, *(nothing,) * 3)
+            below = above @ matrices.out
+            update("out", above, below)
+            for_rows = None
+            if ctx.needs_input_grad[0] or updates.qkv is not None:
+                if ctx.ends:
+                    below, residual = (_spread(one, call.places, len(qkv)) for one in (below, residual))
+                above, _ = calls.attend_backward(call, below, qkv, vectors[:3], summed=False)
+                for_rows = residual.addmm_(above, matrices.qkv) if ctx.needs_input_grad[0] else None
+                update("qkv", above, for_rows)
+        of_trained = [one for name in OfProducts._fields for one in found.get(name, [])]
+        return for_rows, *[None] * 5, *of_trained
+
+
+def _product(
+    call: calls.Call, x: torch.Tensor, matrix: torch.Tensor, updates: Updates | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    products = x @ matrix.t()
+    return products, None if updates is None else updates.onto(call.seed, x, products)
+
+
+def _spread(vectors: torch.Tensor, places: torch.Tensor, rows: int) -> torch.Tensor:
+    """(S, D) of the first tokens among all rows (T, D), zero elsewhere."""
+    return vectors.new_zeros(rows, vectors.size(1)).index_copy_(0, places[:, 0, 0, 0].long(), vectors)
+
+
+class Trained(NamedTuple):
+    """LoRA's update of a product as it is trained: A (R, D) and B (N, R) in fp32; scaling, and dropout's rate."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+    rate: calls.Rate
+
+
+class OfLayer(NamedTuple):
+    """A layer's updates in the precision of the rows, and what they are copies of: each A and B, in pairs."""
+
+    of_products: OfProducts
+    trained: list[torch.Tensor]
+
+
+def prepare(layers: Sequence[tuple[list[Trained | None], ...] | None], dtype: torch.dtype) -> list[OfLayer | None]:
+    """Copy all layers' updates into this precision, by one kernel for all.
+
+    Args:
+        layers: of each layer that has updates, those of the products of the same rows: query, key and value; out;
+            inner; outer. None where a product has no update.
+    """
+    sources: list[torch.Tensor] = []
+    copies: list[torch.Tensor] = []
+    prepared = [None if groups is None else _of_layer(groups, dtype, sources, copies) for groups in layers]
+    if sources:
+        with torch.no_grad():
+            torch._foreach_copy_(copies, sources)
+    return prepared
+
+
+def _of_layer(
+    groups: tuple[list[Trained | None], ...], dtype: torch.dtype, sources: list[torch.Tensor],
+    copies: list[torch.Tensor],
+) -> OfLayer:  # fmt: skip
+    updates: list[Updates | None] = []
+    site = SECOND + 1
+    for group in groups:
+        there = [one for one in group if one is not None]
+        if not there:
+            updates.append(None)
+        else:
+            first, ranks = there[0], [len(one.a) for one in there]
+            stacked = first.a.new_empty((sum(ranks), first.a.size(1)), dtype=dtype)
+            bs = [torch.empty_like(one.b, dtype=dtype) for one in there]
+            copies += [*stacked.split(ranks), *bs]
+            sources += [*(one.a for one in there), *(one.b for one in there)]
+            starts = tuple(place * len(one.b) for place, one in enumerate(group) if one is not None)
+            factor = first.scaling * first.rate.factor
+            updates.append(Updates(stacked, tuple(bs), starts, factor, first.rate, site))
+        site += len(group)
+    trained = [matrix for group in groups for one in group if one is not None for matrix in (one.a, one.b)]
+    return OfLayer(OfProducts(*updates), trained)
