@@ -78,8 +78,7 @@ class Meter:
     _started: _Times | None = None
     _spent: _Times | None = None
     _first_update: float | None = None
-    _lengths: list[torch.Tensor] = field(default_factory=list)
-    _computed: int = 0
+    _counted: list[dict[str, Any]] = field(default_factory=list)
 
     def watch(self, model: nn.Module) -> None:
         """Count every forward pass of this model."""
@@ -109,14 +108,13 @@ class Meter:
     def speed(self, model: nn.Module, precision: str, *, training: bool, processes: int = 1) -> Speed:
         """What was measured; the processes share the examples evenly."""
         assert self._spent is not None
-        lengths = torch.cat(self._lengths).cpu().numpy()
-        lengths = lengths[lengths > 0]
+        lengths = self._lengths()
         return Speed(
             examples=len(lengths) * processes,
             seconds=self._spent.wall,
             cpu_seconds=self._spent.cpu,
             tokens=int(lengths.sum()) * processes,
-            computed=self._computed * processes,
+            computed=sum(batch["input_ids"].numel() for batch in self._counted) * processes,
             operations=operations(model, lengths, training=training) * processes,
             precision=precision,
             threads=torch.get_num_threads(),
@@ -125,15 +123,20 @@ class Meter:
         )
 
     def count(self, inputs: dict[str, Any]) -> None:
-        """These go through the model."""
+        """These go through the model; what is in them is looked at later, not under the clock."""
         if self._started is not None and self._spent is None:
-            mask: torch.Tensor = inputs["attention_mask"]
-            if is_in_rows(inputs):
-                lengths = (mask >= 0).sum((1, 2, 3)) * (inputs["weight"] > 0)  # without the fillers
+            self._counted.append({name: inputs.get(name) for name in ("attention_mask", "weight", "input_ids")})
+
+    def _lengths(self) -> np.ndarray:
+        """Tokens of every example that was counted, (examples,)."""
+        found: list[torch.Tensor] = []
+        for batch in self._counted:
+            mask = batch["attention_mask"]
+            if is_in_rows(batch):
+                found.append((mask >= 0).sum((1, 2, 3))[batch["weight"] > 0])  # without the fillers
             else:
-                lengths = mask.sum(dim=1)
-            self._lengths.append(lengths)  # stays on the device
-            self._computed += inputs["input_ids"].numel()
+                found.append(mask.sum(dim=1))
+        return torch.cat(found).cpu().numpy()
 
     def _memory(self) -> dict[str, int]:
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux

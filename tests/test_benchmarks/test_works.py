@@ -20,6 +20,13 @@ def test_every_work_has_64_examples_an_update(work, processes):
     assert how.per_device_train_batch_size * how.gradient_accumulation_steps * processes == 64
 
 
+def test_trainer_may_do_fewer_updates_of_the_same_work():
+    setting, work = Setting(Path("glue"), "all-MiniLM-L6-v2", threads=0, updates=3, of_trainer=2), works(glue=True)[0]
+    theirs, ours = (parse_train_arguments(setting.job(work, system).argv()) for system in ("trainer", "ours"))
+    assert (theirs.data.max_train_samples, ours.data.max_train_samples) == (2 * 64, 3 * 64)
+    assert SETTING.job(work, "trainer").flags == SETTING.job(work, "ours").flags
+
+
 def test_a_free_micro_batch_takes_them_in_one_pass():
     how = parse_train_arguments(SETTING.flags(free_micro_batch(works(glue=True)[0]))).training
     assert (how.per_device_train_batch_size, how.gradient_accumulation_steps) == (64, 1)
