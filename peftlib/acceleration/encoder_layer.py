@@ -78,8 +78,8 @@ class Embeddings(torch.autograd.Function):
 def draw_seeds(count: int, device: torch.device) -> torch.Tensor:
     """Of dropout, 62 bits each, (count, 2), drawn on the device: in a CUDA graph, anew for every replay.
 
-    The second of each pair only puts the first ones where kernels expect numbers, at multiples of 16 bytes: Triton would
-    compile all of them once more for others.
+    The second of each pair only puts the first ones at multiples of 16 bytes: Triton would compile all kernels once
+    more for others.
     """
     return torch.randint(0, 2**62, (count, 2), device=device)
 
