@@ -49,7 +49,7 @@ def attention_forward(
 
 @triton.jit
 def attention_backward(
-    qkv, bias_q, bias_k, bias_v, out, gradient, sums, places, seed, scale, factor, THRESHOLD: tl.constexpr,
+    qkv, bias_q, bias_k, bias_v, out, gradient, sums, stride, places, seed, scale, factor, THRESHOLD: tl.constexpr,
     SUMMED: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program, token, lane = tl.program_id(0), tl.arange(0, BLOCK), tl.arange(0, DH)
@@ -77,7 +77,7 @@ def attention_backward(
     tl.store(place + H * DH, of_k.to(q.dtype), real)
     tl.store(place + 2 * H * DH, of_v.to(q.dtype), real)
     if SUMMED:  # past the last token they are zero: its weights are, and what comes from above
-        place = sums + example * (3 * H * DH) + head * DH + lane
+        place = sums + example * stride + head * DH + lane
         tl.store(place, tl.sum(of_q, 0))
         tl.store(place + H * DH, tl.zeros((DH,), tl.float32))  # softmax does not see what is added to all keys
         tl.store(place + 2 * H * DH, tl.sum(of_v, 0))

@@ -1,4 +1,4 @@
-"""An encoder layer whose matrices are frozen, in one function: eight products and as many kernels a training step.
+"""An encoder layer whose matrices are frozen: eight products and as many kernels a training step.
 
 As torch computes it, such a layer takes some sixty small kernels, most of which read and write all rows once.
 
@@ -7,6 +7,7 @@ Shapes as in `layer_kernels`. Matrices are in the precision of the rows, the vec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ FIRST, SECOND = 1, 2
 
 
 class Vectors(NamedTuple):
-    """A layer's biases and normalisation weights, each (D,), or (F,) of `inner`; or, for each, its gradient."""
+    """A layer's biases and normalisation weights, each (D,), or (F,) of `inner`; or something for each of them."""
 
     query: Any
     key: Any
@@ -41,11 +42,162 @@ class Matrices(NamedTuple):
     outer: torch.Tensor
 
 
-class Shared(NamedTuple):
-    """What a layer computes with beside numbers: see `layer_calls.Call`; `eps` of its two normalisations."""
+class Sums:
+    """Where the gradients of some layers' vectors gather: a row for each program's sums, columns for each vector.
 
-    call: calls.Call
-    eps: tuple[float, float]
+    One kernel finishes them all: one for each layer takes nearly three times as long.
+
+    Args:
+        layers: each one's vectors, and which of them need a gradient.
+        rows: of these layers, T.
+        examples: S.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Vectors, Vectors]], rows: int, examples: int) -> None:
+        self._needed = [needed for _, needed in layers]
+        self._sizes = [
+            [len(vector) if need else 0 for vector, need in zip(vectors[3:], needed[3:], strict=True)]
+            for vectors, needed in layers
+        ]
+        # Attention leaves a row for each example, for all three or none.
+        self._of_attention = [3 * len(vectors.query) * any(needed[:3]) for vectors, needed in layers]
+        like = layers[0][0].query
+        self._first = like.new_empty((calls.programs(rows), sum(map(sum, self._sizes))), dtype=torch.float32)
+        self._second = like.new_empty((examples, sum(self._of_attention)), dtype=torch.float32)
+
+    def of_layers(self) -> list[OfLayer]:
+        """Each layer's columns."""
+        first = self._first.split([sum(sizes) for sizes in self._sizes], 1)
+        second = self._second.split(self._of_attention, 1)
+        return [
+            OfLayer(one.split(sizes, 1), other) for one, other, sizes in zip(first, second, self._sizes, strict=True)
+        ]
+
+    def finish(self) -> list[list[torch.Tensor | None]]:
+        """Each layer's gradients, in the order of `Vectors`; None of what needs none."""
+        sums = calls.sums_over_rows(self._first, self._second)
+        first, second = sums.split([self._first.size(1), self._second.size(1)])
+        pieces = first.split([sum(sizes) for sizes in self._sizes]), second.split(self._of_attention)
+        found = []
+        for one, other, sizes, needed in zip(*pieces, self._sizes, self._needed, strict=True):
+            vectors = [*(other.chunk(3) if len(other) else [None] * 3), *one.split(sizes)]
+            found.append([vector if need else None for vector, need in zip(vectors, needed, strict=True)])
+        return found
+
+
+class OfLayer(NamedTuple):
+    """A layer's columns in `Sums`: those of all vectors from `out` on, (programs, any); of the three before, (S, 3 D).
+
+    Without columns where no gradient is needed.
+    """
+
+    vectors: tuple[torch.Tensor, ...]
+    attention: torch.Tensor
+
+
+class WholeLayer:
+    """A BERT layer: attention and a GELU network, each with dropout, residual and normalisation behind it.
+
+    Args:
+        call: what its kernels have in common.
+        eps: of the two normalisations.
+    """
+
+    def __init__(self, call: calls.Call, eps: tuple[float, float], matrices: Matrices, vectors: Vectors) -> None:
+        self.call, self.eps, self.matrices, self.vectors = call, eps, matrices, vectors
+        self.trained: list[torch.Tensor] = list(vectors)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (T, D) to rows (T, D)."""
+        self._qkv = rows @ self.matrices.qkv.t()
+        seen = calls.attend(self.call, self._qkv, self.vectors[:3])
+        return self._finish(seen, rows)
+
+    def backward(self, gradient: torch.Tensor, sums: OfLayer, for_rows: bool) -> torch.Tensor | None:
+        """From the result's gradient that of the rows, if asked for; the vectors' go into `sums`."""
+        below, residual = self._finish_backward(gradient, sums.vectors)
+        if not for_rows and not sums.attention.numel():
+            return None
+        below = calls.attend_backward(self.call, below @ self.matrices.out, self._qkv, self.vectors[:3], sums.attention)
+        return residual.addmm_(below, self.matrices.qkv) if for_rows else None
+
+    def _finish(self, seen: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """What follows attention, of its result and the layer's input, both (T, D)."""
+        vectors, matrices = self.vectors, self.matrices
+        middle, first = calls.norm_forward(
+            self.call, FIRST, seen @ matrices.out.t(), vectors.out, rows, vectors.weight, vectors.shift, self.eps[0]
+        )
+        before = middle @ matrices.inner.t()
+        product = calls.gelu_forward(before, vectors.inner) @ matrices.outer.t()
+        result, second = calls.norm_forward(
+            self.call, SECOND, product, vectors.outer, middle, vectors.last_weight, vectors.last_shift, self.eps[1]
+        )
+        self._kept = first, before, second
+        return result
+
+    def _finish_backward(
+        self, gradient: torch.Tensor, of_vectors: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of the product that follows attention, and of the layer's input, both (T, D)."""
+        vectors, matrices, (first, before, second) = self.vectors, self.matrices, self._kept
+        for_out, for_weight, for_shift, for_inner, for_outer, for_last_weight, for_last_shift = of_vectors
+        residual, below = calls.norm_backward(
+            self.call, SECOND, gradient, second, vectors.last_weight, for_last_weight, for_last_shift, for_outer
+        )
+        below = calls.gelu_backward(below @ matrices.outer, before, vectors.inner, for_inner)
+        below = residual.addmm_(below, matrices.inner)  # in place: with addmm, torch first copies what is added
+        residual, below = calls.norm_backward(
+            self.call, FIRST, below, first, vectors.weight, for_weight, for_shift, for_out
+        )
+        return below, residual
+
+
+class LastLayer(WholeLayer):
+    """A BERT layer of which the head reads the first tokens alone: rows (T, D) to (S, D).
+
+    A query q meets a key W x as q' W meets x, and the sum of values is the value of the sum: the rows themselves are
+    weighed, one product for each example in place of one for each of its tokens. DeepSeek-V2 (2024, section 2.1)
+    absorbs its matrices into each other so. The keys' bias shifts all scores of a query alike, which softmax does not
+    see: its gradient is zero.
+    """
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (T, D) to (S, D)."""
+        call, heads, width = self.call, self.call.heads, rows.size(1)
+        of_query, of_key, of_value = self.matrices.qkv.view(3, heads, -1, width)
+        starts = rows.index_select(0, call.places[:, 0, 0, 0])
+        query = torch.addmm(self.vectors.query.to(rows.dtype), starts, of_query.view(-1, width).t())
+        asked = _of_each_head(query.view(-1, heads, width // heads), of_key)
+        mixed, weights = calls.mix(call, asked, rows)
+        seen = _of_each_head(mixed, of_value.mT).addcmul_(weights.unsqueeze(2), self.vectors.value.view(heads, -1))
+        self._mixing = rows, asked, weights
+        return self._finish(seen.flatten(1), starts)
+
+    def backward(self, gradient: torch.Tensor, sums: OfLayer, for_rows: bool) -> torch.Tensor | None:
+        """As of `WholeLayer`, from (S, D) to (T, D)."""
+        below, residual = self._finish_backward(gradient, sums.vectors)
+        if not for_rows and not sums.attention.numel():
+            return None
+        (rows, asked, weights), call, width = self._mixing, self.call, gradient.size(1)
+        of_query, of_key, of_value = self.matrices.qkv.view(3, call.heads, -1, width)
+        of_seen = (below @ self.matrices.out).view(-1, call.heads, width // call.heads)
+        of_weights = (of_seen * self.vectors.value.view(call.heads, -1)).sum(2, dtype=torch.float32)
+        of_asked, of_rows = calls.mix_backward(call, asked, rows, _of_each_head(of_seen, of_value), of_weights)
+        for_query = _of_each_head(of_asked, of_key.mT).flatten(1)
+        of_rows.index_add_(0, call.places[:, 0, 0, 0], residual.addmm_(for_query, of_query.view(-1, width)))
+        if sums.attention.numel():
+            for_q, for_k, for_v = sums.attention.chunk(3, 1)
+            for_q.copy_(for_query)
+            for_k.zero_()
+            torch.mul(of_seen, weights.unsqueeze(2), out=for_v.view(of_seen.shape))
+        return of_rows if for_rows else None
+
+
+def _of_each_head(vectors: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Vectors (S, H, any) times each head's matrix (H, any, other): (S, H, other), without copies on the way."""
+    out = vectors.new_empty(*vectors.shape[:2], matrices.size(2))
+    torch.bmm(vectors.transpose(0, 1), matrices, out=out.transpose(0, 1))
+    return out
 
 
 class Embeddings(torch.autograd.Function):
@@ -82,147 +234,3 @@ def draw_seeds(count: int, device: torch.device) -> torch.Tensor:
     more for others.
     """
     return torch.randint(0, 2**62, (count, 2), device=device)
-
-
-class WholeLayer(torch.autograd.Function):
-    """A BERT layer: attention and a GELU network, each with dropout, residual and normalisation behind it.
-
-    Rows (T, D) to rows (T, D). Gradients for rows and vectors.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, shared: Shared, matrices: Matrices, *given: torch.Tensor) -> torch.Tensor:
-        vectors, (call, eps) = Vectors(*given), shared
-        with torch.autocast(rows.device.type, enabled=False):
-            qkv = rows @ matrices.qkv.t()
-            seen = calls.attend(call, qkv, vectors[:3])
-            result, kept = _finish(call, seen, rows, matrices, vectors, eps)
-        ctx.call, ctx.matrices = call, matrices
-        ctx.save_for_backward(qkv, *kept, *given)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        qkv, *saved = ctx.saved_tensors
-        kept, vectors, call, matrices = saved[:5], Vectors(*saved[5:]), ctx.call, ctx.matrices
-        of_rows, _, _, *needed = ctx.needs_input_grad
-        with torch.autocast(gradient.device.type, enabled=False):
-            below, residual, sums = _finish_backward(call, gradient, kept, matrices, vectors, Vectors(*needed))
-            for_qkv = sums.buffer.new_empty((0, 0))
-            if of_rows or any(needed[:3]):
-                below, for_qkv = calls.attend_backward(
-                    call, below @ matrices.out, qkv, vectors[:3], summed=any(needed[:3])
-                )
-            for_rows = residual.addmm_(below, matrices.qkv) if of_rows else None
-            of_vectors = sums.finish(for_qkv, Vectors(*needed))
-        return for_rows, None, None, *of_vectors
-
-
-class LastLayer(torch.autograd.Function):
-    """A BERT layer of which the head reads the first tokens alone: rows (T, D) to (S, D).
-
-    A query q meets a key W x as q' W meets x, and the sum of values is the value of the sum: the rows themselves are
-    weighed, one product for each example in place of one for each of its tokens. DeepSeek-V2 (2024, section 2.1)
-    absorbs its matrices into each other so. The keys' bias shifts all scores of a query alike, which softmax does not
-    see: its gradient is zero.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, shared: Shared, matrices: Matrices, *given: torch.Tensor) -> torch.Tensor:
-        vectors, (call, eps) = Vectors(*given), shared
-        heads, width = call.heads, rows.size(1)
-        with torch.autocast(rows.device.type, enabled=False):
-            of_query, of_key, of_value = matrices.qkv.view(3, heads, -1, width)
-            starts = rows.index_select(0, call.places[:, 0, 0, 0])
-            query = torch.addmm(vectors.query.to(rows.dtype), starts, of_query.view(-1, width).t())
-            asked = _of_each_head(query.view(-1, heads, width // heads), of_key)
-            mixed, weights = calls.mix(call, asked, rows)
-            seen = _of_each_head(mixed, of_value.mT).addcmul_(weights.unsqueeze(2), vectors.value.view(heads, -1))
-            result, kept = _finish(call, seen.flatten(1), starts, matrices, vectors, eps)
-        ctx.call, ctx.matrices = call, matrices
-        ctx.save_for_backward(rows, asked, weights, *kept, *given)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, asked, weights, *saved = ctx.saved_tensors
-        kept, vectors, call, matrices = saved[:5], Vectors(*saved[5:]), ctx.call, ctx.matrices
-        of_rows, _, _, *needed = ctx.needs_input_grad
-        heads, width = call.heads, rows.size(1)
-        of_query, of_key, of_value = matrices.qkv.view(3, heads, -1, width)
-        with torch.autocast(gradient.device.type, enabled=False):
-            below, residual, sums = _finish_backward(call, gradient, kept, matrices, vectors, Vectors(*needed))
-            of_seen = (below @ matrices.out).view(-1, heads, width // heads)
-            of_weights = (of_seen * vectors.value.view(heads, -1)).sum(2, dtype=torch.float32)
-            of_asked, for_rows = calls.mix_backward(call, asked, rows, _of_each_head(of_seen, of_value), of_weights)
-            for_query = _of_each_head(of_asked, of_key.mT).flatten(1)
-            of_starts = residual.addmm_(for_query, of_query.view(-1, width))
-            for_rows.index_add_(0, call.places[:, 0, 0, 0], of_starts)
-            for_qkv = weights.new_zeros(len(weights), 3 * width if any(needed[:3]) else 0)
-            if any(needed[:3]):
-                for_qkv[:, :width] = for_query
-                torch.mul(of_seen, weights.unsqueeze(2), out=for_qkv[:, 2 * width :].view(of_seen.shape))
-            of_vectors = sums.finish(for_qkv, Vectors(*needed))
-        return for_rows if of_rows else None, None, None, *of_vectors
-
-
-def _of_each_head(vectors: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Vectors (S, H, any) times each head's matrix (H, any, other): (S, H, other), without copies on the way."""
-    out = vectors.new_empty(*vectors.shape[:2], matrices.size(2))
-    torch.bmm(vectors.transpose(0, 1), matrices, out=out.transpose(0, 1))
-    return out
-
-
-def _finish(
-    call: calls.Call, seen: torch.Tensor, rows: torch.Tensor, matrices: Matrices, vectors: Vectors,
-    eps: tuple[float, float],
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # fmt: skip
-    """What follows attention, of its result and the layer's input, both (T, D); and what backward needs of it."""
-    middle, normal, rstd = calls.norm_forward(
-        call, FIRST, seen @ matrices.out.t(), vectors.out, rows, vectors.weight, vectors.shift, eps[0]
-    )
-    before = middle @ matrices.inner.t()
-    product = calls.gelu_forward(before, vectors.inner) @ matrices.outer.t()
-    result, last_normal, last_rstd = calls.norm_forward(
-        call, SECOND, product, vectors.outer, middle, vectors.last_weight, vectors.last_shift, eps[1]
-    )
-    return result, (normal, rstd, before, last_normal, last_rstd)
-
-
-class _Sums(NamedTuple):
-    """A row for each program's sums, with columns for each trained vector: one kernel then finishes them all."""
-
-    buffer: torch.Tensor
-    sizes: list[int]
-
-    @classmethod
-    def of(cls, vectors: Vectors, needed: Vectors, rows: torch.Tensor) -> _Sums:
-        sizes = [len(vector) if need else 0 for vector, need in zip(vectors[3:], needed[3:], strict=True)]
-        return cls(rows.new_empty((calls.programs(rows.size(0)), sum(sizes)), dtype=torch.float32), sizes)
-
-    def finish(self, for_qkv: torch.Tensor, needed: Vectors) -> Vectors:
-        """Gradients of what is trained; `for_qkv`: of query, key and value, (any, 3 D), (any, 0) if none of them is."""
-        width = for_qkv.size(1) // 3
-        found = calls.sums_over_rows(self.buffer, for_qkv).split([*self.sizes, *[width] * 3])
-        return Vectors(*(one if need else None for one, need in zip(found[7:] + found[:7], needed, strict=True)))
-
-
-def _finish_backward(
-    call: calls.Call, gradient: torch.Tensor, kept: Any, matrices: Matrices, vectors: Vectors, needed: Vectors
-) -> tuple[torch.Tensor, torch.Tensor, _Sums]:
-    """Gradients of the product that follows attention and of the layer's input, (T, D); the vectors' sums so far."""
-    normal, rstd, before, last_normal, last_rstd = kept
-    sums = _Sums.of(vectors, needed, gradient)
-    for_out, for_weight, for_shift, for_inner, for_outer, for_last_weight, for_last_shift = sums.buffer.split(
-        sums.sizes, 1
-    )
-    residual, below = calls.norm_backward(
-        call, SECOND, gradient.contiguous(), last_normal, last_rstd, vectors.last_weight, for_last_weight,
-        for_last_shift, for_outer,
-    )  # fmt: skip
-    below = calls.gelu_backward(below @ matrices.outer, before, vectors.inner, for_inner)
-    below = residual.addmm_(below, matrices.inner)  # in place: with addmm, torch first copies what is added
-    residual, below = calls.norm_backward(
-        call, FIRST, below, normal, rstd, vectors.weight, for_weight, for_shift, for_out
-    )
-    return below, residual, sums

@@ -59,28 +59,35 @@ def programs(rows: int) -> int:
     return int(min(_PROGRAMS, triton.cdiv(rows, _ROWS)))
 
 
+class Normal(NamedTuple):
+    """What normalisation leaves for backward: its result before weight and shift, (T, D); 1 / deviation, (T,)."""
+
+    values: torch.Tensor
+    rstd: torch.Tensor
+
+
 def norm_forward(
     call: Call, site: int, product: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor,
     shift: torch.Tensor, eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """LayerNorm(residual + dropout(product + bias)), (T, D); what it was before weight and shift; 1 / deviation (T)."""
+) -> tuple[torch.Tensor, Normal]:  # fmt: skip
+    """LayerNorm(residual + dropout(product + bias)), (T, D)."""
     out, normal = torch.empty_like(product), torch.empty_like(product)
     rstd = product.new_empty(product.size(0), dtype=torch.float32)
     kernels.norm_forward[(triton.cdiv(product.size(0), _ROWS),)](
         product, bias, residual, weight, shift, out, normal, rstd, eps, **_for_norm(call, site, product)
     )
-    return out, normal, rstd
+    return out, Normal(normal, rstd)
 
 
 def norm_backward(
-    call: Call, site: int, gradient: torch.Tensor, normal: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor,
-    for_weight: torch.Tensor, for_shift: torch.Tensor, for_bias: torch.Tensor,
+    call: Call, site: int, gradient: torch.Tensor, normal: Normal, weight: torch.Tensor, for_weight: torch.Tensor,
+    for_shift: torch.Tensor, for_bias: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of residual and product, (T, D); `for_...` take the programs' sums, (programs, D), or (programs, 0)."""
     out = torch.empty_like(gradient)
     dropped = torch.empty_like(gradient) if call.rates[site].threshold else out
     kernels.norm_backward[(for_weight.size(0),)](
-        gradient, normal, rstd, weight, out, dropped, for_weight, for_shift, for_bias, for_weight.stride(0),
+        gradient, *normal, weight, out, dropped, for_weight, for_shift, for_bias, for_weight.stride(0),
         for_weight.numel() > 0, for_shift.numel() > 0, for_bias.numel() > 0, **_for_norm(call, site, gradient),
     )  # fmt: skip
     return out, dropped
@@ -167,22 +174,15 @@ def attend(call: Call, qkv: torch.Tensor, biases: tuple[torch.Tensor, ...]) -> t
 
 
 def attend_backward(
-    call: Call, gradient: torch.Tensor, qkv: torch.Tensor, biases: tuple[torch.Tensor, ...], summed: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients (T, 3 D), and their sums over an example's tokens, (S, 3 D), where asked for."""
-    out, examples = torch.empty_like(qkv), call.places.size(0)
-    sums = qkv.new_empty((examples, qkv.size(1) if summed else 0), dtype=torch.float32)
-    attention.attention_backward[(examples * call.heads,)](
-        qkv,
-        *biases,
-        out,
-        gradient,
-        sums,
-        SUMMED=summed,
-        **_for_attention(call, gradient),
+    call: Call, gradient: torch.Tensor, qkv: torch.Tensor, biases: tuple[torch.Tensor, ...], sums: torch.Tensor
+) -> torch.Tensor:
+    """Gradients (T, 3 D); `sums` take those of the biases, a row for each example, (S, 3 D), or nothing if empty."""
+    out = torch.empty_like(qkv)
+    attention.attention_backward[(call.places.size(0) * call.heads,)](
+        qkv, *biases, out, gradient, sums, sums.stride(0), SUMMED=sums.numel() > 0, **_for_attention(call, gradient),
         maxnreg=_MOST_REGISTERS if call.places.size(-1) <= 64 else None,
-    )
-    return out, sums
+    )  # fmt: skip
+    return out
 
 
 def mix(call: Call, asked: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

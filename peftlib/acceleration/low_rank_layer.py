@@ -1,4 +1,4 @@
-"""An encoder layer with LoRA on some of its products, whose all else is frozen, in one function on rows of tokens.
+"""An encoder layer with LoRA on some of its products, whose all else is frozen, on rows of tokens.
 
 Shapes as in `layer_kernels` and `low_rank_kernels`.
 """
@@ -13,7 +13,7 @@ import triton  # type: ignore  # without types; torch for GPUs brings it, torch 
 
 from peftlib.acceleration import layer_calls as calls
 from peftlib.acceleration import low_rank_kernels as kernels
-from peftlib.acceleration.encoder_layer import FIRST, SECOND, Matrices, Shared, Vectors
+from peftlib.acceleration.encoder_layer import FIRST, SECOND, Matrices, Vectors
 
 #: Rows and columns that a program holds at a time, forward and backward, and its warps of 32 threads.
 _FORWARD, _BACKWARD, _WARPS = (32, 128), (64, 64), 4
@@ -91,76 +91,78 @@ class OfProducts(NamedTuple):
     outer: Updates | None
 
 
-class LowRankLayer(torch.autograd.Function):
-    """A BERT layer (see `encoder_layer.WholeLayer`) with updates: rows (T, D) to rows, or to the first tokens' (S, D).
+class LowRankLayer:
+    """A BERT layer (see `encoder_layer.WholeLayer`) with updates of its products, the only ones that are trained.
 
-    Gradients for the rows and for every A (R, D) and B (N, R), in fp32, in pairs, in the order of the products.
+    Args:
+        updates: in the precision of the rows, and what they are copies of.
+        ends: the result is the first tokens' (S, D) alone, which the head reads.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any, rows: torch.Tensor, shared: Shared, matrices: Matrices, vectors: Vectors, updates: OfProducts,
-        ends: bool, *trained: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
-        call, eps = shared
-        with torch.autocast(rows.device.type, enabled=False):
-            qkv, of_qkv = _product(call, rows, matrices.qkv, updates.qkv)
-            seen, residual = calls.attend(call, qkv, vectors[:3]), rows
-            if ends:
-                seen, residual = (one.index_select(0, call.places[:, 0, 0, 0]) for one in (seen, rows))
-            product, of_out = _product(call, seen, matrices.out, updates.out)
-            middle, normal, rstd = calls.norm_forward(
-                call, FIRST, product, vectors.out, residual, vectors.weight, vectors.shift, eps[0]
-            )
-            before, of_inner = _product(call, middle, matrices.inner, updates.inner)
-            active = calls.gelu_forward(before, vectors.inner)
-            product, of_outer = _product(call, active, matrices.outer, updates.outer)
-            result, last_normal, last_rstd = calls.norm_forward(
-                call, SECOND, product, vectors.outer, middle, vectors.last_weight, vectors.last_shift, eps[1]
-            )
-        ctx.call, ctx.frozen, ctx.updates, ctx.ends = call, (matrices, vectors), updates, ends
-        inputs = [
-            x if update is not None else None for x, update in zip((rows, seen, middle, active), updates, strict=True)
-        ]
-        ctx.save_for_backward(
-            qkv, normal, rstd, before, last_normal, last_rstd, *inputs, of_qkv, of_out, of_inner, of_outer
+    def __init__(
+        self, call: calls.Call, eps: tuple[float, float], matrices: Matrices, vectors: Vectors, updates: OfLayer,
+        ends: bool,
+    ) -> None:  # fmt: skip
+        self.call, self.eps, self.matrices, self.vectors, self.ends = call, eps, matrices, vectors, ends
+        self.updates, self.trained = updates
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (T, D) to rows, or to the first tokens' (S, D)."""
+        call, matrices, vectors, updates = self.call, self.matrices, self.vectors, self.updates
+        qkv, of_qkv = _product(call, rows, matrices.qkv, updates.qkv)
+        seen, residual = calls.attend(call, qkv, vectors[:3]), rows
+        if self.ends:
+            seen, residual = (one.index_select(0, call.places[:, 0, 0, 0]) for one in (seen, rows))
+        product, of_out = _product(call, seen, matrices.out, updates.out)
+        middle, first = calls.norm_forward(
+            call, FIRST, product, vectors.out, residual, vectors.weight, vectors.shift, self.eps[0]
         )
+        before, of_inner = _product(call, middle, matrices.inner, updates.inner)
+        active = calls.gelu_forward(before, vectors.inner)
+        product, of_outer = _product(call, active, matrices.outer, updates.outer)
+        result, second = calls.norm_forward(
+            call, SECOND, product, vectors.outer, middle, vectors.last_weight, vectors.last_shift, self.eps[1]
+        )
+        self._kept = qkv, first, before, second
+        inputs, lows = (rows, seen, middle, active), (of_qkv, of_out, of_inner, of_outer)
+        self._of_updates = {
+            name: (update, x, low)
+            for name, update, x, low in zip(OfProducts._fields, updates, inputs, lows, strict=True)
+            if update is not None and low is not None
+        }
         return result
 
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        qkv, normal, rstd, before, last_normal, last_rstd, *saved = ctx.saved_tensors
-        call, (matrices, vectors), updates = ctx.call, ctx.frozen, ctx.updates
-        inputs, lows = OfProducts(*saved[:4]), OfProducts(*saved[4:])
+    def backward(
+        self, gradient: torch.Tensor, for_rows: bool
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
+        """From the result's gradient that of the rows, if asked for, and those of `trained`."""
+        call, matrices, vectors = self.call, self.matrices, self.vectors
+        qkv, first, before, second = self._kept
         nothing = gradient.new_empty((calls.programs(gradient.size(0)), 0), dtype=torch.float32)
         found: dict[str, list[torch.Tensor]] = {}
 
         def update(name: str, above: torch.Tensor, of_x: torch.Tensor | None) -> None:
-            one = getattr(updates, name)
-            if one is not None:
-                found[name] = one.backward(call.seed, getattr(inputs, name), getattr(lows, name), above, of_x)
+            if name in self._of_updates:
+                one, x, low = self._of_updates[name]
+                found[name] = one.backward(call.seed, x, low, above, of_x)
 
-        with torch.autocast(gradient.device.type, enabled=False):
-            residual, above = calls.norm_backward(
-                call, SECOND, gradient.contiguous(), last_normal, last_rstd, vectors.last_weight, *(nothing,) * 3
-            )
-            below = above @ matrices.outer
-            update("outer", above, below)
-            above = calls.gelu_backward(below, before, vectors.inner, nothing)
-            below = residual.addmm_(above, matrices.inner)
-            update("inner", above, below)
-            residual, above = calls.norm_backward(call, FIRST, below, normal, rstd, vectors.weight, *(nothing,) * 3)
-            below = above @ matrices.out
-            update("out", above, below)
-            for_rows = None
-            if ctx.needs_input_grad[0] or updates.qkv is not None:
-                if ctx.ends:
-                    below, residual = (_spread(one, call.places, len(qkv)) for one in (below, residual))
-                above, _ = calls.attend_backward(call, below, qkv, vectors[:3], summed=False)
-                for_rows = residual.addmm_(above, matrices.qkv) if ctx.needs_input_grad[0] else None
-                update("qkv", above, for_rows)
-        of_trained = [one for name in OfProducts._fields for one in found.get(name, [])]
-        return for_rows, *[None] * 5, *of_trained
+        residual, above = calls.norm_backward(call, SECOND, gradient, second, vectors.last_weight, *(nothing,) * 3)
+        below = above @ matrices.outer
+        update("outer", above, below)
+        above = calls.gelu_backward(below, before, vectors.inner, nothing)
+        below = residual.addmm_(above, matrices.inner)
+        update("inner", above, below)
+        residual, above = calls.norm_backward(call, FIRST, below, first, vectors.weight, *(nothing,) * 3)
+        below = above @ matrices.out
+        update("out", above, below)
+        of_rows = None
+        if for_rows or self.updates.qkv is not None:
+            if self.ends:
+                below, residual = (_spread(one, call.places, len(qkv)) for one in (below, residual))
+            above = calls.attend_backward(call, below, qkv, vectors[:3], nothing)
+            of_rows = residual.addmm_(above, matrices.qkv) if for_rows else None
+            update("qkv", above, of_rows)
+        return of_rows, [one for name in OfProducts._fields for one in found.get(name, [])]
 
 
 def _product(

@@ -1,4 +1,4 @@
-"""BERT's encoder on a GPU over rows of tokens, where its matrices are frozen: a function for each layer.
+"""BERT's encoder on a GPU over rows of tokens, where its matrices are frozen: all layers as one function.
 
 Batches come as `data.collation.RowCollator` lays them out: (1, T) tokens, and int32 (S, 1, 1, width) in place of a
 mask.
@@ -27,16 +27,9 @@ from peftlib.acceleration.bert import (
 )  # fmt: skip
 
 if find_spec("triton") is not None:  # it comes with torch for GPUs only
-    from peftlib.acceleration.encoder_layer import (
-        Embeddings,
-        LastLayer,
-        Matrices,
-        Shared,
-        Vectors,
-        WholeLayer,
-        draw_seeds,
-    )
+    from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, Matrices, Vectors, WholeLayer, draw_seeds
     from peftlib.acceleration.layer_calls import Call, Rate, Tables
+    from peftlib.acceleration.layer_stack import Layers
     from peftlib.acceleration.low_rank_layer import LowRankLayer, Trained, prepare
 
 _HEAD_WIDTHS = (32, 64)
@@ -87,7 +80,7 @@ class _RowEncoder(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        if not _is_in_rows(hidden_states, attention_mask):
+        if attention_mask is None or not _is_in_rows(hidden_states, attention_mask):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         encoder: Any = self
         if not all(_is_fusible(layer) for layer in encoder.layer):
@@ -96,8 +89,13 @@ class _RowEncoder(nn.Module):
         rows = hidden_states[0].to(dtype)
         seeds = draw_seeds(len(encoder.layer), rows.device).split(1)
         updates = prepare([_groups(layer) for layer in encoder.layer], dtype)
+        layers = []
         for layer, seed, beside in zip(encoder.layer, seeds, updates, strict=True):
-            rows = _compute(layer, rows, attention_mask, seed, beside, ends=layer is encoder.layer[-1])
+            attention = layer.attention.self
+            dropouts = (attention.dropout, layer.attention.output.dropout, layer.output.dropout)
+            call = Call(attention_mask, seed, attention.num_attention_heads, tuple(_rate(one) for one in dropouts))
+            layers.append(_prepared(layer, call, beside, ends=layer is encoder.layer[-1]))
+        rows = Layers.apply(rows, layers, *(one for layer in layers for one in layer.trained))
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=rows.unsqueeze(1))
 
 
@@ -106,23 +104,19 @@ def _is_in_rows(x: torch.Tensor, mask: Any) -> bool:
     return isinstance(mask, torch.Tensor) and mask.dtype == torch.int32 and mask.dim() == 4 and x.size(0) == 1
 
 
-def _compute(layer: Any, rows: torch.Tensor, places: Any, seed: torch.Tensor, updates: Any, ends: bool) -> torch.Tensor:
-    attention, first, second = layer.attention.self, layer.attention.output, layer.output
+def _prepared(layer: Any, call: Call, updates: Any, ends: bool) -> Any:
+    """The layer as `Layers` computes it."""
+    first, second = layer.attention.output, layer.output
     query, key, value, out, inner, outer = (_base(linear) for linear in linears(layer))
-    dropouts = (attention.dropout, first.dropout, second.dropout)
-    call = Call(places, seed, attention.num_attention_heads, tuple(_rate(one) for one in dropouts))
-    shared = Shared(call, (first.LayerNorm.eps, second.LayerNorm.eps))
+    eps = (first.LayerNorm.eps, second.LayerNorm.eps)
     matrices = Matrices(joined(query, key, value), out.weight, inner.weight, outer.weight)
     vectors = Vectors(
         query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight, first.LayerNorm.bias, inner.bias,
         outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
     )  # fmt: skip
-    result: torch.Tensor
     if updates is not None:
-        result = LowRankLayer.apply(rows, shared, matrices, vectors, updates.of_products, ends, *updates.trained)
-    else:
-        result = (LastLayer if ends else WholeLayer).apply(rows, shared, matrices, *vectors)
-    return result
+        return LowRankLayer(call, eps, matrices, vectors, updates, ends)
+    return (LastLayer if ends else WholeLayer)(call, eps, matrices, vectors)
 
 
 def _groups(layer: Any) -> tuple[list[Trained | None], ...] | None:

@@ -20,7 +20,7 @@ from peftlib.acceleration import layer_calls
 from peftlib.acceleration.attention import finish_first_token_only
 from peftlib.acceleration.bert import joined, linears
 from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, WholeLayer
-from peftlib.acceleration.layer_calls import Call, Rate
+from peftlib.acceleration.layer_calls import Call, Normal, Rate
 from peftlib.acceleration.low_rank_layer import LowRankLayer, Updates
 from peftlib.acceleration.row_encoder import take_rows
 from peftlib.data import collation
@@ -28,7 +28,7 @@ from peftlib.data.collation import Collator, split_inputs
 from peftlib.data.encoding import Chosen
 from peftlib.training.accumulation import weighted_loss
 
-FUNCTIONS = (Embeddings, WholeLayer, LastLayer, LowRankLayer)
+KINDS = (WholeLayer, LastLayer, LowRankLayer)
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
@@ -100,15 +100,15 @@ def gradients(model, given):
 
 
 def calls(monkeypatch, run):
-    """How often each of `FUNCTIONS` computes while `run` runs."""
+    """How often embeddings, and each of `KINDS` of layers, compute in rows while `run` runs."""
     made = []
     with monkeypatch.context() as patched:
-        for function in FUNCTIONS:
-            name, apply = function.__name__, function.apply
-            counted = lambda *given, name=name, apply=apply: made.append(name) or apply(*given)  # noqa: E731
-            patched.setattr(function, "apply", counted)
+        for kind, name in ((Embeddings, "apply"), *((kind, "forward") for kind in KINDS)):
+            compute = getattr(kind, name)
+            counted = lambda *given, kind=kind, compute=compute: made.append(kind) or compute(*given)  # noqa: E731
+            patched.setattr(kind, name, counted)
         run()
-    return [made.count(function.__name__) for function in FUNCTIONS]
+    return [made.count(kind) for kind in (Embeddings, *KINDS)]
 
 
 def assert_close(ours, theirs, tolerance, least=1e-6):
@@ -257,9 +257,10 @@ def row_mask_drawn(seed, p, site, rows=64, width=96):
     gradient = torch.randn(rows, width, generator=torch.Generator().manual_seed(3)).to(DEVICE)
     nothing = torch.empty(3, 0, device=DEVICE)
     places = torch.zeros(1, 1, 1, 32, dtype=torch.int32, device=DEVICE)
+    ones = torch.ones(max(rows, width), device=DEVICE)
     below, dropped = layer_calls.norm_backward(
-        Call(places, seed, 1, (Rate.of(p),) * 3), site, gradient, gradient, torch.ones(rows, device=DEVICE),
-        torch.ones(width, device=DEVICE), nothing, nothing, nothing,
+        Call(places, seed, 1, (Rate.of(p),) * 3), site, gradient, Normal(gradient, ones[:rows]), ones[:width],
+        nothing, nothing, nothing,
     )  # fmt: skip
     return dropped / below
 

@@ -1,0 +1,61 @@
+"""Encoder layers on rows of tokens, one after the other, as one function: torch keeps no graph for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from peftlib.acceleration.encoder_layer import Sums, Vectors, WholeLayer
+from peftlib.acceleration.low_rank_layer import LowRankLayer
+
+
+class Layers(torch.autograd.Function):
+    """Rows (T, D) through all layers. Gradients for the rows and for every layer's `trained`.
+
+    Args:
+        layers: made for this pass: they keep what backward needs. The last one may return less than all rows.
+        trained: every layer's, one layer after the other.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: torch.Tensor, layers: Sequence[WholeLayer | LowRankLayer], *trained: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.layers, ctx.rows = layers, rows.size(0)
+        with torch.autocast(rows.device.type, enabled=False):
+            for layer in layers:
+                rows = layer.forward(rows)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        for_rows, _, *needed = ctx.needs_input_grad
+        layers, flags = ctx.layers, iter(needed)
+        needs = [[next(flags) for _ in layer.trained] for layer in layers]
+        lowest = 0 if for_rows else next(place for place, need in enumerate(needs) if any(need))
+        below: torch.Tensor | None = gradient.contiguous()
+        found: dict[int, Sequence[torch.Tensor | None]] = {}
+        with torch.autocast(gradient.device.type, enabled=False):
+            frozen = [place for place, layer in enumerate(layers) if place >= lowest and isinstance(layer, WholeLayer)]
+            last = len(layers) - 1  # which has rows of its own: the first tokens
+            groups = [place for place in frozen if place < last], [place for place in frozen if place == last]
+            gathered = [
+                (group, Sums([(layers[place].vectors, Vectors(*needs[place])) for place in group], rows, len(gradient)))
+                for group, rows in zip(groups, (ctx.rows, len(gradient)), strict=True)
+                if group
+            ]
+            columns = {
+                place: one for group, sums in gathered for place, one in zip(group, sums.of_layers(), strict=True)
+            }
+            for place in reversed(range(lowest, len(layers))):
+                onward = for_rows or place > lowest
+                if place in columns:
+                    below = layers[place].backward(below, columns[place], onward)
+                else:
+                    below, found[place] = layers[place].backward(below, onward)
+            for group, sums in gathered:
+                found |= dict(zip(group, sums.finish(), strict=True))
+        of_trained = [one for place, need in enumerate(needs) for one in found.get(place, [None] * len(need))]
+        return below, None, *of_trained
