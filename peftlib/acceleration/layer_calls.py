@@ -21,7 +21,7 @@ _GELU_ROWS, _GELU_COLUMNS, _GELU_WARPS = 2, 1024, 4
 _ATTENTION_WARPS = 4  # for up to 64 tokens, twice as many beyond
 #: In backward on up to 64 tokens: four programs at a time on each multiprocessor in place of three.
 _MOST_REGISTERS = 128
-_MIX_COLUMNS = 128
+_MIX_COLUMNS = 64  # with 128 backward has no room on an Ampere of capability 8.6
 _SUMS_ROWS, _SUMS_COLUMNS, _SUMS_WARPS = 32, 32, 4
 
 
@@ -155,7 +155,7 @@ def embed_backward(
 
 
 def _for_norm(call: Call, site: int, like: torch.Tensor) -> dict[str, Any]:
-    return {"SITE": site, **_for_rows(like, call.seed, call.rates[site])}
+    return {"site": site, **_for_rows(like, call.seed, call.rates[site])}
 
 
 def _for_rows(like: torch.Tensor, seed: torch.Tensor, rate: Rate) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def sums_over_rows(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     blocks = sum(triton.cdiv(width, _SUMS_COLUMNS) for width in widths)
     if blocks:
         kernels.column_sums[(blocks,)](
-            first, first.size(0), second, second.size(0), out, *widths, _SUMS_ROWS, _SUMS_COLUMNS,
+            first, first.size(0), widths[0], second, second.size(0), widths[1], out, _SUMS_ROWS, _SUMS_COLUMNS,
             num_warps=_SUMS_WARPS,
         )  # fmt: skip
     return out

@@ -34,10 +34,10 @@ def kept(seed, row, start, site, THRESHOLD: tl.constexpr, WIDTH: tl.constexpr, B
     return word >= THRESHOLD
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["site", "rows"])
 def norm_forward(
-    product, bias, residual, weight, shift, out, normal, rstd, eps, seed, rows, factor,
-    SITE: tl.constexpr, THRESHOLD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    product, bias, residual, weight, shift, out, normal, rstd, eps, site, seed, rows, factor,
+    THRESHOLD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     wide = column < D
@@ -46,7 +46,7 @@ def norm_forward(
     values = tl.load(product + at, real, other=0.0).to(tl.float32)
     values += tl.load(bias + column, wide, other=0.0).to(tl.float32)[None, :]
     if THRESHOLD > 0:
-        values = tl.where(kept(seed, row, 0, SITE, THRESHOLD, D, BLOCK), values * factor, 0.0)
+        values = tl.where(kept(seed, row, 0, site, THRESHOLD, D, BLOCK), values * factor, 0.0)
     values += tl.load(residual + at, real, other=0.0).to(tl.float32)
     values = tl.where(wide[None, :], values - (tl.sum(values, 1) / D)[:, None], 0.0)
     inverse = tl.rsqrt(tl.sum(values * values, 1) / D + eps)
@@ -58,11 +58,11 @@ def norm_forward(
     tl.store(out + at, values.to(out.dtype.element_ty), real)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["site", "rows"])
 def norm_backward(
     gradient, normal, rstd, weight, out, dropped, weight_sums, shift_sums, bias_sums, stride,
-    OF_WEIGHT: tl.constexpr, OF_SHIFT: tl.constexpr, OF_BIAS: tl.constexpr, seed, rows, factor,
-    SITE: tl.constexpr, THRESHOLD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    OF_WEIGHT: tl.constexpr, OF_SHIFT: tl.constexpr, OF_BIAS: tl.constexpr, site, seed, rows, factor,
+    THRESHOLD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     program, column = tl.program_id(0), tl.arange(0, BLOCK)
     start, wide = program * ROWS, column < D
@@ -84,7 +84,7 @@ def norm_backward(
         below = (above - (tl.sum(above, 1) / D)[:, None] - x * (tl.sum(above * x, 1) / D)[:, None]) * inverse
         tl.store(out + at, below.to(out.dtype.element_ty), real)
         if THRESHOLD > 0:
-            below = tl.where(kept(seed, row, 0, SITE, THRESHOLD, D, BLOCK), below * factor, 0.0)
+            below = tl.where(kept(seed, row, 0, site, THRESHOLD, D, BLOCK), below * factor, 0.0)
             tl.store(dropped + at, below.to(dropped.dtype.element_ty), real)
         if OF_BIAS:
             of_bias += tl.sum(below, 0)
@@ -230,15 +230,14 @@ def gelu_backward(
 
 @triton.jit(do_not_specialize=["first_rows", "second_rows"])
 def column_sums(
-    first, first_rows, second, second_rows, out, FIRST: tl.constexpr, SECOND: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Sums over the rows of two matrices, (first_rows, FIRST) and (second_rows, SECOND), one behind the other."""
-    block = tl.program_id(0)
-    matrix, rows, width, start = first, first_rows, FIRST, 0
-    if block >= tl.cdiv(FIRST, COLUMNS):
-        block -= tl.cdiv(FIRST, COLUMNS)
-        matrix, rows, width, start = second, second_rows, SECOND, FIRST
+    first, first_rows, first_width, second, second_rows, second_width, out, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Sums over the rows of two matrices, (rows, width) each, one behind the other."""
+    block, blocks = tl.program_id(0), tl.cdiv(first_width, COLUMNS)
+    matrix, rows, width, start = first, first_rows, first_width, 0
+    if block >= blocks:
+        block -= blocks
+        matrix, rows, width, start = second, second_rows, second_width, first_width
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for begin in range(0, rows, ROWS):

@@ -14,9 +14,9 @@ import triton.language as tl  # type: ignore
 from peftlib.acceleration.layer_kernels import kept
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "site"])
 def low_forward(
-    x, a, low, seed, rows, factor, SITE: tl.constexpr, THRESHOLD: tl.constexpr, J: tl.constexpr, R: tl.constexpr,
+    x, a, low, seed, rows, factor, site, THRESHOLD: tl.constexpr, J: tl.constexpr, R: tl.constexpr,
     D: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """low_j = factor dropout_j(x) A_j'."""
@@ -27,7 +27,7 @@ def low_forward(
         real = (row < rows)[:, None] & (column < D)[None, :]
         values = tl.load(x + row[:, None] * D + column[None, :], real, other=0.0)
         if THRESHOLD > 0:
-            values = tl.where(kept(seed, row, start, SITE + j, THRESHOLD, D, COLUMNS), values, 0.0)
+            values = tl.where(kept(seed, row, start, site + j, THRESHOLD, D, COLUMNS), values, 0.0)
         there = (column < D)[:, None] & (lane < R)[None, :]
         matrix = tl.load(a + (j * R + lane)[None, :] * D + column[:, None], there, other=0.0)
         found = tl.dot(values, matrix, found, input_precision="ieee")
@@ -35,9 +35,9 @@ def low_forward(
     tl.store(low + place, (found * factor).to(low.dtype.element_ty), (row < rows)[:, None] & (lane < R)[None, :])
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "site"])
 def low_onto(
-    low, a, out, seed, rows, factor, SITE: tl.constexpr, THRESHOLD: tl.constexpr, J: tl.constexpr, R: tl.constexpr,
+    low, a, out, seed, rows, factor, site, THRESHOLD: tl.constexpr, J: tl.constexpr, R: tl.constexpr,
     D: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """x's gradient: out += the sum of factor dropout_j(low_j A_j)."""
@@ -54,14 +54,14 @@ def low_onto(
         matrix = tl.load(a + (j * R + lane)[:, None] * D + column[None, :], within, other=0.0)
         below = tl.dot(values, matrix, input_precision="ieee") * factor
         if THRESHOLD > 0:
-            below = tl.where(kept(seed, row, start, SITE + j, THRESHOLD, D, COLUMNS), below, 0.0)
+            below = tl.where(kept(seed, row, start, site + j, THRESHOLD, D, COLUMNS), below, 0.0)
         total += below
     tl.store(out + at, total.to(out.dtype.element_ty), real)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "site"])
 def low_inner(
-    low, x, sums, seed, rows, factor, SITE: tl.constexpr, THRESHOLD: tl.constexpr, J: tl.constexpr, R: tl.constexpr,
+    low, x, sums, seed, rows, factor, site, THRESHOLD: tl.constexpr, J: tl.constexpr, R: tl.constexpr,
     D: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A's gradient, factor low_j' dropout_j(x): a program's share of the rows, into `sums` (programs, J R, D)."""
@@ -73,7 +73,7 @@ def low_inner(
         real = (row < rows)[:, None] & (column < D)[None, :]
         values = tl.load(x + row[:, None] * D + column[None, :], real, other=0.0)
         if THRESHOLD > 0:
-            values = tl.where(kept(seed, row, start, SITE + j, THRESHOLD, D, COLUMNS), values, 0.0)
+            values = tl.where(kept(seed, row, start, site + j, THRESHOLD, D, COLUMNS), values, 0.0)
         there = (row < rows)[None, :] & (lane < R)[:, None]
         left = tl.load(low + row[None, :] * (J * R) + (j * R + lane)[:, None], there, other=0.0)
         found = tl.dot(left, values, found, input_precision="ieee")

@@ -76,7 +76,7 @@ class Updates(NamedTuple):
     def _options(self, seed: torch.Tensor, x: torch.Tensor, block: tuple[int, int]) -> dict[str, Any]:
         rank = self.a.size(0) // len(self.b)
         return {
-            "seed": seed, "rows": x.size(0), "factor": self.factor, "SITE": self.site,
+            "seed": seed, "rows": x.size(0), "factor": self.factor, "site": self.site,
             "THRESHOLD": self.rate.threshold, "J": len(self.b), "R": rank, "D": x.size(1),
             "RANK": max(16, triton.next_power_of_2(rank)), "ROWS": block[0], "COLUMNS": block[1], "num_warps": _WARPS,
         }  # fmt: skip

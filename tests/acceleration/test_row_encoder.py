@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+import triton
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 if find_spec("triton") is None:
     pytest.skip("needs triton, which is for Linux", allow_module_level=True)
 
-from peftlib.acceleration import layer_calls
+from peftlib.acceleration import attention_kernels, layer_calls, layer_kernels, low_rank_kernels
 from peftlib.acceleration.attention import finish_first_token_only
 from peftlib.acceleration.bert import joined, linears
 from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, WholeLayer
@@ -27,6 +28,8 @@ from peftlib.data import collation
 from peftlib.data.collation import Collator, split_inputs
 from peftlib.data.encoding import Chosen
 from peftlib.training.accumulation import weighted_loss
+from tests.conftest import ROOT
+from tests.launching import run_python
 
 KINDS = (WholeLayer, LastLayer, LowRankLayer)
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -454,3 +457,19 @@ def test_sums_of_columns_are_exact_for_whatever_sizes():
     for first, second in (((5, 7), (3, 70)), ((20, 64), (1, 0)), ((1, 0), (33, 129)), ((2, 0), (2, 0))):
         left, right = torch.randint(-9, 9, first).float().to(DEVICE), torch.randint(-9, 9, second).float().to(DEVICE)
         assert torch.equal(layer_calls.sums_over_rows(left, right), torch.cat([left.sum(0), right.sum(0)]))
+
+
+@pytest.mark.launch
+def test_kernels_compile_for_ampere_and_hopper(tmp_path):
+    """In a process of its own, where Triton does not interpret; see there."""
+    done = run_python(
+        "-m", "tests.acceleration.compile_kernels", cwd=ROOT, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kernels = {line.split()[0] for line in done.stdout.splitlines()}
+    assert kernels == {
+        name
+        for module in (attention_kernels, layer_kernels, low_rank_kernels)
+        for name, one in vars(module).items()
+        if isinstance(one, triton.runtime.jit.KernelInterface) and not name.startswith("_") and name != "kept"
+    }
