@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
-import triton
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-if find_spec("triton") is None:
-    pytest.skip("needs triton, which is for Linux", allow_module_level=True)
+triton = pytest.importorskip("triton", reason="it is for Linux")
 
 from peftlib.acceleration import attention_kernels, layer_calls, layer_kernels, low_rank_kernels
 from peftlib.acceleration.attention import finish_first_token_only
