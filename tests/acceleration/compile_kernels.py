@@ -24,8 +24,8 @@ from peftlib.data.collation import WIDTHS, Collator, split_inputs
 from peftlib.data.encoding import Chosen
 from peftlib.training.accumulation import weighted_loss
 
-#: Compute capability -> bytes of shared memory that a program may have there. 8.0 stands for Ampere and Ada, of which 8.6
-#: and 8.9 have least.
+#: Compute capability -> bytes of shared memory that a program may have there. 8.0 stands for Ampere and Ada, of which
+#: 8.6 and 8.9 have least.
 TARGETS = {80: 101_376, 90: 232_448}
 _TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32"}
 Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
