@@ -86,7 +86,7 @@ class _RowEncoder(nn.Module):
         if not all(_is_fusible(layer) for layer in encoder.layer):
             raise RuntimeError("the encoder was changed after it was told to take rows; give it padded batches")
         dtype = _base(encoder.layer[0].output.dense).weight.dtype
-        rows = hidden_states[0].to(dtype)
+        rows = hidden_states.flatten(0, 1).to(dtype)  # a view: a selection would be copied in backward
         seeds = draw_seeds(len(encoder.layer), rows.device).split(1)
         updates = prepare([_groups(layer) for layer in encoder.layer], dtype)
         layers = []
