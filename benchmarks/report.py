@@ -8,8 +8,13 @@ from typing import Any
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """All tables of `speed.py`'s result."""
-    parts = [ratios(found["speeds"]), details(found["speeds"], found["ceilings"])]
+    """All tables of `speed.py`'s result, of what it has measured."""
+    speeds = {
+        work: measured
+        for work, by_name in found["speeds"].items()
+        if (measured := {name: rounds for name, rounds in by_name.items() if rounds})
+    }
+    parts = [ratios(speeds), details(speeds, found["ceilings"])]
     tables: dict[str, Callable[[Any], str]] = {
         "memory": memory,
         "start": start,
@@ -34,7 +39,7 @@ def rate(speed: dict[str, Any]) -> float:
 
 def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
     """The median of the rounds' ratios, with the smallest and the largest."""
-    each = [rate(one) / rate(other) for one, other in zip(ours, theirs, strict=True)]
+    each = [rate(one) / rate(other) for one, other in zip(ours, theirs, strict=False)]  # a round may lack its end
     return f"{median(each):.2f} × ({min(each):.2f}–{max(each):.2f})"
 
 

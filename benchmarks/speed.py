@@ -4,11 +4,14 @@
     python -m benchmarks.speed --updates 4 --rounds 1 --only "rotten_tomatoes BitFit"
 
 Without --data_dir the packaged data is used. On a CPU the model is the packaged MiniLM-L6, on a GPU one of
-bert-base-uncased's shape with random weights. Writes speed.json and speed.md into --output_dir.
+bert-base-uncased's shape with random weights. Writes speed.json and speed.md into --output_dir, of what was measured
+if it is cut off.
 """
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -55,16 +58,22 @@ def main() -> None:
             options.data_dir, model, options.num_cpu_threads, options.updates, options.warmup, 2 if cuda else 0,
             _OF_TRAINER if cuda else None,
         )  # fmt: skip
-        found = describe("speed") | measure(setting, chosen, options.rounds, set(options.parts), cuda=cuda)
-    write(options.output_dir, "speed", found, markdown(found))
+        found = describe("speed") | {"speeds": {}, "ceilings": []}
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            measure(found, setting, chosen, options.rounds, set(options.parts), cuda=cuda)
+        finally:  # also of a run that is cut off
+            if any(rounds for by_name in found["speeds"].values() for rounds in by_name.values()):
+                write(options.output_dir, "speed", found, markdown(found))
 
 
-def measure(setting: Setting, chosen: list[Work], rounds: int, parts: set[str], *, cuda: bool) -> dict[str, Any]:
-    """Everything, round by round; the contenders change their order from round to round."""
-    speeds: dict[str, dict[str, list[Any]]] = {
-        work.name: {one.name: [] for one in contenders(cuda, work)} for work in chosen
-    }
-    ceilings = []
+def measure(
+    found: dict[str, Any], setting: Setting, chosen: list[Work], rounds: int, parts: set[str], *, cuda: bool
+) -> None:
+    """Everything, into `found`, round by round; the contenders change their order from round to round."""
+    speeds: dict[str, dict[str, list[Any]]] = found["speeds"]
+    ceilings: list[Any] = found["ceilings"]
+    speeds |= {work.name: {one.name: [] for one in contenders(cuda, work)} for work in chosen}
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
         ceilings.append(jobs.run(Job("ceiling", "ours", ())))
@@ -74,9 +83,8 @@ def measure(setting: Setting, chosen: list[Work], rounds: int, parts: set[str], 
                 speeds[work.name][one.name].append(speed)
                 say(f"  {work.name}: {one.name} {speed['examples'] / speed['seconds']:.1f} samples/s")
     trained = next((work for work in chosen if work.kind == "train"), None)
-    found: dict[str, Any] = {"speeds": speeds, "ceilings": ceilings}
     if trained is None:
-        return found
+        return
     say(f"then: {', '.join(sorted(parts))}")
     if "memory" in parts:
         found["memory"] = {method: measure_memory(setting, trained, method) for method in ("bitfit", "full")}
@@ -88,7 +96,6 @@ def measure(setting: Setting, chosen: list[Work], rounds: int, parts: set[str], 
         found["long"] = measure_long_runs(setting, chosen)
     if "processes" in parts and not cuda:
         found["processes"] = measure_processes(setting, trained, rounds)
-    return found
 
 
 def groups(chosen: list[Work], *, cuda: bool, backwards: bool) -> list[list[tuple[Work, Contender]]]:

@@ -97,6 +97,14 @@ def test_all_tables_stand_in_one_page():
     assert "| 9.0 |" in text
 
 
+def test_what_a_run_that_was_cut_off_has_measured_is_told():
+    speeds = {"MRPC BitFit": {**SPEEDS["MRPC BitFit"], "ours": []}, "SST-2 BitFit": {"ours": []}}
+    text = report.markdown({"speeds": speeds, "ceilings": [{"no": 1e9, "bf16": 2e9}]})
+    assert cells(text, "MRPC BitFit")[1:] == ["20.0", "40.0"]
+    assert "ours /" not in text and "SST-2" not in text
+    assert len(text.split("## Speed")[1].split("The ceiling")[0].strip().splitlines()) == 8
+
+
 def test_a_profile_is_ordered_by_the_larger_share():
     text = shares({"a": 3.0, "b": 1.0}, {"b": 2.5, "c": 0.5}, top=2)
     assert cells(text, "`a`")[1:] == ["3.00", "75.0%", "0.00", "0.0%"]
