@@ -33,6 +33,8 @@ if find_spec("triton") is not None:  # it comes with torch for GPUs only
     from peftlib.acceleration.low_rank_layer import LowRankLayer, Trained, prepare
 
 _HEAD_WIDTHS = (32, 64)
+#: LoRA's largest rank: the matrices of higher ones leave too little room on a multiprocessor.
+MOST_RANK = 64
 
 
 def take_rows(model: nn.Module, dtype: torch.dtype) -> int | None:
@@ -226,6 +228,13 @@ def _are_plain(updated: list[Any], layer: Any) -> bool:
         return False
     alike = {(one.a.size(0), one.scaling, one.rate) for one in map(_update, linears(layer)[:3]) if one is not None}
     names = ("lora_A.", "lora_B.")
-    return len(alike) <= 1 and not any(
-        parameter.requires_grad for name, parameter in layer.named_parameters() if not any(one in name for one in names)
+    low = all(one.a.size(0) <= MOST_RANK for one in map(_update, updated) if one is not None)
+    return (
+        low
+        and len(alike) <= 1
+        and not any(
+            parameter.requires_grad
+            for name, parameter in layer.named_parameters()
+            if not any(one in name for one in names)
+        )
     )

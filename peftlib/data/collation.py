@@ -47,9 +47,9 @@ class Collator:
             raise UserError("the tokenizer has no padding token; use an encoder such as BERT or RoBERTa")
         return cls({"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}, pad_to, widest)
 
-    def in_rows(self, first_position: int) -> RowCollator:
-        """One that does without padding, for encoders that can; see there."""
-        return RowCollator(self, first_position)
+    def in_rows(self, first_position: int) -> Collator | RowCollator:
+        """One that does without padding, for encoders that can; itself where a fixed length is asked for."""
+        return self if self.pad_to else RowCollator(self, first_position)
 
     def __call__(self, chosen: Chosen) -> dict[str, torch.Tensor]:
         """Lay B examples out one below the other.

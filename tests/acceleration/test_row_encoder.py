@@ -401,7 +401,14 @@ def test_only_plain_frozen_layers_of_bert_s_kind_take_rows():
 
 
 @pytest.mark.parametrize(
-    "options", [{"use_dora": True}, {"lora_bias": True}, {"rank_pattern": {"query": 2}}, {"alpha_pattern": {"key": 3}}]
+    "options",
+    [
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"rank_pattern": {"query": 2}},
+        {"alpha_pattern": {"key": 3}},
+        {"r": 65},
+    ],
 )
 def test_other_loras_are_left_to_peft(options):
     assert take_rows(with_lora(classifier(), **options), torch.float32) is None

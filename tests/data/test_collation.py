@@ -57,6 +57,11 @@ def test_shapes_are_few():
     assert len({tuple((name, tensor.shape) for name, tensor in batch.items()) for batch in batches}) <= 4
 
 
+def test_a_fixed_length_stays_as_it_was_asked_for():
+    fixed = Collator({"input_ids": 0}, pad_to=16)
+    assert fixed.in_rows(0) is fixed
+
+
 def test_longer_examples_stay_padded():
     given = chosen([WIDTHS[-1] + 1, 3])
     batch, expected = PADDED.in_rows(0)(given), PADDED(given)
