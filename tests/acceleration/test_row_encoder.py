@@ -23,7 +23,7 @@ from peftlib.acceleration.attention import finish_first_token_only
 from peftlib.acceleration.bert import joined, linears
 from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, WholeLayer
 from peftlib.acceleration.layer_calls import Call, Normal, Rate
-from peftlib.acceleration.low_rank_layer import LowRankLayer, Updates
+from peftlib.acceleration.low_rank_layer import LowRankLayer, Trained, Updates, prepare
 from peftlib.acceleration.row_encoder import take_rows
 from peftlib.data import collation
 from peftlib.data.collation import Collator, split_inputs
@@ -205,7 +205,7 @@ def test_half_precision_is_as_far_from_fp32_as_autocast(dtype, adapt):
 
 @pytest.mark.parametrize(("p", "layers", "lora"), [(0.7, 1, False), (0.1, 2, False), (0.3, 2, True)])
 def test_gradients_with_dropout_are_the_slopes_at_the_same_masks(p, layers, lora):
-    model = classifier(p=p, layers=layers)
+    model = classifier(p=p, layers=layers, width=128 if lora else 64)  # more columns than a program holds at a time
     model.classifier.weight.data.mul_(5)
     model.dropout = nn.Identity()  # transformers' own, behind the pooler
     if lora:
@@ -422,6 +422,21 @@ def test_lora_beside_other_trained_parameters_or_merged_is_left_to_peft():
     ours.merge_adapter()
     with pytest.raises(RuntimeError, match="changed after it was told to take rows"):
         gradients(ours, laid)
+
+
+def test_lora_s_updates_are_scaled_by_what_dropout_keeps():
+    a, b = torch.randn(4, 8, device=DEVICE), torch.randn(6, 4, device=DEVICE)
+    one = Trained(a, b, 2.5, Rate.of(0.2))
+    prepared, nothing = prepare([([None, one, one], [None], [one], [None]), None], torch.float16)
+    assert nothing is None
+    qkv, inner = prepared.of_products.qkv, prepared.of_products.inner
+    assert prepared.of_products.out is prepared.of_products.outer is None
+    assert qkv.factor == pytest.approx(2.5 / 0.8)
+    assert qkv.starts == (6, 12) and inner.starts == (0,)
+    assert torch.equal(qkv.a, torch.cat([a, a]).half()) and all(torch.equal(copy, b.half()) for copy in qkv.b)
+    assert [one.data_ptr() for one in prepared.trained] == [a.data_ptr(), b.data_ptr()] * 3
+    # Sites of dropout: attention's, the layer's two, then the six products' in their order.
+    assert (qkv.site, inner.site) == (3, 7)
 
 
 def test_lora_s_masks_have_their_rate_and_differ_from_product_to_product():

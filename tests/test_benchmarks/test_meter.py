@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertForSequenceClassification
 
 from benchmarks.meter import Meter
+from peftlib.data.collation import STEP, Collator
+from peftlib.data.encoding import Chosen
 from tests.test_benchmarks.conftest import small_config
 
 
@@ -43,6 +46,19 @@ def test_the_first_update_is_timed_from_the_start_of_the_process(model):
     meter.tick(2)
     first = meter.speed(model, "no", training=True).first_update
     assert first is not None and first > meter.speed(model, "no", training=True).seconds
+
+
+def test_batches_in_rows_are_counted_without_their_fillers(model):
+    lengths = np.array([7, 4])
+    labels, weight = np.zeros(2, dtype=np.int64), np.full(2, 0.5, dtype=np.float32)
+    chosen = Chosen({"input_ids": np.ones(11, dtype=np.int32)}, lengths, labels, labels, weight)
+    batch = Collator({"input_ids": 0}).in_rows(0)(chosen)
+    meter = Meter(torch.device("cpu"), after_imports=0)
+    meter.start()
+    meter.count(batch)
+    meter.stop()
+    speed = meter.speed(model, "no", training=True)
+    assert (speed.examples, speed.tokens, speed.computed) == (2, 11, STEP)
 
 
 def test_processes_share_the_examples(model):
