@@ -58,4 +58,15 @@ class Layers(torch.autograd.Function):
             for group, sums in gathered:
                 found |= dict(zip(group, sums.finish(), strict=True))
         of_trained = [one for place, need in enumerate(needs) for one in found.get(place, [None] * len(need))]
-        return below, None, *of_trained
+        return below, None, *_in_fp32(of_trained)
+
+
+def _in_fp32(gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Those in half precision widened, by one kernel for all."""
+    narrow = {place: one for place, one in enumerate(gradients) if one is not None and one.dtype != torch.float32}
+    if narrow:
+        wide = [torch.empty_like(one, dtype=torch.float32) for one in narrow.values()]
+        torch._foreach_copy_(wide, list(narrow.values()))
+        for place, one in zip(narrow, wide, strict=True):
+            gradients[place] = one
+    return gradients

@@ -55,12 +55,12 @@ class Updates(NamedTuple):
     def backward(
         self, seed: torch.Tensor, x: torch.Tensor, low: torch.Tensor, gradient: torch.Tensor, of_x: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """From the products' gradient those of each A and B, in pairs, fp32; x's is added to `of_x`, if asked for."""
+        """From the products' gradient those of each A, fp32, and B, in pairs; x's is added to `of_x`, if asked for."""
         of_low, ranks = torch.empty_like(low), self.a.size(0)
         columns, parts = self._columns(gradient), low.chunk(len(self.b), 1)
         for part, b, above in zip(of_low.chunk(len(self.b), 1), self.b, columns, strict=True):
             torch.mm(above, b, out=part)
-        of_b = [(above.t() @ part).float() for above, part in zip(columns, parts, strict=True)]
+        of_b = [above.t() @ part for above, part in zip(columns, parts, strict=True)]
         options, width = self._options(seed, x, _BACKWARD), x.size(1)
         down, across = triton.cdiv(x.size(0), _BACKWARD[0]), triton.cdiv(width, _BACKWARD[1])
         if of_x is not None:
