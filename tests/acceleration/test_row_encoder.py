@@ -40,6 +40,8 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 def _small(monkeypatch):
     """So few programs that each has several blocks of rows, and few rows: an interpreted block takes milliseconds."""
     monkeypatch.setattr(layer_calls, "_PROGRAMS", 3)
+    monkeypatch.setattr(layer_calls, "_ROWS", 8)
+    monkeypatch.setattr(layer_calls, "_GELU_ROWS", 8)
     monkeypatch.setattr(collation, "STEP", 32)
 
 
