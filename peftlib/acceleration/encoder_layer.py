@@ -109,26 +109,35 @@ class WholeLayer:
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (T, D) to rows (T, D)."""
-        self._qkv = rows @ self.matrices.qkv.t()
-        seen = calls.attend(self.call, self._qkv, self.vectors[:3])
-        return self._finish(seen, rows)
+        self._qkv = self._times("qkv", rows)
+        return self._finish(calls.attend(self.call, self._qkv, self.vectors[:3]), rows)
 
     def backward(self, gradient: torch.Tensor, sums: OfLayer, for_rows: bool) -> torch.Tensor | None:
         """From the result's gradient that of the rows, if asked for; the vectors' go into `sums`."""
         below, residual = self._finish_backward(gradient, sums.vectors)
         if not for_rows and not sums.attention.numel():
             return None
-        below = calls.attend_backward(self.call, below @ self.matrices.out, self._qkv, self.vectors[:3], sums.attention)
-        return residual.addmm_(below, self.matrices.qkv) if for_rows else None
+        below = calls.attend_backward(self.call, self._back("out", below), self._qkv, self.vectors[:3], sums.attention)
+        return self._back("qkv", below, residual) if for_rows else None
+
+    def _times(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The product of x with one of the matrices."""
+        matrix: torch.Tensor = getattr(self.matrices, name)
+        return x @ matrix.t()
+
+    def _back(self, name: str, above: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        """x's gradient of the product's, added to another one, in place, if there is one."""
+        matrix: torch.Tensor = getattr(self.matrices, name)
+        return above @ matrix if onto is None else onto.addmm_(above, matrix)  # addmm would copy `onto` first
 
     def _finish(self, seen: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """What follows attention, of its result and the layer's input, both (T, D)."""
-        vectors, matrices = self.vectors, self.matrices
+        vectors = self.vectors
         middle, first = calls.norm_forward(
-            self.call, FIRST, seen @ matrices.out.t(), vectors.out, rows, vectors.weight, vectors.shift, self.eps[0]
+            self.call, FIRST, self._times("out", seen), vectors.out, rows, vectors.weight, vectors.shift, self.eps[0]
         )
-        before = middle @ matrices.inner.t()
-        product = calls.gelu_forward(before, vectors.inner) @ matrices.outer.t()
+        before = self._times("inner", middle)
+        product = self._times("outer", calls.gelu_forward(before, vectors.inner))
         result, second = calls.norm_forward(
             self.call, SECOND, product, vectors.outer, middle, vectors.last_weight, vectors.last_shift, self.eps[1]
         )
@@ -139,13 +148,13 @@ class WholeLayer:
         self, gradient: torch.Tensor, of_vectors: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradients of the product that follows attention, and of the layer's input, both (T, D)."""
-        vectors, matrices, (first, before, second) = self.vectors, self.matrices, self._kept
+        vectors, (first, before, second) = self.vectors, self._kept
         for_out, for_weight, for_shift, for_inner, for_outer, for_last_weight, for_last_shift = of_vectors
         residual, below = calls.norm_backward(
             self.call, SECOND, gradient, second, vectors.last_weight, for_last_weight, for_last_shift, for_outer
         )
-        below = calls.gelu_backward(below @ matrices.outer, before, vectors.inner, for_inner)
-        below = residual.addmm_(below, matrices.inner)  # in place: with addmm, torch first copies what is added
+        below = calls.gelu_backward(self._back("outer", below), before, vectors.inner, for_inner)
+        below = self._back("inner", below, residual)
         residual, below = calls.norm_backward(
             self.call, FIRST, below, first, vectors.weight, for_weight, for_shift, for_out
         )
@@ -180,7 +189,7 @@ class LastLayer(WholeLayer):
             return None
         (rows, asked, weights), call, width = self._mixing, self.call, gradient.size(1)
         of_query, of_key, of_value = self.matrices.qkv.view(3, call.heads, -1, width)
-        of_seen = (below @ self.matrices.out).view(-1, call.heads, width // call.heads)
+        of_seen = self._back("out", below).view(-1, call.heads, width // call.heads)
         of_weights = (of_seen * self.vectors.value.view(call.heads, -1)).sum(2, dtype=torch.float32)
         of_asked, of_rows = calls.mix_backward(call, asked, rows, _of_each_head(of_seen, of_value), of_weights)
         for_query = _of_each_head(of_asked, of_key.mT).flatten(1)

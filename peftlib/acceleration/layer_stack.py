@@ -20,9 +20,7 @@ class Layers(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: torch.Tensor, layers: Sequence[WholeLayer | LowRankLayer], *trained: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, rows: torch.Tensor, layers: Sequence[WholeLayer], *trained: torch.Tensor) -> torch.Tensor:
         ctx.layers, ctx.rows = layers, rows.size(0)
         with torch.autocast(rows.device.type, enabled=False):
             for layer in layers:
@@ -38,7 +36,7 @@ class Layers(torch.autograd.Function):
         below: torch.Tensor | None = gradient.contiguous()
         found: dict[int, Sequence[torch.Tensor | None]] = {}
         with torch.autocast(gradient.device.type, enabled=False):
-            frozen = [place for place, layer in enumerate(layers) if place >= lowest and isinstance(layer, WholeLayer)]
+            frozen = [place for place in range(lowest, len(layers)) if not isinstance(layers[place], LowRankLayer)]
             last = len(layers) - 1  # which has rows of its own: the first tokens
             groups = [place for place in frozen if place < last], [place for place in frozen if place == last]
             gathered = [
@@ -54,7 +52,7 @@ class Layers(torch.autograd.Function):
                 if place in columns:
                     below = layers[place].backward(below, columns[place], onward)
                 else:
-                    below, found[place] = layers[place].backward(below, onward)
+                    below, found[place] = layers[place].backward_of_updates(below, onward)
             for group, sums in gathered:
                 found |= dict(zip(group, sums.finish(), strict=True))
         of_trained = [one for place, need in enumerate(needs) for one in found.get(place, [None] * len(need))]

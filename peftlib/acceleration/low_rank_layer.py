@@ -13,7 +13,7 @@ import triton  # type: ignore  # without types; torch for GPUs brings it, torch 
 
 from peftlib.acceleration import layer_calls as calls
 from peftlib.acceleration import low_rank_kernels as kernels
-from peftlib.acceleration.encoder_layer import FIRST, SECOND, Matrices, Vectors
+from peftlib.acceleration.encoder_layer import SECOND, Matrices, Vectors, WholeLayer
 
 #: Rows and columns that a program holds at a time, forward and backward, and its warps of 32 threads.
 _FORWARD, _BACKWARD, _WARPS = (32, 128), (64, 64), 4
@@ -91,8 +91,8 @@ class OfProducts(NamedTuple):
     outer: Updates | None
 
 
-class LowRankLayer:
-    """A BERT layer (see `encoder_layer.WholeLayer`) with updates of its products, the only ones that are trained.
+class LowRankLayer(WholeLayer):
+    """A BERT layer with updates of its products, which alone are trained.
 
     Args:
         updates: in the precision of the rows, and what they are copies of.
@@ -103,73 +103,51 @@ class LowRankLayer:
         self, call: calls.Call, eps: tuple[float, float], matrices: Matrices, vectors: Vectors, updates: OfLayer,
         ends: bool,
     ) -> None:  # fmt: skip
-        self.call, self.eps, self.matrices, self.vectors, self.ends = call, eps, matrices, vectors, ends
-        self.updates, self.trained = updates
+        super().__init__(call, eps, matrices, vectors)
+        self.updates, self.trained, self.ends = *updates, ends
+        self._inputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._found: dict[str, list[torch.Tensor]] = {}
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (T, D) to rows, or to the first tokens' (S, D)."""
-        call, matrices, vectors, updates = self.call, self.matrices, self.vectors, self.updates
-        qkv, of_qkv = _product(call, rows, matrices.qkv, updates.qkv)
-        seen, residual = calls.attend(call, qkv, vectors[:3]), rows
+        self._qkv = self._times("qkv", rows)
+        seen = calls.attend(self.call, self._qkv, self.vectors[:3])
         if self.ends:
-            seen, residual = (one.index_select(0, call.places[:, 0, 0, 0]) for one in (seen, rows))
-        product, of_out = _product(call, seen, matrices.out, updates.out)
-        middle, first = calls.norm_forward(
-            call, FIRST, product, vectors.out, residual, vectors.weight, vectors.shift, self.eps[0]
-        )
-        before, of_inner = _product(call, middle, matrices.inner, updates.inner)
-        active = calls.gelu_forward(before, vectors.inner)
-        product, of_outer = _product(call, active, matrices.outer, updates.outer)
-        result, second = calls.norm_forward(
-            call, SECOND, product, vectors.outer, middle, vectors.last_weight, vectors.last_shift, self.eps[1]
-        )
-        self._kept = qkv, first, before, second
-        inputs, lows = (rows, seen, middle, active), (of_qkv, of_out, of_inner, of_outer)
-        self._of_updates = {
-            name: (update, x, low)
-            for name, update, x, low in zip(OfProducts._fields, updates, inputs, lows, strict=True)
-            if update is not None and low is not None
-        }
-        return result
+            seen, rows = (one.index_select(0, self.call.places[:, 0, 0, 0]) for one in (seen, rows))
+        return self._finish(seen, rows)
 
-    def backward(
+    def backward_of_updates(
         self, gradient: torch.Tensor, for_rows: bool
-    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """From the result's gradient that of the rows, if asked for, and those of `trained`."""
-        call, matrices, vectors = self.call, self.matrices, self.vectors
-        qkv, first, before, second = self._kept
         nothing = gradient.new_empty((calls.programs(gradient.size(0)), 0), dtype=torch.float32)
-        found: dict[str, list[torch.Tensor]] = {}
-
-        def update(name: str, above: torch.Tensor, of_x: torch.Tensor | None) -> None:
-            if name in self._of_updates:
-                one, x, low = self._of_updates[name]
-                found[name] = one.backward(call.seed, x, low, above, of_x)
-
-        residual, above = calls.norm_backward(call, SECOND, gradient, second, vectors.last_weight, *(nothing,) * 3)
-        below = above @ matrices.outer
-        update("outer", above, below)
-        above = calls.gelu_backward(below, before, vectors.inner, nothing)
-        below = residual.addmm_(above, matrices.inner)
-        update("inner", above, below)
-        residual, above = calls.norm_backward(call, FIRST, below, first, vectors.weight, *(nothing,) * 3)
-        below = above @ matrices.out
-        update("out", above, below)
-        of_rows = None
+        below, residual = self._finish_backward(gradient, (nothing,) * 7)
+        below, of_rows = self._back("out", below), None
         if for_rows or self.updates.qkv is not None:
             if self.ends:
-                below, residual = (_spread(one, call.places, len(qkv)) for one in (below, residual))
-            above = calls.attend_backward(call, below, qkv, vectors[:3], nothing)
-            of_rows = residual.addmm_(above, matrices.qkv) if for_rows else None
-            update("qkv", above, of_rows)
-        return of_rows, [one for name in OfProducts._fields for one in found.get(name, [])]
+                below, residual = (_spread(one, self.call.places, len(self._qkv)) for one in (below, residual))
+            above = calls.attend_backward(self.call, below, self._qkv, self.vectors[:3], nothing)
+            if for_rows:
+                of_rows = self._back("qkv", above, residual)
+            else:
+                self._update("qkv", above, None)
+        return of_rows, [one for name in OfProducts._fields for one in self._found.get(name, [])]
 
+    def _times(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        products, update = super()._times(name, x), getattr(self.updates, name)
+        if update is not None:
+            self._inputs[name] = x, update.onto(self.call.seed, x, products)
+        return products
 
-def _product(
-    call: calls.Call, x: torch.Tensor, matrix: torch.Tensor, updates: Updates | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    products = x @ matrix.t()
-    return products, None if updates is None else updates.onto(call.seed, x, products)
+    def _back(self, name: str, above: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        below = super()._back(name, above, onto)
+        self._update(name, above, below)
+        return below
+
+    def _update(self, name: str, above: torch.Tensor, of_x: torch.Tensor | None) -> None:
+        update = getattr(self.updates, name)
+        if update is not None:
+            self._found[name] = update.backward(self.call.seed, *self._inputs[name], above, of_x)
 
 
 def _spread(vectors: torch.Tensor, places: torch.Tensor, rows: int) -> torch.Tensor:
