@@ -100,7 +100,7 @@ class LowRankLayer(WholeLayer):
     """
 
     def __init__(
-        self, call: calls.Call, eps: tuple[float, float], matrices: Matrices, vectors: Vectors, updates: OfLayer,
+        self, call: calls.Call, eps: tuple[float, float], matrices: Matrices, vectors: Vectors, updates: LayerUpdates,
         ends: bool,
     ) -> None:  # fmt: skip
         super().__init__(call, eps, matrices, vectors)
@@ -164,14 +164,14 @@ class Trained(NamedTuple):
     rate: calls.Rate
 
 
-class OfLayer(NamedTuple):
+class LayerUpdates(NamedTuple):
     """A layer's updates in the precision of the rows, and what they are copies of: each A and B, in pairs."""
 
     of_products: OfProducts
     trained: list[torch.Tensor]
 
 
-def prepare(layers: Sequence[tuple[list[Trained | None], ...] | None], dtype: torch.dtype) -> list[OfLayer | None]:
+def prepare(layers: Sequence[tuple[list[Trained | None], ...] | None], dtype: torch.dtype) -> list[LayerUpdates | None]:
     """Copy all layers' updates into this precision, by one kernel for all.
 
     Args:
@@ -190,7 +190,7 @@ def prepare(layers: Sequence[tuple[list[Trained | None], ...] | None], dtype: to
 def _of_layer(
     groups: tuple[list[Trained | None], ...], dtype: torch.dtype, sources: list[torch.Tensor],
     copies: list[torch.Tensor],
-) -> OfLayer:  # fmt: skip
+) -> LayerUpdates:  # fmt: skip
     updates: list[Updates | None] = []
     site = SECOND + 1
     for group in groups:
@@ -208,4 +208,4 @@ def _of_layer(
             updates.append(Updates(stacked, tuple(bs), starts, factor, first.rate, site))
         site += len(group)
     trained = [matrix for group in groups for one in group if one is not None for matrix in (one.a, one.b)]
-    return OfLayer(OfProducts(*updates), trained)
+    return LayerUpdates(OfProducts(*updates), trained)

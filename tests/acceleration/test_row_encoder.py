@@ -22,11 +22,12 @@ from peftlib.acceleration import attention_kernels, layer_calls, layer_kernels, 
 from peftlib.acceleration.attention import finish_first_token_only
 from peftlib.acceleration.bert import joined, linears
 from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, WholeLayer
+from peftlib.acceleration.graphs import GraphedStep
 from peftlib.acceleration.layer_calls import Call, Normal, Rate
 from peftlib.acceleration.low_rank_layer import LowRankLayer, Trained, Updates, prepare
 from peftlib.acceleration.row_encoder import take_rows
 from peftlib.data import collation
-from peftlib.data.collation import Collator, split_inputs
+from peftlib.data.collation import Collator, is_in_rows, split_inputs
 from peftlib.data.encoding import Chosen
 from peftlib.training.accumulation import weighted_loss
 from tests.conftest import ROOT
@@ -482,6 +483,36 @@ def test_sums_of_columns_are_exact_for_whatever_sizes():
     for first, second in (((5, 7), (3, 70)), ((20, 64), (1, 0)), ((1, 0), (33, 129)), ((2, 0), (2, 0))):
         left, right = torch.randint(-9, 9, first).float().to(DEVICE), torch.randint(-9, 9, second).float().to(DEVICE)
         assert torch.equal(layer_calls.sums_over_rows(left, right), torch.cat([left.sum(0), right.sum(0)]))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("adapt", [lambda model: model, with_lora])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_recorded_steps_in_rows_are_plain_ones(dtype, adapt):
+    plain = adapt(classifier(layers=3))
+    first_position = take_rows(plain, dtype)
+    graphed = copy.deepcopy(plain)
+
+    def step_of(model):
+        def step(given):
+            inputs, targets = split_inputs(given)
+            with torch.autocast(DEVICE, dtype):
+                logits = model(**inputs).logits
+            loss = weighted_loss(logits, targets.labels, targets.weight)
+            loss.backward()
+            return loss.detach()
+
+        return step
+
+    step, recorded = step_of(plain), GraphedStep(step_of(graphed), graphed.parameters(), pytest.fail, is_in_rows)
+    for tokens in (5, 40, 100, 5, 40, 100, 7):
+        laid = {name: tensor.to(DEVICE) for name, tensor in batches(tokens, first_position)[1].items()}
+        plain.zero_grad()
+        graphed.zero_grad()
+        assert torch.equal(step(laid), recorded(laid))
+        for (name, left), right in zip(plain.named_parameters(), graphed.parameters(), strict=True):
+            assert (left.grad is None) == (right.grad is None), name
+            assert left.grad is None or torch.equal(left.grad, right.grad), name
 
 
 @pytest.mark.launch
