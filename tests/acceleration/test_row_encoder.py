@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ if find_spec("triton") is None:
 
 import triton
 
-from peftlib.acceleration import attention_kernels, layer_calls, layer_kernels, low_rank_kernels
+from peftlib import acceleration
+from peftlib.acceleration import accelerate_model, attention_kernels, layer_calls, layer_kernels, low_rank_kernels
 from peftlib.acceleration.attention import finish_first_token_only
 from peftlib.acceleration.bert import joined, linears
 from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, WholeLayer
@@ -27,7 +29,7 @@ from peftlib.acceleration.layer_calls import Call, Normal, Rate
 from peftlib.acceleration.low_rank_layer import LowRankLayer, Trained, Updates, prepare
 from peftlib.acceleration.row_encoder import take_rows
 from peftlib.data import collation
-from peftlib.data.collation import Collator, is_in_rows, split_inputs
+from peftlib.data.collation import Collator, RowCollator, is_in_rows, split_inputs
 from peftlib.data.encoding import Chosen
 from peftlib.training.accumulation import weighted_loss
 from tests.conftest import ROOT
@@ -401,6 +403,23 @@ def test_only_plain_frozen_layers_of_bert_s_kind_take_rows():
     watched.base_model.encoder.layer[0].intermediate.register_forward_hook(lambda *_: None)
     assert take_rows(watched, torch.float32) is None
     assert take_rows(classifier("roberta"), torch.float32) == 2
+
+
+@pytest.mark.parametrize(
+    ("adapt", "options", "laid_out"),
+    [
+        (lambda model: model, {}, True), (with_lora, {}, True), (with_lora, {"precision": "bf16"}, True),
+        (lambda model: model, {"precision": "no"}, False), (lambda model: model, {"frozen_dtype": "fp32"}, False),
+        (with_lora, {"reads_frozen": True}, False), (lambda model: model.requires_grad_(), {}, False),
+    ],
+)  # fmt: skip
+def test_batches_are_laid_out_where_the_encoder_takes_rows(monkeypatch, adapt, options, laid_out):
+    monkeypatch.setattr(acceleration, "_has_tensor_cores", lambda device: True)
+    collator = Collator({"input_ids": 1})
+    loader = SimpleNamespace(collate_fn=collator)
+    given = {"precision": "fp16", **options}
+    accelerate_model(adapt(classifier("roberta")), torch.device("cuda"), **given, loader=loader)
+    assert loader.collate_fn == (RowCollator(collator, 2) if laid_out else collator)
 
 
 @pytest.mark.parametrize(
