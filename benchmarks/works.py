@@ -46,7 +46,7 @@ class Setting:
         model: as `--model_name_or_path`.
         threads: per process; 0 takes all cores.
         updates: under the clock; 0 takes the whole training split.
-        of_trainer: the same for Trainer; None for as many.
+        of_trainer: Trainer's, if that is less, of as many of the first examples; None for as many as ours.
         warmup: updates before the clock starts.
         warm_epochs: whole epochs before the clock starts, of ours only (see `Job`).
     """
@@ -62,6 +62,8 @@ class Setting:
     def job(self, work: Work, system: System = "ours", precision: str = "auto", *, processes: int = 1) -> Job:
         """A measurement of this work; the processes share the effective batch."""
         fewer = self.of_trainer if system == "trainer" else None
+        if fewer is not None and self.updates:
+            fewer = min(fewer, self.updates)
         setting = self if fewer is None else replace(self, updates=fewer)
         warm_epochs = self.warm_epochs if system == "ours" else 0
         return Job(work.kind, system, setting.flags(work, precision, processes), self.warmup, warm_epochs)

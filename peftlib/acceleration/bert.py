@@ -85,6 +85,9 @@ def joined(*modules: nn.Linear) -> torch.Tensor:
         or weight.storage_offset() != start + place * step
         for place, weight in enumerate(weights)
     ):
+        if weights[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            # Each replay would copy from where the weights once were.
+            raise RuntimeError("the weights must be joined before a CUDA graph is recorded")
         together = torch.cat(weights)
         for linear, weight in zip(modules, together.chunk(len(modules)), strict=True):
             linear.weight.data = weight

@@ -39,7 +39,8 @@ class GraphedStep:
     (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) replays the kernels of an earlier step on new
     contents of the same tensors: the same arithmetic, dropout drawn from the same generator. The first batch of a shape
     runs as it always would, which lets the libraries choose their kernels; the second is recorded. Where nothing is to
-    be chosen, so is the first, but for the very first of all, which starts the libraries.
+    be chosen, so is the first, but for the very first batch of that kind: what a model does once, it must not do in a
+    recording, whose memory is not its own to keep.
 
     Gradients gather in tensors that live as long as this object, which is what a graph needs. Parameters get them back
     whenever the optimizer has dropped them.
@@ -52,7 +53,7 @@ class GraphedStep:
             shapes in the batch alone. One that waits for the device is run as it is, always.
         parameters: all that may receive a gradient.
         warn: is told if the step waits.
-        is_ready: whether a batch can be recorded at first sight; none can by default.
+        is_ready: whether a batch is of the kind that can be recorded at first sight; none is by default.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class GraphedStep:
     ) -> None:
         self._step, self._warn, self._is_ready = step, warn, is_ready
         self._recordable = True
+        self._kind_has_run = False
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._gradients: list[torch.Tensor] = []
         self._flat = torch.empty(0)
@@ -78,10 +80,12 @@ class GraphedStep:
             RunError: the step cannot be recorded, since it waits for the device, say.
         """
         shape = tuple((name, tensor.shape) for name, tensor in batch.items())
+        is_ready = self._is_ready(batch)
+        at_first_sight, self._kind_has_run = is_ready and self._kind_has_run, is_ready or self._kind_has_run
         if not self._gradients:
             return self._first(batch)
         self._lend_gradients()
-        if not self._recordable or (shape not in self._recordings and not self._is_ready(batch)):
+        if not self._recordable or (shape not in self._recordings and not at_first_sight):
             self._recordings[shape] = None  # seen once
             return self._step(batch)
         recording = self._recordings.get(shape) or self._record(batch)

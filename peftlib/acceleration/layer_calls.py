@@ -42,7 +42,7 @@ class Call(NamedTuple):
     """What the kernels of one layer's step have in common.
 
     Attributes:
-        places: see `layer_kernels`.
+        places: of `layer_kernels`, as batches hold them, (S, 1, 1, BLOCK), contiguous.
         seed: one int64 of 62 bits, on the device.
         heads: of attention.
         rates: of attention's dropout, the first and the second after it. Their places are the sites' numbers.

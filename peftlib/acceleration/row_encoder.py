@@ -213,7 +213,7 @@ def _is_fusible(layer: Any) -> bool:
         and attention.attention_head_size in _HEAD_WIDTHS
         and attention.all_head_size == _base(matrices[0]).in_features
         and is_plain_gelu(layer.intermediate.intermediate_act_fn)
-        and not any(has_hooks(module, keep_first_token) for child in layer.children() for module in child.modules())
+        and not any(has_hooks(module, keep_first_token) for module in layer.modules())
         and (not updated or _are_plain(updated, layer))
     )
 

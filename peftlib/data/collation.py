@@ -125,7 +125,7 @@ def is_in_rows(batch: dict[str, torch.Tensor]) -> bool:
 def rows_for(tokens: int, width: int) -> tuple[int, int]:
     """How many rows, and how many fillers the rows beyond the tokens make: of one row at least, and `width` at most."""
     step = max(STEP, 2 ** tokens.bit_length() // 16)
-    fillers = step // width + 1
+    fillers = step // (width - 1) + 1
     return -(-(tokens + fillers) // step) * step, fillers
 
 

@@ -399,9 +399,10 @@ def test_only_plain_frozen_layers_of_bert_s_kind_take_rows():
     assert take_rows(classifier(is_decoder=True), torch.float32) is None
     assert take_rows(classifier().base_model, torch.float32) is None
     assert take_rows(nn.Linear(2, 2), torch.float32) is None
-    watched = classifier()
-    watched.base_model.encoder.layer[0].intermediate.register_forward_hook(lambda *_: None)
-    assert take_rows(watched, torch.float32) is None
+    for part in ("intermediate", "attention.self", ""):
+        watched = classifier()
+        watched.base_model.encoder.layer[0].get_submodule(part).register_forward_hook(lambda *_: None)
+        assert take_rows(watched, torch.float32) is None
     assert take_rows(classifier("roberta"), torch.float32) == 2
 
 
@@ -496,6 +497,18 @@ def test_queries_keys_and_values_share_memory_in_copies_too():
         copied.base_model.encoder.layer[0].attention.self.query.weight.data_ptr()
         != model.base_model.encoder.layer[0].attention.self.query.weight.data_ptr()
     )
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+def test_weights_are_not_moved_in_a_recording(monkeypatch):
+    ours, _, laid = in_both(classifier(), 5)
+    gradients(ours, laid)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    gradients(ours, laid)
+    query = ours.base_model.encoder.layer[0].attention.self.query
+    query.weight.data = query.weight.data.clone()  # as a move to another device leaves them
+    with pytest.raises(RuntimeError, match="before a CUDA graph is recorded"):
+        gradients(ours, laid)
 
 
 def test_sums_of_columns_are_exact_for_whatever_sizes():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftlib.data.collation import STEP, WIDTHS, Collator, RowCollator
+from peftlib.data.collation import STEP, WIDTHS, Collator, RowCollator, rows_for
 from peftlib.data.encoding import Chosen
 
 PADDED = Collator({"input_ids": 0, "token_type_ids": 0})
@@ -49,6 +49,14 @@ def test_every_token_has_one_row_and_every_row_an_example(lengths, first_positio
     tokens = sum(lengths)
     assert tokens < count <= tokens + 2 * max(STEP, tokens / 8)
     assert width >= max(lengths) and width in WIDTHS
+
+
+def test_fillers_take_what_is_left_over():
+    """Of any number of tokens: of one row at least, and of the width at most."""
+    for tokens in [*range(1, 40_000), *range(70_000, 80_000), *range(290_000, 300_000)]:
+        for width in WIDTHS:
+            count, fillers = rows_for(tokens, width)
+            assert fillers <= count - tokens <= fillers * width, (tokens, width)
 
 
 def test_shapes_are_few():

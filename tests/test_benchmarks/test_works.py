@@ -25,6 +25,8 @@ def test_trainer_may_do_fewer_updates_of_the_same_work():
     theirs, ours = (parse_train_arguments(setting.job(work, system).argv()) for system in ("trainer", "ours"))
     assert (theirs.data.max_train_samples, ours.data.max_train_samples) == (2 * 64, 3 * 64)
     assert SETTING.job(work, "trainer").flags == SETTING.job(work, "ours").flags
+    more = Setting(Path("glue"), "all-MiniLM-L6-v2", threads=0, updates=3, of_trainer=20)
+    assert more.job(work, "trainer").flags == more.job(work, "ours").flags
 
 
 def test_a_free_micro_batch_takes_them_in_one_pass():
