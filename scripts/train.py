@@ -68,14 +68,12 @@ def main() -> None:
         how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed, group_by_length=data.group_by_length,
         pad_to=data.max_length if data.pad_to_max_length else 0, num_workers=data.dataloader_num_workers,
     )  # fmt: skip
-    checkpoint = choose_checkpoint(resume, reporter)
-    identity = identity_of(args.flat(), splits.facts(), accelerator)
+    checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), splits.facts(), accelerator)
     manifest = matching_manifest(checkpoint, identity, extend=out.extend_training)
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels, args.dropout)
-    base_size = size(base)
-    adapted = strategy.apply(base, head)
+    base_size, adapted = size(base), strategy.apply(base, head)
     parameters = ParameterCount.of(base_size, adapted)
     accelerate_model(
         adapted, accelerator.device, precision.name, how.frozen_dtype, strategy.reads_frozen_weights, train_loader

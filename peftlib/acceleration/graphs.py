@@ -81,7 +81,8 @@ class GraphedStep:
         """
         shape = tuple((name, tensor.shape) for name, tensor in batch.items())
         is_ready = self._is_ready(batch)
-        at_first_sight, self._kind_has_run = is_ready and self._kind_has_run, is_ready or self._kind_has_run
+        at_first_sight = is_ready and self._kind_has_run
+        self._kind_has_run |= is_ready
         if not self._gradients:
             return self._first(batch)
         self._lend_gradients()
