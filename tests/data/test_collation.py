@@ -1,14 +1,19 @@
-"""Micro-batches laid out in rows hold the same tokens, each once, in few shapes (padded ones: `test_encoding.py`)."""
+"""Micro-batches: padded as the tokenizer pads, or in rows that hold the same tokens, each once, in few shapes."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftlib.data.collation import STEP, WIDTHS, Collator, RowCollator, rows_for
-from peftlib.data.encoding import Chosen
+from peftlib.data.batching import Slot
+from peftlib.data.collation import STEP, WIDTH_STEP, WIDTHS, Collator, RowCollator, Targets, rows_for, split_inputs
+from peftlib.data.encoding import Chosen, encode
+from peftlib.errors import UserError
+from peftlib.modeling import find_model, load_tokenizer
+from tests.data.texts import PAIRS, ROWS, examples_of, rows_of
 
 PADDED = Collator({"input_ids": 0, "token_type_ids": 0})
 
@@ -22,6 +27,63 @@ def chosen(lengths, seed=0):
         {name: column.astype(np.int32) for name, column in columns.items()}, np.array(lengths), examples % 2,
         examples + 100, np.full(len(lengths), 1 / len(lengths), dtype=np.float32),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [ROWS, PAIRS], ids=["sentences", "pairs"])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+def test_a_batch_is_padded_as_the_tokenizer_pads(architecture, rows, tiny_folder, cache):
+    tokenizer = load_tokenizer(find_model(str(tiny_folder(architecture))))
+    encoded = encode(examples_of(rows), tokenizer, 16)
+    order = [len(rows) - 1, 0, 1]
+    batch = Collator.for_tokenizer(tokenizer)(encoded.__getitems__([Slot(place, 0.25) for place in order]))
+    columns = rows_of(encoded)
+    expected = tokenizer.pad({name: [ids[p] for p in order] for name, ids in columns.items()}, return_tensors="pt")
+    inputs, targets = split_inputs(batch)
+    assert inputs.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(inputs[name], tensor), name
+        assert inputs[name].dtype == torch.int64
+    assert targets.labels.tolist() == [rows[place][1] for place in order]
+    assert targets.example.tolist() == order
+    assert targets.weight.tolist() == [0.25] * 3
+    assert batch.keys() == inputs.keys() | set(Targets._fields)
+
+
+def test_padding_goes_to_a_fixed_length_where_one_is_asked_for(tokenizer, cache):
+    encoded = encode(examples_of(ROWS), tokenizer, 16)
+    whole = encoded.__getitems__([Slot(place, 1.0) for place in range(len(encoded))])
+    batch = Collator.for_tokenizer(tokenizer, pad_to=32)(whole)
+    expected = tokenizer.pad(
+        {"input_ids": rows_of(encoded)["input_ids"]}, padding="max_length", max_length=32, return_tensors="pt"
+    )
+    assert batch["input_ids"].shape == (len(ROWS), 32)
+    assert torch.equal(batch["input_ids"], expected["input_ids"])
+    assert torch.equal(batch["attention_mask"], expected["attention_mask"])
+    # Never shorter than the longest example.
+    assert Collator.for_tokenizer(tokenizer, pad_to=4)(whole)["input_ids"].shape == (len(ROWS), 16)
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), more=st.integers(0, 40))
+def test_widths_are_few_and_never_beyond_the_longest_example_there_is(lengths, more):
+    """A model with positions for the longest example, and for no token more, still takes every batch."""
+    longest, widest = max(lengths), max(lengths) + more
+    batch = Collator({"input_ids": 0}, widest=widest)(chosen(lengths))
+    width = batch["input_ids"].size(1)
+    assert longest <= width <= widest and width < longest + WIDTH_STEP
+    assert width % WIDTH_STEP == 0 or width == widest
+    assert batch["attention_mask"].sum(1).tolist() == lengths
+
+
+def test_the_pad_values_are_the_tokenizers(tokenizer):
+    tokenizer.pad_token = "[MASK]"
+    batch = Collator.for_tokenizer(tokenizer)(chosen([3, 1]))
+    assert batch["input_ids"][1, 1:].tolist() == [tokenizer.mask_token_id] * 2
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(tokenizer):
+    tokenizer.pad_token = None
+    with pytest.raises(UserError, match="no padding token"):
+        Collator.for_tokenizer(tokenizer)
 
 
 @settings(max_examples=60)

@@ -1,49 +1,22 @@
-"""Tokens: what the tokenizer says, said once; and padding as the tokenizer pads."""
+"""Tokens: what the tokenizer says, said once."""
 
 from __future__ import annotations
 
 import tempfile
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftlib.data.batching import Slot
-from peftlib.data.collation import WIDTH_STEP, Collator, Targets, split_inputs
-from peftlib.data.encoding import EncodedExamples, encode
-from peftlib.data.sources import Examples
+from peftlib.data.encoding import encode
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
-
-ROWS = [
-    (("a dull film",), 0),
-    (("a bright and unbelievably moving film , twice",), 1),
-    (("",), 0),
-    (("one two three four five six seven eight nine ten " * 5,), 1),
-]
-PAIRS = [(("he said so .", "so he said ."), 1), (("a " * 30, "b"), 0), (("a", "b " * 30), 0)]
-
-
-def examples_of(rows):
-    return Examples([text for text, _ in rows], [label for _, label in rows], "made here")
-
-
-@pytest.fixture
-def tokenizer():
-    return load_tokenizer(find_model(DEFAULT_MODEL))
+from tests.data.texts import PAIRS, ROWS, examples_of, rows_of
 
 
 @pytest.fixture(scope="module")
 def shared_tokenizer():
     return load_tokenizer(find_model(DEFAULT_MODEL))
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PEFTLIB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -59,24 +32,6 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(kind, "__call__", counting)
     return counted
-
-
-def rows_of(encoded):
-    """Column -> token ids per example, as lists."""
-    items = [encoded.__getitems__([Slot(place, 1.0)]) for place in range(len(encoded))]
-    return {name: [item.columns[name].tolist() for item in items] for name in encoded.columns}
-
-
-def whole(encoded):
-    """All examples, in order."""
-    return encoded.__getitems__([Slot(place, 1.0) for place in range(len(encoded))])
-
-
-def made_of(*rows):
-    """A split with these token ids."""
-    offsets = np.cumsum([0, *(len(row) for row in rows)])
-    ids = np.concatenate(rows).astype(np.int32)
-    return EncodedExamples({"input_ids": ids}, offsets, np.zeros(len(rows), dtype=np.int64), "none", "made here")
 
 
 def expected_rows(tokenizer, rows, max_length):
@@ -198,63 +153,3 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tokenizer, tmp_path, mon
     for _ in range(2):
         assert len(encode(examples_of(ROWS), tokenizer, 16)) == len(ROWS)
     assert len(calls) == 2
-
-
-# ── Batches ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("rows", [ROWS, PAIRS], ids=["sentences", "pairs"])
-@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
-def test_a_batch_is_padded_as_the_tokenizer_pads(architecture, rows, tiny_folder, cache):
-    tokenizer = load_tokenizer(find_model(str(tiny_folder(architecture))))
-    encoded = encode(examples_of(rows), tokenizer, 16)
-    order = [len(rows) - 1, 0, 1]
-    batch = Collator.for_tokenizer(tokenizer)(encoded.__getitems__([Slot(place, 0.25) for place in order]))
-    columns = rows_of(encoded)
-    expected = tokenizer.pad({name: [ids[p] for p in order] for name, ids in columns.items()}, return_tensors="pt")
-    inputs, targets = split_inputs(batch)
-    assert inputs.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(inputs[name], tensor), name
-        assert inputs[name].dtype == torch.int64
-    assert targets.labels.tolist() == [rows[place][1] for place in order]
-    assert targets.example.tolist() == order
-    assert targets.weight.tolist() == [0.25] * 3
-    assert batch.keys() == inputs.keys() | set(Targets._fields)
-
-
-def test_padding_goes_to_a_fixed_length_where_one_is_asked_for(tokenizer, cache):
-    encoded = encode(examples_of(ROWS), tokenizer, 16)
-    batch = Collator.for_tokenizer(tokenizer, pad_to=32)(whole(encoded))
-    expected = tokenizer.pad(
-        {"input_ids": rows_of(encoded)["input_ids"]}, padding="max_length", max_length=32, return_tensors="pt"
-    )
-    assert batch["input_ids"].shape == (len(ROWS), 32)
-    assert torch.equal(batch["input_ids"], expected["input_ids"])
-    assert torch.equal(batch["attention_mask"], expected["attention_mask"])
-    # Never shorter than the longest example.
-    assert Collator.for_tokenizer(tokenizer, pad_to=4)(whole(encoded))["input_ids"].shape == (len(ROWS), 16)
-
-
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), more=st.integers(0, 40))
-def test_widths_are_few_and_never_beyond_the_longest_example_there_is(lengths, more):
-    """A model with positions for the longest example, and for no token more, still takes every batch."""
-    split = made_of(*(np.ones(length) for length in lengths))
-    longest, widest = max(lengths), max(lengths) + more
-    batch = Collator({"input_ids": 0}, widest=widest)(whole(split))
-    width = batch["input_ids"].size(1)
-    assert longest <= width <= widest and width < longest + WIDTH_STEP
-    assert width % WIDTH_STEP == 0 or width == widest
-    assert batch["attention_mask"].sum(1).tolist() == lengths
-
-
-def test_the_pad_values_are_the_tokenizers(tokenizer):
-    tokenizer.pad_token = "[MASK]"
-    batch = Collator.for_tokenizer(tokenizer)(whole(made_of(np.arange(3), np.arange(1))))
-    assert batch["input_ids"][1].tolist() == [0, tokenizer.mask_token_id, tokenizer.mask_token_id]
-
-
-def test_a_tokenizer_that_cannot_pad_is_refused(tokenizer):
-    tokenizer.pad_token = None
-    with pytest.raises(UserError, match="no padding token"):
-        Collator.for_tokenizer(tokenizer)
