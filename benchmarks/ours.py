@@ -72,7 +72,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
     """
     args = parse_train_arguments(job.argv())
     data, how, strategy = args.data, args.training, args.strategy
-    task, rate = TASKS[data.task_name], args.learning_rate
+    task, rate = TASKS[args.task_name], args.learning_rate
     with tempfile.TemporaryDirectory(prefix="bench-run-") as name:
         folder = Path(name) / "run"
         accelerator, precision = build_accelerator(

@@ -47,7 +47,7 @@ def build(job: Job, folder: str) -> Trainer:
     """A Trainer for the job: dynamic padding, the same method, rate and schedule, and its own defaults else."""
     args = parse_train_arguments(job.argv())
     data, how = args.data, args.training
-    task = TASKS[data.task_name]
+    task = TASKS[args.task_name]
     if how.num_cpu_threads:
         torch.set_num_threads(how.num_cpu_threads)
     set_seed(how.seed)

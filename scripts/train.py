@@ -14,6 +14,7 @@ from peftlib.arguments import parse_train_arguments
 def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
     args = parse_train_arguments()
+    which, data, how, out, name = args.model, args.data, args.training, args.output, args.task_name
     # Imported below the arguments, so that --help and a wrong flag are answered before torch is loaded.
     with cli.importing():
         from functools import partial
@@ -22,7 +23,7 @@ def main() -> None:
 
         from peftlib.acceleration import accelerate_model
         from peftlib.data.loading import build_loaders, load_splits
-        from peftlib.data.tasks import TASKS
+        from peftlib.data.sources import find_task
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.modeling import find_model, load_classifier, load_tokenizer
         from peftlib.strategies.parameters import ParameterCount, size
@@ -40,8 +41,7 @@ def main() -> None:
         from peftlib.training.saving import flat_results, save_result
         from peftlib.training.state import Plan, Training
 
-    which, data, how, out, strategy = args.model, args.data, args.training, args.output, args.strategy
-    task, rate, trackers = TASKS[data.task_name], args.learning_rate, choose_trackers(out.report_to)
+    task, rate, trackers = find_task(name, data.files), args.learning_rate, choose_trackers(out.report_to)
     resume = choose_resume(out.resume_from_checkpoint, out.output_dir, out.overwrite_output_dir)
     folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=resume)
 
@@ -73,10 +73,10 @@ def main() -> None:
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels, args.dropout)
-    base_size, adapted = size(base), strategy.apply(base, head)
+    base_size, adapted = size(base), args.strategy.apply(base, head)
     parameters = ParameterCount.of(base_size, adapted)
     accelerate_model(
-        adapted, accelerator.device, precision.name, how.frozen_dtype, strategy.reads_frozen_weights, train_loader
+        adapted, accelerator.device, precision.name, how.frozen_dtype, args.strategy.reads_frozen_weights, train_loader
     )  # fmt: skip
 
     # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────
@@ -112,7 +112,7 @@ def main() -> None:
         # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────
         if accelerator.is_main_process:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            saved = save_result(folder, strategy, trained, head, tokenizer, reporter.facts, evaluation)
+            saved = save_result(folder, args.strategy, trained, head, tokenizer, reporter.facts, evaluation)
             reporter.finish(flat_results(progress, evaluation, parameters, saved))
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from peftlib.arguments.bounds import at_least
-from peftlib.data.tasks import DEFAULT_TASK, TASKS
+from peftlib.data.files import LABEL_COLUMN, files_of
+from peftlib.data.tasks import DEFAULT_TASK, TASKS, Files
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL
 from peftlib.strategies import STRATEGIES
@@ -30,7 +31,29 @@ class ModelArguments:
 class DataArguments:
     """On what it trains."""
 
-    task_name: str = field(default=DEFAULT_TASK, metadata={"help": "the task to train on", "choices": sorted(TASKS)})
+    task_name: str | None = field(
+        default=None,
+        metadata={
+            "help": f"the task to train on; None means {DEFAULT_TASK}, or the task of one's own files",
+            "choices": sorted(TASKS),
+        },
+    )
+    train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "a CSV, TSV, JSON or JSON Lines file of one's own to train on, with a column of texts and one of "
+            "classes"
+        },
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "such a file to score on"})
+    text_column_names: str | None = field(
+        default=None,
+        metadata={
+            "help": "the column of texts in these files, or two of sentence pairs with a comma between; None takes the "
+            "one beside the classes"
+        },
+    )
+    label_column_name: str = field(default=LABEL_COLUMN, metadata={"help": "the column of classes in these files"})
     data_dir: str | None = field(
         default=None,
         metadata={"help": "a folder in GLUE's layout (DIR/MRPC/train.tsv); None reads the package or the Hub"},
@@ -60,6 +83,19 @@ class DataArguments:
         at_least(self, 1, "max_train_samples", "max_eval_samples")
         at_least(self, 2, "max_length")
         at_least(self, 0, "dataloader_num_workers")
+
+    @property
+    def files(self) -> Files | None:
+        """One's own files; None for a task from the table.
+
+        Raises:
+            UserError: one of the flags for them lacks another, or contradicts it.
+        """
+        files = files_of(self.train_file, self.validation_file, self.text_column_names, self.label_column_name)
+        for name in ("task_name", "data_dir") if files else ():
+            if (value := getattr(self, name)) is not None:
+                raise UserError(f"--{name} {value}: --train_file brings its own data; leave one of the two out")
+        return files
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from peftlib.arguments.agent import without_groups, without_records
 from peftlib.arguments.config_file import flags_of_file
 from peftlib.arguments.groups import DataArguments, ModelArguments, OutputArguments, TrainingArguments
 from peftlib.arguments.parser import Parser, words_of
-from peftlib.data.tasks import TASKS
+from peftlib.data.files import name_of_files
+from peftlib.data.tasks import DEFAULT_TASK, TASKS, Task
 from peftlib.strategies import STRATEGIES, Strategy
 
 
@@ -41,7 +42,14 @@ class TrainArguments:
     @property
     def num_train_epochs(self) -> int:
         """The flag's, or else the task's own."""
-        return self.training.num_train_epochs or TASKS[self.data.task_name].num_train_epochs
+        task = TASKS.get(self.task_name, Task)
+        return self.training.num_train_epochs or task.num_train_epochs
+
+    @property
+    def task_name(self) -> str:
+        """The flag's, or the name that files of one's own have, or else the default task's."""
+        files = self.data.files
+        return (self.data.task_name or DEFAULT_TASK) if files is None else name_of_files(files)
 
     @property
     def dropout(self) -> float | None:
@@ -53,7 +61,8 @@ class TrainArguments:
         """Flag name -> value, of all groups and of the chosen method; with the defaults of the method and the task."""
         groups = (self.model, self.data, self.training, self.output, self.strategy)
         values = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
-        return values | {name: getattr(self, name) for name in ("learning_rate", "num_train_epochs", "dropout")}
+        settled = ("task_name", "learning_rate", "num_train_epochs", "dropout")
+        return values | {name: getattr(self, name) for name in settled}
 
 
 def train_parser() -> Parser:

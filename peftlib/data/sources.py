@@ -1,4 +1,4 @@
-"""Rows of a task from wherever they are: an installed package, a GLUE folder, the Hub."""
+"""Rows of a task from wherever they are: an installed package, a GLUE folder, files of one's own, the Hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftlib.data.tasks import SPLITS, GlueFolder, HubDataset, Task
+from peftlib.data.files import rows_of_files, task_of_files
+from peftlib.data.tasks import SPLITS, TASKS, Files, GlueFolder, HubDataset, Task
 from peftlib.errors import UserError, nearest
 from peftlib.hub import hub_access
 
@@ -49,11 +50,20 @@ class Examples:
         return digest.hexdigest()
 
 
+def find_task(name: str, files: Files | None) -> Task:
+    """The entry of `TASKS`; or what the training file describes, if there is one.
+
+    Raises:
+        UserError: the file cannot be read, or holds no texts with classes.
+    """
+    return TASKS[name] if files is None else task_of_files(files)
+
+
 def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examples:
     """Read one split.
 
     Args:
-        task: an entry of `TASKS`.
+        task: from `find_task`.
         split: "train", "validation" or "test".
         data_dir: a folder in GLUE's layout; None for the package or the Hub.
 
@@ -62,6 +72,8 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split}")
+    if task.files is not None:
+        return Examples(*rows_of_files(task, split))
     if data_dir is not None:
         if task.glue is None:
             raise UserError(f"--data_dir: {task.name} comes with an installed package; leave --data_dir out")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 SPLITS = ("train", "validation", "test")
 #: What is trained on when nobody says otherwise; an installed package carries it.
 DEFAULT_TASK = "rotten_tomatoes"
+#: Of tasks from files: which of two classes would be the one that counts, nobody has said.
+METRICS_OF_FILES = ("accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,20 @@ class HubDataset:
 
 
 @dataclass(frozen=True)
+class Files:
+    """A task's place in files of one's own: CSV, TSV, JSON or JSON Lines, as their names end.
+
+    Attributes:
+        text_columns: one or two; None takes all but the label's.
+    """
+
+    train: str
+    validation: str
+    text_columns: tuple[str, ...] | None
+    label_column: str
+
+
+@dataclass(frozen=True)
 class Task:
     """One text-classification task.
 
@@ -46,6 +62,7 @@ class Task:
     packaged: bool = False
     hub: HubDataset | None = None
     glue: GlueFolder | None = None
+    files: Files | None = None
 
     @property
     def best_metric(self) -> str:

@@ -38,7 +38,17 @@ class F1(evaluate.Metric):
         return {"f1": float(f1_score(references, predictions, zero_division=0.0))}
 
 
-METRICS: dict[str, type[evaluate.Metric]] = {"accuracy": Accuracy, "f1": F1}
+class MacroF1(evaluate.Metric):
+    """The mean of the F1 scores of all classes that are there or predicted, each of the same weight, 0..1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self, "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.f1_score.html")
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {"macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0.0))}
+
+
+METRICS: dict[str, type[evaluate.Metric]] = {"accuracy": Accuracy, "f1": F1, "macro_f1": MacroF1}
 
 
 def score(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:

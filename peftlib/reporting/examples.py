@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from peftlib.data.sources import Examples, load_examples
-from peftlib.data.tasks import TASKS
+from peftlib.data.files import files_of
+from peftlib.data.sources import Examples, find_task, load_examples
 from peftlib.errors import UserError
 from peftlib.reporting.console import CompareConsole
 from peftlib.reporting.runs import Run
@@ -67,7 +67,10 @@ def _answers(run: Run) -> tuple[np.ndarray, np.ndarray]:
 def _texts(run: Run) -> Examples:
     """The run's validation split, read anew from where the run had it."""
     folder, limit = run.arguments["data_dir"], run.arguments["max_eval_samples"]
-    examples = load_examples(TASKS[run.task], "validation", Path(folder) if folder else None).first(limit)
+    own = ("train_file", "validation_file", "text_column_names", "label_column_name")
+    given = {name: run.arguments[name] for name in own if run.arguments.get(name) is not None}
+    task = find_task(run.task, files_of(**given))
+    examples = load_examples(task, "validation", Path(folder) if folder else None).first(limit)
     if examples.fingerprint() != run.record["data"]["validation"]["fingerprint"]:
         raise UserError(
             f"--examples: the validation split in {examples.source} has changed since {run.name} was scored on it; "

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peftlib.data.tasks import DEFAULT_TASK, TASKS
+from peftlib.data.tasks import DEFAULT_TASK, METRICS_OF_FILES, TASKS
 from peftlib.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -61,25 +61,29 @@ def check_metric(sweep: Sweep) -> None:
     """A metric that a task does not log would be missed only when a whole run has gone by."""
     if not sweep.metric.startswith("eval/"):
         return
-    for name in _tasks(sweep):
+    of_files = any(_given(sweep, "train_file"))
+    for name in _given(sweep, "task_name") or [None]:
         task = TASKS[name or DEFAULT_TASK]
-        logged = {f"eval/{metric}" for metric in ("loss", *task.metrics, f"best_{task.best_metric}")}
+        metrics = METRICS_OF_FILES if of_files else task.metrics
+        logged = {f"eval/{metric}" for metric in ("loss", *metrics, f"best_{metrics[0]}")}
         if sweep.metric not in logged:
             whose = f"task {task.name}" + ("" if name else " (the default: no task_name)")
+            if of_files:
+                whose = "a task of one's own files"
             hint = nearest(sweep.metric, logged)
             raise UserError(
                 f"metric.name: {whose} does not log {sweep.metric}{hint} (known: {', '.join(sorted(logged))})"
             )
 
 
-def _tasks(sweep: Sweep) -> list[str | None]:
-    """The tasks of the sweep's runs; None for runs that name none."""
+def _given(sweep: Sweep, name: str) -> list[str | None]:
+    """The values of a flag in the sweep's runs, None for runs that leave it out; nothing if all do."""
     for parameter in sweep.parameters:
         flags = [leaves([(parameter.flag.replace("-", "_"), value)]) for value in parameter.extremes()]
-        tasks = [dict(given).get("task_name") for given in flags]
-        if any(tasks):
-            return tasks
-    return [None]
+        values = [dict(given).get(name) for given in flags]
+        if any(values):
+            return values
+    return []
 
 
 def leaves(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:

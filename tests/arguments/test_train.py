@@ -8,7 +8,8 @@ import math
 import pytest
 
 from peftlib.arguments import DataArguments, ModelArguments, OutputArguments, TrainingArguments, train_parser
-from peftlib.data.tasks import TASKS
+from peftlib.data.tasks import TASKS, Files
+from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
 from tests.arguments.parsing import parse
 from tests.launching import run_python
@@ -29,6 +30,10 @@ SAMPLES = {
     "trust_remote_code": ("true", True),
     "task_name": ("mrpc", "mrpc"),
     "data_dir": ("/data/glue", "/data/glue"),
+    "train_file": ("mails.csv", "mails.csv"),
+    "validation_file": ("dev.csv", "dev.csv"),
+    "text_column_names": ("subject,body", "subject,body"),
+    "label_column_name": ("folder", "folder"),
     "max_length": ("64", 64),
     "pad_to_max_length": ("True", True),
     "group_by_length": ("false", False),
@@ -69,6 +74,11 @@ SAMPLES = {
     "use_rslora": ("t", True),
 }
 
+#: Flags that say nothing without others.
+COMPANIONS = {
+    name: [f"--{other}=a.csv" for other in ("train_file", "validation_file") if other != name]
+    for name in ("train_file", "validation_file", "text_column_names", "label_column_name")
+}
 OWNERS = {field.name: name for name, strategy in STRATEGIES.items() for field in dataclasses.fields(strategy)}
 
 
@@ -82,7 +92,8 @@ def test_the_samples_cover_every_flag_and_differ_from_its_default():
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_flag_is_the_same_in_both_spellings_and_in_a_file(name, config):
     text, value = SAMPLES[name]
-    method = () if name == "method" else (f"--method={OWNERS.get(name, 'bitfit')}",)
+    method = [] if name == "method" else [f"--method={OWNERS.get(name, 'bitfit')}"]
+    method += COMPANIONS.get(name, [])
     hyphenated = f"--{name.replace('_', '-')}"
     for words in ((f"--{name}={text}",), (f"--{name}", text), (f"{hyphenated}={text}",), (hyphenated, text)):
         assert parse(*method, *words).flat()[name] == value, words
@@ -138,6 +149,36 @@ def test_the_epochs_are_the_flags_or_else_the_tasks_own(task):
     args = parse("--task_name", task)
     assert args.num_train_epochs == args.flat()["num_train_epochs"] == (2 if task == "rotten_tomatoes" else 3)
     assert parse("--task_name", task, "--num_train_epochs", "7").flat()["num_train_epochs"] == 7
+
+
+OWN = ("--train_file", "mails/train.csv", "--validation_file", "mails/dev.csv")
+
+
+def test_files_of_one_s_own_are_a_task_with_a_name():
+    args = parse(*OWN, "--text_column_names", "subject,body")
+    assert args.data.files == Files("mails/train.csv", "mails/dev.csv", ("subject", "body"), "label")
+    assert args.task_name == args.flat()["task_name"] == "mails"
+    assert args.num_train_epochs == 3
+    assert parse().data.files is None
+    assert parse().task_name == parse().flat()["task_name"] == "rotten_tomatoes"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (OWN[:2], "--train_file: files of one's own are a --train_file and a --validation_file; give both"),
+        (
+            (*OWN, "--task_name", "mrpc"),
+            "--task_name mrpc: --train_file brings its own data; leave one of the two out",
+        ),
+        ((*OWN, "--data_dir", "glue"), "--data_dir glue: --train_file brings its own data; leave one of the two out"),
+    ],
+)
+def test_files_of_one_s_own_beside_other_data(words, message):
+    args = parse(*words)  # a sweep checks its flags one by one
+    with pytest.raises(UserError) as caught:
+        args.task_name  # noqa: B018 - what scripts/train.py asks for first
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("method", STRATEGIES)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from peftlib.data.tasks import TASKS
+from peftlib.data.tasks import METRICS_OF_FILES, TASKS
 from peftlib.evaluation.metrics import METRICS, score
 
 pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60)
@@ -33,9 +33,16 @@ def test_equal_to_scikit_learn(answers: list[tuple[int, int]]) -> None:
 
 @settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
-def test_accuracy_takes_any_number_of_classes(answers: list[tuple[int, int]]) -> None:
+def test_any_number_of_classes(answers: list[tuple[int, int]]) -> None:
     predictions, references = np.asarray(answers).T
-    assert score(("accuracy",), predictions, references) == {"accuracy": accuracy_score(references, predictions)}
+    found = score(("accuracy", "macro_f1"), predictions, references)
+    assert found["accuracy"] == accuracy_score(references, predictions)
+    # Each class that occurs against all others.
+    each = [
+        score(("f1",), (predictions == name).astype(int), (references == name).astype(int))["f1"]
+        for name in {*predictions.tolist(), *references.tolist()}
+    ]
+    assert found["macro_f1"] == pytest.approx(sum(each) / len(each))
 
 
 @pytest.mark.parametrize(
@@ -69,5 +76,5 @@ def test_they_are_modules_of_evaluate(name: str) -> None:
 
 
 def test_every_task_names_metrics_that_exist() -> None:
-    assert {name for task in TASKS.values() for name in task.metrics} <= METRICS.keys()
+    assert {*METRICS_OF_FILES, *(name for task in TASKS.values() for name in task.metrics)} <= METRICS.keys()
     assert TASKS["mrpc"].metrics == ("accuracy", "f1")

@@ -79,7 +79,7 @@ def make_run(
 def _scores(answers: np.ndarray, labels: np.ndarray, task: str) -> dict[str, float]:
     hits, errors = ((answers == 1) & (labels == 1)).sum(), (answers != labels).sum()
     scores = {"accuracy": float((answers == labels).mean()), "f1": float(2 * hits / (2 * hits + errors))}
-    return {name: scores[name] for name in _METRICS[task]}
+    return {name: scores[name] for name in _METRICS.get(task, ("accuracy",))}
 
 
 def _results(scores: dict[str, float], trained: int, generator: np.random.Generator) -> dict[str, Any]:

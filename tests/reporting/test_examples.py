@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftlib.data.sources import load_examples
+from peftlib.arguments import parse_train_arguments
+from peftlib.data.sources import find_task, load_examples
 from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError
 from peftlib.evaluation.predictions import PREDICTIONS, save_predictions
@@ -51,6 +52,23 @@ def test_both_sides_with_their_texts(tmp_path: Path, glue: Path, capsys: pytest.
     assert [cell.strip() for cell in cells] == ["0", " ‖ ".join(first), "no", "yes"]
     assert lines[6] == "b right, a wrong: 1"
     assert lines[8].startswith("2") and examples[2][0] in lines[8]
+
+
+def test_the_texts_of_files_of_one_s_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mails.csv"
+    path.write_text("id,mail,folder\n1,hello,ham\n2,buy now,spam\n3,see you,ham\n")
+    words = ["--train_file", str(path), "--validation_file", str(path), "--text_column_names", "mail"]
+    words += ["--label_column_name", "folder"]
+    files = parse_train_arguments(words).data.files
+    examples = load_examples(find_task("mails", files), "validation")
+    runs = []
+    for name, answers in (("a", [0, 1, 0]), ("b", [0, 0, 0])):
+        folder = make_run(tmp_path / name, *words, fingerprint=examples.fingerprint())
+        save_predictions(folder, np.eye(2)[answers], np.array(examples.labels))
+        runs.append(read_run(folder))
+    lines = shown(capsys, *runs)
+    assert lines[0] == "mails: both right 2, both wrong 0 of 3"
+    assert lines[4].startswith("1 ") and "buy now" in lines[4]
 
 
 def test_the_number_of_examples_is_limited(tmp_path: Path, glue: Path, capsys: pytest.CaptureFixture[str]) -> None:

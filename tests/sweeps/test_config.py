@@ -72,6 +72,12 @@ def test_a_metric_that_every_task_of_the_sweep_logs_passes(tmp_path, metric):
     assert load(tmp_path, metric={"name": metric}, parameters={"task_name": {"value": "mrpc"}}).metric == metric
 
 
+@pytest.mark.parametrize("metric", ["eval/macro_f1", "eval/accuracy", "eval/loss", "eval/best_accuracy"])
+def test_a_metric_that_one_s_own_files_have_passes(tmp_path, metric):
+    files = {name: {"value": f"{name}.csv"} for name in ("train_file", "validation_file")}
+    assert load(tmp_path, metric={"name": metric}, parameters=files).metric == metric
+
+
 def test_run_cap_cuts_a_grid(tmp_path):
     assert load(tmp_path, run_cap=1).size == 1
 
@@ -173,6 +179,8 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
          "metric.name: task sst2 does not log eval/f1"),
         ({"metric": {"name": "eval/best_f1"}, "parameters": {"g": {"value": {"task_name": "mrpc"}}}},
          "metric.name: task mrpc does not log eval/best_f1; did you mean eval/f1?"),
+        ({"metric": {"name": "eval/f1"}, "parameters": {"train_file": {"value": "a.csv"}}},
+         "metric.name: a task of one's own files does not log eval/f1"),
         ({"run_cap": 0}, "run_cap: 0 must be a whole number from 1 on"),
         ({"command": ["python", "${program}"]}, "command: has no ${args}"),
         ({"controller": {"type": "local"}}, "controller: is for W&B's server alone"),

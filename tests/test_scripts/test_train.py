@@ -200,6 +200,37 @@ def test_the_saved_adapter_scores_in_stock_peft_what_the_run_reports(run: Run, p
     assert loss == pytest.approx(results["best_eval_loss"], abs=1e-5)
 
 
+def test_files_of_one_s_own_end_to_end(place: Path) -> None:
+    """Three classes, in two kinds of files; the adapter in stock PEFT."""
+    rows = [{"mail": f"{('hello', 'buy', 'minister')[i % 3]} {i}", "label": "abc"[i % 3]} for i in range(30)]
+    own = place / "mails"
+    own.mkdir()
+    with (own / "train.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (own / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:7]))
+    words = ["--model_name_or_path", place / "model", "--train_file", "mails/train.csv", "--method", "lora"]
+    words += ["--validation_file", "mails/dev.jsonl", "--mixed_precision", "no", "--num_train_epochs", 1]
+    done = run_script(SCRIPT, *words, "--output_dir", "own", cwd=place)
+    assert done.returncode == 0, done.stderr
+    run = Run(done, place / "own")
+    assert "task: mails, 30 training and 7 validation examples (mails/train.csv)" in done.stdout
+    record, results = run.json("run.json"), run.json("all_results.json")
+    assert (record["labels"], record["arguments"]["task_name"]) == (["a", "b", "c"], "mails")
+    assert results["eval_samples"] == 7 and 0 <= results["best_eval_macro_f1"] <= 1
+    answers = load_predictions(run.folder)
+    assert answers is not None
+    model = AutoPeftModelForSequenceClassification.from_pretrained(run.folder, num_labels=3).eval()
+    texts = AutoTokenizer.from_pretrained(run.folder)(
+        [row["mail"] for row in rows[:7]], padding=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        logits = model(**texts).logits
+    assert torch.allclose(logits, torch.from_numpy(answers[0]), atol=1e-5)
+    assert answers[1].tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
 @pytest.mark.skipif(not cpu_calls.are_there(), reason="this machine has no g++ for the CPU kernels")
 @pytest.mark.parametrize("precision", ["auto", "no"])
 def test_a_run_ends_with_the_same_bits_on_any_number_of_threads(

@@ -1,0 +1,244 @@
+"""Rows of one's own files: CSV and TSV with a header, JSON, JSON Lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Files, Task
+from peftlib.errors import UserError, nearest
+
+#: Of the column of classes, when nobody says otherwise.
+LABEL_COLUMN = "label"
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_KINDS = (*_DELIMITERS, ".json", ".jsonl")
+#: From so many examples on, classes that are more than half as many are taken for numbers that were measured.
+_ENOUGH_TO_TELL = 20
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A file's content.
+
+    Attributes:
+        rows: where each stands, for people, and its values in the order of the columns; None for one that is missing.
+    """
+
+    path: Path
+    columns: list[str]
+    rows: list[tuple[str, list[Any]]]
+
+
+def files_of(
+    train_file: str | None = None,
+    validation_file: str | None = None,
+    text_column_names: str | None = None,
+    label_column_name: str = LABEL_COLUMN,
+) -> Files | None:
+    """The files that train.py's flags of these names say; None if they name none.
+
+    Raises:
+        UserError: one of the flags lacks another.
+    """
+    if train_file is None or validation_file is None:
+        given = {"train_file": train_file, "validation_file": validation_file, "text_column_names": text_column_names}
+        alone = [name for name, value in given.items() if value is not None]
+        alone += ["label_column_name"] * (label_column_name != LABEL_COLUMN)
+        if alone:
+            raise UserError(f"--{alone[0]}: files of one's own are a --train_file and a --validation_file; give both")
+        return None
+    columns = None
+    if text_column_names is not None:
+        columns = tuple(name.strip() for name in text_column_names.split(","))
+        if len({*columns, label_column_name} - {""}) != len(columns) + 1 or len(columns) > 2:
+            raise UserError(
+                f"--text_column_names {text_column_names}: must be one column's name, or two with a comma between, and "
+                f"none of them the classes' ({label_column_name})"
+            )
+    return Files(train_file, validation_file, columns, label_column_name)
+
+
+def name_of_files(files: Files) -> str:
+    """What a task is called that has no name: as its training file, or the folder of one that is called train."""
+    path = Path(files.train)
+    name = path.resolve().parent.name if path.stem.lower().startswith("train") else path.stem
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "files"
+    return f"{name}-file" if name in TASKS else name
+
+
+def task_of_files(files: Files) -> Task:
+    """The task that the training file describes: its classes are the labels in it.
+
+    Raises:
+        UserError: the file cannot be read, or holds no texts with classes.
+    """
+    table = _read(Path(files.train), "--train_file")
+    if files.text_columns is None:
+        files = replace(files, text_columns=(_only_text_column(table, files.label_column),))
+    found = [label for _, label in _examples(table, files)]
+    labels = set(found)
+    numbers = all(re.fullmatch(r"-?\d+", label) for label in labels)
+    if len(labels) < 2:
+        only = f"only {labels.pop()!r}" if labels else "none"
+        raise UserError(f"{table.path}: at least two classes are needed, {files.label_column!r} has {only}")
+    if len(found) >= _ENOUGH_TO_TELL and len(labels) * 2 > len(found):
+        raise UserError(
+            f"{table.path}: {files.label_column!r} has {len(labels):,} classes in {len(found):,} rows; name the column "
+            "of classes in --label_column_name"
+        )
+    ordered = sorted(labels, key=lambda label: (int(label) if numbers else 0, label))
+    return Task(name_of_files(files), tuple(ordered), METRICS_OF_FILES, files=files)
+
+
+def rows_of_files(task: Task, split: str) -> tuple[list[tuple[str, ...]], list[int], str]:
+    """Texts, indices of classes, and the path of one split.
+
+    Args:
+        task: from `task_of_files`.
+
+    Raises:
+        UserError: there is no such split, or its file cannot be read, or holds something else.
+    """
+    files = task.files
+    assert files is not None
+    given = {"train": ("--train_file", files.train), "validation": ("--validation_file", files.validation)}
+    if split not in given:
+        raise UserError(f"{task.name} is read from files, and has no {split} split")
+    flag, path = given[split]
+    table, places = _read(Path(path), flag), {label: index for index, label in enumerate(task.labels)}
+    texts, labels = [], []
+    for (place, _), (text, label) in zip(table.rows, _examples(table, files), strict=True):
+        if label not in places:
+            raise UserError(
+                f"{path}, {place}: the {files.label_column} {label!r} is in no row of {files.train}"
+                f"{nearest(label, places)}"
+            )
+        texts.append(text)
+        labels.append(places[label])
+    return texts, labels, str(path)
+
+
+def _only_text_column(table: _Table, label_column: str) -> str:
+    """The one beside the label. A column without a name is an index that pandas wrote."""
+    others = [column for column in table.columns if column not in (label_column, "")]
+    if len(others) != 1:
+        raise UserError(
+            f"{table.path}: the columns beside {label_column!r} are {', '.join(map(repr, others)) or 'none'}; name the "
+            "text's, or a pair's with a comma between, in --text_column_names"
+        )
+    return others[0]
+
+
+def _examples(table: _Table, files: Files) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Texts and the label of each row."""
+    assert files.text_columns is not None
+    flags = ["--text_column_names"] * len(files.text_columns) + ["--label_column_name"]
+    names = (*files.text_columns, files.label_column)
+    places = [_place(table, name, flag) for name, flag in zip(names, flags, strict=True)]
+    for where, row in table.rows:
+        *texts, label = (row[place] for place in places)
+        for name, text in zip(files.text_columns, texts, strict=True):
+            if not isinstance(text, str) or not text.strip():
+                what = "empty" if text is None or isinstance(text, str) else f"no text ({text!r})"
+                raise UserError(f"{table.path}, {where}: the {name} is {what}; leave the row out")
+        yield tuple(text.strip() for text in texts), _class(label, f"{table.path}, {where}: the {files.label_column}")
+
+
+def _class(label: Any, what: str) -> str:
+    """A class's name; whole numbers and JSON's true and false are names as they are written."""
+    if isinstance(label, int):
+        return json.dumps(label)
+    if label is None or (isinstance(label, str) and not label.strip()):
+        raise UserError(f"{what} is empty; leave the row out")
+    if not isinstance(label, str):
+        raise UserError(f"{what} is {label!r}; a class is a name or a whole number")
+    return label.strip()
+
+
+def _place(table: _Table, name: str, flag: str) -> int:
+    if name not in table.columns:
+        raise UserError(
+            f"{table.path}: no column {name!r}{nearest(name, table.columns)} (it has: "
+            f"{', '.join(table.columns) or 'nothing'}); name it in {flag}"
+        )
+    if table.columns.count(name) > 1:
+        raise UserError(f"{table.path}: more than one column is called {name!r}; rename the others")
+    return table.columns.index(name)
+
+
+def _read(path: Path, flag: str) -> _Table:
+    kind = path.suffix.lower()
+    if kind not in _KINDS:
+        raise UserError(f"{flag} {path}: its name must end in {', '.join(_KINDS)}")
+    try:
+        table = _delimited(path, _DELIMITERS[kind]) if kind in _DELIMITERS else _json(path)
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
+    if not table.rows:
+        raise UserError(f"{flag} {path}: has no rows")
+    return table
+
+
+def _delimited(path: Path, delimiter: str) -> _Table:
+    with _texts_of_any_length(), path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            rows = []
+            for row in reader:
+                if not row:
+                    continue  # a blank line, as at the end of hand-made files
+                if len(row) != len(header):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}; a text "
+                        f"with a {'comma' if delimiter == ',' else 'tab'} or a line break in it stands in double quotes"
+                    )
+                rows.append((f"line {reader.line_num}", list[Any](row)))
+        except csv.Error as error:  # a quote that is never closed, say
+            raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    return _Table(path, header, rows)
+
+
+@contextmanager
+def _texts_of_any_length() -> Iterator[None]:
+    """What is too long for the model is truncated, not refused; csv's limit is everybody's, so it is put back."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _json(path: Path) -> _Table:
+    """A list of objects, or one object a line."""
+    text = path.read_text(encoding="utf-8-sig")
+    found: list[tuple[str, Any]] = []
+    place = "line 1"
+    try:
+        if text.lstrip().startswith("["):
+            found = [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
+        else:
+            for number, line in enumerate(text.split("\n"), 1):
+                place = f"line {number}"
+                if line.strip():
+                    found.append((place, json.loads(line)))
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}" if text.lstrip().startswith("[") else place
+        raise UserError(
+            f"{path}, {at}: no valid JSON ({error.msg}); one object a line, or a list of objects"
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{path}: no table; one object a line, or a list of objects, is needed") from error
+    for place, row in found:
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, {place}: no object with columns ({str(row)[:40]!r})")
+    columns = list(dict.fromkeys(name for _, row in found for name in row))
+    return _Table(path, columns, [(place, [row.get(name) for name in columns]) for place, row in found])

@@ -1,0 +1,246 @@
+"""Files of one's own: what is in them comes out, or an error names the file, the line and the way out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peftlib.data.files import files_of, name_of_files
+from peftlib.data.sources import find_task, load_examples
+from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Files, Task
+from peftlib.errors import UserError
+
+KINDS = ("csv", "tsv", "json", "jsonl")
+Rows = list[dict[str, object]]
+
+
+def write(path: Path, rows: Rows) -> Path:
+    """The rows, as pandas and everybody else writes them, by the file's name."""
+    if path.suffix in (".csv", ".tsv"):
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def task_of(train: Path, validation: Path | None = None, columns: str | None = None, label: str = "label") -> Task:
+    files = files_of(str(train), str(validation or train), columns, label)
+    assert files is not None
+    return find_task("", files)
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Callable[..., str]:
+    """Writes a training file as it stands, and gives what is said of it."""
+
+    def refuse(content: str | bytes, name: str = "mine.csv", **how: str) -> str:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        with pytest.raises(UserError) as caught:
+            load_examples(task_of(path, **how), "train")
+        message = str(caught.value)
+        assert "\n" not in message and str(path) in message
+        return message.replace(str(path), name)
+
+    return refuse
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(lambda text: text.strip())
+LABEL = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=5).filter(lambda x: x.strip())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40)
+@given(st.lists(st.tuples(TEXT, TEXT, LABEL), min_size=2, max_size=8))
+def test_any_texts_and_classes_survive_the_file(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, rows: list[tuple[str, str, str]]
+) -> None:
+    """Quotes, commas, tabs and line ends in them included."""
+    rows = [*rows, ("a", "b", "one"), ("a", "b", "other")]
+    path = tmp_path_factory.getbasetemp() / f"any.{kind}"
+    write(path, [{"id": 7, "first": one, "class": label, "second": other} for one, other, label in rows])
+    task = task_of(path, columns="second,first", label="class")
+    examples = load_examples(task, "train")
+    assert examples.texts == [(other.strip(), one.strip()) for one, other, _ in rows]
+    assert [task.labels[label] for label in examples.labels] == [label.strip() for *_, label in rows]
+    assert task.labels == tuple(sorted({label.strip() for *_, label in rows}))
+    assert examples.source == str(path)
+
+
+def test_the_classes_are_those_of_the_training_file_in_both_splits(tmp_path: Path) -> None:
+    train = write(tmp_path / "mails.csv", [{"text": name, "label": name} for name in ("spam", "ham", "news", "ham")])
+    dev = write(tmp_path / "dev.jsonl", [{"label": "spam", "text": "a"}, {"label": "ham", "text": "b"}])
+    task = task_of(train, dev)
+    assert (task.name, task.labels, task.metrics) == ("mails", ("ham", "news", "spam"), METRICS_OF_FILES)
+    assert load_examples(task, "train").labels == [2, 0, 1, 0]
+    assert load_examples(task, "validation").labels == [2, 0]
+    with pytest.raises(UserError, match="mails is read from files, and has no test split"):
+        load_examples(task, "test")
+
+
+def test_a_class_that_was_not_trained_on_is_refused(tmp_path: Path) -> None:
+    train = write(tmp_path / "mine.csv", [{"text": name, "label": name} for name in ("spam", "ham")])
+    dev = write(tmp_path / "dev.csv", [{"text": "a", "label": "ham"}, {"text": "a", "label": "spam "}])
+    assert load_examples(task_of(train, dev), "validation").labels == [0, 1]
+    write(dev, [{"text": "a", "label": "ham"}, {"text": "a", "label": "Spam"}])
+    with pytest.raises(UserError) as caught:
+        load_examples(task_of(train, dev), "validation")
+    assert str(caught.value) == f"{dev}, line 3: the label 'Spam' is in no row of {train}; did you mean spam?"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_numbers_are_classes_in_their_order(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / f"stars.{kind}", [{"text": "a", "label": number} for number in (10, 9, -1, 9)])
+    task = task_of(path)
+    assert task.labels == ("-1", "9", "10")
+    assert load_examples(task, "train").labels == [2, 1, 0, 1]
+
+
+def test_true_and_false_are_classes(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", [{"text": "a", "label": True}, {"text": "b", "label": False}])
+    assert task_of(path).labels == ("false", "true")
+
+
+def test_the_index_that_pandas_writes_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes('\ufeff,label,review\r\n0,good,fine\r\n\r\n1,bad,"so, so"\r\n'.encode())
+    examples = load_examples(task_of(path), "train")
+    assert (examples.texts, examples.labels) == ([("fine",), ("so, so",)], [1, 0])
+
+
+def test_a_long_text_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.csv", [{"text": "word " * 50_000, "label": name} for name in "ab"])
+    assert len(load_examples(task_of(path), "train").texts[0][0]) == 249_999
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("mails.csv", "mails"),
+        ("data/Mails 2026, all.tsv", "Mails-2026-all"),
+        ("mails/train.csv", "mails"),
+        ("mails/Train_v2.json", "mails"),
+        ("mrpc.csv", "mrpc-file"),
+        ("rotten_tomatoes/train.csv", "rotten_tomatoes-file"),
+        ("<b>.csv", "b"),
+        ("...csv", "files"),
+    ],
+)
+def test_a_task_is_called_as_its_file_or_folder(path: str, name: str) -> None:
+    assert name_of_files(Files(path, "dev.csv", None, "label")) == name
+    assert name not in TASKS
+
+
+def test_files_are_of_one_s_own_when_flags_say_so() -> None:
+    assert files_of(None, None, None) is None
+    assert files_of("a.csv", "b.csv", None) == Files("a.csv", "b.csv", None, "label")
+    assert files_of("a.csv", "b.csv", " one , other", "stars") == Files("a.csv", "b.csv", ("one", "other"), "stars")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("a.csv", None, None),
+            "--train_file: files of one's own are a --train_file and a --validation_file; give both",
+        ),
+        ((None, "a.csv", None), "--validation_file: files of one's own are"),
+        ((None, None, "text"), "--text_column_names: files of one's own are"),
+        ((None, None, None, "stars"), "--label_column_name: files of one's own are"),
+        (("a.csv", "a.csv", "one,two,three"), "--text_column_names one,two,three: must be one column's name, or two"),
+        (("a.csv", "a.csv", "one,"), "--text_column_names one,: must be one column's name, or two"),
+        (("a.csv", "a.csv", "one,one"), "--text_column_names one,one: must be one column's name, or two"),
+        (("a.csv", "a.csv", "one,label"), "--text_column_names one,label: must be one column's name, or two"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags: tuple[str | None, ...], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        files_of(*flags)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(message)
+
+
+def test_where_the_text_is_has_to_be_said(refused: Callable[..., str]) -> None:
+    assert refused("id,text,label\n1,a,b\n") == (
+        "mine.csv: the columns beside 'label' are 'id', 'text'; name the text's, or a pair's with a comma between, in "
+        "--text_column_names"
+    )
+    assert refused("label\na\n").startswith("mine.csv: the columns beside 'label' are none; name the text's")
+    assert refused("text,lable\na,b\n", columns="text") == (
+        "mine.csv: no column 'label'; did you mean lable? (it has: text, lable); name it in --label_column_name"
+    )
+    assert refused("text,label\na,b\n", columns="texts").endswith("name it in --text_column_names")
+    assert refused("text,text,label\na,b,c\n", columns="text") == (
+        "mine.csv: more than one column is called 'text'; rename the others"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "  ", None])
+def test_missing_texts_and_classes_are_refused(refused: Callable[..., str], text: str | None) -> None:
+    good = {"text": "a", "label": "b"}
+    for name in good:
+        rows = [good, good | {name: text}]
+        said = f"the {name} is empty; leave the row out"
+        assert refused("\n".join(map(json.dumps, rows)), "mine.jsonl") == f"mine.jsonl, line 2: {said}"
+        assert refused(json.dumps(rows), "mine.json") == f"mine.json, row 2: {said}"
+    assert (
+        refused(f'text,label\n"a\nb",c\n{text or ""},c\n') == "mine.csv, line 4: the text is empty; leave the row out"
+    )
+
+
+def test_what_is_no_text_and_no_class(refused: Callable[..., str]) -> None:
+    said = "mine.jsonl, line 1: the label is 0.5; a class is a name or a whole number"
+    assert refused('{"text": "a", "label": 0.5}', "mine.jsonl") == said
+    assert "the label is ['a']; a class is" in refused('{"text": "a", "label": ["a"]}', "mine.jsonl")
+    assert "the text is no text (3)" in refused('{"text": 3, "label": "a"}', "mine.jsonl")
+
+
+def test_one_class_and_as_many_as_rows(refused: Callable[..., str]) -> None:
+    said = "mine.csv: at least two classes are needed, 'label' has only 'a'"
+    assert refused("text,label\na,a\nb,a\n") == said
+    rows = "".join(f"text {number},{number / 7}\n" for number in range(20))
+    assert refused("text,label\n" + rows).startswith("mine.csv: 'label' has 20 classes in 20 rows; name the column")
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "mine.tsv", "mine.json", "mine.jsonl"])
+def test_a_file_without_rows(refused: Callable[..., str], name: str) -> None:
+    for content in ("", "\n", "[]" if name == "mine.json" else "\n\n"):
+        assert refused(content, name) == f"--train_file {name}: has no rows"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mine.xlsx", "", "--train_file mine.xlsx: its name must end in .csv, .tsv, .json, .jsonl"),
+        ("mine.csv", "text,label\na,b,c\n", "mine.csv, line 2: 3 fields where the header has 2; a text with a comma"),
+        ("mine.tsv", "text\tlabel\na\n", "mine.tsv, line 2: 1 fields where the header has 2; a text with a tab"),
+        ("mine.csv", 'text,label\n"a,b\n', "mine.csv, line 2: unexpected end of data"),
+        ("mine.csv", "text,label\na,é\n".encode("latin-1"), "mine.csv: not UTF-8 (byte 13); convert"),
+        ("mine.json", '[{"text": "a"},\n}]', "mine.json, line 2: no valid JSON (Expecting value)"),
+        ("mine.jsonl", '{"text": "a", "label": "b"}\n{"text"\n', "mine.jsonl, line 2: no valid JSON"),
+        ("mine.jsonl", '{"text": "a", "label": "b"}\n3\n', "mine.jsonl, line 2: no object with columns ('3')"),
+        ("mine.json", '{"data": [1]}', "mine.json: no column 'label' (it has: data)"),
+        ("mine.json", "[" * 100_000, "mine.json: no table; one object a line, or a list of objects"),
+    ],
+)  # fmt: skip
+def test_what_is_no_table(refused: Callable[..., str], name: str, content: str | bytes, message: str) -> None:
+    assert refused(content, name).startswith(message)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "no.csv", "No such file or directory"), (tmp_path, "must end in")):
+        with pytest.raises(UserError, match=why):
+            task_of(path)
+    train = write(tmp_path / "mine.csv", [{"text": name, "label": name} for name in "ab"])
+    with pytest.raises(UserError, match=r"--validation_file .*/no.json: cannot be read \(No such file"):
+        load_examples(task_of(train, tmp_path / "no.json"), "validation")
