@@ -16,7 +16,7 @@ from scipy import stats
 
 ALPHA = 0.05
 #: The metrics that can be computed on resampled examples.
-RESAMPLED = ("accuracy", "f1")
+RESAMPLED = ("accuracy", "f1", "macro_f1")
 #: Below this a standard deviation of scores in 0..1 is rounding, not spread.
 _NO_SPREAD = 1e-12
 #: With fewer seeds than this, even if all agree, the sign-flip test stays above ALPHA.
@@ -171,7 +171,7 @@ def resampled_scores(
     Args:
         predictions: class indices, shape (runs, examples).
         labels: class indices, shape (examples,).
-        metric: "accuracy" or "f1" (of class 1).
+        metric: one of `RESAMPLED`.
 
     Returns:
         Scores, shape (resamples, runs).
@@ -265,12 +265,17 @@ def score_of(predictions: np.ndarray, labels: np.ndarray, metric: str) -> np.nda
 
 
 def _counts(predictions: np.ndarray, labels: np.ndarray, metric: str) -> np.ndarray:
-    """What a metric adds up, per run and example: fp32, shape (2, runs, examples)."""
+    """What a metric adds up, per run and example: fp32, shape (parts, runs, examples).
+
+    Right answers and answers; or for each class first its hits, then, behind those of all, its errors.
+    """
     right = predictions == labels
     if metric == "accuracy":
-        counts = right, np.ones_like(right)
-    elif metric == "f1":
-        counts = right & (labels == 1), ~right & ((predictions == 1) | (labels == 1))
+        counts = [right, np.ones_like(right)]
+    elif metric in RESAMPLED:
+        classes = [1] if metric == "f1" else np.union1d(predictions, labels).tolist()
+        counts = [right & (labels == name) for name in classes]
+        counts += [~right & ((predictions == name) | (labels == name)) for name in classes]
     else:
         raise ValueError(f"no metric {metric}")
     return np.stack(counts).astype(np.float32)
@@ -278,11 +283,12 @@ def _counts(predictions: np.ndarray, labels: np.ndarray, metric: str) -> np.ndar
 
 def _score(sums: np.ndarray, metric: str) -> np.ndarray:
     """Scores from the sums over examples of `_counts`, whose first axis is still there."""
-    first, second = sums.astype(np.float64)
+    first, second = np.split(sums.astype(np.float64), 2)
     if metric == "accuracy":
-        return first / second
-    total = 2 * first + second  # F1 = 2 TP / (2 TP + FP + FN); 0 when class 1 is neither there nor predicted
-    return np.divide(2 * first, total, out=np.zeros_like(total), where=total > 0)
+        return (first / second)[0]
+    total = 2 * first + second  # F1 = 2 TP / (2 TP + FP + FN), of classes that are there or predicted
+    each = np.divide(2 * first, total, out=np.zeros_like(total), where=total > 0)
+    return each.sum(axis=0) / np.maximum((total > 0).sum(axis=0), 1)
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:

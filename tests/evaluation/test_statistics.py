@@ -24,7 +24,11 @@ from peftlib.evaluation.statistics import (
     seeds_for_examples,
 )
 
-SCORERS = {"accuracy": accuracy_score, "f1": lambda y, p: f1_score(y, p, zero_division=0.0)}
+SCORERS = {
+    "accuracy": accuracy_score,
+    "f1": lambda y, p: f1_score(y, p, zero_division=0.0),
+    "macro_f1": lambda y, p: f1_score(y, p, average="macro", zero_division=0.0),
+}
 scores = st.lists(st.floats(0, 1), min_size=2, max_size=12)
 
 
@@ -139,19 +143,21 @@ def test_huge_and_tiny_effects():
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(["accuracy", "f1"]))
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(list(SCORERS)))
 def test_scores_are_scikit_learns(examples, runs, seed, metric):
     generator = np.random.default_rng(seed)
-    labels, predictions = generator.integers(0, 2, examples), generator.integers(0, 2, (runs, examples))
+    classes = 2 if metric == "f1" else 4
+    labels, predictions = generator.integers(0, classes, examples), generator.integers(0, classes, (runs, examples))
     expected = [SCORERS[metric](labels, row) for row in predictions]
     assert score_of(predictions, labels, metric) == pytest.approx(expected)
 
 
 @settings(max_examples=15)
-@given(st.integers(2, 30), st.integers(0, 1000), st.sampled_from(["accuracy", "f1"]))
+@given(st.integers(2, 30), st.integers(0, 1000), st.sampled_from(list(SCORERS)))
 def test_a_resample_is_the_score_of_the_drawn_examples(examples, seed, metric):
     generator = np.random.default_rng(seed)
-    labels, predictions = generator.integers(0, 2, examples), generator.integers(0, 2, (2, examples))
+    classes = 2 if metric == "f1" else 4
+    labels, predictions = generator.integers(0, classes, examples), generator.integers(0, classes, (2, examples))
     found = resampled_scores(predictions, labels, metric, resamples=5, seed=seed)
     drawn = np.random.default_rng(np.random.SeedSequence(seed).spawn(2)[0]).integers(0, examples, (5, examples))
     expected = [[SCORERS[metric](labels[row], run[row]) for run in predictions] for row in drawn]
