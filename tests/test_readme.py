@@ -8,7 +8,15 @@ import shlex
 
 import pytest
 
-from peftlib.arguments import CompareArguments, ReproduceArguments, SweepArguments, parse_train_arguments, train_parser
+from peftlib.arguments import (
+    CompareArguments,
+    PredictArguments,
+    ReproduceArguments,
+    SweepArguments,
+    parse_predict_arguments,
+    parse_train_arguments,
+    train_parser,
+)
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,8 +74,14 @@ def test_every_flag_exists():
 def other_scripts_flags() -> set[str]:
     """Flags of the other scripts."""
     chaos = re.findall(r'add_argument\(\s*"(--[\w-]+)"', (ROOT / "tests" / "chaos.py").read_text())
-    groups = (SweepArguments, CompareArguments, ReproduceArguments)
+    groups = (PredictArguments, SweepArguments, CompareArguments, ReproduceArguments)
     return {*chaos, *(f"--{field.name}" for group in groups for field in dataclasses.fields(group))}
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL.splitlines() if "scripts/predict.py" in line])
+def test_a_predicting_command_parses(line):
+    words = shlex.split(line, comments=True)
+    assert parse_predict_arguments(words[words.index("scripts/predict.py") + 1 :])[0] == "outputs/my-run"
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL.splitlines() if "scripts/train.py" in line])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peftlib.arguments.compare import CompareArguments, parse_compare_arguments
 from peftlib.arguments.groups import DataArguments, ModelArguments, OutputArguments, TrainingArguments
+from peftlib.arguments.predict import PredictArguments, parse_predict_arguments
 from peftlib.arguments.reproduce import ReproduceArguments, parse_reproduce_arguments
 from peftlib.arguments.sweep import SweepArguments, parse_sweep_arguments
 from peftlib.arguments.train import TrainArguments, parse_train_arguments, train_parser
@@ -13,11 +14,13 @@ __all__ = [
     "DataArguments",
     "ModelArguments",
     "OutputArguments",
+    "PredictArguments",
     "ReproduceArguments",
     "SweepArguments",
     "TrainArguments",
     "TrainingArguments",
     "parse_compare_arguments",
+    "parse_predict_arguments",
     "parse_reproduce_arguments",
     "parse_sweep_arguments",
     "parse_train_arguments",

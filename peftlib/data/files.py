@@ -53,23 +53,35 @@ def files_of(
         if alone:
             raise UserError(f"--{alone[0]}: files of one's own are a --train_file and a --validation_file; give both")
         return None
-    columns = None
-    if text_column_names is not None:
-        columns = tuple(name.strip() for name in text_column_names.split(","))
-        if len({*columns, label_column_name} - {""}) != len(columns) + 1 or len(columns) > 2:
-            raise UserError(
-                f"--text_column_names {text_column_names}: must be one column's name, or two with a comma between, and "
-                f"none of them the classes' ({label_column_name})"
-            )
+    columns = None if text_column_names is None else columns_of(text_column_names, label_column_name)
     return Files(train_file, validation_file, columns, label_column_name)
+
+
+def columns_of(text_column_names: str, label_column: str) -> tuple[str, ...]:
+    """One name, or two with a comma between.
+
+    Raises:
+        UserError: it is something else, or the label's column.
+    """
+    columns = tuple(name.strip() for name in text_column_names.split(","))
+    if len({*columns, label_column} - {""}) != len(columns) + 1 or len(columns) > 2:
+        raise UserError(
+            f"--text_column_names {text_column_names}: must be one column's name, or two with a comma between, and "
+            f"none of them the classes' ({label_column})"
+        )
+    return columns
 
 
 def name_of_files(files: Files) -> str:
     """What a task is called that has no name: as its training file, or the folder of one that is called train."""
     path = Path(files.train)
-    name = path.resolve().parent.name if path.stem.lower().startswith("train") else path.stem
-    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "files"
+    name = plain_name(path.resolve().parent.name if path.stem.lower().startswith("train") else path.stem)
     return f"{name}-file" if name in TASKS else name
+
+
+def plain_name(text: str) -> str:
+    """`text` as a folder may be called."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "files"
 
 
 def task_of_files(files: Files) -> Task:
@@ -78,15 +90,14 @@ def task_of_files(files: Files) -> Task:
     Raises:
         UserError: the file cannot be read, or holds no texts with classes.
     """
-    table = _read(Path(files.train), "--train_file")
-    if files.text_columns is None:
-        files = replace(files, text_columns=(_only_text_column(table, files.label_column),))
-    found = [label for _, label in _examples(table, files)]
+    table = _read(files.train, "--train_file")
+    found = _labels(table, files)
+    files = replace(files, text_columns=_text_columns(table, files))
+    _texts(table, files)
     labels = set(found)
     numbers = all(re.fullmatch(r"-?\d+", label) for label in labels)
     if len(labels) < 2:
-        only = f"only {labels.pop()!r}" if labels else "none"
-        raise UserError(f"{table.path}: at least two classes are needed, {files.label_column!r} has {only}")
+        raise UserError(f"{table.path}: at least two classes are needed, {files.label_column!r} has only {found[0]!r}")
     if len(found) >= _ENOUGH_TO_TELL and len(labels) * 2 > len(found):
         raise UserError(
             f"{table.path}: {files.label_column!r} has {len(labels):,} classes in {len(found):,} rows; name the column "
@@ -97,57 +108,67 @@ def task_of_files(files: Files) -> Task:
 
 
 def rows_of_files(task: Task, split: str) -> tuple[list[tuple[str, ...]], list[int], str]:
-    """Texts, indices of classes, and the path of one split.
+    """Texts, indices of classes, and the path of one split. The test split may lack classes: they are all -1 then.
 
     Args:
-        task: from `task_of_files`.
+        task: one with files.
 
     Raises:
         UserError: there is no such split, or its file cannot be read, or holds something else.
     """
     files = task.files
     assert files is not None
-    given = {"train": ("--train_file", files.train), "validation": ("--validation_file", files.validation)}
-    if split not in given:
-        raise UserError(f"{task.name} is read from files, and has no {split} split")
-    flag, path = given[split]
-    table, places = _read(Path(path), flag), {label: index for index, label in enumerate(task.labels)}
-    texts, labels = [], []
-    for (place, _), (text, label) in zip(table.rows, _examples(table, files), strict=True):
+    path = {"train": files.train, "validation": files.validation, "test": files.test}[split]
+    if path is None:
+        raise UserError(f"{task.name} is read from files, and has no {split} split; name its file in --{split}_file")
+    table = _read(path, f"--{split}_file")
+    files = replace(files, text_columns=_text_columns(table, files))
+    texts = _texts(table, files)
+    if split == "test" and files.label_column not in table.columns:
+        return texts, [-1] * len(texts), path
+    places = {label: index for index, label in enumerate(task.labels)}
+    if task.name in TASKS:  # whose own data hold the indices
+        places |= {str(index): index for index in range(len(task.labels))}
+    labels = _labels(table, files)
+    for (where, _), label in zip(table.rows, labels, strict=True):
         if label not in places:
             raise UserError(
-                f"{path}, {place}: the {files.label_column} {label!r} is in no row of {files.train}"
-                f"{nearest(label, places)}"
+                f"{path}, {where}: the {files.label_column} {label!r} is no class of {task.name}"
+                f"{nearest(label, task.labels)} (known: {', '.join(task.labels)})"
             )
-        texts.append(text)
-        labels.append(places[label])
-    return texts, labels, str(path)
+    return texts, [places[label] for label in labels], path
 
 
-def _only_text_column(table: _Table, label_column: str) -> str:
-    """The one beside the label. A column without a name is an index that pandas wrote."""
-    others = [column for column in table.columns if column not in (label_column, "")]
+def _text_columns(table: _Table, files: Files) -> tuple[str, ...]:
+    """Those that are named, or the one beside the label. A column without a name is an index that pandas wrote."""
+    if files.text_columns is not None:
+        return files.text_columns
+    others = [column for column in table.columns if column not in (files.label_column, "")]
     if len(others) != 1:
         raise UserError(
-            f"{table.path}: the columns beside {label_column!r} are {', '.join(map(repr, others)) or 'none'}; name the "
-            "text's, or a pair's with a comma between, in --text_column_names"
+            f"{table.path}: the columns beside {files.label_column!r} are {', '.join(map(repr, others)) or 'none'}; "
+            "name the text's, or a pair's with a comma between, in --text_column_names"
         )
-    return others[0]
+    return (others[0],)
 
 
-def _examples(table: _Table, files: Files) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Texts and the label of each row."""
-    assert files.text_columns is not None
-    flags = ["--text_column_names"] * len(files.text_columns) + ["--label_column_name"]
-    names = (*files.text_columns, files.label_column)
-    places = [_place(table, name, flag) for name, flag in zip(names, flags, strict=True)]
+def _texts(table: _Table, files: Files) -> list[tuple[str, ...]]:
+    names = files.text_columns or ()
+    places = [_place(table, name, "--text_column_names") for name in names]
+    texts = []
     for where, row in table.rows:
-        *texts, label = (row[place] for place in places)
-        for name, text in zip(files.text_columns, texts, strict=True):
-            if not isinstance(text, str) or not text.strip():
-                what = "empty" if text is None or isinstance(text, str) else f"no text ({text!r})"
+        for name, place in zip(names, places, strict=True):
+            if not isinstance(row[place], str) or not row[place].strip():
+                blank = row[place] is None or isinstance(row[place], str)
+                what = "empty" if blank else f"no text ({row[place]!r})"
                 raise UserError(f"{table.path}, {where}: the {name} is {what}; leave the row out")
-        yield tuple(text.strip() for text in texts), _class(label, f"{table.path}, {where}: the {files.label_column}")
+        texts.append(tuple(row[place].strip() for place in places))
+    return texts
+
+
+def _labels(table: _Table, files: Files) -> list[str]:
+    place = _place(table, files.label_column, "--label_column_name")
+    return [_class(row[place], f"{table.path}, {where}: the {files.label_column}") for where, row in table.rows]
 
 
 def _class(label: Any, what: str) -> str:
@@ -172,7 +193,8 @@ def _place(table: _Table, name: str, flag: str) -> int:
     return table.columns.index(name)
 
 
-def _read(path: Path, flag: str) -> _Table:
+def _read(name: str, flag: str) -> _Table:
+    path = Path(name)
     kind = path.suffix.lower()
     if kind not in _KINDS:
         raise UserError(f"{flag} {path}: its name must end in {', '.join(_KINDS)}")

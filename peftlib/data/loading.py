@@ -98,3 +98,16 @@ def build_loaders(
         ),
         batches,
     )
+
+
+def build_eval_loader(
+    split: EncodedExamples, tokenizer: PreTrainedTokenizerBase, batch_size: int, num_processes: int
+) -> DataLoader:
+    """A loader over one split for `evaluation.evaluator`, still to be prepared by accelerate.
+
+    Args:
+        batch_size: per process.
+    """
+    collator: Any = Collator.for_tokenizer(tokenizer, 0, widest=int(split.lengths.max()))
+    batches = WindowBatches(split.lengths, batch_size, num_processes=num_processes)
+    return DataLoader(split, batch_sampler=batches, collate_fn=collator)

@@ -8,12 +8,14 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peftlib.data.files import rows_of_files, task_of_files
 from peftlib.data.tasks import SPLITS, TASKS, Files, GlueFolder, HubDataset, Task
 from peftlib.errors import UserError, nearest
 from peftlib.hub import hub_access
 
+HIDDEN = -1
 _GLUE_FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
 
 
@@ -23,7 +25,7 @@ class Examples:
 
     Attributes:
         texts: per example a tuple of one sentence, or of two for sentence pairs.
-        labels: per example the index of its class.
+        labels: per example the index of its class; all `HIDDEN` in a test split that keeps them to itself.
         source: where the rows come from, for people.
     """
 
@@ -33,6 +35,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the classes are known."""
+        return HIDDEN not in self.labels
 
     def first(self, count: int | None) -> Examples:
         """The first `count` examples (all of them for None)."""
@@ -97,31 +104,35 @@ def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path
         )
     texts: list[tuple[str, ...]] = []
     labels: list[int] = []
-    for line, row in _tsv_rows(path, (*layout.text_columns, layout.label_column)):
+    optional = layout.label_column if split == "test" else None  # GLUE's server has them
+    for line, row in _tsv_rows(path, (*layout.text_columns, layout.label_column), optional):
         *text, label = row
-        if label not in {str(index) for index in range(len(task.labels))}:
+        if label is not None and label not in {str(index) for index in range(len(task.labels))}:
             raise UserError(
                 f"{path}, line {line}: the {layout.label_column} is {label!r}; "
                 f"{task.name} has the labels 0 to {len(task.labels) - 1}"
             )
         texts.append(tuple(text))
-        labels.append(int(label))
+        labels.append(HIDDEN if label is None else int(label))
     return Examples(texts, labels, str(path))
 
 
-def _tsv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """(line number, the named columns) of each row. GLUE's files quote nothing, and some open with a BOM."""
+def _tsv_rows(path: Path, columns: tuple[str, ...], optional: str | None) -> Iterator[tuple[int, list[Any]]]:
+    """(line number, the named columns) of each row, None for the optional one where the file lacks it.
+
+    GLUE's files quote nothing, and some open with a BOM.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             header = next(reader, [])
-            missing = [column for column in columns if column not in header]
+            missing = [column for column in columns if column not in (*header, optional)]
             if missing:
                 raise UserError(
                     f"{path}: no column {missing[0]!r}{nearest(missing[0], header)} "
                     f"(the file has: {', '.join(header) or 'nothing'})"
                 )
-            places = [header.index(column) for column in columns]
+            places = [header.index(column) if column in header else None for column in columns]
             for row in reader:
                 if not row:
                     continue  # a blank line, as at the end of hand-made files
@@ -130,7 +141,7 @@ def _tsv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[
                         f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}; "
                         "fields are separated by single tabs and not quoted"
                     )
-                yield reader.line_num, [row[place].strip() for place in places]
+                yield reader.line_num, [None if place is None else row[place].strip() for place in places]
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
     except csv.Error as error:  # a lone carriage return, say
@@ -185,7 +196,8 @@ def _from_hub(task: Task, place: HubDataset, split: str) -> Examples:
 
     rows = load_dataset(place.path, place.config, split=split, download_config=DownloadConfig(local_files_only=offline))
     labels = [int(label) for label in rows[place.label_column]]
-    if any(not 0 <= label < len(task.labels) for label in labels):
+    hidden = split == "test" and set(labels) == {HIDDEN}
+    if not hidden and any(not 0 <= label < len(task.labels) for label in labels):
         raise UserError(f"the {split} split of {task.name} on the Hub has hidden labels; choose another split")
     texts = list(zip(*(rows[column] for column in place.text_columns), strict=True))
     return Examples(texts, labels, f"{place.path} ({place.config})")

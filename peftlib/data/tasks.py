@@ -35,13 +35,15 @@ class Files:
     """A task's place in files of one's own: CSV, TSV, JSON or JSON Lines, as their names end.
 
     Attributes:
-        text_columns: one or two; None takes all but the label's.
+        text_columns: one or two; None takes the one beside the label's.
+        test: may lack the label's column.
     """
 
     train: str
     validation: str
     text_columns: tuple[str, ...] | None
     label_column: str
+    test: str | None = None
 
 
 @dataclass(frozen=True)

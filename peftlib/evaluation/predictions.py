@@ -1,20 +1,30 @@
-"""A model's answers on a split, in one small file, so that finished runs can be compared example by example."""
+"""A model's answers on a split on disk: for comparing runs example by example, for people, and for GLUE's server."""
 
 from __future__ import annotations
 
+import csv
+import io
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from scipy.special import softmax
 
-from peftlib.errors import UserError
+from peftlib.data.tasks import GlueFolder
+from peftlib.errors import RunError, UserError
+from peftlib.files import share, write_json, write_text
+
+if TYPE_CHECKING:  # it imports torch, which whoever reads predictions does without
+    from peftlib.evaluation.evaluator import Evaluation
 
 PREDICTIONS = "predictions.safetensors"
 
 
 def save_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Write `predictions.safetensors` into `folder`, which is not yet anybody's to read.
+    """Write `predictions.safetensors` into `folder`.
 
     Args:
         logits: fp32, shape (examples, classes), in the split's order.
@@ -24,7 +34,10 @@ def save_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> No
         "logits": np.ascontiguousarray(logits, np.float32),
         "labels": np.ascontiguousarray(labels, np.int64),
     }
-    save_file(tensors, folder / PREDICTIONS)
+    temporary = folder / f".{PREDICTIONS}.tmp"
+    save_file(tensors, temporary)
+    share(temporary)
+    temporary.replace(folder / PREDICTIONS)
 
 
 def load_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -41,3 +54,71 @@ def load_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
         return tensors["logits"], tensors["labels"]
     except (SafetensorError, KeyError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run it again, or remove the file") from error
+
+
+def answers_folder(path: Path) -> Path:
+    """The folder for answers, made before they are worked out.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another --output_dir") from error
+
+
+def write_answers(
+    folder: Path, names: tuple[str, ...], glue: GlueFolder | None, evaluation: Evaluation, about: dict[str, Any]
+) -> dict[str, float]:
+    """Write `results.json`, `predictions.csv` and `predictions.safetensors` into `folder`; they replace older ones.
+
+    Args:
+        names: of the classes.
+        glue: of the task, for the file that https://gluebenchmark.com/submit takes, where the labels are hidden.
+        about: what else `results.json` says.
+
+    Returns:
+        The scores in it.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    scores = {f"eval_{name}": value for name, value in evaluation.metrics.items()}
+    counts = {
+        "eval_samples": len(evaluation.labels),
+        "eval_samples_per_second": len(evaluation.labels) / evaluation.seconds,
+    }
+    try:
+        save_predictions(folder, evaluation.logits, evaluation.labels)
+        write_text(folder / "predictions.csv", _table(evaluation, names))
+        if not scores and glue is not None:
+            write_text(folder / f"{glue.folder}.tsv", _for_glue(evaluation.logits))
+        write_json(folder / "results.json", {**scores, **counts, **about})
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror}); make room there, or name --output_dir"
+        ) from error
+    return scores
+
+
+def _table(evaluation: Evaluation, names: tuple[str, ...]) -> str:
+    """A row for each example: its place in the split, the class and its probability, and the true one where known."""
+    logits, known = evaluation.logits.astype(np.float64), bool(evaluation.metrics)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["index", "prediction", "probability", *(["label"] if known else [])])
+    rows = zip(
+        logits.argmax(axis=-1).tolist(), softmax(logits, axis=-1).max(axis=-1).tolist(), evaluation.labels, strict=True
+    )
+    for place, (answer, probability, label) in enumerate(rows):
+        table.writerow([place, names[answer], f"{probability:.6f}", *([names[label]] if known else [])])
+    return text.getvalue()
+
+
+def _for_glue(logits: np.ndarray) -> str:
+    """As GLUE's server takes MRPC's and SST-2's answers: the classes' indices."""
+    rows = [f"{place}\t{answer}" for place, answer in enumerate(logits.argmax(axis=-1).tolist())]
+    return "\n".join(["index\tprediction", *rows]) + "\n"

@@ -9,12 +9,16 @@ smallest Linear with B = 0, so that it adds exactly nothing. `PeftModel.from_pre
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
+from peftlib.errors import UserError
+
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
@@ -60,3 +64,29 @@ def save_as_adapter(
     )
     # A copy: wrapping rewires the modules in place, and the caller may go on using the model.
     get_peft_model(copy.deepcopy(model).cpu(), config).save_pretrained(folder)
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The adapter in `folder` around `model`, which stays as it is otherwise.
+
+    Raises:
+        UserError: it is damaged, or of another model.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    if not (folder / "adapter_model.safetensors").is_file():  # PEFT would go on to look for pickled weights
+        raise UserError(f"{folder}: has no adapter_model.safetensors; train it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
+            return PeftModel.from_pretrained(model, folder)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: its adapter cannot be loaded: {reason}") from error
+
+
+def load_plain(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """What `save_as_adapter` has written, without the LoRA part, which adds nothing."""
+    merged: PreTrainedModel = load_adapter(model, folder).merge_and_unload()
+    return merged

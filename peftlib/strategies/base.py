@@ -52,3 +52,16 @@ class Strategy(ABC):
             head: as given to `apply`.
             folder: an existing folder.
         """
+
+    def load(self, model: PreTrainedModel, folder: Path) -> Trained:
+        """Put the adapter that `save` has written onto its base model, for inference; by way of stock PEFT.
+
+        Args:
+            model: the base model with a new head; changed in place.
+
+        Raises:
+            UserError: the adapter is damaged, or of another model.
+        """
+        from peftlib.strategies.adapter import load_adapter
+
+        return load_adapter(model, folder)

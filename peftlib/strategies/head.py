@@ -30,3 +30,8 @@ class Head(Strategy):
         from peftlib.strategies.adapter import save_as_adapter
 
         save_as_adapter(model, head, folder, bias="none")
+
+    def load(self, model: PreTrainedModel, folder: Path) -> Trained:
+        from peftlib.strategies.adapter import load_plain
+
+        return load_plain(model, folder)

@@ -70,8 +70,8 @@ class RunRecord:
             if resumed_step is None:
                 for name in RUN_FILES:
                     (folder / name).unlink(missing_ok=True)
-                if overwrite:
-                    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                for name in ("checkpoints", "predictions") if overwrite else ():
+                    shutil.rmtree(folder / name, ignore_errors=True)
             else:
                 self.logged_step = _cut_metrics(folder / "metrics.jsonl", resumed_step)
             self._metrics: TextIO = (folder / "metrics.jsonl").open("a", encoding="utf-8")

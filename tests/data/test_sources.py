@@ -127,6 +127,20 @@ def test_columns_are_found_by_name(sst2):
     assert (examples.texts, examples.labels) == ([("good",)], [1])
 
 
+def test_glue_keeps_the_labels_of_its_test_splits_to_itself(tmp_path):
+    (tmp_path / "SST-2").mkdir()
+    path = tmp_path / "SST-2" / "test.tsv"
+    path.write_text("index\tsentence\n0\tgood\n1\tbad\n")
+    hidden = load_examples(TASKS["sst2"], "test", tmp_path)
+    assert (hidden.texts, hidden.labels, hidden.labelled) == ([("good",), ("bad",)], [-1, -1], False)
+    path.write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
+    known = load_examples(TASKS["sst2"], "test", tmp_path)
+    assert (known.labels, known.labelled) == ([1, 0], True)
+    path.rename(path.with_name("dev.tsv")).write_text("index\tsentence\n0\tgood\n")
+    with pytest.raises(UserError, match="no column 'label'"):
+        load_examples(TASKS["sst2"], "validation", tmp_path)
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_blank_lines_spaces_and_line_ends_do_not_matter(sst2, end):
     examples = sst2(end.join(["sentence\tlabel", " good \t1", "", "bad\t0 ", "", ""]))

@@ -34,11 +34,12 @@ def read_lines(path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_only_overwriting_removes_the_checkpoints_of_a_run_that_starts_afresh(tmp_path, overwrite):
-    """`auto` starts afresh where none is whole; the damaged ones may be worth a rescue."""
-    (tmp_path / "checkpoints" / "step_00000010").mkdir(parents=True)
+@pytest.mark.parametrize("name", ["checkpoints", "predictions"])
+def test_only_overwriting_removes_what_lies_in_folders_of_a_run_that_starts_afresh(tmp_path, name, overwrite):
+    """`auto` starts afresh where no checkpoint is whole; the damaged ones may be worth a rescue."""
+    (tmp_path / name / "step_00000010").mkdir(parents=True)
     RunRecord(tmp_path, {}, overwrite=overwrite)
-    assert (tmp_path / "checkpoints").exists() is not overwrite
+    assert (tmp_path / name).exists() is not overwrite
 
 
 def test_overwriting_clears_a_runs_own_files_and_nothing_else(tmp_path):

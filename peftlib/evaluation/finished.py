@@ -1,0 +1,148 @@
+"""A finished run, asked again: its task and its model, from what it has left in its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftlib.data.files import LABEL_COLUMN, columns_of, files_of
+from peftlib.data.sources import Examples, load_examples
+from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Files, Task
+from peftlib.errors import UserError
+from peftlib.modeling import ModelSource, find_model, load_classifier
+from peftlib.strategies import STRATEGIES, Strategy
+
+if TYPE_CHECKING:
+    from peftlib.strategies.base import Trained
+
+_NEEDED = {"arguments": dict, "labels": list, "model": dict, "precision": dict, "results": dict}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended well.
+
+    Attributes:
+        record: the content of `run.json`.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Finished:
+        """The run in this folder.
+
+        Raises:
+            UserError: there is none, or it has not ended well.
+        """
+        path = folder / "run.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(f"{folder}: no run (no run.json in it); name the folder of a finished one") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        kinds = {name: type(record.get(name)) for name in _NEEDED} if isinstance(record, dict) else {}
+        if kinds != _NEEDED:
+            raise UserError(f"{path}: is no record of a training")
+        if record.get("status") != "finished":
+            raise UserError(
+                f"{folder}: is not finished (status {record.get('status')}); go on with --resume_from_checkpoint auto"
+            )
+        return cls(folder, record)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Flag -> value."""
+        return dict(self.record["arguments"])
+
+    @property
+    def task(self) -> Task:
+        """What it was trained on, with the classes that it knows.
+
+        Raises:
+            UserError: this version has no such task.
+        """
+        arguments, labels = self.arguments, tuple(self.record["labels"])
+        own = ("train_file", "validation_file", "text_column_names", "label_column_name")
+        files = files_of(**{name: arguments[name] for name in own if arguments.get(name) is not None})
+        if files is not None:
+            return Task(arguments["task_name"], labels, METRICS_OF_FILES, files=files)
+        task = TASKS.get(arguments["task_name"])
+        if task is None or task.labels != labels:
+            raise UserError(
+                f"{self.folder}: {arguments['task_name']} of {', '.join(labels)} is no task of this version"
+            )
+        return task
+
+    def examples(
+        self,
+        split: str,
+        data_dir: str | None = None,
+        test_file: str | None = None,
+        text_columns: str | None = None,
+        label_column: str | None = None,
+    ) -> Examples:
+        """One split of its task, or a file in place of the test split, with as many texts an example as it knows.
+
+        Args:
+            data_dir: a folder in GLUE's layout; None takes its own.
+            test_file: as `--train_file`, with classes or without.
+            text_columns: of that file, one name, or two with a comma between; None takes its own.
+            label_column: of that file; None takes its own, and does without where the file has none.
+
+        Raises:
+            UserError: the rows cannot be had, or are not of this task.
+        """
+        task, folder = self.task, data_dir or self.arguments.get("data_dir")
+        own = task.files or Files("", "", None, LABEL_COLUMN)
+        columns = own.text_columns if task.hub is None else task.hub.text_columns
+        if test_file is not None:
+            label = label_column or own.label_column
+            asked = own.text_columns if text_columns is None else columns_of(text_columns, label)
+            task = replace(task, files=replace(own, text_columns=asked, label_column=label, test=test_file))
+        examples = load_examples(task, split, None if folder is None else Path(folder))
+        if label_column is not None and not examples.labelled:
+            raise UserError(f"{examples.source}: no column {label_column!r}; leave --label_column_name out for none")
+        needed, given = len(columns or ("text",)), len(examples.texts[0])
+        if given != needed:
+            raise UserError(
+                f"{examples.source}: {task.name} has {needed} texts an example, not {given}; "
+                "name as many in --text_column_names"
+            )
+        return examples
+
+    @property
+    def strategy(self) -> Strategy:
+        """The method that it was trained with.
+
+        Raises:
+            UserError: this version has no such method.
+        """
+        arguments = self.arguments
+        kind = STRATEGIES.get(arguments["method"])
+        if kind is None:
+            raise UserError(f"{self.folder}: {arguments['method']} is no method of this version")
+        given = {field.name: arguments[field.name] for field in dataclasses.fields(kind) if field.name in arguments}
+        return kind(**given)
+
+    def load(self, strategy: Strategy, base: str | None = None, trust_remote_code: bool = False) -> Trained:
+        """The saved model, in fp32.
+
+        Args:
+            strategy: its own.
+            base: where the base model of an adapter is now, as `find_model` takes it; None where it was.
+
+        Raises:
+            UserError: the base model cannot be had, or what was saved cannot be read.
+        """
+        labels, place = tuple(self.record["labels"]), str(self.folder)
+        if not (self.folder / "adapter_config.json").is_file():
+            return load_classifier(ModelSource(place, place, trust_remote_code=trust_remote_code), labels)[0]
+        revision = self.arguments.get("model_revision", "main")
+        source = find_model(base or self.record["model"]["name"], revision, trust_remote_code)
+        return strategy.load(load_classifier(source, labels)[0], self.folder)

@@ -1,0 +1,67 @@
+"""Score a finished run on another split or file, or let it answer texts without classes.
+
+    accelerate launch scripts/predict.py outputs/lora                              # the task's test split
+    accelerate launch scripts/predict.py outputs/lora --split validation           # again what the run was scored on
+    accelerate launch scripts/predict.py outputs/lora --test_file mails/new.csv
+
+Scores and answers go to predictions/<split or file> in the run's folder.
+"""
+
+from pathlib import Path
+
+from peftlib import cli
+from peftlib.arguments import parse_predict_arguments
+
+
+def main() -> None:
+    # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
+    place, args = parse_predict_arguments()
+    # Imported below the arguments, so that --help and a wrong flag are answered before torch is loaded.
+    with cli.importing():
+        from peftlib.acceleration import accelerate_model
+        from peftlib.data.encoding import encode
+        from peftlib.data.files import plain_name
+        from peftlib.data.loading import build_eval_loader
+        from peftlib.evaluation.evaluator import evaluate
+        from peftlib.evaluation.finished import Finished
+        from peftlib.evaluation.predictions import answers_folder, write_answers
+        from peftlib.modeling import ModelSource, load_tokenizer
+        from peftlib.tracking.console import Console
+        from peftlib.training.devices import build_accelerator
+
+    # ── Run, data ────────────────────────────────────────────────────────────────────────────────────────────
+    run = Finished.read(Path(place))
+    task, strategy = run.task, run.strategy
+    examples = run.examples(args.split, args.data_dir, args.test_file, args.text_column_names, args.label_column_name)
+    name = plain_name(Path(args.test_file).stem) if args.test_file else args.split
+    folder = answers_folder(Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name)
+
+    # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
+    asked = args.mixed_precision or run.record["precision"]["name"]
+    accelerator, precision = build_accelerator(asked, 1, [], folder, args.num_cpu_threads)
+
+    # ── Model ────────────────────────────────────────────────────────────────────────────────────────────────
+    tokenizer = load_tokenizer(ModelSource(place, place))
+    model = run.load(strategy, args.model_name_or_path, args.trust_remote_code).requires_grad_(False)
+    accelerate_model(model, accelerator.device, precision.name, reads_frozen=strategy.reads_frozen_weights)
+    with accelerator.local_main_process_first():  # it tokenises, the others find its cache
+        split = encode(examples, tokenizer, run.arguments["max_length"])
+    loader = build_eval_loader(split, tokenizer, args.per_device_eval_batch_size, accelerator.num_processes)
+    model, loader = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(loader)
+
+    # ── Evaluate ─────────────────────────────────────────────────────────────────────────────────────────────
+    evaluation = evaluate(accelerator, model, loader, split.labels, task.metrics)
+
+    # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────────
+    if accelerator.is_main_process:
+        about = {"run": place, "split": name, "source": split.source, "fingerprint": split.fingerprint}
+        about |= {"precision": precision.name, "global_step": run.record["results"]["best_eval_step"]}
+        glue = None if args.test_file else task.glue
+        scores = write_answers(folder, task.labels, glue, evaluation, about)
+        shown = {score.removeprefix("eval_").replace("_", " "): f"{value:.4f}" for score, value in scores.items()}
+        lines = {"run": place, "examples": f"{len(split):,} ({split.source})", **shown, "answers": str(folder)}
+        Console().facts("evaluation", lines, panel=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

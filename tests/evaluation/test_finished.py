@@ -1,0 +1,153 @@
+"""A finished run's folder, asked again: its model, its task, and files in place of its test split."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Task
+from peftlib.errors import UserError
+from peftlib.evaluation.finished import Finished
+from peftlib.strategies import Strategy
+from peftlib.strategies.lora import LoRA
+from tests.conftest import write_glue
+from tests.strategies.classifiers import METHODS, classifier, logits, update
+
+KINDS: dict[str, Strategy] = {**METHODS, "dora": LoRA(lora_r=4, use_dora=True)}
+OWN = {"train_file": "mails/train.csv", "validation_file": "mails/dev.csv", "task_name": "mails"}
+
+
+def record(strategy: Strategy = METHODS["lora"], base: object = "nowhere", **changes: Any) -> dict[str, Any]:
+    method = "full" if strategy == METHODS["full"] else type(strategy).__name__.lower()
+    arguments = {"method": method, "task_name": "mrpc", "max_length": 128, **dataclasses.asdict(strategy)}
+    return {
+        "status": "finished",
+        "arguments": arguments | changes.pop("arguments", {}),
+        "labels": list(TASKS["mrpc"].labels),
+        "model": {"name": str(base)},
+        "precision": {"name": "no"},
+        "results": {},
+        **changes,
+    }
+
+
+def left(folder: Path, content: object) -> Finished:
+    folder.mkdir(exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(content))
+    return Finished.read(folder)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_model_answers_as_it_did_when_it_was_saved(
+    tiny_folder: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    base, strategy = tiny_folder(), KINDS[name]
+    model, head = classifier(base)
+    adapted = strategy.apply(model, head)
+    update(adapted)
+    strategy.save(adapted, head, tmp_path)
+    run = left(tmp_path, record(strategy, base))
+    torch.manual_seed(5)  # of the new head, which the saved one replaces
+    assert run.strategy == strategy
+    assert torch.equal(logits(run.load(run.strategy)), logits(adapted))
+
+
+def test_the_base_model_may_have_moved(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    model, head = classifier(tiny_folder())
+    METHODS["head"].apply(model, head)
+    METHODS["head"].save(model, head, tmp_path)
+    run = left(tmp_path, record(METHODS["head"], base="./gone"))
+    with pytest.raises(UserError, match=r"--model_name_or_path ./gone: no such folder"):
+        run.load(run.strategy)
+    moved = shutil.copytree(tiny_folder(), tmp_path / "moved")
+    assert torch.equal(logits(run.load(run.strategy, str(moved))), logits(model))
+
+
+def test_no_pickle_and_no_damaged_adapter_is_loaded(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    model, head = classifier(tiny_folder())
+    METHODS["head"].apply(model, head)
+    METHODS["head"].save(model, head, tmp_path)
+    run, weights = left(tmp_path, record(METHODS["head"], tiny_folder())), tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="its adapter cannot be loaded") as caught:
+        run.load(run.strategy)
+    assert "\n" not in str(caught.value)
+    torch.save({}, tmp_path / "adapter_model.bin")
+    weights.unlink()
+    with pytest.raises(UserError, match=r"has no adapter_model.safetensors; train it again"):
+        run.load(run.strategy)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "run.json: is no record of a training"),
+        ({"status": "finished"}, "run.json: is no record of a training"),
+        (record(labels="yes"), "run.json: is no record of a training"),
+        (record(status="running"), "is not finished (status running); go on with --resume_from_checkpoint auto"),
+    ],
+)
+def test_what_is_no_finished_run(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        left(tmp_path, content)
+    assert message in str(caught.value)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json: cannot be read"):
+        Finished.read(tmp_path)
+
+
+def test_the_task_is_the_table_s_or_that_of_files_of_one_s_own(tmp_path: Path) -> None:
+    assert left(tmp_path, record()).task == TASKS["mrpc"]
+    run = left(tmp_path, record(arguments=OWN, labels=["a", "b", "c"]))
+    files = run.task.files
+    assert run.task == Task("mails", ("a", "b", "c"), METRICS_OF_FILES, files=files)
+    assert files is not None and (files.train, files.validation, files.label_column) == (
+        *list(OWN.values())[:2],
+        "label",
+    )
+    for unknown in (record(arguments={"task_name": "cola"}), record(labels=["no", "yes"])):
+        with pytest.raises(UserError, match="is no task of this version"):
+            left(tmp_path, unknown).task  # noqa: B018 - reading it is what fails
+    with pytest.raises(UserError, match="prefix is no method of this version"):
+        left(tmp_path, record(arguments={"method": "prefix"})).strategy  # noqa: B018
+
+
+def test_its_own_splits_are_where_they_were_or_where_a_flag_says(tmp_path: Path) -> None:
+    here, there = write_glue(tmp_path / "here", dev=3), write_glue(tmp_path / "there", dev=5)
+    run = left(tmp_path / "run", record(arguments={"data_dir": str(here)}))
+    assert len(run.examples("validation")) == 3
+    assert len(run.examples("validation", str(there))) == 5
+
+
+def test_a_test_file_has_as_many_texts_and_the_classes_of_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    path.write_text("a,b,label\nx,y,equivalent\nx,z,0\n")
+    run = left(tmp_path / "run", record())
+    examples = run.examples("test", test_file=str(path), text_columns="b,a")
+    assert (examples.texts, examples.labels) == ([("y", "x"), ("z", "x")], [1, 0])
+    with pytest.raises(UserError, match=r"new.csv: mrpc has 2 texts an example, not 1; name as many in"):
+        run.examples("test", test_file=str(path), text_columns="a")
+    with pytest.raises(UserError, match=r"new.csv: no column 'verdict'; leave --label_column_name out for none"):
+        run.examples("test", test_file=str(path), text_columns="a,b", label_column="verdict")
+
+
+def test_a_test_file_of_a_run_on_files(tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text("subject,body,folder\nx,y,b\nx,z,a\n")
+    (tmp_path / "bare.jsonl").write_text('{"body": "y"}\n')
+    own = {**OWN, "text_column_names": "body", "label_column_name": "folder"}
+    run = left(tmp_path / "run", record(arguments=own, labels=["a", "b"]))
+    examples = run.examples("test", test_file=str(tmp_path / "new.csv"))
+    assert (examples.texts, examples.labels, examples.labelled) == ([("y",), ("z",)], [1, 0], True)
+    bare = run.examples("test", test_file=str(tmp_path / "bare.jsonl"))
+    assert (bare.texts, bare.labels, bare.labelled) == ([("y",)], [-1], False)
+    with pytest.raises(
+        UserError, match="mails is read from files, and has no test split; name its file in --test_file"
+    ):
+        run.examples("test")

@@ -1,0 +1,103 @@
+"""`scripts/predict.py` on a run that `scripts/train.py` has left."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from peftlib.evaluation.predictions import load_predictions
+from tests.conftest import ROOT, write_glue
+from tests.launching import launch, run_script
+
+pytestmark = pytest.mark.launch
+
+PREDICT = ROOT / "scripts" / "predict.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Path:
+    """A finished run of LoRA on MRPC, whose folder beside it holds a test split without labels."""
+    place = tmp_path_factory.mktemp("predict") / "work"
+    glue = write_glue(place / "glue", 24, 11)
+    rows = (glue / "MRPC" / "dev.tsv").read_text(encoding="utf-8-sig").splitlines()
+    hidden = [line.partition("\t")[2] for line in rows]
+    (glue / "MRPC" / "test.tsv").write_text("\n".join(hidden) + "\n", encoding="utf-8")
+    words = ["--model_name_or_path", tiny_folder(), "--task_name", "mrpc", "--data_dir", glue, "--method", "lora"]
+    words += ["--num_train_epochs", 1, "--mixed_precision", "no", "--output_dir", "run", "--num_cpu_threads", 1]
+    done = run_script(ROOT / "scripts" / "train.py", *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place / "run"
+
+
+def answers(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_processes_answer_what_the_run_was_scored_on_as_it_did(run: Path) -> None:
+    done = launch(
+        "multi_cpu", PREDICT, "run", "--split", "validation", "--per_device_eval_batch_size", 3, cwd=run.parent
+    )
+    assert done.returncode == 0, done.stderr
+    folder = run / "predictions" / "validation"
+    before, after = load_predictions(run), load_predictions(folder)
+    assert before is not None and after is not None
+    np.testing.assert_allclose(after[0], before[0], atol=1e-6)
+    assert after[1].tolist() == before[1].tolist()
+    trained = json.loads((run / "all_results.json").read_text())
+    scored = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
+    for name in ("accuracy", "f1", "loss"):
+        assert scored[f"eval_{name}"] == pytest.approx(trained[f"best_eval_{name}"], abs=1e-6)
+    assert (scored["eval_samples"], scored["run"], scored["split"]) == (11, "run", "validation")
+    assert done.stdout.count("accuracy:") == 1, "only the main process speaks"
+    assert [row["label"] for row in answers(folder)] == [("not_equivalent", "equivalent")[i] for i in before[1]]
+
+
+def test_hidden_labels_become_the_file_that_glue_s_server_takes(run: Path) -> None:
+    done = run_script(PREDICT, "run", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    folder = run / "predictions" / "test"
+    found, expected = load_predictions(folder), load_predictions(run)
+    assert found is not None and expected is not None
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-6)  # it is the dev split without its labels
+    classes = found[0].argmax(axis=1).tolist()
+    lines = (folder / "MRPC.tsv").read_text().splitlines()
+    assert lines == ["index\tprediction", *(f"{place}\t{answer}" for place, answer in enumerate(classes))]
+    rows = answers(folder)
+    assert [row["prediction"] for row in rows] == [("not_equivalent", "equivalent")[answer] for answer in classes]
+    assert list(rows[0]) == ["index", "prediction", "probability"]
+    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+    assert not [name for name in json.loads((folder / "results.json").read_text()) if "accuracy" in name]
+
+
+def test_a_file_of_one_s_own_in_place_of_a_split(run: Path) -> None:
+    rows = [{"a": f"He said {i} .", "b": f"She ran {i} .", "verdict": ("equivalent", 0)[i % 2]} for i in range(5)]
+    (run.parent / "mine.json").write_text(json.dumps(rows))
+    words = ["run", "--test_file", "mine.json", "--text_column_names", "a,b", "--label_column_name", "verdict"]
+    done = run_script(PREDICT, *words, "--output_dir", "elsewhere", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert "examples: 5 (mine.json)" in done.stdout
+    expected = [("equivalent", "not_equivalent")[i % 2] for i in range(5)]
+    assert [row["label"] for row in answers(run.parent / "elsewhere")] == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "0 runs: name one run's folder, as in predict.py outputs/my-run"),
+        (["nowhere"], "nowhere: no run (no run.json in it); name the folder of a finished one"),
+        (["run", "--split", "train"], "--split train: unknown (known: validation, test)"),
+        (["run", "--label_column_name", "x"], "--label_column_name: is of --test_file; name that file too"),
+        (["run", "--test_file", "x.csv", "--data_dir", "glue"], "--data_dir glue: --test_file stands in its place"),
+        (["run", "--test_file", "x.csv"], "--test_file x.csv: cannot be read (No such file or directory)"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(run: Path, words: list[str], message: str) -> None:
+    done = run_script(PREDICT, *words, cwd=run.parent)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: {message}")
