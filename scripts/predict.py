@@ -24,9 +24,10 @@ def main() -> None:
         from peftlib.data.loading import build_eval_loader
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.evaluation.finished import Finished
-        from peftlib.evaluation.predictions import answers_folder, write_answers
+        from peftlib.evaluation.predictions import write_answers
         from peftlib.modeling import ModelSource, load_tokenizer
         from peftlib.tracking.console import Console
+        from peftlib.tracking.folder import writable_folder
         from peftlib.training.devices import build_accelerator
 
     # ── Run, data ────────────────────────────────────────────────────────────────────────────────────────────
@@ -34,7 +35,7 @@ def main() -> None:
     task, strategy = run.task, run.strategy
     examples = run.examples(args.split, args.data_dir, args.test_file, args.text_column_names, args.label_column_name)
     name = plain_name(Path(args.test_file).stem) if args.test_file else args.split
-    folder = answers_folder(Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name)
+    folder = writable_folder(Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name)
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
     asked = args.mixed_precision or run.record["precision"]["name"]

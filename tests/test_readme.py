@@ -10,6 +10,7 @@ import pytest
 
 from peftlib.arguments import (
     CompareArguments,
+    ExportArguments,
     PredictArguments,
     ReproduceArguments,
     SweepArguments,
@@ -74,7 +75,7 @@ def test_every_flag_exists():
 def other_scripts_flags() -> set[str]:
     """Flags of the other scripts."""
     chaos = re.findall(r'add_argument\(\s*"(--[\w-]+)"', (ROOT / "tests" / "chaos.py").read_text())
-    groups = (PredictArguments, SweepArguments, CompareArguments, ReproduceArguments)
+    groups = (PredictArguments, ExportArguments, SweepArguments, CompareArguments, ReproduceArguments)
     return {*chaos, *(f"--{field.name}" for group in groups for field in dataclasses.fields(group))}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from peftlib.arguments.compare import CompareArguments, parse_compare_arguments
+from peftlib.arguments.export import ExportArguments, parse_export_arguments
 from peftlib.arguments.groups import DataArguments, ModelArguments, OutputArguments, TrainingArguments
 from peftlib.arguments.predict import PredictArguments, parse_predict_arguments
 from peftlib.arguments.reproduce import ReproduceArguments, parse_reproduce_arguments
@@ -12,6 +13,7 @@ from peftlib.arguments.train import TrainArguments, parse_train_arguments, train
 __all__ = [
     "CompareArguments",
     "DataArguments",
+    "ExportArguments",
     "ModelArguments",
     "OutputArguments",
     "PredictArguments",
@@ -20,6 +22,7 @@ __all__ = [
     "TrainArguments",
     "TrainingArguments",
     "parse_compare_arguments",
+    "parse_export_arguments",
     "parse_predict_arguments",
     "parse_reproduce_arguments",
     "parse_sweep_arguments",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from transformers.hf_argparser import HfArgumentParser
 
 from peftlib.errors import UserError, nearest
+
+_Flags = TypeVar("_Flags")
 
 
 class Parser(HfArgumentParser):
@@ -47,6 +49,24 @@ class Parser(HfArgumentParser):
         if flag.startswith("-"):
             raise UserError(f"{flag}: no such flag{nearest('--' + underscored(flag), self.flags())}")
         raise UserError(f"{word!r}: a value without a flag; see --help")
+
+
+def parse_one_run(kind: type[_Flags], prog: str, about: str, argv: Sequence[str] | None) -> tuple[str, _Flags]:
+    """The folder of a run, and flags: for scripts that do something with one finished run.
+
+    Args:
+        kind: the flags' dataclass.
+
+    Raises:
+        UserError: an unknown flag or a wrong value, or not one run.
+        SystemExit: after `--help`.
+    """
+    parser = Parser([kind], prog=prog, description=about, allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="the folder of a finished run")
+    options, rest = parser.parse_words(words_of(argv))
+    if len(rest.runs) != 1:
+        raise UserError(f"{len(rest.runs)} runs: name one run's folder, as in {prog} outputs/my-run")
+    return rest.runs[0], options
 
 
 def words_of(argv: Sequence[str] | None) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from peftlib.arguments.bounds import at_least
-from peftlib.arguments.parser import Parser, words_of
+from peftlib.arguments.parser import parse_one_run
 from peftlib.errors import UserError
 
 
@@ -72,14 +72,5 @@ def parse_predict_arguments(argv: Sequence[str] | None = None) -> tuple[str, Pre
         UserError: an unknown flag or a wrong value, or not one run.
         SystemExit: after `--help`.
     """
-    parser = Parser(
-        [PredictArguments],
-        prog="predict.py",
-        description="Score a finished run, or let it answer texts without classes.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", metavar="RUN", nargs="*", help="the folder of a finished run")
-    options, rest = parser.parse_words(words_of(argv))
-    if len(rest.runs) != 1:
-        raise UserError(f"{len(rest.runs)} runs: name one run's folder, as in predict.py outputs/my-run")
-    return rest.runs[0], options
+    about = "Score a finished run, or let it answer texts without classes."
+    return parse_one_run(PredictArguments, "predict.py", about, argv)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,20 +53,6 @@ def load_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
         return tensors["logits"], tensors["labels"]
     except (SafetensorError, KeyError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run it again, or remove the file") from error
-
-
-def answers_folder(path: Path) -> Path:
-    """The folder for answers, made before they are worked out.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another --output_dir") from error
 
 
 def write_answers(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from peftlib.strategies.base import Trained
+
 
 def head_modules(model: PreTrainedModel, head: frozenset[str]) -> list[str]:
     """The modules that hold the head's parameters, in the form of PEFT's `modules_to_save`.
@@ -88,5 +90,14 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 def load_plain(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """What `save_as_adapter` has written, without the LoRA part, which adds nothing."""
-    merged: PreTrainedModel = load_adapter(model, folder).merge_and_unload()
-    return merged
+    return merged(load_adapter(model, folder))
+
+
+def merged(model: Trained) -> PreTrainedModel:
+    """The model with its adapter in the weights; itself if it has none."""
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return model
+    plain: PreTrainedModel = model.merge_and_unload()
+    return plain

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TextIO
 
@@ -47,6 +48,25 @@ def choose_output_dir(
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {path}: {existing} is read-only; name another folder")
     return path
+
+
+def writable_folder(path: Path, *, empty: bool = False) -> Path:
+    """The folder for a script's result, made if it is missing, before that result is worked out.
+
+    Args:
+        empty: refuse one that holds files.
+
+    Raises:
+        UserError: it holds files, or cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if empty and any(path.iterdir()):
+            raise UserError(f"--output_dir {path}: holds files already; name another folder")
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise UserError(f"--output_dir {path}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:

@@ -23,7 +23,7 @@ from peftlib.tracking.card import model_card
 from peftlib.training.state import Progress
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def save_result(
@@ -49,7 +49,9 @@ def save_result(
     Raises:
         RunError: the disk refused.
     """
-    with _placed_when_whole(folder) as temporary:
+    kept = any((folder / "checkpoints").glob("step_*"))
+    way = "go on with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
+    with _placed_when_whole(folder, way) as temporary:
         strategy.save(model, head, temporary)
         _save_tokenizer(tokenizer, temporary)
         is_adapter = (temporary / "adapter_config.json").is_file()
@@ -59,6 +61,28 @@ def save_result(
         write_text(temporary / "README.md", card)
         save_predictions(temporary, evaluation.logits, evaluation.labels)
     return size
+
+
+def save_checkpoint(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: dict[str, Any]
+) -> None:
+    """Write a plain checkpoint, its tokenizer and a model card into `folder`.
+
+    Args:
+        run: the content of `run.json`, for the card.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    scores = {
+        name.removeprefix("best_eval_"): value
+        for name, value in run["results"].items()
+        if name.startswith("best_eval_") and name != "best_eval_step"
+    }
+    with _placed_when_whole(folder, "export it again") as temporary:
+        model.save_pretrained(temporary)
+        _save_tokenizer(tokenizer, temporary)
+        write_text(temporary / "README.md", model_card(run, scores, folder=str(folder), is_adapter=False))
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -72,8 +96,12 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _placed_when_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move into `folder` when the block ends well, and vanish when it does not."""
+def _placed_when_whole(folder: Path, way: str) -> Iterator[Path]:
+    """A temporary folder whose files move into `folder` when the block ends well, and vanish when it does not.
+
+    Args:
+        way: what to do about a disk that refuses, once there is room.
+    """
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
             temporary = Path(name)
@@ -86,8 +114,6 @@ def _placed_when_whole(folder: Path) -> Iterator[Path]:
                 sync(path)
                 path.replace(folder / path.name)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
-        kept = any((folder / "checkpoints").glob("step_*"))
-        way = "go on with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
         raise RunError(f"the result could not be written to {folder}: {error}; make room there and {way}") from error
 
 

@@ -1,4 +1,4 @@
-"""`scripts/predict.py` on a run that `scripts/train.py` has left."""
+"""`scripts/predict.py` and `scripts/export.py` on a run that `scripts/train.py` has left."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peftlib.evaluation.predictions import load_predictions
 from tests.conftest import ROOT, write_glue
@@ -16,7 +19,7 @@ from tests.launching import launch, run_script
 
 pytestmark = pytest.mark.launch
 
-PREDICT = ROOT / "scripts" / "predict.py"
+PREDICT, EXPORT = ROOT / "scripts" / "predict.py", ROOT / "scripts" / "export.py"
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +104,35 @@ def test_wrong_input_is_one_line_and_status_2(run: Path, words: list[str], messa
     done = run_script(PREDICT, *words, cwd=run.parent)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(f"error: {message}")
+
+
+def test_an_exported_run_answers_in_transformers_alone(run: Path) -> None:
+    done = run_script(EXPORT, "run", "--output_dir", "plain", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "run as a plain checkpoint in fp32: plain\n"
+    plain = run.parent / "plain"
+    model, report = AutoModelForSequenceClassification.from_pretrained(plain, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert model.config.id2label == {0: "not_equivalent", 1: "equivalent"}
+    with (run.parent / "glue" / "MRPC" / "dev.tsv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    texts = [[row[name] for row in rows] for name in ("#1 String", "#2 String")]
+    with torch.inference_mode():
+        logits = model(**AutoTokenizer.from_pretrained(plain)(*texts, padding=True, return_tensors="pt")).logits
+    expected = load_predictions(run)
+    assert expected is not None
+    np.testing.assert_allclose(logits.numpy(), expected[0], atol=1e-5)
+    # What is there is not replaced.
+    again = run_script(EXPORT, "run", "--output_dir", "plain", cwd=run.parent)
+    assert (again.returncode, again.stderr) == (
+        2,
+        "error: --output_dir plain: holds files already; name another folder\n",
+    )
+
+
+def test_an_export_in_half_precision(run: Path) -> None:
+    done = run_script(EXPORT, "run", "--dtype", "bf16", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    kinds = {tensor.dtype for tensor in load_file(run / "model" / "model.safetensors").values()}
+    assert kinds == {torch.bfloat16}
+    assert "# mrpc · lora" in (run / "model" / "README.md").read_text()
