@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,17 @@ def test_a_class_that_was_not_trained_on_is_refused(tmp_path: Path) -> None:
         load_examples(task_of(train, dev), "validation")
     said = f"{dev}, line 3: the label 'Spam' is no class of mine; did you mean spam? (known: ham, spam)"
     assert str(caught.value) == said
+
+
+def test_only_a_test_file_may_lack_classes(tmp_path: Path) -> None:
+    train = write(tmp_path / "mine.csv", [{"text": name, "label": name} for name in ("spam", "ham")])
+    bare = write(tmp_path / "bare.csv", [{"text": "a"}])
+    task = task_of(train, bare)
+    with pytest.raises(UserError, match=r"bare.csv: no column 'label' \(it has: text\)"):
+        load_examples(task, "validation")
+    assert task.files is not None
+    hidden = load_examples(replace(task, files=replace(task.files, test=str(bare))), "test")
+    assert (hidden.texts, hidden.labels, hidden.labelled) == ([("a",)], [-1], False)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -58,6 +58,8 @@ def test_two_processes_answer_what_the_run_was_scored_on_as_it_did(run: Path) ->
         assert scored[f"eval_{name}"] == pytest.approx(trained[f"best_eval_{name}"], abs=1e-6)
     assert (scored["eval_samples"], scored["run"], scored["split"]) == (11, "run", "validation")
     assert done.stdout.count("accuracy:") == 1, "only the main process speaks"
+    written = {path.name for path in folder.iterdir()}
+    assert written == {"results.json", "predictions.csv", "predictions.safetensors"}
     assert [row["label"] for row in answers(folder)] == [("not_equivalent", "equivalent")[i] for i in before[1]]
 
 
