@@ -83,7 +83,7 @@ def main() -> None:
     plan = Plan.of(
         batches.windows_per_epoch, args.num_train_epochs, how.max_train_steps, eval_steps=how.eval_steps,
         logging_steps=out.logging_steps, max_grad_norm=how.max_grad_norm, patience=how.early_stopping_patience,
-        best_metric=task.best_metric,
+        best_metric=task.best_metric(how.metric_for_best_model),
     )  # fmt: skip
     optimizer = build_optimizer(adapted, rate, how.weight_decay, accelerator.device)
     scheduler = build_scheduler(optimizer, how.lr_scheduler_type, plan.steps, how.num_warmup_steps, how.warmup_ratio)

@@ -168,6 +168,13 @@ class TrainingArguments:
     early_stopping_patience: int = field(
         default=0, metadata={"help": "stop after N evaluations without a better score; 0 never stops early"}
     )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "the metric by which the saved state is chosen, and by which early stopping goes; None takes the "
+            "task's first, which is accuracy"
+        },
+    )
     auto_find_batch_size: bool = field(
         default=True,
         metadata={

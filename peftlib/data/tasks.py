@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from peftlib.errors import UserError, nearest
+
 SPLITS = ("train", "validation", "test")
 #: What is trained on when nobody says otherwise; an installed package carries it.
 DEFAULT_TASK = "rotten_tomatoes"
@@ -52,7 +54,7 @@ class Task:
 
     Attributes:
         labels: the class names; a row's label is an index into them.
-        metrics: names from `evaluation/metrics.py`; the first one chooses the best model (larger is better).
+        metrics: names from `evaluation/metrics.py`; the first one chooses the best model when nobody says otherwise (larger is better).
         num_train_epochs: passes over the training data when nobody says otherwise.
         packaged: whether an installed package carries the rows.
     """
@@ -66,10 +68,18 @@ class Task:
     glue: GlueFolder | None = None
     files: Files | None = None
 
-    @property
-    def best_metric(self) -> str:
-        """The metric that early stopping and the best model go by."""
-        return self.metrics[0]
+    def best_metric(self, wanted: str | None) -> str:
+        """The metric that early stopping and the best model go by; None takes the task's own.
+
+        Raises:
+            UserError: the task is not scored by it.
+        """
+        if wanted is not None and wanted not in self.metrics:
+            known = ", ".join(self.metrics)
+            raise UserError(
+                f"--metric_for_best_model {wanted}: {self.name} is scored by {known}{nearest(wanted, self.metrics)}"
+            )
+        return wanted or self.metrics[0]
 
 
 TASKS: dict[str, Task] = {

@@ -59,11 +59,10 @@ class Comparison:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The task's; the first one chose every run's saved state."""
-        if self.task in TASKS:
-            return TASKS[self.task].metrics
         results = self.variants[0].runs[0].results
-        names = [name.removeprefix("best_eval_") for name in results if name.startswith("best_eval_")]
-        return tuple(name for name in names if name not in ("loss", "step"))
+        found = [name.removeprefix("best_eval_") for name in results if name.startswith("best_eval_")]
+        names = TASKS[self.task].metrics if self.task in TASKS else [n for n in found if n not in ("loss", "step")]
+        return tuple(sorted(names, key=lambda name: name != self.key.get("metric_for_best_model")))
 
     @property
     def runs(self) -> list[Run]:
@@ -172,7 +171,9 @@ def _digest(labels: np.ndarray) -> str:
 def _key(run: Run) -> dict[str, Any]:
     record, arguments = run.record, run.arguments
     data = {f"{split} split": (facts["fingerprint"][:12], facts["examples"]) for split, facts in record["data"].items()}
-    settings = {name: arguments[name] for name in sorted(arguments.keys() - _NO_SETTING - _METHOD_FLAGS)}
+    # None is what a flag means that an older version did not have.
+    names = sorted(arguments.keys() - _NO_SETTING - _METHOD_FLAGS)
+    settings = {name: arguments[name] for name in names if arguments[name] is not None}
     return {
         "task": run.task,
         "base model": record["model"]["name"],

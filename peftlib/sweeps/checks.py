@@ -65,7 +65,8 @@ def check_metric(sweep: Sweep) -> None:
     for name in _given(sweep, "task_name") or [None]:
         task = TASKS[name or DEFAULT_TASK]
         metrics = METRICS_OF_FILES if of_files else task.metrics
-        logged = {f"eval/{metric}" for metric in ("loss", *metrics, f"best_{metrics[0]}")}
+        best = metrics if any(_given(sweep, "metric_for_best_model")) else metrics[:1]
+        logged = {f"eval/{metric}" for metric in ("loss", *metrics, *(f"best_{metric}" for metric in best))}
         if sweep.metric not in logged:
             whose = f"task {task.name}" + ("" if name else " (the default: no task_name)")
             if of_files:

@@ -56,6 +56,7 @@ SAMPLES = {
     "mixed_precision": ("no", "no"),
     "eval_steps": ("50", 50),
     "early_stopping_patience": ("3", 3),
+    "metric_for_best_model": ("f1", "f1"),
     "seed": ("0", 0),
     "num_cpu_threads": ("1", 1),
     "output_dir": ("results/a", "results/a"),

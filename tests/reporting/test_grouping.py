@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -92,6 +93,22 @@ def test_tasks_are_compared_each_by_itself(make):
         ("sst2", ("accuracy",)),
     ]
     assert [comparison.apart for comparison in found] == [None, None]
+
+
+def test_runs_that_were_chosen_by_another_metric_are_compared_by_it_and_apart(make):
+    words = ("--task_name", "mrpc")
+    chosen = [make(*words, "--metric_for_best_model", "f1", seed=seed) for seed in (1, 2)]
+    found = compare([*chosen, make(*words, seed=3)])
+    assert [comparison.metrics for comparison in found] == [("f1", "accuracy"), ("accuracy", "f1")]
+    assert "another metric_for_best_model" in found[1].apart
+
+
+def test_a_flag_that_an_older_version_did_not_have_parts_no_runs(make):
+    new = make(seed=1)
+    record = json.loads((new.folder / "run.json").read_text())
+    assert record["arguments"].pop("metric_for_best_model") is None
+    (comparison,) = compare([new, make(seed=2, changes={"arguments": record["arguments"] | {"seed": 2}})])
+    assert labels(comparison) == [("BitFit", [1, 2])]
 
 
 def test_the_same_seed_twice_counts_once_and_is_said(make):

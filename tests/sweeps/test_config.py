@@ -78,6 +78,11 @@ def test_a_metric_that_one_s_own_files_have_passes(tmp_path, metric):
     assert load(tmp_path, metric={"name": metric}, parameters=files).metric == metric
 
 
+def test_the_best_of_the_metric_that_chooses_the_model_passes(tmp_path):
+    parameters = {"task_name": {"value": "mrpc"}, "metric_for_best_model": {"value": "f1"}}
+    assert load(tmp_path, metric={"name": "eval/best_f1"}, parameters=parameters).metric == "eval/best_f1"
+
+
 def test_run_cap_cuts_a_grid(tmp_path):
     assert load(tmp_path, run_cap=1).size == 1
 
