@@ -54,7 +54,7 @@ class Task:
 
     Attributes:
         labels: the class names; a row's label is an index into them.
-        metrics: names from `evaluation/metrics.py`; the first one chooses the best model when nobody says otherwise (larger is better).
+        metrics: names from `evaluation/metrics.py`, larger is better; the first one chooses the best model by default.
         num_train_epochs: passes over the training data when nobody says otherwise.
         packaged: whether an installed package carries the rows.
     """
