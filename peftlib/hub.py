@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from typing import Literal
 
@@ -21,14 +23,13 @@ def hub_access(repo_id: str, *, repo_type: Literal["model", "dataset"], flag: st
         ways_out: what else the user can do, for the error.
 
     Returns:
-        True when the Hub answered; False when it did not but the local cache holds a copy (said on stderr by the
-        caller's loader, which then reads the cache only).
+        True when the Hub answered; False when it did not but the local cache holds a copy, which is said on stderr.
 
     Raises:
         UserError: no answer and no copy, or the Hub's answer is that there is no such repository for this user.
     """
     from huggingface_hub import HfApi, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound, GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import CacheNotFound, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     outcome: list[Exception | None] = []
 
@@ -53,11 +54,18 @@ def hub_access(repo_id: str, *, repo_type: Literal["model", "dataset"], flag: st
             f"{flag}: the Hub has no {repo_type} {repo_id}, or it is private (then run `hf auth login`); "
             f"check the name, or use {ways_out}"
         ) from error
+    if isinstance(error, HFValidationError):
+        raise UserError(f"{flag}: no such folder, and no name that the Hub could have; use {ways_out}") from error
     try:
         cached = any(repo.repo_id == repo_id and repo.repo_type == repo_type for repo in scan_cache_dir().repos)
     except CacheNotFound:
         cached = False
     if cached:
+        if os.environ.get("RANK", "0") == "0":
+            print(
+                f"warning: the Hub does not answer ({type(error).__name__}); {repo_id} is read from its cache",
+                file=sys.stderr,
+            )
         return False
     raise UserError(
         f"{flag}: the Hugging Face Hub cannot be reached ({type(error).__name__}) and the cache has no {repo_id}; "

@@ -49,7 +49,10 @@ def end_with_parent() -> None:
     Source: prctl(2), PR_SET_PDEATHSIG. It survives `exec`, so it may be set between fork and exec.
     """
     if sys.platform == "linux":
+        parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has died meanwhile
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def end_with_launcher() -> None:

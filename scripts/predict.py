@@ -10,13 +10,14 @@ Scores and answers go to predictions/<split or file> in the run's folder.
 from pathlib import Path
 
 from peftlib import cli
-from peftlib.arguments import parse_predict_arguments
 
 
 def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
+    # Imports below: a signal to the launcher counts from the first line on, and a wrong flag is answered without torch.
+    from peftlib.arguments import parse_predict_arguments
+
     place, args = parse_predict_arguments()
-    # Imported below the arguments, so that --help and a wrong flag are answered before torch is loaded.
     with cli.importing():
         from peftlib.acceleration import accelerate_model
         from peftlib.data.encoding import encode

@@ -1,21 +1,21 @@
-"""Fine-tune one encoder on one text-classification task with one method.
+"""Fine-tune one encoder on one text-classification task with one method. The run reads top to bottom.
 
     accelerate launch scripts/train.py --method bitfit
     accelerate launch scripts/train.py --method lora --lora_r 8 --task_name mrpc --data_dir glue
     accelerate launch --config_file accelerate_configs/single_gpu_fp16.yaml scripts/train.py --report_to wandb
-
-Every flag can also stand in a YAML file (--config FILE); --help lists them. The run reads top to bottom.
+    accelerate launch scripts/train.py --config run.yaml    # flags from a file; --help lists them
 """
 
 from peftlib import cli
-from peftlib.arguments import parse_train_arguments
 
 
 def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
+    # Imports below: a signal to the launcher counts from the first line on, and a wrong flag is answered without torch.
+    from peftlib.arguments import parse_train_arguments
+
     args = parse_train_arguments()
     which, data, how, out, name = args.model, args.data, args.training, args.output, args.task_name
-    # Imported below the arguments, so that --help and a wrong flag are answered before torch is loaded.
     with cli.importing():
         from functools import partial
 
@@ -69,7 +69,7 @@ def main() -> None:
         pad_to=data.max_length if data.pad_to_max_length else 0, num_workers=data.dataloader_num_workers,
     )  # fmt: skip
     checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), splits.facts(), accelerator)
-    manifest = matching_manifest(checkpoint, identity, extend=out.extend_training)
+    manifest = matching_manifest(checkpoint, identity, extend=out.extend_training, folder=folder)
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels, args.dropout)

@@ -88,10 +88,14 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
         max_length: longer examples are truncated to so many tokens, special ones included.
 
     Raises:
-        UserError: the model cannot take sequences of `max_length`.
+        UserError: the model cannot take sequences of `max_length`, or nothing but special tokens would be left.
     """
     if max_length > tokenizer.model_max_length:
         raise UserError(f"--max_length {max_length}: this model takes at most {tokenizer.model_max_length} tokens")
+    texts = len(examples.texts[0])
+    least = tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
+    if max_length < least:  # the tokenizer would leave them as long as they are
+        raise UserError(f"--max_length {max_length}: must be at least {least}, special tokens included")
     fingerprint = examples.fingerprint()
     identity = "\0".join((_FORMAT, fingerprint, str(max_length), _identity(tokenizer)))
     path = cache_folder() / "tokens" / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
@@ -124,14 +128,15 @@ def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that shapes its output beside `max_length`: the class, the vocabulary and the whole pipeline around it."""
+    """All that shapes its output beside `max_length`: the class, its columns, the vocabulary and what is around it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json; use a model that has one")
     pipeline = json.loads(backend.to_str())
     # How the tokenizer was called last: it would make the second split's place depend on the first one's.
     del pipeline["truncation"], pipeline["padding"]
-    return f"{type(tokenizer).__name__}\0{tokenizer.truncation_side}\0{json.dumps(pipeline)}"
+    columns = ",".join(tokenizer.model_input_names)
+    return f"{type(tokenizer).__name__}\0{columns}\0{tokenizer.truncation_side}\0{json.dumps(pipeline)}"
 
 
 def _store(arrays: dict[str, np.ndarray], path: Path) -> None:

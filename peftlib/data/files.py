@@ -162,6 +162,7 @@ def _texts(table: _Table, files: Files) -> list[tuple[str, ...]]:
                 blank = row[place] is None or isinstance(row[place], str)
                 what = "empty" if blank else f"no text ({row[place]!r})"
                 raise UserError(f"{table.path}, {where}: the {name} is {what}; leave the row out")
+            _refuse_halves(row[place], f"{table.path}, {where}: the {name}")
         texts.append(tuple(row[place].strip() for place in places))
     return texts
 
@@ -179,7 +180,16 @@ def _class(label: Any, what: str) -> str:
         raise UserError(f"{what} is empty; leave the row out")
     if not isinstance(label, str):
         raise UserError(f"{what} is {label!r}; a class is a name or a whole number")
+    _refuse_halves(label, what)
     return label.strip()
+
+
+def _refuse_halves(text: str, what: str) -> None:
+    """JSON can hold half of a character, where a text was cut between a pair of UTF-16's words."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} has half a character at {error.start}; mend it or leave the row out") from error
 
 
 def _place(table: _Table, name: str, flag: str) -> int:

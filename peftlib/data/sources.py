@@ -199,5 +199,6 @@ def _from_hub(task: Task, place: HubDataset, split: str) -> Examples:
     hidden = split == "test" and set(labels) == {HIDDEN}
     if not hidden and any(not 0 <= label < len(task.labels) for label in labels):
         raise UserError(f"the {split} split of {task.name} on the Hub has hidden labels; choose another split")
-    texts = list(zip(*(rows[column] for column in place.text_columns), strict=True))
+    # Stripped, as those of GLUE's folders: the Hub's SST-2 has a blank behind every sentence.
+    texts = list(zip(*([text.strip() for text in rows[column]] for column in place.text_columns), strict=True))
     return Examples(texts, labels, f"{place.path} ({place.config})")

@@ -14,7 +14,7 @@ import numpy as np
 from peftlib.data.tasks import TASKS
 from peftlib.flags import NOT_SHAPING
 from peftlib.reporting.runs import Run
-from peftlib.reporting.variants import Variant, variants_of
+from peftlib.reporting.variants import Variant, plain_number, variants_of
 from peftlib.strategies import STRATEGIES
 
 _NO_SETTING = NOT_SHAPING | frozenset({
@@ -133,7 +133,9 @@ def compare(runs: Iterable[Run]) -> list[Comparison]:
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         if run.problem is None:
-            groups.setdefault(tuple((name, repr(value)) for name, value in _key(run).items()), []).append(run)
+            groups.setdefault(tuple((name, repr(plain_number(value))) for name, value in _key(run).items()), []).append(
+                run
+            )
     parts = [part for group in groups.values() for part in _by_labels(group)]
     largest: dict[str, dict[str, Any]] = {}
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import itertools
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -116,8 +117,7 @@ def work_out(runs: list[Run]) -> Report:
         raise UserError(f"none of the {len(runs)} runs has a result to compare (the first, {name}: {problem})")
     sections: list[Section] = []
     for comparison in comparisons:
-        number = sum(section.comparison.task == comparison.task for section in sections)
-        slug = re.sub(r"[^\w-]+", "-", comparison.task) + (f"-{number + 1}" if number else "")
+        slug = _free_slug(comparison.task, {section.slug for section in sections})
         table = rows(comparison)
         first, *others = (compare_pairs(comparison, metric) for metric in comparison.metrics)
         best = {variant.label for variant in comparison.contenders()}
@@ -133,6 +133,13 @@ def work_out(runs: list[Run]) -> Report:
             )
         )
     return Report(runs, sections, failed)
+
+
+def _free_slug(task: str, taken: set[str]) -> str:
+    """What a section's files are called: as its task, or with a number behind it that no other one has."""
+    slug = re.sub(r"[^\w-]+", "-", task)
+    names = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in {*taken, "runs"})  # tables/runs.csv holds all runs
 
 
 def write_report(report: Report, folder: Path, command: str) -> None:

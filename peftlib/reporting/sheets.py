@@ -131,11 +131,11 @@ def pairs_sheet(pairs: Sequence[Pair]) -> Sheet:
 
 def runs_csv(runs: Sequence[Run]) -> str:
     """Every run that was given, with or without a result."""
-    named = list(dict.fromkeys(name for run in runs for name in run.record.get("results", {})))
+    named = list(dict.fromkeys(name for run in runs for name in run.record.get("results") or {}))
     header = ["run", "folder", "problem", "task", "method", "base_model", "seed", "learning_rate", "device", *named]
     lines = []
     for run in runs:
-        record, results = run.record, run.record.get("results", {})
+        record, results = run.record, run.record.get("results") or {}
         lines.append([
             run.name, run.folder, run.problem, run.arguments.get("task_name"), run.arguments.get("method"),
             record.get("model", {}).get("name"), run.arguments.get("seed"), record.get("learning_rate"),

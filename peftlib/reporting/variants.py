@@ -58,7 +58,9 @@ def variants_of(group: list[Run]) -> tuple[tuple[Variant, ...], list[str]]:
     found: dict[tuple[str, str, float, tuple[str, Any]], dict[int, Run]] = {}
     notes = []
     for run in sorted(group, key=lambda run: str(run.record.get("started", "")), reverse=True):
-        seeds = found.setdefault((run.method, repr(_flags(run)), run.record["learning_rate"], _warmup(run)), {})
+        rate, warmup = plain_number(run.record["learning_rate"]), _warmup(run)
+        flags = repr({name: plain_number(value) for name, value in _flags(run).items()})
+        seeds = found.setdefault((run.method, flags, rate, warmup), {})
         if run.seed in seeds:
             # Twice the same seed is one observation: counted twice it would narrow the interval for nothing.
             notes.append(f"{run.name} repeats {seeds[run.seed].name} (seed {run.seed}) and is left out, being older.")
@@ -83,7 +85,14 @@ def variants_of(group: list[Run]) -> tuple[tuple[Variant, ...], list[str]]:
 def _warmup(run: Run) -> tuple[str, Any]:
     """The flag that sets the run's warm-up: a number of updates overrules a share of them."""
     steps = run.arguments.get("num_warmup_steps")
-    return ("warmup_ratio", run.arguments.get("warmup_ratio")) if steps is None else ("num_warmup_steps", steps)
+    if steps is None:
+        return "warmup_ratio", plain_number(run.arguments.get("warmup_ratio"))
+    return "num_warmup_steps", steps
+
+
+def plain_number(value: Any) -> Any:
+    """A number that stands for all that mean the same: 32 and 32.0, 0.06 and a sweep's 3 * 0.02; others as they are."""
+    return value if isinstance(value, bool) or not isinstance(value, int | float) else float(f"{value:.12g}")
 
 
 def _number(value: Any) -> str:

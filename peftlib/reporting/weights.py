@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from peftlib.errors import UserError
 from peftlib.modeling import PACKAGED_MODELS, find_model
 from peftlib.reporting.runs import Run
 
@@ -47,7 +48,10 @@ def base_weights(run: Run) -> Path | None:
     """The safetensors file of the run's base model: packaged, in a folder, or in the Hub's cache. Never fetched."""
     name = run.record["model"]["name"]
     if name in PACKAGED_MODELS or Path(name).is_dir():
-        file = Path(find_model(name).location) / "model.safetensors"
+        try:
+            file = Path(find_model(name).location) / "model.safetensors"
+        except UserError:  # its package is not installed here, or this folder is another one
+            return None
         return file if file.exists() else None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -84,7 +88,8 @@ def singular_values(run: Run) -> np.ndarray | None:
             # Of the r x r product of the two triangles: that of B A itself is as large as the layer.
             triangles = np.linalg.qr(b).R @ np.linalg.qr(a.T).R.T
             found.append(scale * np.linalg.svd(triangles, compute_uv=False))
-    return np.array(found) if found else None
+    # A layer narrower than the rank has fewer.
+    return np.array([np.pad(values, (0, rank - len(values))) for values in found]) if found else None
 
 
 def _biases(path: Path) -> dict[str, np.ndarray]:

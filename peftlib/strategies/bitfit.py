@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 # attention's LayerNorm. Key biases are listed for completeness: softmax ignores a shift that is the same for all
 # keys, so their gradient is zero up to rounding and they stay where they are.
 BIAS_TERMS: dict[str, tuple[str, ...]] = {
-    "query": ("attention.self.query.bias", "attention.q_lin.bias"),
+    "query": ("attention.self.query.bias", "attention.q_lin.bias", "attention.self.q_bias"),
     "key": ("attention.self.key.bias", "attention.k_lin.bias"),
-    "value": ("attention.self.value.bias", "attention.v_lin.bias"),
+    "value": ("attention.self.value.bias", "attention.v_lin.bias", "attention.self.v_bias"),
     "intermediate": ("intermediate.dense.bias", "ffn.lin1.bias"),
     "output": ("output.dense.bias", "attention.out_lin.bias", "ffn.lin2.bias"),
     "attention_layernorm": ("attention.output.LayerNorm.bias", "sa_layer_norm.bias"),
     "output_layernorm": ("output.LayerNorm.bias", "sa_layer_norm.bias", "output_layer_norm.bias"),
-    "all": (".bias",),
+    "all": (".bias", "_bias"),  # DeBERTa's first version has a q_bias and a v_bias
 }
 
 

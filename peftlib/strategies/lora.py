@@ -30,7 +30,7 @@ class LoRA(Strategy):
 
     lora_r: int = field(default=16, metadata={"help": "lora: the rank r of the update matrices"})
     lora_alpha: float = field(
-        default=32,
+        default=32.0,
         metadata={"help": "lora: the update is scaled by alpha / r (by alpha / sqrt(r) with --use_rslora)"},
     )
     lora_dropout: float = field(

@@ -112,8 +112,9 @@ class Sweep:
         return earlier.keys() == now.keys() and all(set(map(spelled, earlier[name])) <= now[name] for name in now)
 
     def flags(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Flag -> value: nested names lose their group, and a value that is a mapping is several flags."""
-        return dict(leaves((name.rpartition(".")[2], value) for name, value in values.items()))
+        """Flag -> value: nested names lose their group, a value that is a mapping is several flags; no dashes."""
+        flags = leaves((name.rpartition(".")[2], value) for name, value in values.items())
+        return {name.replace("-", "_"): value for name, value in flags}
 
 
 def load_sweep(

@@ -110,7 +110,7 @@ class SweepConsole:
                 "running" if run is not None else _STATES[trial.state],
                 "" if value is None else f"{value:.4f}",
                 "" if run is None else str(run.steps),
-                *_values(sweep, trial),
+                *map(Text, _values(sweep, trial)),
             )
         self._live.update(table, refresh=True)
 
@@ -125,7 +125,7 @@ class SweepConsole:
         if self._rich.is_terminal:
             table = Table(*names, title="ranking", title_justify="left")
             for row in rows:
-                table.add_row(*row)
+                table.add_row(*map(Text, row))
             self._rich.print(table)
         else:
             widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]

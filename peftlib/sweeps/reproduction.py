@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from peftlib.data.sources import load_examples
@@ -41,9 +42,11 @@ def sweep_words(
         UserError: the model cannot be had.
     """
     find_model(model)
-    words = [f"model_name_or_path={model}", f"task_name=[{', '.join(tasks)}]", f"seed=[{seeds}]"]
+    # As JSON, which YAML reads as it stands: not `010` as eight, nor ` #2` as a comment.
+    words = [f"model_name_or_path={json.dumps(model)}", f"task_name={json.dumps(tasks)}"]
+    words.append(f"seed={json.dumps([int(seed) for seed in seeds.split(',')])}")
     if data_dir is not None:
-        words.append(f"data_dir={data_dir}")
+        words.append(f"data_dir={json.dumps(data_dir)}")
     if max_train_samples is not None:
         words.append(f"max_train_samples={max_train_samples}")
     return words, Path("outputs") / "sweeps" / f"reproduce-{Path(model).name}-{'-'.join(tasks)}"

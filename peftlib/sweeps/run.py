@@ -27,7 +27,7 @@ class Run:
     Args:
         flags: the values of the parameters.
         folder: the run's own output folder. One that holds an earlier part of this run is gone on with.
-        lock: the trial's; the run's processes hold it too, for as long as they live.
+        lock: the trial's; what is started holds it too, for as long as it lives (of `accelerate launch`, the launcher).
         identity: the sweep's id, and the number of the trial.
 
     Raises:

@@ -88,6 +88,22 @@ def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:
     return None
 
 
+def refuse_finished(folder: Path) -> None:
+    """Called with the folder's lock held, before a run that starts afresh clears what an earlier one has left.
+
+    Its checkpoints may be gone, or none of them whole; or another run has come and gone since the folder was chosen. A
+    sweep hands a run out again only when it has not heard of its end.
+
+    Raises:
+        UserError: there is a finished run.
+    """
+    if sweep_of_run() is None and _status(folder) == "finished":
+        raise UserError(
+            f"--output_dir {folder}: holds a finished run and no whole checkpoint to go on from; name another folder, "
+            "or replace it with --overwrite_output_dir"
+        )
+
+
 def _status(folder: Path) -> str | None:
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))

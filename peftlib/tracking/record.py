@@ -24,7 +24,7 @@ from peftlib.errors import Interrupted, UserError
 from peftlib.files import strict, write_json, write_text
 from peftlib.modeling import ModelSource
 from peftlib.strategies.parameters import ParameterCount
-from peftlib.tracking.folder import RUN_FILES, lock_folder, remove_leftovers
+from peftlib.tracking.folder import RUN_FILES, lock_folder, refuse_finished, remove_leftovers
 
 _VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "safetensors", "tokenizers", "torch",
              "transformers", "wandb")  # fmt: skip
@@ -46,7 +46,7 @@ class RunRecord:
         logged_step: the last update that an earlier life of the run has logged; -1 for none.
 
     Raises:
-        UserError: the folder cannot be written, or another run is writing into it.
+        UserError: the folder cannot be written, another run is writing into it, or a finished one would be lost.
     """
 
     def __init__(
@@ -68,6 +68,8 @@ class RunRecord:
             self._lock = lock_folder(folder) if lock is None else lock
             remove_leftovers(folder)
             if resumed_step is None:
+                if not overwrite:
+                    refuse_finished(folder)
                 for name in RUN_FILES:
                     (folder / name).unlink(missing_ok=True)
                 for name in ("checkpoints", "predictions") if overwrite else ():

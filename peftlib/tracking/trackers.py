@@ -23,9 +23,6 @@ _STOPPED = """query RunStoppedStatus($project: String, $entity: String, $runId: 
   project(name: $project, entityName: $entity) { run(name: $runId) { stopped } }
 }"""
 
-# Trackers whose package is called otherwise.
-_PACKAGES = {"comet_ml": "comet_ml", "dvclive": "dvclive", "aim": "aim", "tensorboard": "tensorboard"}
-
 
 def choose_trackers(wanted: str) -> list[str]:
     """Turn `--report_to` into accelerate's tracker names.
@@ -41,15 +38,15 @@ def choose_trackers(wanted: str) -> list[str]:
         asked_for = any(os.environ.get(name) for name in ("WANDB_SWEEP_ID", "WANDB_API_KEY", "WANDB_MODE"))
         return ["wandb"] if asked_for else []
     if names == ["all"]:
-        return [name for name in known if importlib.util.find_spec(_PACKAGES.get(name, name))]
+        return [name for name in known if importlib.util.find_spec(name)]
     for name in names:
         if name in ("all", "none", "auto"):
             raise UserError(f"--report_to {wanted}: {name} stands alone")
         if name not in known:
             words = [*known, "all", "none", "auto"]
             raise UserError(f"--report_to {name}: unknown{nearest(name, words)} (known: {', '.join(words)})")
-        if importlib.util.find_spec(_PACKAGES.get(name, name)) is None:
-            raise UserError(f"--report_to {name}: not installed; pip install {_PACKAGES.get(name, name)}")
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"--report_to {name}: not installed; pip install {name}")
     return names
 
 

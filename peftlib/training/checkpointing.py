@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -179,7 +180,7 @@ def restore(training: Training, checkpoint: Path) -> None:
         training.keeper.goes_on_from(checkpoint)
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
-    training.progress = Progress(**state["progress"])
+    training.progress = Progress(**_with_nan(state["progress"]))
     recent = state["recent"]
     # The losses were summed over the processes: the main one brings them back, the others add nothing.
     share = 1.0 if accelerator.is_main_process else 0.0
@@ -226,6 +227,16 @@ def _write_state(training: Training, losses: list[float], generators: list[dict[
             "accumulation_steps": training.batches.accumulation_steps,
         },
     })  # fmt: skip
+
+
+def _with_nan(progress: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: scores that were none come back as null."""
+
+    def scores(values: dict[str, float | None]) -> dict[str, float]:
+        return {name: math.nan if value is None else value for name, value in values.items()}
+
+    history = [scores(values) for values in progress["history"]]
+    return {**progress, "best": scores(progress["best"]), "last": scores(progress["last"]), "history": history}
 
 
 def _plain(scheduler: LRScheduler) -> dict[str, Any]:

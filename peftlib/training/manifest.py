@@ -149,12 +149,15 @@ def identity_of(arguments: dict[str, Any], data: dict[str, Any], accelerator: Ac
     }
 
 
-def matching_manifest(checkpoint: Path | None, identity: dict[str, Any], *, extend: bool) -> dict[str, Any] | None:
+def matching_manifest(
+    checkpoint: Path | None, identity: dict[str, Any], *, extend: bool, folder: Path
+) -> dict[str, Any] | None:
     """The manifest of a checkpoint that this run can go on from; None for none.
 
     Args:
         identity: from `identity_of`.
         extend: let the run become longer.
+        folder: the run's. A run that branches off from a checkpoint elsewhere is one of its own to trackers.
 
     Raises:
         UserError: what shapes the result has changed since the checkpoint was written; with the differences.
@@ -163,8 +166,12 @@ def matching_manifest(checkpoint: Path | None, identity: dict[str, Any], *, exte
         return None
     manifest = verify(checkpoint)
     before, now = manifest["identity"], identity
-    allowed = NOT_SHAPING | (set(_LENGTHS) if extend else set())
+    if checkpoint.resolve().parent != (folder / "checkpoints").resolve():
+        manifest["trackers"] = {}
     old, new = before["arguments"], now["arguments"]
+    allowed = NOT_SHAPING | (set(_LENGTHS) if extend else set())
+    if old.get("train_file") and new.get("train_file"):
+        allowed |= {"task_name"}  # where one's own files are, in other words
     differences = [
         f"--{name} was {old.get(name)}, is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
@@ -190,8 +197,10 @@ def matching_manifest(checkpoint: Path | None, identity: dict[str, Any], *, exte
 
 def _shorter(name: str, old: dict[str, Any], new: dict[str, Any], manifest: dict[str, Any]) -> bool:
     """Whether a length has become less than it was, or than has been trained: the schedule would end behind itself."""
-    if name not in _LENGTHS or new.get(name) is None:
+    if name not in _LENGTHS:
         return False
+    if new.get(name) is None:  # the epochs decide instead, and may come to less
+        return name == "max_train_steps" and old.get(name) is not None
     trained = int(manifest["step"]) if name == "max_train_steps" else 0
     return bool(new[name] < max(old.get(name) or 0, trained))
 

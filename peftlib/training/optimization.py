@@ -34,7 +34,7 @@ def build_optimizer(
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in trained(model):
-        (kept if name.endswith(".bias") or name.startswith(norms) else decayed).append(parameter)
+        (kept if name.endswith((".bias", "_bias")) or name.startswith(norms) else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},

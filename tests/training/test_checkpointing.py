@@ -288,30 +288,32 @@ def changed(**arguments):
 
 def test_another_run_is_refused_with_the_differences(two_checkpoints):
     newest, _ = checkpoints(two_checkpoints / "checkpoints")
-    assert matching_manifest(newest, IDENTITY, extend=False)["step"] == 20
+    assert matching_manifest(newest, IDENTITY, extend=False, folder=two_checkpoints)["step"] == 20
     with pytest.raises(UserError, match="--method was bitfit, is lora; --seed was 1, is 2"):
-        matching_manifest(newest, changed(seed=2, method="lora"), extend=False)
+        matching_manifest(newest, changed(seed=2, method="lora"), extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the train data have changed"):
-        matching_manifest(newest, {**IDENTITY, "data": {"train": {"fingerprint": "x"}}}, extend=False)
+        matching_manifest(
+            newest, {**IDENTITY, "data": {"train": {"fingerprint": "x"}}}, extend=False, folder=two_checkpoints
+        )
     with pytest.raises(UserError, match="it ran in 1 processes, this is 2"):
-        matching_manifest(newest, {**IDENTITY, "processes": 2}, extend=False)
+        matching_manifest(newest, {**IDENTITY, "processes": 2}, extend=False, folder=two_checkpoints)
     # `--mixed_precision auto` may come to something else on the machine that a job is requeued to.
     with pytest.raises(UserError, match="it computed in no, this does in bf16"):
-        matching_manifest(newest, {**IDENTITY, "precision": "bf16"}, extend=False)
+        matching_manifest(newest, {**IDENTITY, "precision": "bf16"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="it ran on cpu, this is cuda"):
-        matching_manifest(newest, {**IDENTITY, "device": "cuda"}, extend=False)
+        matching_manifest(newest, {**IDENTITY, "device": "cuda"}, extend=False, folder=two_checkpoints)
 
 
 def test_what_does_not_shape_the_result_may_change(two_checkpoints):
     newest, _ = checkpoints(two_checkpoints / "checkpoints")
-    assert matching_manifest(newest, changed(logging_steps=50), extend=False) is not None
+    assert matching_manifest(newest, changed(logging_steps=50), extend=False, folder=two_checkpoints) is not None
 
 
 def test_more_epochs_need_a_flag(two_checkpoints):
     newest, _ = checkpoints(two_checkpoints / "checkpoints")
     with pytest.raises(UserError, match="--extend_training"):
-        matching_manifest(newest, changed(num_train_epochs=5), extend=False)
-    assert matching_manifest(newest, changed(num_train_epochs=5), extend=True) is not None
+        matching_manifest(newest, changed(num_train_epochs=5), extend=False, folder=two_checkpoints)
+    assert matching_manifest(newest, changed(num_train_epochs=5), extend=True, folder=two_checkpoints) is not None
 
 
 @pytest.mark.parametrize("fewer", [{"num_train_epochs": 1}, {"max_train_steps": 19}])
@@ -319,8 +321,8 @@ def test_extending_does_not_shorten(two_checkpoints, fewer):
     newest, _ = checkpoints(two_checkpoints / "checkpoints")
     ((name, value),) = fewer.items()
     with pytest.raises(UserError, match=f"--{name} was .*, is {value}$"):
-        matching_manifest(newest, changed(**fewer), extend=True)
-    assert matching_manifest(newest, changed(max_train_steps=20), extend=True) is not None
+        matching_manifest(newest, changed(**fewer), extend=True, folder=two_checkpoints)
+    assert matching_manifest(newest, changed(max_train_steps=20), extend=True, folder=two_checkpoints) is not None
 
 
 def test_an_extended_run_goes_on_with_the_longer_schedule(two_checkpoints):
