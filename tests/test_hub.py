@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import socket
 import threading
 import time
@@ -105,10 +106,20 @@ def test_no_connection_is_one_error_with_the_way_out(tmp_path, endpoint, offline
     assert seconds < 10
 
 
+def test_what_can_be_no_name_is_not_called_unreachable(tmp_path):
+    done = run_python("-c", ASK.replace("owner/name", "my model"), cwd=tmp_path, HF_HUB_OFFLINE="0")
+    assert done.stdout.startswith(
+        "UserError --flag: no such folder, and no name that the Hub could have; use the way out"
+    )
+
+
 @pytest.mark.parametrize("offline", ["0", "1"])
 def test_without_an_answer_a_cached_copy_will_do(tmp_path, offline):
     cache_a_copy(tmp_path)
-    assert ask(tmp_path, offline=offline)[0] == "False"
+    changes = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline, "HF_HOME": str(tmp_path / "hf")}
+    done = run_python("-c", ASK, cwd=tmp_path, seconds=30, **changes)
+    assert done.stdout == "False\n"
+    assert re.fullmatch(r"warning: the Hub does not answer \(\w+\); owner/name is read from its cache\n", done.stderr)
 
 
 def test_an_answer_counts_more_than_a_cached_copy(tmp_path):

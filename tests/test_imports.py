@@ -249,3 +249,13 @@ def test_the_first_update_waits_for_no_import_that_it_does_not_need(tiny_folder,
     imported = set(said[0].split())
     assert "torch" in imported
     assert imported & (_LATER | {"transformers.trainer", "transformers.optimization"}) == set()
+
+
+@pytest.mark.parametrize("name", ["train", "predict"])
+def test_a_launched_script_imports_little_before_it_can_end_with_its_launcher(name):
+    """A signal to the launcher in these seconds would leave the script running to its end."""
+    tree = ast.parse((ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8"))
+    imported = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert set(imported) <= {"from peftlib import cli", "from pathlib import Path"}
+    done = run_python("-c", "import peftlib.cli, sys; print(*sys.modules)", cwd=ROOT)
+    assert not {"torch", "transformers", "numpy", "yaml", "rich"} & set(done.stdout.split())

@@ -6,6 +6,7 @@ import glob
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -168,6 +169,8 @@ def _problem(record: dict[str, Any]) -> str | None:
         return f"{status}: {record.get('error', 'no reason recorded')}"
     results, task = record.get("results"), _at(record, "arguments.task_name")
     scores = [name for name in results if name.startswith("best_eval_")] if isinstance(results, dict) else []
+    if odd := [name for name in scores if not re.fullmatch(r"\w+", name)]:  # files are called after them
+        return f"finished with a score of no usable name ({odd[0]!r})"
     # The task's own metrics, and whatever else it was scored by.
     scores = [*(f"best_eval_{name}" for name in (TASKS[task].metrics if task in TASKS else ())), *scores]
     for path in (*(f"results.{name}" for name in scores), *_MEASURED):

@@ -34,6 +34,26 @@ def head_modules(model: PreTrainedModel, head: frozenset[str]) -> list[str]:
     return sorted({name.rpartition(".")[0] if name.startswith(encoder) else name.partition(".")[0] for name in head})
 
 
+def smallest_linear(model: PreTrainedModel, head: frozenset[str]) -> str:
+    """The name of the smallest Linear outside the head, which the adapter's format needs.
+
+    Raises:
+        UserError: there is none (GPT-2 has layers of another kind).
+    """
+    heads = head_modules(model, head)
+    linears = [
+        (module.weight.numel(), name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not any(name == m or name.startswith(f"{m}.") for m in heads)
+    ]
+    if not linears:
+        raise UserError(
+            f"{model.config.name_or_path} ({model.config.model_type}): has no Linear layer outside its head, without "
+            "which biases and head cannot be saved as an adapter; try --method full"
+        )
+    return min(linears)[1]
+
+
 def save_as_adapter(
     model: PreTrainedModel, head: frozenset[str], folder: Path, *, bias: Literal["all", "none"]
 ) -> None:
@@ -48,21 +68,14 @@ def save_as_adapter(
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    modules = head_modules(model, head)
-    linears = [
-        (module.weight.numel(), name)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not any(name == m or name.startswith(f"{m}.") for m in modules)
-    ]
-    _, smallest = min(linears)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         inference_mode=True,
         r=1,
         lora_alpha=1,
-        target_modules=[smallest],
+        target_modules=[smallest_linear(model, head)],
         bias=bias,
-        modules_to_save=modules,
+        modules_to_save=head_modules(model, head),
     )
     # A copy: wrapping rewires the modules in place, and the caller may go on using the model.
     get_peft_model(copy.deepcopy(model).cpu(), config).save_pretrained(folder)

@@ -70,8 +70,10 @@ class BitFit(Strategy):
         return [term.strip() for term in self.bias_terms.split(",") if term.strip()]
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+        from peftlib.strategies.adapter import smallest_linear
         from peftlib.strategies.parameters import train_only
 
+        smallest_linear(model, head)  # before it trains what could not be saved
         # Endings, not substrings: T5's `relative_attention_bias.weight` is a weight.
         names = [name for name, _ in model.named_parameters()]
         groups = {term: {name for name in names if name.endswith(BIAS_TERMS[term])} for term in self._terms()}

@@ -21,8 +21,10 @@ class Head(Strategy):
     default_learning_rate: ClassVar[float] = 3e-3
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+        from peftlib.strategies.adapter import smallest_linear
         from peftlib.strategies.parameters import train_only
 
+        smallest_linear(model, head)  # before it trains what could not be saved
         train_only(model, head.__contains__)
         return model
 

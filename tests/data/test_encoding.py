@@ -40,6 +40,22 @@ def expected_rows(tokenizer, rows, max_length):
     return {name: [answer[name][0] for answer in answers] for name in ("input_ids", "token_type_ids")}
 
 
+def test_the_cache_tells_tokenizers_with_other_columns_apart(cache):
+    """With and without segments, say, over the same vocabulary."""
+    with_types, without = (load_tokenizer(find_model(DEFAULT_MODEL)) for _ in range(2))
+    without.model_input_names = ["input_ids", "attention_mask"]
+    for _ in range(2):  # filled, then read
+        assert set(encode(examples_of(PAIRS), without, 16).columns) == {"input_ids"}
+        assert set(encode(examples_of(PAIRS), with_types, 16).columns) == {"input_ids", "token_type_ids"}
+
+
+@pytest.mark.parametrize(("rows", "least"), [(ROWS, 3), (PAIRS, 5)])
+def test_there_has_to_be_room_for_a_token_of_each_text(tokenizer, cache, rows, least):
+    with pytest.raises(UserError, match=f"--max_length {least - 1}: must be at least {least}, special tokens included"):
+        encode(examples_of(rows), tokenizer, least - 1)
+    assert encode(examples_of(rows), tokenizer, least).lengths.max() == least
+
+
 def entries(cache):
     return sorted(path.name for path in (cache / "tokens").iterdir())
 

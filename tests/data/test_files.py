@@ -224,6 +224,14 @@ def test_one_class_and_as_many_as_rows(refused: Callable[..., str]) -> None:
     assert refused("text,label\n" + rows).startswith("mine.csv: 'label' has 20 classes in 20 rows; name the column")
 
 
+def test_half_a_character(refused: Callable[..., str]) -> None:
+    """Where a text was cut in the middle of an emoji."""
+    good = '{"text": "a", "label": "b"}\n'
+    said = "mine.jsonl, line 2: the text has half a character at 4; mend it or leave the row out"
+    assert refused(good + '{"text": "cut \\ud83d", "label": "c"}', "mine.jsonl") == said
+    assert "the label has half a character at 0" in refused(good + '{"text": "a", "label": "\\ud83d"}', "mine.jsonl")
+
+
 @pytest.mark.parametrize("name", ["mine.csv", "mine.tsv", "mine.json", "mine.jsonl"])
 def test_a_file_without_rows(refused: Callable[..., str], name: str) -> None:
     for content in ("", "\n", "[]" if name == "mine.json" else "\n\n"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
+import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peftlib.data import sources
 from peftlib.data.sources import Examples, load_examples
 from peftlib.data.tasks import SPLITS, TASKS
 from peftlib.errors import UserError
@@ -214,6 +216,19 @@ def test_an_unreachable_hub_names_both_ways_out(task):
     assert message.startswith(f"--task_name {task}: the Hugging Face Hub cannot be reached")
     assert f"--data_dir DIR with {TASKS[task].glue.folder}/" in message
     assert "--task_name rotten_tomatoes (packaged)" in message
+
+
+def test_the_hub_s_rows_are_those_of_glue_s_folders(sst2, monkeypatch):
+    """Its SST-2 has a blank behind every sentence."""
+    rows = {"sentence": ["hide new secretions ", "so good "], "label": [0, 1]}
+    monkeypatch.setattr(sources, "hub_access", lambda *words, **options: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *words, **options: rows)
+    hub, folder = load_examples(TASKS["sst2"], "train"), sst2("sentence\tlabel\nhide new secretions \t0\nso good \t1\n")
+    assert hub.texts == folder.texts and hub.fingerprint() == folder.fingerprint()
+    rows["label"] = [-1, -1]
+    assert not load_examples(TASKS["sst2"], "test").labelled
+    with pytest.raises(UserError, match="has hidden labels"):
+        load_examples(TASKS["sst2"], "train")
 
 
 @needs_glue

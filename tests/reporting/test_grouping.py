@@ -103,6 +103,17 @@ def test_runs_that_were_chosen_by_another_metric_are_compared_by_it_and_apart(ma
     assert "another metric_for_best_model" in found[1].apart
 
 
+@pytest.mark.parametrize(
+    "changes", [{"lora_alpha": 32}, {"warmup_ratio": 0.15000000000000002}, {"weight_decay": 0}, {"lora_dropout": 0.1}]
+)
+def test_numbers_that_are_written_in_another_way_part_no_runs(make, changes):
+    runs = [make("--method", "lora", seed=seed) for seed in (1, 2)]
+    record = json.loads((runs[1].folder / "run.json").read_text())
+    other = make("--method", "lora", seed=3, changes={"arguments": record["arguments"] | {"seed": 3} | changes})
+    (comparison,) = compare([*runs, other])
+    assert labels(comparison) == [("LoRA r=16", [1, 2, 3])]
+
+
 def test_a_flag_that_an_older_version_did_not_have_parts_no_runs(make):
     new = make(seed=1)
     record = json.loads((new.folder / "run.json").read_text())

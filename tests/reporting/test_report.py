@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from peftlib.errors import UserError
-from peftlib.reporting.report import facts_of, work_out, write_report
+from peftlib.reporting.report import _free_slug, facts_of, work_out, write_report
 from peftlib.reporting.runs import find_runs, read_run
-from peftlib.reporting.sheets import md_escaped
+from peftlib.reporting.sheets import md_escaped, runs_csv
 from tests.reporting.made_up import make_run
 
 NASTY = "<script>alert(1)</script>&amp;\"'"
@@ -147,6 +147,20 @@ def test_the_foot_says_whether_the_code_was_changed(tmp_path: Path) -> None:
         read_run(make_run(tmp_path / name, seed=int(name), changes={"git": state})) for name, state in states.items()
     ]
     assert facts_of(work_out(runs))["commit"] == "aaaaaaaaaaaa and uncommitted changes, bbbbbbbbbbbb, unknown"
+
+
+def test_no_two_sections_and_no_table_share_a_file_name() -> None:
+    taken: set[str] = set()
+    for task in ("reviews", "reviews", "reviews-2", "runs", "a/b", "a-b"):
+        taken.add(_free_slug(task, taken))
+    assert taken == {"reviews", "reviews-2", "reviews-2-2", "runs-2", "a-b", "a-b-2"}
+
+
+def test_a_failed_run_whose_record_has_no_results(tmp_path: Path) -> None:
+    make_run(tmp_path / "good")
+    make_run(tmp_path / "bad", status="failed", changes={"results": None})
+    runs = [read_run(tmp_path / name) for name in ("good", "bad")]
+    assert "bad" in runs_csv(runs)
 
 
 def test_without_any_result_there_is_no_report(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 
@@ -95,6 +96,15 @@ def test_a_base_that_is_not_here_is_not_looked_for_elsewhere(tmp_path, name):
     assert base_weights(read_run(make_run(tmp_path / "run", "--model_name_or_path", name))) is None
 
 
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "a-folder-of-that-name"])
+def test_a_report_does_without_a_base_model_that_cannot_be_had(tmp_path, monkeypatch, name):
+    run = read_run(make_run(tmp_path / "run", "--model_name_or_path", name))
+    (tmp_path / "a-folder-of-that-name").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # its package is not installed
+    assert base_weights(run) is None
+
+
 def lora_run(folder, base, **flags):
     """The rank-4 update of each layer has the singular values s (4, 2, 0, 0)."""
     model, head = classifier(base)
@@ -128,6 +138,16 @@ def test_singular_values_are_those_of_the_whole_matrix(tmp_path):
     (run / "adapter_config.json").write_text(json.dumps({"r": 3, "lora_alpha": 6}))
     expected = np.linalg.svd(2 * (b @ a).numpy(), compute_uv=False)[:3]
     assert singular_values(read_run(run)) == pytest.approx(expected[None], rel=1e-4)
+
+
+def test_a_layer_narrower_than_the_rank_has_fewer(tmp_path):
+    run = make_run(tmp_path / "run")
+    wide, narrow = torch.eye(4), torch.ones(2, 4)
+    tensors = {"x.lora_A.weight": wide, "x.lora_B.weight": wide.clone(), "y.lora_A.weight": wide.clone()}
+    save_file(tensors | {"y.lora_B.weight": narrow}, run / "adapter_model.safetensors")
+    (run / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 4}))
+    values = singular_values(read_run(run))
+    assert values == pytest.approx(np.array([[1.0, 1, 1, 1], [8**0.5, 0, 0, 0]]), abs=1e-6)
 
 
 def test_a_run_without_an_adapter_has_neither(tmp_path):

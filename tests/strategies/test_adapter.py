@@ -11,8 +11,9 @@ import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
+from peftlib.errors import UserError
 from peftlib.strategies.adapter import head_modules
 from peftlib.strategies.lora import LoRA
 from tests.launching import run_python
@@ -155,3 +156,11 @@ def test_loading_needs_nothing_of_this_project(tiny_folder: Callable[..., Path],
     done = run_python("-c", script, cwd=tmp_path, OMP_NUM_THREADS=str(torch.get_num_threads()))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["difference", "0.0"]
+
+
+@pytest.mark.parametrize("method", ["bitfit", "head"])
+def test_a_model_that_the_adapters_format_has_no_room_for_is_refused_before_it_trains(method: str) -> None:
+    config = AutoConfig.for_model("gpt2", vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=16, pad_token_id=0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(UserError, match=r"\(gpt2\): has no Linear layer outside its head"):
+        METHODS[method].apply(model, frozenset({"score.weight"}))

@@ -9,11 +9,19 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+)
 
 from peftlib.errors import UserError
 from peftlib.strategies.bitfit import BIAS_TERMS, BitFit
 from peftlib.strategies.parameters import ParameterCount, size
+from peftlib.training.optimization import build_optimizer
 from tests.strategies.classifiers import classifier, sentences, trained_names
 
 # Written out by hand: per architecture the names outside the layers, those of each layer, and the head's.
@@ -195,3 +203,17 @@ def test_key_biases_have_no_gradient(tiny_folder: Callable[..., Path], architect
         for term in ("key", "query")
     )
     assert keys < 1e-4 * queries
+
+
+def test_debertas_first_version_calls_two_biases_otherwise() -> None:
+    """Queries, keys and values are one product there, without a bias of its own."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model("deberta", vocab_size=100, pooler_hidden_size=32, relative_attention=True, **sizes)
+    model = AutoModelForSequenceClassification.from_config(config)
+    biases = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    assert {"q_bias", "v_bias"} <= {name.rpartition(".")[2] for name in biases}
+    assert trained_names(BitFit(train_head=False).apply(model, frozenset())) == biases
+    query = trained_names(BitFit(train_head=False, bias_terms="query").apply(model, frozenset()))
+    assert {name.rpartition(".")[2] for name in query} == {"q_bias"}
+    groups = build_optimizer(BitFit(train_head=False).apply(model, frozenset()), 1e-3, weight_decay=0.1).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.0]

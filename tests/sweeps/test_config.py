@@ -83,6 +83,11 @@ def test_the_best_of_the_metric_that_chooses_the_model_passes(tmp_path):
     assert load(tmp_path, metric={"name": "eval/best_f1"}, parameters=parameters).metric == "eval/best_f1"
 
 
+def test_flags_are_told_apart_by_their_words_not_by_their_dashes(tmp_path):
+    sweep = load(tmp_path, parameters={"num-cpu-threads": {"value": 7}, "g": {"value": {"lora-r": 8}}})
+    assert sweep.flags(next(sweep.grid())) == {"num_cpu_threads": 7, "lora_r": 8}
+
+
 def test_run_cap_cuts_a_grid(tmp_path):
     assert load(tmp_path, run_cap=1).size == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, TextIO
 import pytest
 import yaml
 from optuna.trial import FrozenTrial
+from rich.console import Console as RichConsole
 
 from peftlib.errors import RunError
 from peftlib.sweeps.config import load_sweep
@@ -67,6 +69,14 @@ def search(tmp_path, monkeypatch):
 
 def states(search: Search) -> list[str]:
     return [trial.state.name for trial in search.trials()]
+
+
+def test_values_are_text_to_a_terminal_not_markup(search, monkeypatch):
+    opened, screen, console = search(["[/x]"]), io.StringIO(), SweepConsole()
+    monkeypatch.setattr(console, "_rich", RichConsole(force_terminal=True, file=screen, width=100))
+    with pytest.raises(RunError):  # the program takes no such seed
+        run_sweep(opened, console)
+    assert screen.getvalue().count("[/x]") > 1
 
 
 def test_a_crash_is_recorded_and_the_sweep_goes_on(search, capsys):

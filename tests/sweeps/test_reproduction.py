@@ -57,6 +57,14 @@ def test_the_grid_is_methods_by_tasks_by_seeds(tmp_path):
     assert {point["seed"] for point in points[:12]} == {1}
 
 
+def test_values_are_taken_as_they_are_written():
+    """YAML by itself reads 010 as eight, and a blank before # as the start of a comment."""
+    words, _ = sweep_words("all-MiniLM-L6-v2", ("mrpc",), "/data/glue #2", "042,010", None)
+    sweep = reproduce_sweep(words)
+    assert {sweep.flags(point)["data_dir"] for point in sweep.grid()} == {"/data/glue #2"}
+    assert {sweep.flags(point)["seed"] for point in sweep.grid()} == {42, 10}
+
+
 def test_one_seed_and_one_task_are_lists_too():
     words, _ = sweep_words("all-MiniLM-L6-v2", ("rotten_tomatoes",), None, "7", None)
     assert reproduce_sweep(words).size == 6

@@ -42,6 +42,23 @@ def test_only_overwriting_removes_what_lies_in_folders_of_a_run_that_starts_afre
     assert (tmp_path / name).exists() is not overwrite
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_finished_run_is_not_cleared_by_one_that_starts_afresh(tmp_path, damaged, monkeypatch):
+    """Its checkpoints are gone, or none is whole; or it has come and gone since the folder was chosen."""
+    (tmp_path / "run.json").write_text('{"status": "finished"}')
+    (tmp_path / "adapter_model.safetensors").write_text("precious")
+    (tmp_path / "checkpoints" / ("step_00000010" if damaged else "")).mkdir(parents=True)
+    with pytest.raises(UserError, match="holds a finished run and no whole checkpoint to go on from"):
+        RunRecord(tmp_path, {})
+    assert (tmp_path / "adapter_model.safetensors").read_text() == "precious"
+    RunRecord(tmp_path, {}, resumed_step=10)
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    (tmp_path / "run.json").write_text('{"status": "finished"}')
+    monkeypatch.setenv("PEFTLIB_SWEEP_ID", "q")  # which was killed before it heard of the end
+    RunRecord(tmp_path, {})
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+
+
 def test_overwriting_clears_a_runs_own_files_and_nothing_else(tmp_path):
     foreign = ["notes.txt", "run.json.bak", "data.csv"]
     for name in (*RUN_FILES, *foreign):

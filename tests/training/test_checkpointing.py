@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.folder import choose_output_dir
 from peftlib.training import checkpointing
-from peftlib.training.checkpointing import CheckpointKeeper, restore
+from peftlib.training.checkpointing import CheckpointKeeper, _with_nan, restore
 from peftlib.training.loop import train
 from peftlib.training.manifest import checkpoints, digest, find_checkpoint, matching_manifest, verify
 from peftlib.training.state import Training
@@ -314,6 +315,48 @@ def test_more_epochs_need_a_flag(two_checkpoints):
     with pytest.raises(UserError, match="--extend_training"):
         matching_manifest(newest, changed(num_train_epochs=5), extend=False, folder=two_checkpoints)
     assert matching_manifest(newest, changed(num_train_epochs=5), extend=True, folder=two_checkpoints) is not None
+
+
+def test_a_branch_is_a_run_of_its_own_to_trackers(two_checkpoints, tmp_path):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["trackers"] = {"wandb": "abc"}
+    (newest / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest(manifest)}))
+    own = matching_manifest(newest, IDENTITY, extend=False, folder=two_checkpoints)
+    branch = matching_manifest(newest, IDENTITY, extend=False, folder=tmp_path / "branch")
+    assert (own["trackers"], branch["trackers"]) == ({"wandb": "abc"}, {})
+    assert own["step"] == branch["step"] == 20
+
+
+def test_files_of_one_s_own_may_have_moved(two_checkpoints):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["identity"]["arguments"] |= {"train_file": "mails/train.csv", "task_name": "mails"}
+    (newest / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest(manifest)}))
+    moved = changed(train_file="archive/train.csv", task_name="archive")
+    assert matching_manifest(newest, moved, extend=False, folder=two_checkpoints) is not None
+    with pytest.raises(UserError, match="--task_name was mails, is mrpc"):
+        matching_manifest(newest, changed(task_name="mrpc"), extend=False, folder=two_checkpoints)
+
+
+def test_a_score_that_is_no_number_survives_a_checkpoint():
+    progress = {"step": 3, "best": {"accuracy": 0.5, "loss": None}, "last": {}, "history": [{"loss": None, "step": 3}]}
+    found = _with_nan(progress)
+    assert math.isnan(found["best"]["loss"]) and found["best"]["accuracy"] == 0.5
+    assert math.isnan(found["history"][0]["loss"]) and found["history"][0]["step"] == 3
+    assert (found["step"], found["last"]) == (3, {})
+
+
+def test_a_run_of_so_many_updates_is_not_extended_by_epochs(two_checkpoints):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["identity"]["arguments"]["max_train_steps"] = 100
+    (newest / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest(manifest)}))
+    with pytest.raises(UserError, match=r"--max_train_steps was 100, is None$"):
+        matching_manifest(newest, IDENTITY, extend=True, folder=two_checkpoints)
 
 
 @pytest.mark.parametrize("fewer", [{"num_train_epochs": 1}, {"max_train_steps": 19}])
