@@ -145,6 +145,8 @@ def load_classifier(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
+        if "ignore_mismatched_sizes" in reason:
+            reason = f"its head is not of {len(labels)} classes; give the model that it was made from"
         raise UserError(
             f"--model_name_or_path {source.location}: cannot be loaded as a classifier: {reason}"
         ) from error

@@ -20,7 +20,6 @@ def main() -> None:
         import torch
 
         from peftlib.evaluation.finished import Finished
-        from peftlib.modeling import ModelSource, load_tokenizer
         from peftlib.strategies.adapter import merged
         from peftlib.tracking.console import Console
         from peftlib.tracking.folder import writable_folder
@@ -31,7 +30,7 @@ def main() -> None:
     folder = writable_folder(Path(args.output_dir) if args.output_dir else run.folder / "model", empty=True)
 
     # ── Model ────────────────────────────────────────────────────────────────────────────────────────────────
-    tokenizer = load_tokenizer(ModelSource(place, place))
+    tokenizer = run.tokenizer()
     model = merged(run.load(run.strategy, args.model_name_or_path, args.trust_remote_code))
     model = model.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype])
 

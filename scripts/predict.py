@@ -25,8 +25,7 @@ def main() -> None:
         from peftlib.data.loading import build_eval_loader
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.evaluation.finished import Finished
-        from peftlib.evaluation.predictions import write_answers
-        from peftlib.modeling import ModelSource, load_tokenizer
+        from peftlib.evaluation.predictions import refuse_other_answers, write_answers
         from peftlib.tracking.console import Console
         from peftlib.tracking.folder import writable_folder
         from peftlib.training.devices import build_accelerator
@@ -36,14 +35,16 @@ def main() -> None:
     task, strategy = run.task, run.strategy
     examples = run.examples(args.split, args.data_dir, args.test_file, args.text_column_names, args.label_column_name)
     name = plain_name(Path(args.test_file).stem) if args.test_file else args.split
-    folder = writable_folder(Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name)
+    folder = Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name
+    refuse_other_answers(folder, examples.source)
+    writable_folder(folder)
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
     asked = args.mixed_precision or run.record["precision"]["name"]
     accelerator, precision = build_accelerator(asked, 1, [], folder, args.num_cpu_threads)
 
     # ── Model ────────────────────────────────────────────────────────────────────────────────────────────────
-    tokenizer = load_tokenizer(ModelSource(place, place))
+    tokenizer = run.tokenizer()
     model = run.load(strategy, args.model_name_or_path, args.trust_remote_code).requires_grad_(False)
     accelerate_model(model, accelerator.device, precision.name, reads_frozen=strategy.reads_frozen_weights)
     with accelerator.local_main_process_first():  # it tokenises, the others find its cache

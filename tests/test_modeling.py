@@ -208,3 +208,10 @@ def test_a_folder_without_a_tokenizer_is_an_error_not_a_tokenizer_that_knows_no_
 def test_loading_is_silent(tiny_folder, capfd):
     load_classifier(find_model(str(tiny_folder("roberta"))), LABELS)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_head_of_other_classes_is_said_in_words(tiny_folder, tmp_path):
+    model, _ = load_classifier(find_model(str(tiny_folder())), ("one", "two", "three"))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="its head is not of 2 classes; give the model that it was made from"):
+        load_classifier(find_model(str(tmp_path)), ("no", "yes"))

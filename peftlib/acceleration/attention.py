@@ -12,6 +12,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from peftlib.acceleration.bert import bert_encoder, unwrapped
 from peftlib.acceleration.dropout import cheap_dropout
 
+#: Options of transformers' attention functions that say again what the mask holds, or nothing about the result.
+_IN_THE_MASK = frozenset({
+    "is_causal", "sliding_window", "position_ids", "cache_position", "output_attentions", "use_cache",
+})  # fmt: skip
+
 
 def use_eager_attention(model: nn.Module) -> None:
     """Attention as plain products, with the cheap dropout, where the model would use SDPA.
@@ -64,9 +69,11 @@ def _eager_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot-product attention in the signature of transformers' attention functions.
+
+    What adds more to the scores (T5's positions), or shares keys between heads, is left to transformers' SDPA.
 
     Args:
         query, key, value: shape (B, heads, tokens, width of a head).
@@ -76,6 +83,9 @@ def _eager_attention(
         Shape (B, tokens, heads, width of a head), and no weights. Of a module that asks for the first token only,
         every token has the first one's.
     """
+    others = {name for name, value in options.items() if value is not None and name not in _IN_THE_MASK}
+    if others or key.size(1) != query.size(1):
+        return _sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
     tokens = query.size(2)
     if first := getattr(module, "asks_for_first_token_only", False):
         query = query[:, :, :1]

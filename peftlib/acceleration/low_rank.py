@@ -37,10 +37,13 @@ class _QuickLinear(Linear):
             dropout = self.lora_dropout[active]  # an nn.Identity at rate 0
             matrix = frozen_matrix(_precision(x), self.base_layer)
             function = _TiledLowRankLinear if isinstance(matrix, TiledMatrix) else _LowRankLinear
-            output = function.apply(
-                x, matrix, self.base_layer.bias, self.lora_A[active].weight, self.lora_B[active].weight,
-                self.scaling[active], getattr(dropout, "p", 0.0) if dropout.training else 0.0,
+            # Not a view that is made inside of the function: the model may go on to change it in place (DeBERTa).
+            rows = function.apply(
+                x.reshape(-1, x.size(-1)), matrix, self.base_layer.bias, self.lora_A[active].weight,
+                self.lora_B[active].weight, self.scaling[active],
+                getattr(dropout, "p", 0.0) if dropout.training else 0.0,
             )  # fmt: skip
+            output = rows.view(*x.shape[:-1], -1)
         return output
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
@@ -75,7 +78,7 @@ def _precision(x: torch.Tensor) -> torch.dtype:
 class _LowRankLinear(torch.autograd.Function):
     """x W' + bias + scaling · dropout(x) A' B', in the matrix's precision.
 
-    Shapes: x (..., in), W (out, in), bias (out,) or None, A (r, in), B (out, r). Gradients for x, A and B.
+    Shapes: x (T, in), W (out, in), bias (out,) or None, A (r, in), B (out, r). Gradients for x, A and B.
     """
 
     @staticmethod
@@ -85,7 +88,7 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         ctx.dtypes, dtype = (x.dtype, a.dtype), matrix.plain.dtype
         with torch.autocast(x.device.type, enabled=False):
-            rows = x.reshape(-1, x.size(-1)).to(dtype)
+            rows = x.to(dtype)
             a, b = a.to(dtype), b.to(dtype)
             output = matrix.times(rows, None if bias is None else bias.to(dtype))
             ctx.drawn = drawn(rows, p) if p else None
@@ -94,13 +97,12 @@ class _LowRankLinear(torch.autograd.Function):
             output.addmm_(low, b.t(), alpha=scaling)
         ctx.scaling, ctx.matrix = scaling, matrix
         ctx.save_for_backward(rows, low, a, b)
-        return output.view(*x.shape[:-1], -1)
+        return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, low, a, b = ctx.saved_tensors
         of_x, of_trained = ctx.dtypes
-        upstream = gradient.reshape(-1, gradient.size(-1))
         of_low = (upstream @ b).mul_(ctx.scaling)
         for_b = (upstream.t() @ low).to(of_trained).mul_(ctx.scaling)
         for_a = (of_low.t() @ rows).to(of_trained)
@@ -109,7 +111,7 @@ class _LowRankLinear(torch.autograd.Function):
             low_rank = of_low @ a
             for_x = ctx.matrix.back(upstream)
             for_x = ctx.drawn.onto(low_rank, for_x) if ctx.drawn else for_x.add_(low_rank)
-            for_x = for_x.view(*gradient.shape[:-1], -1).to(of_x)
+            for_x = for_x.to(of_x)
         return for_x, None, None, for_a, for_b, None, None
 
 
@@ -122,20 +124,20 @@ class _TiledLowRankLinear(torch.autograd.Function):
         scaling: float, p: float,
     ) -> torch.Tensor:  # fmt: skip
         ctx.dtypes = x.dtype, a.dtype
-        rows = x.reshape(-1, x.size(-1)).to(torch.bfloat16).contiguous()
+        rows = x.to(torch.bfloat16).contiguous()
         ctx.drop = Dropout.of(p)
         dropped = cpu_calls.dropout(rows, ctx.drop) if p else rows
         low = tile_calls.product(dropped, Tiled.of(a.t()))
         output = tile_calls.product(rows, matrix.forward, bias, beside=Beside(low, Tiled.of(b.t(), scaling)))
         ctx.scaling, ctx.matrix = scaling, matrix
         ctx.save_for_backward(dropped, low, a, b)
-        return output.view(*x.shape[:-1], -1)
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dropped, low, a, b = ctx.saved_tensors
         of_x, of_trained = ctx.dtypes
-        upstream = gradient.reshape(-1, gradient.size(-1)).contiguous()
+        upstream = gradient.contiguous()
         of_low = tile_calls.product(upstream, Tiled.of(b, ctx.scaling))
         for_a = tile_calls.inner_product(of_low, dropped)[: len(a)].to(of_trained)
         for_b = tile_calls.inner_product(low, upstream)[: len(a)].t().mul(ctx.scaling).to(of_trained)
@@ -143,5 +145,5 @@ class _TiledLowRankLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             beside = Beside(of_low, Tiled.of(a), ctx.drop)
             for_x = tile_calls.product(upstream, ctx.matrix.backward, beside=beside)
-            for_x = for_x.view(*gradient.shape[:-1], -1).to(of_x)
+            for_x = for_x.to(of_x)
         return for_x, None, None, for_a, for_b, None, None

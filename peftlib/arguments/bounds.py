@@ -14,5 +14,7 @@ def at_least(arguments: Any, bound: float, *names: str, above: bool = False) -> 
         value = getattr(arguments, name)
         if value is None:
             continue
-        if not math.isfinite(value) or value < bound or (above and value == bound):
+        if not math.isfinite(value):
+            raise UserError(f"--{name} {value}: must be a finite number")
+        if value < bound or (above and value == bound):
             raise UserError(f"--{name} {value}: must be {'greater than' if above else 'at least'} {bound}")

@@ -160,7 +160,7 @@ def _texts(table: _Table, files: Files) -> list[tuple[str, ...]]:
         for name, place in zip(names, places, strict=True):
             if not isinstance(row[place], str) or not row[place].strip():
                 blank = row[place] is None or isinstance(row[place], str)
-                what = "empty" if blank else f"no text ({row[place]!r})"
+                what = "empty" if blank else f"no text ({_short(row[place])})"
                 raise UserError(f"{table.path}, {where}: the {name} is {what}; leave the row out")
             _refuse_halves(row[place], f"{table.path}, {where}: the {name}")
         texts.append(tuple(row[place].strip() for place in places))
@@ -179,9 +179,16 @@ def _class(label: Any, what: str) -> str:
     if label is None or (isinstance(label, str) and not label.strip()):
         raise UserError(f"{what} is empty; leave the row out")
     if not isinstance(label, str):
-        raise UserError(f"{what} is {label!r}; a class is a name or a whole number")
+        raise UserError(f"{what} is {_short(label)}; a class is a name or a whole number")
     _refuse_halves(label, what)
+    if re.fullmatch(r"\s*[-+]?\d*\.\d+\s*", label):  # as JSON has them without quotes
+        raise UserError(f"{what} is {label.strip()}; a class is a name or a whole number")
     return label.strip()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:50]}…"
 
 
 def _refuse_halves(text: str, what: str) -> None:
@@ -193,6 +200,8 @@ def _refuse_halves(text: str, what: str) -> None:
 
 
 def _place(table: _Table, name: str, flag: str) -> int:
+    if table.path.suffix.lower() == ".csv" and len(table.columns) == 1 and ";" in table.columns[0]:
+        raise UserError(f"{table.path}: has semicolons between its columns; write commas, or tabs in a .tsv file")
     if name not in table.columns:
         raise UserError(
             f"{table.path}: no column {name!r}{nearest(name, table.columns)} (it has: "

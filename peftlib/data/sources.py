@@ -83,7 +83,11 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
         return Examples(*rows_of_files(task, split))
     if data_dir is not None:
         if task.glue is None:
-            raise UserError(f"--data_dir: {task.name} comes with an installed package; leave --data_dir out")
+            others = " or ".join(name for name, other in TASKS.items() if other.glue is not None)
+            raise UserError(
+                f"--data_dir: {task.name} comes with an installed package; leave --data_dir out, or say --task_name "
+                f"{others}"
+            )
         examples = _from_glue_folder(task, task.glue, split, data_dir)
     elif task.packaged:
         examples = _from_package(split)

@@ -12,13 +12,15 @@ from peftlib.data.files import LABEL_COLUMN, columns_of, files_of
 from peftlib.data.sources import Examples, load_examples
 from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Files, Task
 from peftlib.errors import UserError
-from peftlib.modeling import ModelSource, find_model, load_classifier
+from peftlib.modeling import ModelSource, find_model, load_classifier, load_tokenizer
 from peftlib.strategies import STRATEGIES, Strategy
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from peftlib.strategies.base import Trained
 
-_NEEDED = {"arguments": dict, "labels": list, "model": dict, "precision": dict, "results": dict}
+_NEEDED = {"arguments": dict, "data": dict, "labels": list, "model": dict, "precision": dict, "results": dict}
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class Finished:
     ) -> Examples:
         """One split of its task, or a file in place of the test split, with as many texts an example as it knows.
 
+        Of its own validation split that is what it was scored on.
+
         Args:
             data_dir: a folder in GLUE's layout; None takes its own.
             test_file: as `--train_file`, with classes or without.
@@ -105,7 +109,21 @@ class Finished:
             label = label_column or own.label_column
             asked = own.text_columns if text_columns is None else columns_of(text_columns, label)
             task = replace(task, files=replace(own, text_columns=asked, label_column=label, test=test_file))
-        examples = load_examples(task, split, None if folder is None else Path(folder))
+        try:
+            examples = load_examples(task, split, None if folder is None else Path(folder))
+        except UserError as error:
+            if test_file is None and task.files is not None and split != "test":
+                raise UserError(
+                    f"{error}; go to the directory that the run was started in, or use --test_file"
+                ) from error
+            raise
+        if split == "validation":
+            examples = examples.first(self.arguments.get("max_eval_samples"))
+            if data_dir is None and examples.fingerprint() != self.record["data"]["validation"]["fingerprint"]:
+                raise UserError(
+                    f"{examples.source}: has changed since {self.folder} was scored on it; put it back, or give it as "
+                    "--test_file"
+                )
         if label_column is not None and not examples.labelled:
             raise UserError(f"{examples.source}: no column {label_column!r}; leave --label_column_name out for none")
         needed, given = len(columns or ("text",)), len(examples.texts[0])
@@ -129,6 +147,16 @@ class Finished:
             raise UserError(f"{self.folder}: {arguments['method']} is no method of this version")
         given = {field.name: arguments[field.name] for field in dataclasses.fields(kind) if field.name in arguments}
         return kind(**given)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The one that was saved with it.
+
+        Raises:
+            UserError: it is gone, or damaged.
+        """
+        if not (self.folder / "tokenizer.json").is_file():
+            raise UserError(f"{self.folder}: has no tokenizer.json any more; copy it from the base model's folder")
+        return load_tokenizer(ModelSource(str(self.folder), str(self.folder)))
 
     def load(self, strategy: Strategy, base: str | None = None, trust_remote_code: bool = False) -> Trained:
         """The saved model, in fp32.

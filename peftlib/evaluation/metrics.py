@@ -5,6 +5,7 @@ Importing `evaluate` takes about a second, so this module is imported where the 
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import datasets
@@ -60,10 +61,12 @@ def score(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarra
         references: class indices, shape (examples,).
     """
     values: dict[str, float] = {}
-    for name in names:
-        # In memory: every process holds all predictions, there is nothing to share through files.
-        metric = METRICS[name](keep_in_memory=True)
-        values |= metric.compute(predictions=predictions, references=references)
+    # In memory: every process holds all predictions, there is nothing to share through files. A folder is made anyway,
+    # and Hugging Face's cache may be one that cannot be written.
+    with tempfile.TemporaryDirectory(prefix="metrics-") as folder:
+        for name in names:
+            metric = METRICS[name](keep_in_memory=True, cache_dir=folder)
+            values |= metric.compute(predictions=predictions, references=references)
     return values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # it imports torch, which whoever reads predictions does with
     from peftlib.evaluation.evaluator import Evaluation
 
 PREDICTIONS = "predictions.safetensors"
+RESULTS = "results.json"
 
 
 def save_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> None:
@@ -55,6 +57,26 @@ def load_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
         raise UserError(f"{path}: cannot be read ({error}); run it again, or remove the file") from error
 
 
+def refuse_other_answers(folder: Path, source: str) -> None:
+    """Before answers are worked out: newer ones replace those to the same texts, and nothing else.
+
+    Args:
+        source: where these texts come from.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        before = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = None
+    if before != source:
+        what = "files of another kind" if before is None else f"the answers to {before}"
+        raise UserError(f"{folder}: holds {what}; name another --output_dir")
+
+
 def write_answers(
     folder: Path, names: tuple[str, ...], glue: GlueFolder | None, evaluation: Evaluation, about: dict[str, Any]
 ) -> dict[str, float]:
@@ -81,7 +103,7 @@ def write_answers(
         write_text(folder / "predictions.csv", _table(evaluation, names))
         if not scores and glue is not None:
             write_text(folder / f"{glue.folder}.tsv", _for_glue(evaluation.logits))
-        write_json(folder / "results.json", {**scores, **counts, **about})
+        write_json(folder / RESULTS, {**scores, **counts, **about})
     except OSError as error:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror}); make room there, or name --output_dir"

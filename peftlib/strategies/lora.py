@@ -69,6 +69,11 @@ class LoRA(Strategy):
         if not head:
             raise UserError("--method lora: the model has no classification head to train")
         modules = head_modules(model, head)
+        widths = [min(module.weight.shape) for module in model.modules() if _is_linear(module)]
+        if widths and self.lora_r > max(widths):
+            raise UserError(
+                f"--lora_r {self.lora_r}: no layer of {model.config.name_or_path} has a rank above {max(widths)}"
+            )
         targets = self._targets()
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,

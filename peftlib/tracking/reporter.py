@@ -211,6 +211,7 @@ class Reporter:
             {
                 "task": f"{self._arguments['task_name']}, {data['train']['examples']:,} training and "
                 f"{data['validation']['examples']:,} validation examples ({data['train']['source']})",
+                "classes": _listed(facts["labels"]),
                 "model": facts["model"]["name"],
                 "method": f"{self._arguments['method']}, learning rate {facts['learning_rate']:g}",
                 "updates": f"{steps:,} of {facts['effective_batch_size']} examples, "
@@ -231,6 +232,12 @@ class Reporter:
         )
         if notice is not None:
             self.console.note(notice)
+
+
+def _listed(labels: list[str]) -> str:
+    """Their number, and the first of them: a typo in one's own file is a class too."""
+    shown = ", ".join(label if len(label) <= 30 else f"{label[:30]}…" for label in labels[:8])
+    return f"{len(labels)}: {shown}" + (", …" if len(labels) > 8 else "")
 
 
 def _flat(sweep: dict[str, str] | None) -> dict[str, str]:

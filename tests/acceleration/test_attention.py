@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BertForTokenClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertForTokenClassification
 
 from peftlib.acceleration.attention import (
     _eager_attention,
@@ -93,3 +93,30 @@ def test_own_attention_in_bf16_masks_a_whole_row_without_nan():
     expected = nn.functional.scaled_dot_product_attention(query[:1], key[:1], value[:1]).transpose(1, 2)
     torch.testing.assert_close(output[:1], expected, rtol=0.02, atol=0.02)
     torch.testing.assert_close(output[1], value[1].mean(1, keepdim=True).expand(-1, 5, -1).transpose(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("t5", {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
+                "decoder_start_token_id": 0}),
+        ("llama", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                   "intermediate_size": 64}),
+        ("modernbert", {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,
+                        "local_attention": 4}),
+    ],
+)  # fmt: skip
+def test_models_of_other_kinds_compute_what_they_would_without_us(kind, sizes):
+    """Positions that are added to the scores, heads that share keys, windows."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=1000, num_labels=2, pad_token_id=0, eos_token_id=1, **sizes)
+    plain = AutoModelForSequenceClassification.from_config(config).eval()
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    ours = copy.deepcopy(plain)
+    use_eager_attention(ours)
+    assert ours.config._attn_implementation != plain.config._attn_implementation
+    given = sentences()
+    given["input_ids"][torch.arange(4), given["attention_mask"].sum(1) - 1] = 1  # T5's end of a sentence
+    with torch.inference_mode():
+        assert (ours(**given).logits - plain(**given).logits).abs().max() < 1e-4

@@ -214,13 +214,18 @@ def test_what_is_no_text_and_no_class(refused: Callable[..., str]) -> None:
     said = "mine.jsonl, line 1: the label is 0.5; a class is a name or a whole number"
     assert refused('{"text": "a", "label": 0.5}', "mine.jsonl") == said
     assert "the label is ['a']; a class is" in refused('{"text": "a", "label": ["a"]}', "mine.jsonl")
+    assert (
+        refused("text,label\na, 1.50\n") == "mine.csv, line 2: the label is 1.50; a class is a name or a whole number"
+    )
+    assert len(refused(json.dumps({"text": "a", "label": ["b"] * 9999}), "mine.jsonl")) < 150
+    assert "has semicolons between its columns; write commas" in refused("text;label\na;b\n")
     assert "the text is no text (3)" in refused('{"text": 3, "label": "a"}', "mine.jsonl")
 
 
 def test_one_class_and_as_many_as_rows(refused: Callable[..., str]) -> None:
     said = "mine.csv: at least two classes are needed, 'label' has only 'a'"
     assert refused("text,label\na,a\nb,a\n") == said
-    rows = "".join(f"text {number},{number / 7}\n" for number in range(20))
+    rows = "".join(f"text {number},id{number}\n" for number in range(20))
     assert refused("text,label\n" + rows).startswith("mine.csv: 'label' has 20 classes in 20 rows; name the column")
 
 

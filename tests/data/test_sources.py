@@ -199,7 +199,7 @@ def test_a_missing_file_is_named(sst2, tmp_path):
 
 
 def test_a_packaged_task_takes_no_folder(tmp_path):
-    with pytest.raises(UserError, match="leave --data_dir out"):
+    with pytest.raises(UserError, match="leave --data_dir out, or say --task_name mrpc or sst2"):
         load_examples(TASKS["rotten_tomatoes"], "train", tmp_path)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from peftlib.data.sources import load_examples
 from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Task
 from peftlib.errors import UserError
 from peftlib.evaluation.finished import Finished
@@ -31,6 +32,7 @@ def record(strategy: Strategy = METHODS["lora"], base: object = "nowhere", **cha
         "status": "finished",
         "arguments": arguments | changes.pop("arguments", {}),
         "labels": list(TASKS["mrpc"].labels),
+        "data": {"validation": {"fingerprint": changes.pop("fingerprint", "")}},
         "model": {"name": str(base)},
         "precision": {"name": "no"},
         "results": {},
@@ -119,11 +121,25 @@ def test_the_task_is_the_table_s_or_that_of_files_of_one_s_own(tmp_path: Path) -
         left(tmp_path, record(arguments={"method": "prefix"})).strategy  # noqa: B018
 
 
-def test_its_own_splits_are_where_they_were_or_where_a_flag_says(tmp_path: Path) -> None:
-    here, there = write_glue(tmp_path / "here", dev=3), write_glue(tmp_path / "there", dev=5)
-    run = left(tmp_path / "run", record(arguments={"data_dir": str(here)}))
+def test_its_own_validation_split_is_what_it_was_scored_on(tmp_path: Path) -> None:
+    here, there = write_glue(tmp_path / "here", dev=5), write_glue(tmp_path / "there", dev=7)
+    scored = load_examples(TASKS["mrpc"], "validation", here).first(3).fingerprint()
+    arguments = {"data_dir": str(here), "max_eval_samples": 3}
+    run = left(tmp_path / "run", record(arguments=arguments, fingerprint=scored))
     assert len(run.examples("validation")) == 3
-    assert len(run.examples("validation", str(there))) == 5
+    assert run.examples("validation", str(there)).source.startswith(str(there))
+    path = here / "MRPC" / "dev.tsv"
+    path.write_text(path.read_text(encoding="utf-8-sig").replace("said", "sang"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"dev.tsv: has changed since .*run was scored on it; put it back, or"):
+        run.examples("validation")
+
+
+def test_where_files_of_one_s_own_were_and_its_tokenizer(tmp_path: Path) -> None:
+    run = left(tmp_path, record(arguments=OWN, labels=["a", "b"]))
+    with pytest.raises(UserError, match=r"dev.csv: cannot be read .*; go to the directory that the run was"):
+        run.examples("validation")
+    with pytest.raises(UserError, match=r"has no tokenizer.json any more"):
+        run.tokenizer()
 
 
 def test_a_test_file_has_as_many_texts_and_the_classes_of_the_run(tmp_path: Path) -> None:

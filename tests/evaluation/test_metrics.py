@@ -62,6 +62,13 @@ def test_f1_where_a_class_is_missing(
     assert not [warning for warning in recwarn if "UndefinedMetric" in warning.category.__name__]
 
 
+def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose file system is read-only: a folder cannot be made below a file."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "file" / "metrics")
+    assert score(("accuracy",), np.array([1, 0]), np.array([1, 1])) == {"accuracy": 0.5}
+
+
 def test_only_what_is_asked_for_is_computed() -> None:
     assert score(("f1",), np.array([1]), np.array([1])) == {"f1": 1.0}
 

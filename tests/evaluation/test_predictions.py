@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from peftlib.errors import UserError
-from peftlib.evaluation.predictions import PREDICTIONS, load_predictions, save_predictions
+from peftlib.evaluation.predictions import PREDICTIONS, load_predictions, refuse_other_answers, save_predictions
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
@@ -31,6 +31,19 @@ def test_a_view_of_another_type_is_written_as_what_it_means(tmp_path):
     save_predictions(tmp_path, logits, np.arange(6, dtype=np.int32))
     answers = load_predictions(tmp_path)
     assert answers is not None and np.array_equal(answers[0], logits) and answers[0].dtype == np.float32
+
+
+def test_answers_replace_those_to_the_same_texts_and_nothing_else(tmp_path):
+    refuse_other_answers(tmp_path / "new", "a.csv")
+    refuse_other_answers(tmp_path, "a.csv")
+    (tmp_path / "results.json").write_text('{"source": "a.csv"}')
+    refuse_other_answers(tmp_path, "a.csv")
+    with pytest.raises(UserError, match=r"holds the answers to a.csv; name another --output_dir"):
+        refuse_other_answers(tmp_path, "b/a.csv")
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="holds files of another kind"):
+        refuse_other_answers(tmp_path, "a.csv")
 
 
 def test_a_run_without_predictions_has_none(tmp_path):

@@ -99,6 +99,10 @@ def test_a_file_of_one_s_own_in_place_of_a_split(run: Path) -> None:
         (["run", "--split", "train"], "--split train: unknown (known: validation, test)"),
         (["run", "--label_column_name", "x"], "--label_column_name: is of --test_file; name that file too"),
         (["run", "--test_file", "x.csv", "--data_dir", "glue"], "--data_dir glue: --test_file stands in its place"),
+        (
+            ["run", "--split", "validation", "--output_dir", "run"],
+            "run: holds files of another kind; name",
+        ),
         (["run", "--test_file", "x.csv"], "--test_file x.csv: cannot be read (No such file or directory)"),
     ],
 )
