@@ -58,7 +58,7 @@ def main() -> None:
     # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────────
     if accelerator.is_main_process:
         about = {"run": place, "split": name, "source": split.source, "fingerprint": split.fingerprint}
-        about |= {"precision": precision.name, "global_step": run.record["results"]["best_eval_step"]}
+        about |= {"precision": precision.name, "global_step": run.record["results"].get("best_eval_step")}
         glue = None if args.test_file else task.glue
         scores = write_answers(folder, task.labels, glue, evaluation, about)
         shown = {score.removeprefix("eval_").replace("_", " "): f"{value:.4f}" for score, value in scores.items()}

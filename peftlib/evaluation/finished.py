@@ -119,7 +119,8 @@ class Finished:
             raise
         if split == "validation":
             examples = examples.first(self.arguments.get("max_eval_samples"))
-            if data_dir is None and examples.fingerprint() != self.record["data"]["validation"]["fingerprint"]:
+            scored = self.record["data"].get("validation", {}).get("fingerprint")
+            if data_dir is None and examples.fingerprint() != scored:
                 raise UserError(
                     f"{examples.source}: has changed since {self.folder} was scored on it; put it back, or give it as "
                     "--test_file"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ RESULTS = "results.json"
 
 
 def save_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Write `predictions.safetensors` into `folder`.
+    """Write `predictions.safetensors` into `folder`, which is not yet anybody's to read.
 
     Args:
         logits: fp32, shape (examples, classes), in the split's order.
@@ -35,10 +36,7 @@ def save_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> No
         "logits": np.ascontiguousarray(logits, np.float32),
         "labels": np.ascontiguousarray(labels, np.int64),
     }
-    temporary = folder / f".{PREDICTIONS}.tmp"
-    save_file(tensors, temporary)
-    share(temporary)
-    temporary.replace(folder / PREDICTIONS)
+    save_file(tensors, folder / PREDICTIONS)
 
 
 def load_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -99,15 +97,18 @@ def write_answers(
         "eval_samples_per_second": len(evaluation.labels) / evaluation.seconds,
     }
     try:
-        save_predictions(folder, evaluation.logits, evaluation.labels)
-        write_text(folder / "predictions.csv", _table(evaluation, names))
-        if not scores and glue is not None:
-            write_text(folder / f"{glue.folder}.tsv", _for_glue(evaluation.logits))
-        write_json(folder / RESULTS, {**scores, **counts, **about})
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot be written ({error.strerror}); make room there, or name --output_dir"
-        ) from error
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+            temporary = Path(name)
+            save_predictions(temporary, evaluation.logits, evaluation.labels)
+            write_text(temporary / "predictions.csv", _table(evaluation, names))
+            if not scores and glue is not None:
+                write_text(temporary / f"{glue.folder}.tsv", _for_glue(evaluation.logits))
+            write_json(temporary / RESULTS, {**scores, **counts, **about})
+            for path in sorted(temporary.iterdir()):  # all of them are whole
+                share(path)
+                path.replace(folder / path.name)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
+        raise RunError(f"{folder}: cannot be written ({error}); make room there, or name --output_dir") from error
     return scores
 
 

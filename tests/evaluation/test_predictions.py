@@ -8,8 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from peftlib.errors import UserError
-from peftlib.evaluation.predictions import PREDICTIONS, load_predictions, refuse_other_answers, save_predictions
+from peftlib.errors import RunError, UserError
+from peftlib.evaluation.evaluator import Evaluation
+from peftlib.evaluation.predictions import (
+    PREDICTIONS,
+    load_predictions,
+    refuse_other_answers,
+    save_predictions,
+    write_answers,
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
@@ -57,3 +64,19 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path):
     with pytest.raises(UserError, match=PREDICTIONS) as caught:
         load_predictions(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_costs_the_new_answers_not_the_old_ones(small_disk):
+    logits = np.random.default_rng(0).standard_normal((5000, 2))
+    evaluation = Evaluation({"accuracy": 0.5}, logits, np.zeros(5000, dtype=np.int64), 1.0)
+    write_answers(small_disk.folder, ("no", "yes"), None, evaluation, {"source": "old"})
+    before = small_disk.contents()
+    assert before.keys() == {"results.json", "predictions.csv", PREDICTIONS}
+    for room in (0, 40_000, 90_000, 160_000):
+        small_disk.leave(room)
+        with pytest.raises(RunError, match=r"cannot be written .*; make room there, or name --output_dir"):
+            write_answers(small_disk.folder, ("no", "yes"), None, evaluation, {"source": "new"})
+        assert small_disk.contents() == before
+    small_disk.leave(1_000_000)
+    write_answers(small_disk.folder, ("no", "yes"), None, evaluation, {"source": "new"})
+    assert b'"new"' in small_disk.contents()["results.json"]
