@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
@@ -184,12 +185,14 @@ class Search:
         return sorted((trial for trial in self.trials() if trial.state in _OVER), key=place)
 
     def _taken(self, trial: Trial, lock: TextIO, *, taken_up: bool) -> Claim:
-        self.study.sampler = self._sampler(trial.number)
         if self.sweep.method == "grid":
             values = self._point(self.trials()[trial.number])
             self._show_to_optuna(trial, values)
         else:
-            values = {parameter.name: parameter.suggest(trial) for parameter in self.sweep.parameters}
+            values = {}
+            for place, parameter in enumerate(self.sweep.parameters):
+                self.study.sampler = self._sampler(trial.number, place)
+                values[parameter.name] = parameter.suggest(trial)
         if "values" not in trial.user_attrs:
             trial.set_user_attr("values", values)
         seen = max(self.trials()[trial.number].intermediate_values, default=0)
@@ -230,9 +233,9 @@ class Search:
         self.study.tell(claim.trial, value, state=state)
         claim.lock.close()
 
-    def _sampler(self, number: int) -> BaseSampler:
-        # A new one for each trial: a sampler that lived on would begin its draws anew after every restart.
-        seed = (self._seed * 1_000_003 + number) % 2**32
+    def _sampler(self, number: int, place: int = 0) -> BaseSampler:
+        # A new one for each draw: a sampler that lived on would begin its draws anew after every restart.
+        seed = int(np.random.SeedSequence([self._seed, number, place]).generate_state(1)[0])
         if self.sweep.method == "bayes":
             return TPESampler(seed=seed, constant_liar=self._parallel)
         return RandomSampler(seed=seed)

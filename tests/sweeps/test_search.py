@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from peftlib.arguments import parse_train_arguments, train_parser
 from peftlib.errors import UserError
 from peftlib.sweeps.config import load_sweep
+from peftlib.sweeps.parameters import Parameter
 from peftlib.sweeps.reproduction import sweep_words
 from peftlib.sweeps.search import Claim, Search
 from tests.conftest import ROOT
@@ -108,6 +109,34 @@ def test_draws_depend_on_seed_and_number_not_on_interruptions(search, tmp_path, 
         claim = take(straight)
         assert claim.values == values
         straight.complete(claim, values["learning_rate"])
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_a_sweep_that_is_killed_between_two_draws_draws_on_as_if_it_were_not(search, tmp_path, monkeypatch, method):
+    uniform = {"distribution": "uniform", "min": 0.0, "max": 1.0}
+    changes = {"method": method, "run_cap": 3, "parameters": {"warmup_ratio": uniform, "dropout": uniform}}
+    straight = search(**changes)
+    held = [take(straight), take(straight)]  # by whose locks
+    expected = [claim.values for claim in held]
+    assert len({value for values in expected for value in values.values()}) == 4
+    (tmp_path / "study").rename(tmp_path / "before")
+    opened = search(**changes)
+    held.append(take(opened))
+    assert held[-1].values == expected[0]
+    suggest, names = Parameter.suggest, []
+
+    def killed(parameter, trial):
+        names.append(parameter.name)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        return suggest(parameter, trial)
+
+    monkeypatch.setattr(Parameter, "suggest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        opened.claim()
+    monkeypatch.setattr(Parameter, "suggest", suggest)
+    again = take(search(**changes))
+    assert (again.number, again.values) == (1, expected[1])
 
 
 def test_bayes_looks_where_it_was_good(search):
