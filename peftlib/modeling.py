@@ -134,6 +134,8 @@ def load_classifier(
         )
         if dropout is not None and not _set_dropout(config, dropout) and dropout > 0:
             raise UserError(f"--dropout {dropout}: {source.name} ({config.model_type}) has none in its configuration")
+        if getattr(config, "pad_token_id", None) is None:  # decoders' heads look for the last token before the padding
+            config.pad_token_id = load_tokenizer(source).pad_token_id
         model, report = AutoModelForSequenceClassification.from_pretrained(
             source.location,
             **source.options(),

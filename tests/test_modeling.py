@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL, ModelSource, find_model, load_classifier, load_tokenizer
@@ -215,3 +215,16 @@ def test_a_head_of_other_classes_is_said_in_words(tiny_folder, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="its head is not of 2 classes; give the model that it was made from"):
         load_classifier(find_model(str(tmp_path)), ("no", "yes"))
+
+
+def test_a_decoder_without_a_padding_token_takes_its_tokenizers(tiny_folder, tmp_path):
+    config = AutoConfig.for_model("gpt2", vocab_size=30522, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    assert config.pad_token_id is None
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    for file in tiny_folder().glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    source = find_model(str(tmp_path))
+    model, _ = load_classifier(source, ("no", "yes"))
+    assert model.config.pad_token_id == load_tokenizer(source).pad_token_id == 0
+    given = {"input_ids": torch.tensor([[5, 6, 0], [5, 6, 7]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    assert model(**given).logits.shape == (2, 2)
