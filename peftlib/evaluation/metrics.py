@@ -5,7 +5,6 @@ Importing `evaluate` takes about a second, so this module is imported where the 
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 import datasets
@@ -16,7 +15,13 @@ from sklearn.metrics import accuracy_score, f1_score
 _CLASSES = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
 
 
-class Accuracy(evaluate.Metric):
+class _Metric(evaluate.Metric):
+    def _build_data_dir(self) -> str:
+        """No folder for one in memory: Hugging Face's cache, where it would be, may be one that cannot be written."""
+        return "" if self.keep_in_memory else str(super()._build_data_dir())
+
+
+class Accuracy(_Metric):
     """The share of right predictions, 0..1."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -26,7 +31,7 @@ class Accuracy(evaluate.Metric):
         return {"accuracy": float(accuracy_score(references, predictions))}
 
 
-class F1(evaluate.Metric):
+class F1(_Metric):
     """The F1 score of class 1 in a binary task, 0..1; 0 when class 1 is neither there nor predicted.
 
     The score that GLUE reports for MRPC (Wang et al., 2019, https://arxiv.org/abs/1804.07461, table 1).
@@ -39,7 +44,7 @@ class F1(evaluate.Metric):
         return {"f1": float(f1_score(references, predictions, zero_division=0.0))}
 
 
-class MacroF1(evaluate.Metric):
+class MacroF1(_Metric):
     """The mean of the F1 scores of all classes that are there or predicted, each of the same weight, 0..1."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -61,12 +66,10 @@ def score(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarra
         references: class indices, shape (examples,).
     """
     values: dict[str, float] = {}
-    # In memory: every process holds all predictions, there is nothing to share through files. A folder is made anyway,
-    # and Hugging Face's cache may be one that cannot be written.
-    with tempfile.TemporaryDirectory(prefix="metrics-") as folder:
-        for name in names:
-            metric = METRICS[name](keep_in_memory=True, cache_dir=folder)
-            values |= metric.compute(predictions=predictions, references=references)
+    for name in names:
+        # In memory: every process holds all predictions, there is nothing to share through files.
+        metric = METRICS[name](keep_in_memory=True)
+        values |= metric.compute(predictions=predictions, references=references)
     return values
 
 
