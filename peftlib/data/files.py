@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from peftlib.data.tables import Table, read_delimited, read_json
 from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Files, Task
 from peftlib.errors import UserError, nearest
 
@@ -20,19 +18,6 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _KINDS = (*_DELIMITERS, ".json", ".jsonl")
 #: From so many examples on, classes that are more than half as many are taken for numbers that were measured.
 _ENOUGH_TO_TELL = 20
-
-
-@dataclass(frozen=True)
-class _Table:
-    """A file's content.
-
-    Attributes:
-        rows: where each stands, for people, and its values in the order of the columns; None for one that is missing.
-    """
-
-    path: Path
-    columns: list[str]
-    rows: list[tuple[str, list[Any]]]
 
 
 def files_of(
@@ -139,7 +124,7 @@ def rows_of_files(task: Task, split: str) -> tuple[list[tuple[str, ...]], list[i
     return texts, [places[label] for label in labels], path
 
 
-def _text_columns(table: _Table, files: Files) -> tuple[str, ...]:
+def _text_columns(table: Table, files: Files) -> tuple[str, ...]:
     """Those that are named, or the one beside the label. A column without a name is an index that pandas wrote."""
     if files.text_columns is not None:
         return files.text_columns
@@ -152,7 +137,7 @@ def _text_columns(table: _Table, files: Files) -> tuple[str, ...]:
     return (others[0],)
 
 
-def _texts(table: _Table, files: Files) -> list[tuple[str, ...]]:
+def _texts(table: Table, files: Files) -> list[tuple[str, ...]]:
     names = files.text_columns or ()
     places = [_place(table, name, "--text_column_names") for name in names]
     texts = []
@@ -167,7 +152,7 @@ def _texts(table: _Table, files: Files) -> list[tuple[str, ...]]:
     return texts
 
 
-def _labels(table: _Table, files: Files) -> list[str]:
+def _labels(table: Table, files: Files) -> list[str]:
     place = _place(table, files.label_column, "--label_column_name")
     return [_class(row[place], f"{table.path}, {where}: the {files.label_column}") for where, row in table.rows]
 
@@ -199,87 +184,21 @@ def _refuse_halves(text: str, what: str) -> None:
         raise UserError(f"{what} has half a character at {error.start}; mend it or leave the row out") from error
 
 
-def _place(table: _Table, name: str, flag: str) -> int:
+def _place(table: Table, name: str, flag: str) -> int:
     if table.path.suffix.lower() == ".csv" and len(table.columns) == 1 and ";" in table.columns[0]:
         raise UserError(f"{table.path}: has semicolons between its columns; write commas, or tabs in a .tsv file")
-    if name not in table.columns:
-        raise UserError(
-            f"{table.path}: no column {name!r}{nearest(name, table.columns)} (it has: "
-            f"{', '.join(table.columns) or 'nothing'}); name it in {flag}"
-        )
-    if table.columns.count(name) > 1:
-        raise UserError(f"{table.path}: more than one column is called {name!r}; rename the others")
-    return table.columns.index(name)
+    return table.place(name, f"; name it in {flag}")
 
 
-def _read(name: str, flag: str) -> _Table:
+def _read(name: str, flag: str) -> Table:
     path = Path(name)
     kind = path.suffix.lower()
     if kind not in _KINDS:
         raise UserError(f"{flag} {path}: its name must end in {', '.join(_KINDS)}")
     try:
-        table = _delimited(path, _DELIMITERS[kind]) if kind in _DELIMITERS else _json(path)
+        table = read_delimited(path, _DELIMITERS[kind]) if kind in _DELIMITERS else read_json(path)
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
     if not table.rows:
         raise UserError(f"{flag} {path}: has no rows")
     return table
-
-
-def _delimited(path: Path, delimiter: str) -> _Table:
-    with _texts_of_any_length(), path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            rows = []
-            for row in reader:
-                if not row:
-                    continue  # a blank line, as at the end of hand-made files
-                if len(row) != len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}; a text "
-                        f"with a {'comma' if delimiter == ',' else 'tab'} or a line break in it stands in double quotes"
-                    )
-                rows.append((f"line {reader.line_num}", list[Any](row)))
-        except csv.Error as error:  # a quote that is never closed, say
-            raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-    return _Table(path, header, rows)
-
-
-@contextmanager
-def _texts_of_any_length() -> Iterator[None]:
-    """What is too long for the model is truncated, not refused; csv's limit is everybody's, so it is put back."""
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _json(path: Path) -> _Table:
-    """A list of objects, or one object a line."""
-    text = path.read_text(encoding="utf-8-sig")
-    found: list[tuple[str, Any]] = []
-    place = "line 1"
-    try:
-        if text.lstrip().startswith("["):
-            found = [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
-        else:
-            for number, line in enumerate(text.split("\n"), 1):
-                place = f"line {number}"
-                if line.strip():
-                    found.append((place, json.loads(line)))
-    except json.JSONDecodeError as error:
-        at = f"line {error.lineno}" if text.lstrip().startswith("[") else place
-        raise UserError(
-            f"{path}, {at}: no valid JSON ({error.msg}); one object a line, or a list of objects"
-        ) from error
-    except RecursionError as error:
-        raise UserError(f"{path}: no table; one object a line, or a list of objects, is needed") from error
-    for place, row in found:
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, {place}: no object with columns ({str(row)[:40]!r})")
-    columns = list(dict.fromkeys(name for _, row in found for name in row))
-    return _Table(path, columns, [(place, [row.get(name) for name in columns]) for place, row in found])

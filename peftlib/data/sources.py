@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peftlib.data.files import rows_of_files, task_of_files
+from peftlib.data.tables import read_delimited
 from peftlib.data.tasks import SPLITS, TASKS, Files, GlueFolder, HubDataset, Task
-from peftlib.errors import UserError, nearest
+from peftlib.errors import UserError
 from peftlib.hub import hub_access
 
 HIDDEN = -1
@@ -106,50 +105,22 @@ def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path
         raise UserError(
             f"--data_dir {data_dir}: {path} is missing{hint}; {task.name} is read from {layout.folder}/*.tsv"
         )
-    texts: list[tuple[str, ...]] = []
+    table = read_delimited(path, "\t", quoted=False)
+    of_texts = [table.place(name) for name in layout.text_columns]
+    hidden = split == "test" and layout.label_column not in table.columns  # GLUE's server has them
+    of_label = None if hidden else table.place(layout.label_column)
+    known = {str(index) for index in range(len(task.labels))}
     labels: list[int] = []
-    optional = layout.label_column if split == "test" else None  # GLUE's server has them
-    for line, row in _tsv_rows(path, (*layout.text_columns, layout.label_column), optional):
-        *text, label = row
-        if label is not None and label not in {str(index) for index in range(len(task.labels))}:
+    for where, row in table.rows:
+        label = str(HIDDEN) if of_label is None else row[of_label].strip()
+        if of_label is not None and label not in known:
             raise UserError(
-                f"{path}, line {line}: the {layout.label_column} is {label!r}; "
+                f"{path}, {where}: the {layout.label_column} is {label!r}; "
                 f"{task.name} has the labels 0 to {len(task.labels) - 1}"
             )
-        texts.append(tuple(text))
-        labels.append(HIDDEN if label is None else int(label))
+        labels.append(int(label))
+    texts = [tuple(row[place].strip() for place in of_texts) for _, row in table.rows]
     return Examples(texts, labels, str(path))
-
-
-def _tsv_rows(path: Path, columns: tuple[str, ...], optional: str | None) -> Iterator[tuple[int, list[Any]]]:
-    """(line number, the named columns) of each row, None for the optional one where the file lacks it.
-
-    GLUE's files quote nothing, and some open with a BOM.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            header = next(reader, [])
-            missing = [column for column in columns if column not in (*header, optional)]
-            if missing:
-                raise UserError(
-                    f"{path}: no column {missing[0]!r}{nearest(missing[0], header)} "
-                    f"(the file has: {', '.join(header) or 'nothing'})"
-                )
-            places = [header.index(column) if column in header else None for column in columns]
-            for row in reader:
-                if not row:
-                    continue  # a blank line, as at the end of hand-made files
-                if len(row) != len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}; "
-                        "fields are separated by single tabs and not quoted"
-                    )
-                yield reader.line_num, [None if place is None else row[place].strip() for place in places]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
-    except csv.Error as error:  # a lone carriage return, say
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def _from_package(split: str) -> Examples:

@@ -105,7 +105,7 @@ def test_only_a_test_file_may_lack_classes(tmp_path: Path) -> None:
     train = write(tmp_path / "mine.csv", [{"text": name, "label": name} for name in ("spam", "ham")])
     bare = write(tmp_path / "bare.csv", [{"text": "a"}])
     task = task_of(train, bare)
-    with pytest.raises(UserError, match=r"bare.csv: no column 'label' \(it has: text\)"):
+    with pytest.raises(UserError, match=r"bare.csv: no column 'label' \(the file has: text\)"):
         load_examples(task, "validation")
     assert task.files is not None
     hidden = load_examples(replace(task, files=replace(task.files, test=str(bare))), "test")
@@ -188,7 +188,9 @@ def test_where_the_text_is_has_to_be_said(refused: Callable[..., str]) -> None:
         "mine.csv: the columns beside 'label' are 'id', 'text'; name the text's, or a pair's with a comma between, in "
         "--text_column_names"
     )
-    said = "mine.csv: no column 'label'; did you mean lable? (it has: text, lable); name it in --label_column_name"
+    said = (
+        "mine.csv: no column 'label'; did you mean lable? (the file has: text, lable); name it in --label_column_name"
+    )
     assert refused("text,lable\na,b\n") == said
     assert refused("label\na\n").startswith("mine.csv: the columns beside 'label' are none; name the text's")
     assert refused("text,label\na,b\n", columns="texts").endswith("name it in --text_column_names")
@@ -254,7 +256,7 @@ def test_a_file_without_rows(refused: Callable[..., str], name: str) -> None:
         ("mine.json", '[{"text": "a"},\n}]', "mine.json, line 2: no valid JSON (Expecting value)"),
         ("mine.jsonl", '{"text": "a", "label": "b"}\n{"text"\n', "mine.jsonl, line 2: no valid JSON"),
         ("mine.jsonl", '{"text": "a", "label": "b"}\n3\n', "mine.jsonl, line 2: no object with columns ('3')"),
-        ("mine.json", '{"data": [1]}', "mine.json: no column 'label' (it has: data)"),
+        ("mine.json", '{"data": [1]}', "mine.json: no column 'label' (the file has: data)"),
         ("mine.json", "[" * 100_000, "mine.json: no table; one object a line, or a list of objects"),
     ],
 )  # fmt: skip

@@ -1,0 +1,130 @@
+"""Tables in text files, read whole: CSV, TSV, JSON, JSON Lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from peftlib.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file's content.
+
+    Attributes:
+        rows: where each stands, for people, and its values in the order of the columns; None for one that is missing.
+    """
+
+    path: Path
+    columns: list[str]
+    rows: list[tuple[str, list[Any]]]
+
+    def place(self, name: str, hint: str = "") -> int:
+        """Where a column is in the rows.
+
+        Args:
+            hint: what else there is to say if it is not there.
+
+        Raises:
+            UserError: it is not there, or more than once.
+        """
+        if name not in self.columns:
+            raise UserError(
+                f"{self.path}: no column {name!r}{nearest(name, self.columns)} (the file has: "
+                f"{', '.join(self.columns) or 'nothing'}){hint}"
+            )
+        if self.columns.count(name) > 1:
+            raise UserError(f"{self.path}: more than one column is called {name!r}; rename the others")
+        return self.columns.index(name)
+
+
+def read_delimited(path: Path, delimiter: str, *, quoted: bool = True) -> Table:
+    """A file with a header, in UTF-8 with a byte order mark or without.
+
+    Args:
+        quoted: whether double quotes quote; in GLUE's files they are characters like others.
+
+    Raises:
+        UserError: it is something else.
+        OSError: it cannot be read.
+    """
+    name = "comma" if delimiter == "," else "tab"
+    way = f"a text with a {name} or a line break in it stands in double quotes"
+    if not quoted:
+        way = f"fields are separated by single {name}s and not quoted"
+    rows: list[tuple[str, list[Any]]] = []
+    # Without quotes a line is a row, and one of more than csv's 131,072 characters no text.
+    limits = _texts_of_any_length() if quoted else nullcontext()
+    with limits, _in_utf8(path), path.open(encoding="utf-8-sig", newline="") as file:
+        how: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        reader = csv.reader(file, delimiter=delimiter, quoting=how, strict=quoted)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            for row in reader:
+                if not row:
+                    continue  # a blank line, as at the end of hand-made files
+                if len(row) != len(header):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}; {way}"
+                    )
+                rows.append((f"line {reader.line_num}", list(row)))
+        except csv.Error as error:  # a quote that is never closed, or a lone carriage return, say
+            raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    return Table(path, header, rows)
+
+
+@contextmanager
+def _texts_of_any_length() -> Iterator[None]:
+    """What is too long for the model is truncated, not refused; csv's limit is everybody's, so it is put back."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+@contextmanager
+def _in_utf8(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
+
+
+def read_json(path: Path) -> Table:
+    """A list of objects, or one object a line.
+
+    Raises:
+        UserError: it is something else.
+        OSError: it cannot be read.
+    """
+    with _in_utf8(path):
+        text = path.read_text(encoding="utf-8-sig")
+    found: list[tuple[str, Any]] = []
+    place = "line 1"
+    try:
+        if text.lstrip().startswith("["):
+            found = [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
+        else:
+            for number, line in enumerate(text.split("\n"), 1):
+                place = f"line {number}"
+                if line.strip():
+                    found.append((place, json.loads(line)))
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}" if text.lstrip().startswith("[") else place
+        raise UserError(
+            f"{path}, {at}: no valid JSON ({error.msg}); one object a line, or a list of objects"
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{path}: no table; one object a line, or a list of objects, is needed") from error
+    for place, row in found:
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, {place}: no object with columns ({str(row)[:40]!r})")
+    columns = list(dict.fromkeys(name for _, row in found for name in row))
+    return Table(path, columns, [(place, [row.get(name) for name in columns]) for place, row in found])
