@@ -166,7 +166,7 @@ def _class(label: Any, what: str) -> str:
     if not isinstance(label, str):
         raise UserError(f"{what} is {_short(label)}; a class is a name or a whole number")
     _refuse_halves(label, what)
-    if re.fullmatch(r"\s*[-+]?\d*\.\d+\s*", label):  # as JSON has them without quotes
+    if re.fullmatch(r"\s*[-+]?[0-9]+\.[0-9]+\s*", label):  # as JSON has them without quotes
         raise UserError(f"{what} is {label.strip()}; a class is a name or a whole number")
     return label.strip()
 
