@@ -13,6 +13,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="updates before the clock starts")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each number")
     parser.add_argument("--only", action="append", help="a work's name, as in the table; may be repeated")
+    parser.add_argument("--contender", action="append", help="a column's name, as in the table; may be repeated")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="beside speed; all by default")
     options = parser.parse_args()
     chosen = works(glue=options.data_dir is not None)
@@ -61,23 +63,28 @@ def main() -> None:
         found = describe("speed") | {"speeds": {}, "ceilings": []}
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
-            measure(found, setting, chosen, options.rounds, set(options.parts), cuda=cuda)
+            measure(found, setting, chosen, options.rounds, set(options.parts), options.contender, cuda=cuda)
         finally:  # also of a run that is cut off
             if any(rounds for by_name in found["speeds"].values() for rounds in by_name.values()):
                 write(options.output_dir, "speed", found, markdown(found))
 
 
 def measure(
-    found: dict[str, Any], setting: Setting, chosen: list[Work], rounds: int, parts: set[str], *, cuda: bool
-) -> None:
-    """Everything, into `found`, round by round; the contenders change their order from round to round."""
+    found: dict[str, Any], setting: Setting, chosen: list[Work], rounds: int, parts: set[str],
+    names: Collection[str] | None = None, *, cuda: bool,
+) -> None:  # fmt: skip
+    """Everything, into `found`, round by round; the contenders change their order from round to round.
+
+    Args:
+        names: of the contenders that are measured; None for all.
+    """
     speeds: dict[str, dict[str, list[Any]]] = found["speeds"]
     ceilings: list[Any] = found["ceilings"]
     speeds |= {work.name: {one.name: [] for one in contenders(cuda, work)} for work in chosen}
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
         ceilings.append(jobs.run(Job("ceiling", "ours", ())))
-        for group in groups(chosen, cuda=cuda, backwards=number % 2 == 1):
+        for group in groups(chosen, names, cuda=cuda, backwards=number % 2 == 1):
             measured = jobs.run_all([setting.job(work, one.system, one.precision) for work, one in group])
             for (work, one), speed in zip(group, measured, strict=True):
                 speeds[work.name][one.name].append(speed)
@@ -98,18 +105,20 @@ def measure(
         found["processes"] = measure_processes(setting, trained, rounds)
 
 
-def groups(chosen: list[Work], *, cuda: bool, backwards: bool) -> list[list[tuple[Work, Contender]]]:
+def groups(
+    chosen: list[Work], names: Collection[str] | None = None, *, cuda: bool, backwards: bool
+) -> list[list[tuple[Work, Contender]]]:
     """Who does what in which process.
 
     On a CPU every measurement has a process of its own, whose memory it is. On a GPU, where an epoch takes less time
     than a process needs to start, and the GPU's memory can be counted anew, a contender does all its works in one.
     """
     step = -1 if backwards else 1
-    pairs = [(work, one) for work in chosen for one in contenders(cuda, work)[::step]]
+    pairs = [(work, one) for work in chosen for one in contenders(cuda, work)[::step] if not names or one.name in names]
     if not cuda:
         return [[pair] for pair in pairs]
-    names = dict.fromkeys(one.name for _, one in pairs)
-    return [[pair for pair in pairs if pair[1].name == name] for name in names]
+    found = dict.fromkeys(one.name for _, one in pairs)
+    return [[pair for pair in pairs if pair[1].name == name] for name in found]
 
 
 def measure_memory(setting: Setting, work: Work, method: str) -> dict[str, Any]:

@@ -11,13 +11,18 @@ from peftlib.acceleration.layer_kernels import kept
 
 
 @triton.jit
-def _head(qkv, bias, at, head, PART: tl.constexpr, D: tl.constexpr, DH: tl.constexpr):
-    """One head's queries, keys or values (PART 0, 1, 2) with their bias, of rows `at`: (BLOCK, DH), for -1 the bias."""
+def _head(qkv, at, head, PART: tl.constexpr, D: tl.constexpr, DH: tl.constexpr):
+    """One head's queries, keys or values (PART 0, 1, 2) of rows `at`: (BLOCK, DH), for -1 zeros."""
     lane = tl.arange(0, DH)
     real = (at >= 0)[:, None]
-    values = tl.load(qkv + at[:, None] * (3 * D) + (PART * D + head * DH + lane)[None, :], real, other=0.0)
-    # In their precision, as autocast does; in fp32 it takes a quarter of the kernel's instructions.
-    return values + tl.load(bias + head * DH + lane).to(values.dtype)[None, :]
+    return tl.load(qkv + at[:, None] * (3 * D) + (PART * D + head * DH + lane)[None, :], real, other=0.0)
+
+
+@triton.jit
+def _scaled(q, k, scale, real):
+    """Scores (Q, KEYS) as powers of two's, fp32, of the keys that are real (KEYS,)."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * 1.4426950408889634)
+    return tl.where(real[None, :], scores, float("-inf"))
 
 
 @triton.jit
@@ -30,57 +35,115 @@ def _softmax(scores, scale, real):
 
 @triton.jit
 def attention_forward(
-    qkv, bias_q, bias_k, bias_v, out, places, seed, scale, factor, THRESHOLD: tl.constexpr, H: tl.constexpr,
-    DH: tl.constexpr, BLOCK: tl.constexpr,
+    qkv, out, logs, places, seed, scale, factor, THRESHOLD: tl.constexpr, H: tl.constexpr, DH: tl.constexpr,
+    BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    program, token = tl.program_id(0), tl.arange(0, BLOCK)
+    program, token, word = tl.program_id(0), tl.arange(0, BLOCK), tl.load(seed)
     example, head = program // H, program % H
     at = tl.load(places + example * BLOCK + token)
-    q = _head(qkv, bias_q, at, head, 0, H * DH, DH)
-    k = _head(qkv, bias_k, at, head, 1, H * DH, DH)
-    v = _head(qkv, bias_v, at, head, 2, H * DH, DH)
-    weights = _softmax(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, at >= 0)
-    if THRESHOLD > 0:
-        weights = tl.where(kept(seed, program * 128 + token, 0, 0, THRESHOLD, 128, BLOCK), weights * factor, 0.0)
-    values = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    q = _head(qkv, at, head, 0, H * DH, DH)
+    if KEYS == BLOCK:
+        k, v = _head(qkv, at, head, 1, H * DH, DH), _head(qkv, at, head, 2, H * DH, DH)
+        scores = _scaled(q, k, scale, at >= 0)
+        most = tl.max(scores, 1)
+        weights = tl.exp2(scores - most[:, None])
+        total = tl.sum(weights, 1)
+        weights *= (1.0 / total)[:, None]
+        if THRESHOLD > 0:
+            stays = kept(word, program * 128 + token, 0, 0, THRESHOLD, 128, BLOCK)
+            weights = tl.where(stays, weights * factor, 0.0)
+        values = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    else:
+        # Some keys at a time, whose weights count less once a larger score comes (Dao, 2023,
+        # https://arxiv.org/abs/2307.08691, section 2.3.1).
+        most, total = tl.full((BLOCK,), float("-inf"), tl.float32), tl.zeros((BLOCK,), tl.float32)
+        values = tl.zeros((BLOCK, DH), tl.float32)
+        for start in tl.range(0, tl.sum((at >= 0).to(tl.int32), 0), KEYS, num_stages=1):
+            at_key = tl.load(places + example * BLOCK + start + tl.arange(0, KEYS))
+            k, v = _head(qkv, at_key, head, 1, H * DH, DH), _head(qkv, at_key, head, 2, H * DH, DH)
+            scores = _scaled(q, k, scale, at_key >= 0)
+            above = tl.maximum(most, tl.max(scores, 1))
+            weights, less = tl.exp2(scores - above[:, None]), tl.exp2(most - above)
+            total = total * less + tl.sum(weights, 1)
+            if THRESHOLD > 0:
+                stays = kept(word, program * 128 + token, start, 0, THRESHOLD, 128, KEYS)
+                weights = tl.where(stays, weights * factor, 0.0)
+            values = tl.dot(weights.to(v.dtype), v, values * less[:, None], input_precision="ieee")
+            most = above
+        values *= (1.0 / total)[:, None]
+    tl.store(logs + program * BLOCK + token, most + tl.log2(total))
     place = at[:, None] * (H * DH) + (head * DH + tl.arange(0, DH))[None, :]
-    tl.store(out + place, values.to(v.dtype), (at >= 0)[:, None])
+    tl.store(out + place, values.to(q.dtype), (at >= 0)[:, None])
+
+
+@triton.jit
+def _backward_of_keys(
+    qkv, out, q, above, log, common, at, start, program, head, word, scale, factor, THRESHOLD: tl.constexpr,
+    H: tl.constexpr, DH: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Stores gradients of some keys, of rows `at` (KEYS,), and of their values.
+
+    Returns:
+        What they add to the queries' gradient, (BLOCK, DH), and the sum of the values', (DH,).
+    """
+    k = _head(qkv, at, head, 1, H * DH, DH)
+    v = _head(qkv, at, head, 2, H * DH, DH)
+    weights = tl.exp2(_scaled(q, k, scale, at >= 0) - log[:, None])
+    dropped = weights
+    of_weights = tl.dot(above, tl.trans(v), input_precision="ieee")
+    if THRESHOLD > 0:
+        token = program * 128 + tl.arange(0, BLOCK)
+        stays = kept(word, token, start, 0, THRESHOLD, 128, KEYS)
+        dropped = tl.where(stays, weights * factor, 0.0)
+        of_weights = tl.where(stays, of_weights * factor, 0.0)
+    of_v = tl.dot(tl.trans(dropped.to(v.dtype)), above, input_precision="ieee")
+    if KEYS == BLOCK:
+        common = tl.sum(weights * of_weights, 1)
+    of_scores = (weights * (of_weights - common[:, None]) * scale).to(q.dtype)
+    of_q = tl.dot(of_scores, k, input_precision="ieee")
+    of_k = tl.dot(tl.trans(of_scores), q, input_precision="ieee")
+    place = out + at[:, None] * (3 * H * DH) + (head * DH + tl.arange(0, DH))[None, :]
+    tl.store(place + H * DH, of_k.to(q.dtype), (at >= 0)[:, None])
+    tl.store(place + 2 * H * DH, of_v.to(q.dtype), (at >= 0)[:, None])
+    return of_q, tl.sum(of_v, 0)  # past the last token zeros: the weights are, and what comes from above
 
 
 @triton.jit
 def attention_backward(
-    qkv, bias_q, bias_k, bias_v, out, gradient, sums, stride, places, seed, scale, factor, THRESHOLD: tl.constexpr,
-    SUMMED: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, BLOCK: tl.constexpr,
+    qkv, seen, logs, out, gradient, sums, stride, places, seed, scale, factor, THRESHOLD: tl.constexpr,
+    SUMMED: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     program, token, lane = tl.program_id(0), tl.arange(0, BLOCK), tl.arange(0, DH)
-    example, head = program // H, program % H
+    example, head, word = program // H, program % H, tl.load(seed)
     at = tl.load(places + example * BLOCK + token)
-    q = _head(qkv, bias_q, at, head, 0, H * DH, DH)
-    k = _head(qkv, bias_k, at, head, 1, H * DH, DH)
-    v = _head(qkv, bias_v, at, head, 2, H * DH, DH)
     real, column = (at >= 0)[:, None], (head * DH + lane)[None, :]
-    above = tl.load(gradient + at[:, None] * (H * DH) + column, real, other=0.0)
-    weights = _softmax(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, at >= 0)
-    dropped = weights
-    of_weights = tl.dot(above, tl.trans(v), input_precision="ieee")
-    if THRESHOLD > 0:
-        stays = kept(seed, program * 128 + token, 0, 0, THRESHOLD, 128, BLOCK)
-        dropped = tl.where(stays, weights * factor, 0.0)
-        of_weights = tl.where(stays, of_weights * factor, 0.0)
-    of_v = tl.dot(tl.trans(dropped.to(v.dtype)), above, input_precision="ieee")
-    of_scores = weights * (of_weights - tl.sum(weights * of_weights, 1)[:, None]) * scale
-    of_scores = of_scores.to(q.dtype)
-    of_q = tl.dot(of_scores, k, input_precision="ieee")
-    of_k = tl.dot(tl.trans(of_scores), q, input_precision="ieee")
-    place = out + at[:, None] * (3 * H * DH) + column
-    tl.store(place, of_q.to(q.dtype), real)
-    tl.store(place + H * DH, of_k.to(q.dtype), real)
-    tl.store(place + 2 * H * DH, of_v.to(q.dtype), real)
-    if SUMMED:  # past the last token they are zero: its weights are, and what comes from above
+    row = at[:, None] * (H * DH) + column
+    q = _head(qkv, at, head, 0, H * DH, DH)
+    above = tl.load(gradient + row, real, other=0.0)
+    log = tl.load(logs + program * BLOCK + token)
+    if KEYS == BLOCK:
+        of_q, sum_of_v = _backward_of_keys(
+            qkv, out, q, above, log, log, at, 0, program, head, word, scale, factor, THRESHOLD, H, DH, BLOCK, KEYS
+        )
+    else:
+        # Softmax's gradient subtracts the sum of the weights times theirs, of which a part of the keys does not know
+        # all: it is what came out times its own gradient (Dao, 2023, https://arxiv.org/abs/2307.08691, section 3.1).
+        common = tl.sum(above.to(tl.float32) * tl.load(seen + row, real, other=0.0).to(tl.float32), 1)
+        of_q, sum_of_v = tl.zeros((BLOCK, DH), tl.float32), tl.zeros((DH,), tl.float32)
+        for start in tl.range(0, tl.sum((at >= 0).to(tl.int32), 0), KEYS, num_stages=1):
+            at_key = tl.load(places + example * BLOCK + start + tl.arange(0, KEYS))
+            more, values = _backward_of_keys(
+                qkv, out, q, above, log, common, at_key, start, program, head, word, scale, factor, THRESHOLD, H, DH,
+                BLOCK, KEYS,
+            )  # fmt: skip
+            of_q += more
+            sum_of_v += values
+    tl.store(out + at[:, None] * (3 * H * DH) + column, of_q.to(q.dtype), real)
+    if SUMMED:
         place = sums + example * stride + head * DH + lane
         tl.store(place, tl.sum(of_q, 0))
         tl.store(place + H * DH, tl.zeros((DH,), tl.float32))  # softmax does not see what is added to all keys
-        tl.store(place + 2 * H * DH, tl.sum(of_v, 0))
+        tl.store(place + 2 * H * DH, sum_of_v)
 
 
 @triton.jit
@@ -107,7 +170,7 @@ def mix_forward(
     scores = _scores(asked, rows, base, head < H, at, D, HEADS, BLOCK, CHUNK)
     weights = _softmax(scores, scale, at >= 0)
     if THRESHOLD > 0:
-        weights = tl.where(kept(seed, base, 0, 0, THRESHOLD, 128, BLOCK), weights * factor, 0.0)
+        weights = tl.where(kept(tl.load(seed), base, 0, 0, THRESHOLD, 128, BLOCK), weights * factor, 0.0)
     tl.store(kept_weights + base, tl.sum(weights, 1), head < H)
     weights = weights.to(rows.dtype.element_ty)
     for start in range(0, D, CHUNK):
@@ -130,7 +193,7 @@ def mix_backward(
     of_weights += tl.load(of_kept + base, head < H, other=0.0)[:, None]
     dropped = weights
     if THRESHOLD > 0:
-        stays = kept(seed, base, 0, 0, THRESHOLD, 128, BLOCK)
+        stays = kept(tl.load(seed), base, 0, 0, THRESHOLD, 128, BLOCK)
         dropped = tl.where(stays, weights * factor, 0.0)
         of_weights = tl.where(stays, of_weights * factor, 0.0)
     of_scores = weights * (of_weights - tl.sum(weights * of_weights, 1)[:, None]) * scale

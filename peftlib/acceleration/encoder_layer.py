@@ -101,29 +101,33 @@ class WholeLayer:
     Args:
         call: what its kernels have in common.
         eps: of the two normalisations.
+        biases: of queries, keys and values, (3 D,), in the precision of the rows; copies of the vectors.
     """
 
-    def __init__(self, call: calls.Call, eps: tuple[float, float], matrices: Matrices, vectors: Vectors) -> None:
-        self.call, self.eps, self.matrices, self.vectors = call, eps, matrices, vectors
+    def __init__(
+        self, call: calls.Call, eps: tuple[float, float], matrices: Matrices, vectors: Vectors, biases: torch.Tensor
+    ) -> None:
+        self.call, self.eps, self.matrices, self.vectors, self.biases = call, eps, matrices, vectors, biases
         self.trained: list[torch.Tensor] = list(vectors)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (T, D) to rows (T, D)."""
-        self._qkv = self._times("qkv", rows)
-        return self._finish(calls.attend(self.call, self._qkv, self.vectors[:3]), rows)
+        self._qkv = self._times("qkv", rows, self.biases)
+        self._attended = calls.attend(self.call, self._qkv)
+        return self._finish(self._attended.values, rows)
 
     def backward(self, gradient: torch.Tensor, sums: OfLayer, for_rows: bool) -> torch.Tensor | None:
         """From the result's gradient that of the rows, if asked for; the vectors' go into `sums`."""
         below, residual = self._finish_backward(gradient, sums.vectors)
         if not for_rows and not sums.attention.numel():
             return None
-        below = calls.attend_backward(self.call, self._back("out", below), self._qkv, self.vectors[:3], sums.attention)
+        below = calls.attend_backward(self.call, self._back("out", below), self._qkv, self._attended, sums.attention)
         return self._back("qkv", below, residual) if for_rows else None
 
-    def _times(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """The product of x with one of the matrices."""
+    def _times(self, name: str, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """The product of x with one of the matrices, plus a bias in the same precision."""
         matrix: torch.Tensor = getattr(self.matrices, name)
-        return x @ matrix.t()
+        return x @ matrix.t() if bias is None else torch.addmm(bias, x, matrix.t())
 
     def _back(self, name: str, above: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """x's gradient of the product's, added to another one, in place, if there is one."""
@@ -175,7 +179,7 @@ class LastLayer(WholeLayer):
         call, heads, width = self.call, self.call.heads, rows.size(1)
         of_query, of_key, of_value = self.matrices.qkv.view(3, heads, -1, width)
         starts = rows.index_select(0, call.places[:, 0, 0, 0])
-        query = torch.addmm(self.vectors.query.to(rows.dtype), starts, of_query.view(-1, width).t())
+        query = torch.addmm(self.biases[:width], starts, of_query.view(-1, width).t())
         asked = _of_each_head(query.view(-1, heads, width // heads), of_key)
         mixed, weights = calls.mix(call, asked, rows)
         seen = _of_each_head(mixed, of_value.mT).addcmul_(weights.unsqueeze(2), self.vectors.value.view(heads, -1))

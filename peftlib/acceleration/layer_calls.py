@@ -15,12 +15,15 @@ from peftlib.acceleration import layer_kernels as kernels
 
 #: Most programs that share the rows in backward: each leaves one row of sums.
 _PROGRAMS = 256
-#: Rows and columns that a program holds at a time, and its warps of 32 threads.
+#: Rows and columns that a program holds at a time, and its warps of 32 threads. Normalisation's forward part has a warp
+#: for each row, or for each so many columns of it.
+_FORWARD_ROWS, _WARP_COLUMNS = 1, 1024
 _ROWS, _NORM_WARPS = 2, 4
 _GELU_ROWS, _GELU_COLUMNS, _GELU_WARPS = 2, 1024, 4
 _ATTENTION_WARPS = 4  # for up to 64 tokens, twice as many beyond
-#: In backward on up to 64 tokens: four programs at a time on each multiprocessor in place of three.
-_MOST_REGISTERS = 128
+#: Registers of a thread in attention, forward and backward: six and four programs at a time on each multiprocessor for
+#: up to 64 tokens; beyond that three and two. Those take so many keys at a time: all would need 113 and 234 registers.
+_MOST_FORWARD, _MOST_BACKWARD, _KEYS = 80, 128, 32
 _MIX_COLUMNS = 64  # with 128 backward has no room on an Ampere of capability 8.6
 _SUMS_ROWS, _SUMS_COLUMNS, _SUMS_WARPS = 32, 32, 4
 
@@ -73,8 +76,10 @@ def norm_forward(
     """LayerNorm(residual + dropout(product + bias)), (T, D)."""
     out, normal = torch.empty_like(product), torch.empty_like(product)
     rstd = product.new_empty(product.size(0), dtype=torch.float32)
-    kernels.norm_forward[(triton.cdiv(product.size(0), _ROWS),)](
-        product, bias, residual, weight, shift, out, normal, rstd, eps, **_for_norm(call, site, product)
+    options = _for_norm(call, site, product)
+    options |= {"ROWS": _FORWARD_ROWS, "num_warps": max(1, options["BLOCK"] // _WARP_COLUMNS)}
+    kernels.norm_forward[(triton.cdiv(product.size(0), _FORWARD_ROWS),)](
+        product, bias, residual, weight, shift, out, normal, rstd, eps, **options
     )
     return out, Normal(normal, rstd)
 
@@ -166,23 +171,38 @@ def _for_rows(like: torch.Tensor, seed: torch.Tensor, rate: Rate) -> dict[str, A
     }  # fmt: skip
 
 
-def attend(call: Call, qkv: torch.Tensor, biases: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Attention of (T, 3 D) queries, keys and values that lack their biases: (T, D)."""
+class Attended(NamedTuple):
+    """What attention makes, (T, D); and for backward log2 of its softmax's sums, fp32 (S, H, BLOCK)."""
+
+    values: torch.Tensor
+    logs: torch.Tensor
+
+
+def attend(call: Call, qkv: torch.Tensor) -> Attended:
+    """Attention of queries, keys and values, (T, 3 D)."""
     out = qkv.new_empty(qkv.size(0), qkv.size(1) // 3)
-    attention.attention_forward[(call.places.size(0) * call.heads,)](qkv, *biases, out, **_for_attention(call, out))
-    return out
+    logs = qkv.new_empty((call.places.size(0), call.heads, call.places.size(-1)), dtype=torch.float32)
+    attention.attention_forward[(call.places.size(0) * call.heads,)](
+        qkv, out, logs, KEYS=_keys_at_a_time(call), maxnreg=_MOST_FORWARD, **_for_attention(call, out)
+    )
+    return Attended(out, logs)
 
 
 def attend_backward(
-    call: Call, gradient: torch.Tensor, qkv: torch.Tensor, biases: tuple[torch.Tensor, ...], sums: torch.Tensor
+    call: Call, gradient: torch.Tensor, qkv: torch.Tensor, attended: Attended, sums: torch.Tensor
 ) -> torch.Tensor:
     """Gradients (T, 3 D); `sums` take those of the biases, a row for each example, (S, 3 D), or nothing if empty."""
     out = torch.empty_like(qkv)
     attention.attention_backward[(call.places.size(0) * call.heads,)](
-        qkv, *biases, out, gradient, sums, sums.stride(0), SUMMED=sums.numel() > 0, **_for_attention(call, gradient),
-        maxnreg=_MOST_REGISTERS if call.places.size(-1) <= 64 else None,
+        qkv, *attended, out, gradient, sums, sums.stride(0), SUMMED=sums.numel() > 0, KEYS=_keys_at_a_time(call),
+        maxnreg=_MOST_BACKWARD, **_for_attention(call, gradient),
     )  # fmt: skip
     return out
+
+
+def _keys_at_a_time(call: Call) -> int:
+    block = int(call.places.size(-1))
+    return block if block <= 64 else _KEYS
 
 
 def mix(call: Call, asked: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

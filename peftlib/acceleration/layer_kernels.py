@@ -20,9 +20,8 @@ import triton.language as tl  # type: ignore
 
 
 @triton.jit
-def kept(seed, row, start, site, THRESHOLD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def kept(key, row, start, site, THRESHOLD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Dropout's mask, (R, BLOCK), of numbers from `start` on in rows of WIDTH (R,): the same whatever the block."""
-    key = tl.load(seed)
     # Multiplied before they are added up: the elements of a row then cost one addition. Lanes past the width have the
     # counters of the next row, and are not used.
     row = (row * WIDTH).to(tl.uint32) * 0x9E3779B1 + (key & 0xFFFFFFFF).to(tl.uint32)
@@ -34,28 +33,52 @@ def kept(seed, row, start, site, THRESHOLD: tl.constexpr, WIDTH: tl.constexpr, B
     return word >= THRESHOLD
 
 
+# Vectors are read as they are needed, as many times as there are rows: Triton takes one that is read once to the rows'
+# lanes through shared memory, where all warps wait for each other. So they would in sums over a row that several of
+# them hold: forward, each warp has a row of its own. In backward a program's sums over its rows would be too many then.
+
+
 @triton.jit(do_not_specialize=["site", "rows"])
 def norm_forward(
     product, bias, residual, weight, shift, out, normal, rstd, eps, site, seed, rows, factor,
     THRESHOLD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    row, column, key = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK), tl.load(seed)
     wide = column < D
     real = (row < rows)[:, None] & wide[None, :]
-    at = row[:, None] * D + column[None, :]
+    within = tl.zeros((ROWS, 1), tl.int32) + column[None, :]
+    at = row[:, None] * D + within
     values = tl.load(product + at, real, other=0.0).to(tl.float32)
-    values += tl.load(bias + column, wide, other=0.0).to(tl.float32)[None, :]
+    beside = tl.load(residual + at, real, other=0.0).to(tl.float32)
+    values += tl.load(bias + within, real, other=0.0).to(tl.float32)
     if THRESHOLD > 0:
-        values = tl.where(kept(seed, row, 0, site, THRESHOLD, D, BLOCK), values * factor, 0.0)
-    values += tl.load(residual + at, real, other=0.0).to(tl.float32)
+        values = tl.where(kept(key, row, 0, site, THRESHOLD, D, BLOCK), values * factor, 0.0)
+    values += beside
     values = tl.where(wide[None, :], values - (tl.sum(values, 1) / D)[:, None], 0.0)
     inverse = tl.rsqrt(tl.sum(values * values, 1) / D + eps)
     values *= inverse[:, None]
     tl.store(normal + at, values.to(normal.dtype.element_ty), real)
     tl.store(rstd + row, inverse, row < rows)
-    values *= tl.load(weight + column, wide, other=0.0).to(tl.float32)[None, :]
-    values += tl.load(shift + column, wide, other=0.0).to(tl.float32)[None, :]
+    values *= tl.load(weight + within, real, other=0.0).to(tl.float32)
+    values += tl.load(shift + within, real, other=0.0).to(tl.float32)
     tl.store(out + at, values.to(out.dtype.element_ty), real)
+
+
+@triton.jit
+def _both(left, right, other_left, other_right):
+    return left + other_left, right + other_right
+
+
+@triton.jit
+def _two(first, second, start, column, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Rows from `start` on of two tensors (rows, WIDTH): the loops read what comes next before they use what is there.
+
+    They wait for memory, and for little else. The second one's leave the cache first.
+    """
+    row = start + tl.arange(0, ROWS)
+    real = (row < rows)[:, None] & (column < WIDTH)[None, :]
+    at = row[:, None] * WIDTH + column[None, :]
+    return tl.load(first + at, real, other=0.0), tl.load(second + at, real, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit(do_not_specialize=["site", "rows"])
@@ -64,35 +87,44 @@ def norm_backward(
     OF_WEIGHT: tl.constexpr, OF_SHIFT: tl.constexpr, OF_BIAS: tl.constexpr, site, seed, rows, factor,
     THRESHOLD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    program, column = tl.program_id(0), tl.arange(0, BLOCK)
+    program, column, key = tl.program_id(0), tl.arange(0, BLOCK), tl.load(seed)
     start, wide = program * ROWS, column < D
-    gamma = tl.load(weight + column, wide, other=0.0).to(tl.float32)[None, :]
-    of_weight, of_shift = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
-    of_bias = tl.zeros((BLOCK,), tl.float32)
+    within = tl.zeros((ROWS, 1), tl.int32) + column[None, :]
+    gamma = tl.load(weight + within, wide[None, :], other=0.0).to(tl.float32)
+    of_weight, of_shift = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
+    of_bias = tl.zeros((ROWS, BLOCK), tl.float32)
+    coming = _two(gradient, normal, start, column, rows, D, ROWS)
+    row = start + tl.arange(0, ROWS)
+    inverse = tl.load(rstd + row, row < rows, other=0.0)
     while start < rows:
+        above, x, scale = coming[0].to(tl.float32), coming[1].to(tl.float32), inverse[:, None]
         row = start + tl.arange(0, ROWS)
         real = (row < rows)[:, None] & wide[None, :]
         at = row[:, None] * D + column[None, :]
-        above = tl.load(gradient + at, real, other=0.0).to(tl.float32)
-        x = tl.load(normal + at, real, other=0.0).to(tl.float32)
-        inverse = tl.load(rstd + row, row < rows, other=0.0)[:, None]
+        start += tl.num_programs(0) * ROWS
+        coming = _two(gradient, normal, start, column, rows, D, ROWS)
+        following = start + tl.arange(0, ROWS)
+        inverse = tl.load(rstd + following, following < rows, other=0.0)
         if OF_WEIGHT:
-            of_weight += tl.sum(above * x, 0)
+            of_weight += above * x
         if OF_SHIFT:
-            of_shift += tl.sum(above, 0)
+            of_shift += above
         above *= gamma
-        below = (above - (tl.sum(above, 1) / D)[:, None] - x * (tl.sum(above * x, 1) / D)[:, None]) * inverse
+        total, along = tl.reduce((above, above * x), 1, _both)
+        below = (above - (total / D)[:, None] - x * (along / D)[:, None]) * scale
         tl.store(out + at, below.to(out.dtype.element_ty), real)
         if THRESHOLD > 0:
-            below = tl.where(kept(seed, row, 0, site, THRESHOLD, D, BLOCK), below * factor, 0.0)
+            below = tl.where(kept(key, row, 0, site, THRESHOLD, D, BLOCK), below * factor, 0.0)
             tl.store(dropped + at, below.to(dropped.dtype.element_ty), real)
         if OF_BIAS:
-            of_bias += tl.sum(below, 0)
-        start += tl.num_programs(0) * ROWS
+            of_bias += below
     at = program * stride + column
-    tl.store(weight_sums + at, of_weight, wide & OF_WEIGHT)
-    tl.store(shift_sums + at, of_shift, wide & OF_SHIFT)
-    tl.store(bias_sums + at, of_bias, wide & OF_BIAS)
+    if OF_WEIGHT:
+        tl.store(weight_sums + at, tl.sum(of_weight, 0), wide)
+    if OF_SHIFT:
+        tl.store(shift_sums + at, tl.sum(of_shift, 0), wide)
+    if OF_BIAS:
+        tl.store(bias_sums + at, tl.sum(of_bias, 0), wide)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -115,7 +147,7 @@ def embed_forward(
     values *= tl.load(weight + column, wide, other=0.0)[None, :]
     values += tl.load(shift + column, wide, other=0.0)[None, :]
     if THRESHOLD > 0:
-        values = tl.where(kept(seed, row, 0, 0, THRESHOLD, D, BLOCK), values * factor, 0.0)
+        values = tl.where(kept(tl.load(seed), row, 0, 0, THRESHOLD, D, BLOCK), values * factor, 0.0)
     tl.store(out + at, values.to(out.dtype.element_ty), real)
 
 
@@ -133,7 +165,7 @@ def embed_backward(
         at = row[:, None] * D + column[None, :]
         above = tl.load(gradient + at, real, other=0.0).to(tl.float32)
         if THRESHOLD > 0:
-            above = tl.where(kept(seed, row, 0, 0, THRESHOLD, D, BLOCK), above * factor, 0.0)
+            above = tl.where(kept(tl.load(seed), row, 0, 0, THRESHOLD, D, BLOCK), above * factor, 0.0)
         if OF_WEIGHT:
             of_weight += tl.sum(above * tl.load(normal + at, real, other=0.0).to(tl.float32), 0)
         if OF_SHIFT:
@@ -192,14 +224,19 @@ def _slope(x):
     return x * (odd * s + even) + 0.5
 
 
+# GELU's product lies in the memory until backward, which nothing of it in the cache would outlast: it goes first, and
+# what the next product reads stays.
+
+
 @triton.jit(do_not_specialize=["rows"])
 def gelu_forward(product, bias, out, rows, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> None:
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real = (row < rows)[:, None] & (column < F)[None, :]
-    at = row[:, None] * F + column[None, :]
-    added = tl.load(bias + column, column < F, other=0.0).to(tl.float32)[None, :]
-    x = tl.load(product + at, real, other=0.0).to(tl.float32) + added
+    within = tl.zeros((ROWS, 1), tl.int32) + column[None, :]
+    at = row[:, None] * F + within
+    added = tl.load(bias + within, real, other=0.0).to(tl.float32)
+    x = tl.load(product + at, real, other=0.0, eviction_policy="evict_first").to(tl.float32) + added
     x = tl.where(x < -5.25, 0.0, x * _distribution(x))
     tl.store(out + at, x.to(out.dtype.element_ty), real)
 
@@ -210,22 +247,23 @@ def gelu_backward(
     COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
     program = tl.program_id(0)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    added = tl.load(bias + column, column < F, other=0.0).to(tl.float32)[None, :]
-    total = tl.zeros((COLUMNS,), tl.float32)
-    start = program * ROWS
+    start, column = program * ROWS, tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    within = tl.zeros((ROWS, 1), tl.int32) + column[None, :]
+    added = tl.load(bias + within, (column < F)[None, :], other=0.0).to(tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    coming = _two(gradient, product, start, column, rows, F, ROWS)
     while start < rows:
+        above, x = coming[0].to(tl.float32), coming[1].to(tl.float32) + added
         row = start + tl.arange(0, ROWS)
         real = (row < rows)[:, None] & (column < F)[None, :]
-        at = row[:, None] * F + column[None, :]
-        x = tl.load(product + at, real, other=0.0).to(tl.float32) + added
-        below = tl.load(gradient + at, real, other=0.0).to(tl.float32) * _slope(x)
-        tl.store(out + at, below.to(out.dtype.element_ty), real)
-        if SUMMED:
-            total += tl.sum(below, 0)
         start += tl.num_programs(0) * ROWS
+        coming = _two(gradient, product, start, column, rows, F, ROWS)
+        below = above * _slope(x)
+        tl.store(out + row[:, None] * F + column[None, :], below.to(out.dtype.element_ty), real)
+        if SUMMED:
+            total += below
     if SUMMED:
-        tl.store(sums + program * stride + column, total, column < F)
+        tl.store(sums + program * stride + column, tl.sum(total, 0), column < F)
 
 
 @triton.jit(do_not_specialize=["first_rows", "second_rows"])

@@ -27,7 +27,7 @@ def low_forward(
         real = (row < rows)[:, None] & (column < D)[None, :]
         values = tl.load(x + row[:, None] * D + column[None, :], real, other=0.0)
         if THRESHOLD > 0:
-            values = tl.where(kept(seed, row, start, site + j, THRESHOLD, D, COLUMNS), values, 0.0)
+            values = tl.where(kept(tl.load(seed), row, start, site + j, THRESHOLD, D, COLUMNS), values, 0.0)
         there = (column < D)[:, None] & (lane < R)[None, :]
         matrix = tl.load(a + (j * R + lane)[None, :] * D + column[:, None], there, other=0.0)
         found = tl.dot(values, matrix, found, input_precision="ieee")
@@ -54,7 +54,7 @@ def low_onto(
         matrix = tl.load(a + (j * R + lane)[:, None] * D + column[None, :], within, other=0.0)
         below = tl.dot(values, matrix, input_precision="ieee") * factor
         if THRESHOLD > 0:
-            below = tl.where(kept(seed, row, start, site + j, THRESHOLD, D, COLUMNS), below, 0.0)
+            below = tl.where(kept(tl.load(seed), row, start, site + j, THRESHOLD, D, COLUMNS), below, 0.0)
         total += below
     tl.store(out + at, total.to(out.dtype.element_ty), real)
 
@@ -73,7 +73,7 @@ def low_inner(
         real = (row < rows)[:, None] & (column < D)[None, :]
         values = tl.load(x + row[:, None] * D + column[None, :], real, other=0.0)
         if THRESHOLD > 0:
-            values = tl.where(kept(seed, row, start, site + j, THRESHOLD, D, COLUMNS), values, 0.0)
+            values = tl.where(kept(tl.load(seed), row, start, site + j, THRESHOLD, D, COLUMNS), values, 0.0)
         there = (row < rows)[None, :] & (lane < R)[:, None]
         left = tl.load(low + row[None, :] * (J * R) + (j * R + lane)[:, None], there, other=0.0)
         found = tl.dot(left, values, found, input_precision="ieee")

@@ -100,18 +100,19 @@ class LowRankLayer(WholeLayer):
     """
 
     def __init__(
-        self, call: calls.Call, eps: tuple[float, float], matrices: Matrices, vectors: Vectors, updates: LayerUpdates,
-        ends: bool,
+        self, call: calls.Call, eps: tuple[float, float], matrices: Matrices, vectors: Vectors, biases: torch.Tensor,
+        updates: LayerUpdates, ends: bool,
     ) -> None:  # fmt: skip
-        super().__init__(call, eps, matrices, vectors)
+        super().__init__(call, eps, matrices, vectors, biases)
         self.updates, self.trained, self.ends = *updates, ends
         self._inputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._found: dict[str, list[torch.Tensor]] = {}
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (T, D) to rows, or to the first tokens' (S, D)."""
-        self._qkv = self._times("qkv", rows)
-        seen = calls.attend(self.call, self._qkv, self.vectors[:3])
+        self._qkv = self._times("qkv", rows, self.biases)
+        self._attended = calls.attend(self.call, self._qkv)
+        seen = self._attended.values
         if self.ends:
             seen, rows = (one.index_select(0, self.call.places[:, 0, 0, 0]) for one in (seen, rows))
         return self._finish(seen, rows)
@@ -126,15 +127,15 @@ class LowRankLayer(WholeLayer):
         if for_rows or self.updates.qkv is not None:
             if self.ends:
                 below, residual = (_spread(one, self.call.places, len(self._qkv)) for one in (below, residual))
-            above = calls.attend_backward(self.call, below, self._qkv, self.vectors[:3], nothing)
+            above = calls.attend_backward(self.call, below, self._qkv, self._attended, nothing)
             if for_rows:
                 of_rows = self._back("qkv", above, residual)
             else:
                 self._update("qkv", above, None)
         return of_rows, [one for name in OfProducts._fields for one in self._found.get(name, [])]
 
-    def _times(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        products, update = super()._times(name, x), getattr(self.updates, name)
+    def _times(self, name: str, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        products, update = super()._times(name, x, bias), getattr(self.updates, name)
         if update is not None:
             self._inputs[name] = x, update.onto(self.call.seed, x, products)
         return products

@@ -92,13 +92,23 @@ class _RowEncoder(nn.Module):
         seeds = draw_seeds(len(encoder.layer), rows.device).split(1)
         updates = prepare([_groups(layer) for layer in encoder.layer], dtype)
         layers = []
-        for layer, seed, beside in zip(encoder.layer, seeds, updates, strict=True):
+        biases = _biases_of_attention(encoder.layer, dtype)
+        for layer, seed, beside, bias in zip(encoder.layer, seeds, updates, biases, strict=True):
             attention = layer.attention.self
             dropouts = (attention.dropout, layer.attention.output.dropout, layer.output.dropout)
             call = Call(attention_mask, seed, attention.num_attention_heads, tuple(_rate(one) for one in dropouts))
-            layers.append(_prepared(layer, call, beside, ends=layer is encoder.layer[-1]))
+            layers.append(_prepared(layer, call, beside, bias, ends=layer is encoder.layer[-1]))
         rows = Layers.apply(rows, layers, *(one for layer in layers for one in layer.trained))
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=rows.unsqueeze(1))
+
+
+def _biases_of_attention(layers: Any, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Of queries, keys and values, (3 D,) for each layer in this precision, by one kernel for all."""
+    biases: list[torch.Tensor] = [_base(linear).bias for layer in layers for linear in linears(layer)[:3]]
+    copies = biases[0].new_empty((len(biases), len(biases[0])), dtype=dtype, requires_grad=False)
+    with torch.no_grad():
+        torch._foreach_copy_(list(copies.unbind()), biases)
+    return copies.view(len(layers), -1).unbind()
 
 
 def _is_in_rows(x: torch.Tensor, mask: Any) -> bool:
@@ -106,7 +116,7 @@ def _is_in_rows(x: torch.Tensor, mask: Any) -> bool:
     return isinstance(mask, torch.Tensor) and mask.dtype == torch.int32 and mask.dim() == 4 and x.size(0) == 1
 
 
-def _prepared(layer: Any, call: Call, updates: Any, ends: bool) -> Any:
+def _prepared(layer: Any, call: Call, updates: Any, biases: torch.Tensor, ends: bool) -> Any:
     """The layer as `Layers` computes it."""
     first, second = layer.attention.output, layer.output
     query, key, value, out, inner, outer = (_base(linear) for linear in linears(layer))
@@ -117,8 +127,8 @@ def _prepared(layer: Any, call: Call, updates: Any, ends: bool) -> Any:
         outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
     )  # fmt: skip
     if updates is not None:
-        return LowRankLayer(call, eps, matrices, vectors, updates, ends)
-    return (LastLayer if ends else WholeLayer)(call, eps, matrices, vectors)
+        return LowRankLayer(call, eps, matrices, vectors, biases, updates, ends)
+    return (LastLayer if ends else WholeLayer)(call, eps, matrices, vectors, biases)
 
 
 def _groups(layer: Any) -> tuple[list[Trained | None], ...] | None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from peftlib.data.encoding import Chosen
+from peftlib.data.one_piece import OnePiece
 from peftlib.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,16 +106,16 @@ class RowCollator:
         is_token = np.arange(width) < lengths[:, None]
         places = np.full(is_token.shape, -1, dtype=np.int32)
         places[is_token] = np.arange(count)
-        batch = {"attention_mask": torch.from_numpy(places[:, None, None])}
+        batch: dict[str, np.ndarray] = {"attention_mask": places[:, None, None]}
         of_example = np.arange(tokens) - np.repeat(np.cumsum(chosen.lengths) - chosen.lengths, chosen.lengths)
         for name, column in {**chosen.columns, "position_ids": self.first_position + of_example}.items():
             row = np.full((1, count), column[0], dtype=np.int64)
             row[0, :tokens] = column
-            batch[name] = torch.from_numpy(row)
+            batch[name] = row
         for name in Targets._fields:
             values: np.ndarray = getattr(chosen, name)
-            batch[name] = torch.from_numpy(np.concatenate([values, np.zeros(fillers, values.dtype)]))
-        return batch
+            batch[name] = np.concatenate([values, np.zeros(fillers, values.dtype)])
+        return OnePiece.of(batch)
 
 
 def is_in_rows(batch: dict[str, torch.Tensor]) -> bool:

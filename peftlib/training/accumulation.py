@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -21,14 +23,22 @@ def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tens
     Returns:
         A scalar.
     """
+    if logits.is_cuda and find_spec("triton") is not None:
+        from peftlib.acceleration.loss import WeightedCrossEntropy  # it imports Triton
+
+        loss: torch.Tensor = WeightedCrossEntropy.apply(logits, labels, weight)
+        return loss
     return (nn.functional.cross_entropy(logits.float(), labels, reduction="none") * weight).sum()
 
 
 def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
     """Add the gradient of one micro-batch's share of the window's loss.
 
-    `Accelerator.backward` divides by the accumulation steps, however many micro-batches the window really has,
-    and DDP averages over the processes. The weights in `weighted_loss` have done both already, exactly, so both
-    are undone here.
+    Not by `Accelerator.backward`, which divides by the accumulation steps, however many micro-batches the window really
+    has: the weights in `weighted_loss` have done that already. They know all processes too, over which DDP averages, so
+    that is undone here.
     """
-    accelerator.backward(loss * (accelerator.gradient_accumulation_steps * accelerator.num_processes))
+    if accelerator.num_processes > 1:
+        loss = loss * accelerator.num_processes
+    scaler = accelerator.scaler
+    (loss if scaler is None else scaler.scale(loss)).backward()

@@ -12,6 +12,7 @@ def few_programs(monkeypatch):
     from peftlib.data import collation
 
     monkeypatch.setattr(layer_calls, "_PROGRAMS", 3)
+    monkeypatch.setattr(layer_calls, "_FORWARD_ROWS", 8)
     monkeypatch.setattr(layer_calls, "_ROWS", 8)
     monkeypatch.setattr(layer_calls, "_GELU_ROWS", 8)
     monkeypatch.setattr(collation, "STEP", 32)

@@ -27,10 +27,9 @@ def attention_mask_drawn(seed, p, tokens=32):
     """(heads, tokens, tokens): the factors on the attention weights of one example with two heads."""
     qkv = torch.zeros(tokens, 3 * 64)
     qkv[:, 128:] = torch.eye(32).repeat(1, 2)[:tokens] * tokens  # equal weights, and the values show which are kept
-    zeros = torch.zeros(64, device=DEVICE)
     places = torch.full((1, 1, 1, 32), -1, dtype=torch.int32, device=DEVICE)
     places[..., :tokens] = torch.arange(tokens)
-    out = layer_calls.attend(Call(places, seed, 2, (Rate.of(p),)), qkv.to(DEVICE), (zeros,) * 3)
+    out = layer_calls.attend(Call(places, seed, 2, (Rate.of(p),)), qkv.to(DEVICE)).values
     return out.view(tokens, 2, 32)[..., :tokens].transpose(0, 1)
 
 

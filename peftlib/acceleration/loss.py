@@ -1,0 +1,62 @@
+"""The weighted loss of a micro-batch as one Triton kernel, forward and backward."""
+
+# mypy: disallow-untyped-defs=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton  # type: ignore  # without types; torch for GPUs brings it, torch for CPUs does not
+import triton.language as tl  # type: ignore
+
+#: Numbers that the program holds at a time.
+_BLOCK = 2048
+
+
+class WeightedCrossEntropy(torch.autograd.Function):
+    """The sum of every example's cross-entropy times its weight: logits (B, C), labels (B,), weights fp32 (B,).
+
+    One program for all: a batch has a few hundred logits, and torch takes a dozen kernels for them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        examples, classes = logits.shape
+        loss = torch.empty((), device=logits.device, dtype=torch.float32)
+        # In fp32: fp16's scale comes with what is above, and must come first.
+        gradient = torch.empty_like(logits, dtype=torch.float32, memory_format=torch.contiguous_format)
+        lanes = triton.next_power_of_2(classes)
+        weighted_cross_entropy[(1,)](
+            logits.contiguous(), labels, weight, loss, gradient, examples, classes, max(1, _BLOCK // lanes), lanes
+        )
+        ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return torch.mul(gradient, above, out=torch.empty_like(gradient, dtype=ctx.dtype)), None, None
+
+
+@triton.jit(do_not_specialize=["examples"])
+def weighted_cross_entropy(
+    logits, labels, weights, loss, gradient, examples, classes, ROWS: tl.constexpr, LANES: tl.constexpr
+):
+    """The loss, and its slopes by each logit, (B, C)."""
+    lane, total = tl.arange(0, LANES), tl.zeros((ROWS,), tl.float32)
+    for start in range(0, examples, ROWS):
+        row = start + tl.arange(0, ROWS)
+        there = row < examples
+        at, real = row[:, None] * classes + lane[None, :], there[:, None] & (lane < classes)[None, :]
+        label, weight = tl.load(labels + row, there, other=0), tl.load(weights + row, there, other=0.0)
+        x = tl.load(logits + at, real, other=float("-inf")).to(tl.float32)
+        x -= tl.where(there, tl.max(x, 1), 0.0)[:, None]
+        powers = tl.exp(x)
+        sums = tl.where(there, tl.sum(powers, 1), 1.0)
+        is_label = lane[None, :] == label[:, None]
+        total += tl.where(there, (tl.log(sums) - tl.sum(tl.where(is_label, x, 0.0), 1)) * weight, 0.0)
+        slopes = (powers / sums[:, None] - is_label.to(tl.float32)) * weight[:, None]
+        tl.store(gradient + at, slopes, real)
+    tl.store(loss, tl.sum(total, 0))
