@@ -6,8 +6,10 @@ Gains are of MRPC with BitFit on the packaged MiniLM-L6, bf16 on two CPU cores (
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -46,7 +48,7 @@ def accelerate_model(
         leave_casts_to_autocast(model)
         if frozen_dtype == "auto":
             keep_frozen_linears_in(model, _DTYPES[precision])
-            if _has_tensor_cores(device):
+            if runs_kernels(device):
                 from peftlib.acceleration.row_encoder import take_rows  # it imports Triton
 
                 first_position = take_rows(model, _DTYPES[precision])
@@ -69,9 +71,10 @@ def accelerate_model(
         always_mask(model)
 
 
-def _has_tensor_cores(device: torch.device) -> bool:
-    """An NVIDIA GPU from Ampere on, for which Triton's kernels are written; they were run on Hopper only."""
-    nvidia = device.type == "cuda" and torch.version.hip is None
+@functools.cache
+def runs_kernels(device: torch.device) -> bool:
+    """An NVIDIA GPU from Ampere on, and Triton, whose kernels are written for it; they were run on Hopper only."""
+    nvidia = device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
     return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

@@ -91,7 +91,7 @@ class GraphedStep:
             return self._step(batch)
         recording = self._recordings.get(shape) or self._record(batch)
         self._recordings[shape] = recording
-        _copy(recording.inputs, batch)
+        copy_batch(recording.inputs, batch)
         recording.replay()
         return recording.loss.clone()
 
@@ -168,7 +168,7 @@ class GraphedStep:
         return loss
 
 
-def _copy(inputs: Batch, batch: Batch) -> None:
+def copy_batch(inputs: Batch, batch: Batch) -> None:
     """Overwrite the inputs with a batch, in as few kernels as their memory allows: one if they are one piece of it."""
     ours, theirs = _piece(inputs), _piece(batch)
     if ours is not None and theirs is not None and len(ours) == len(theirs):

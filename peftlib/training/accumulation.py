@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from accelerate import Accelerator
 from torch import nn
+
+from peftlib.acceleration import runs_kernels
 
 
 def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -23,7 +23,7 @@ def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tens
     Returns:
         A scalar.
     """
-    if logits.is_cuda and find_spec("triton") is not None:
+    if runs_kernels(logits.device):
         from peftlib.acceleration.loss import WeightedCrossEntropy  # it imports Triton
 
         loss: torch.Tensor = WeightedCrossEntropy.apply(logits, labels, weight)

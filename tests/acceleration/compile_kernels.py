@@ -19,10 +19,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from triton.runtime.jit import JITFunction
 
+from peftlib.acceleration.loss import WeightedCrossEntropy
 from peftlib.acceleration.row_encoder import MOST_RANK, take_rows
 from peftlib.data.collation import WIDTHS, Collator, split_inputs
 from peftlib.data.encoding import Chosen
-from peftlib.training.accumulation import weighted_loss
 
 #: Compute capability -> bytes of shared memory that a program may have there. 8.0 stands for Ampere and Ada, of which
 #: 8.6 and 8.9 have least.
@@ -51,7 +51,7 @@ def launches() -> list[Launch]:
             inputs, targets = split_inputs(Collator({"input_ids": 0}).in_rows(0)(examples(width)))
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(**inputs).logits
-            weighted_loss(logits, targets.labels, targets.weight).backward()
+            WeightedCrossEntropy.apply(logits, targets.labels, targets.weight).backward()
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peftlib.acceleration import accelerate_model
-from peftlib.acceleration.graphs import Batch, GraphedStep, Recording
+from peftlib.acceleration.graphs import Batch, GraphedStep, Recording, copy_batch
 from peftlib.strategies.parameters import trained_state
 from peftlib.training.accumulation import weighted_loss
 from peftlib.training.loop import train
@@ -80,6 +81,46 @@ def test_losses_and_gradients_are_those_of_plain_steps(windows: list[list[int]],
             recorded.add(rows)
         seen.append(rows)
     assert sorted(shape[0] for shape in graphed.recorded) == sorted(recorded)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=3), st.sampled_from([0.1, 1.0, 100.0]))
+def test_gradients_are_clipped_as_torch_clips_them(sizes: list[int], most: float) -> None:
+    generator = torch.Generator().manual_seed(sum(sizes))
+    ours, plain = ([nn.Parameter(torch.zeros(size)) for size in sizes] for _ in range(2))
+    slopes = [torch.randn(size, generator=generator) for size in sizes]
+
+    def step(batch: Batch) -> torch.Tensor:
+        loss = sum((one * slope).sum() for one, slope in zip(ours, slopes, strict=True)) * batch["x"].sum()
+        loss.backward()
+        return loss.detach()
+
+    graphed = PretendedGraphs(step, ours, pytest.fail)
+    for _ in range(2):  # also when the tensor's last row has been used
+        graphed({"x": torch.ones(1)})
+        for one, slope in zip(plain, slopes, strict=True):
+            one.grad = slope.clone()
+        expected = nn.utils.clip_grad_norm_(plain, most)
+        torch.testing.assert_close(graphed.clip(most), expected)
+        for left, right in zip(ours, plain, strict=True):
+            torch.testing.assert_close(left.grad, right.grad)
+            left.grad = None
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_batch_in_one_piece_is_copied_as_one(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def batch(start: int) -> Batch:
+        numbers = torch.arange(start, start + 6)
+        parts = {"x": numbers[:4].view(2, 2), "y": numbers[4:]}
+        return parts if together else {name: tensor.clone() for name, tensor in parts.items()}
+
+    inputs, apart = copy.deepcopy(batch(0)), torch._foreach_copy_
+    copied: list[Any] = []
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda *given: copied.append(given) or apart(*given))
+    copy_batch(inputs, batch(7))
+    assert {name: tensor.tolist() for name, tensor in inputs.items()} == {"x": [[7, 8], [9, 10]], "y": [11, 12]}
+    assert (not copied) == together
+    assert batch(0)["x"].tolist() == [[0, 1], [2, 3]], "the recorded tensors are its own"
 
 
 def trained_weights(folder: Path, **options: Any) -> tuple[dict[str, torch.Tensor], list[float]]:

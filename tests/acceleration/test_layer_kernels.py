@@ -12,7 +12,7 @@ if find_spec("triton") is None:
 
 import triton
 
-from peftlib.acceleration import attention_kernels, layer_calls, layer_kernels, low_rank_kernels
+from peftlib.acceleration import attention_kernels, layer_calls, layer_kernels, loss, low_rank_kernels
 from peftlib.acceleration.layer_calls import Call, Normal, Rate
 from tests.acceleration.rows import (
     DEVICE,
@@ -103,7 +103,7 @@ def test_kernels_compile_for_ampere_and_hopper(tmp_path):
     kernels = {line.split()[0] for line in done.stdout.splitlines()}
     assert kernels == {
         name
-        for module in (attention_kernels, layer_kernels, low_rank_kernels)
+        for module in (attention_kernels, layer_kernels, loss, low_rank_kernels)
         for name, one in vars(module).items()
         if isinstance(one, triton.runtime.jit.KernelInterface) and not name.startswith("_") and name != "kept"
     }

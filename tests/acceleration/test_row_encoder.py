@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ if find_spec("triton") is None:
     pytest.skip("needs triton, which is for Linux", allow_module_level=True)
 
 from peftlib import acceleration
-from peftlib.acceleration import accelerate_model
+from peftlib.acceleration import accelerate_model, leave_out_workspace
 from peftlib.acceleration.attention import finish_first_token_only
 from peftlib.acceleration.bert import joined, linears
 from peftlib.acceleration.graphs import GraphedStep
@@ -222,12 +223,21 @@ def test_only_plain_frozen_layers_of_bert_s_kind_take_rows():
     ],
 )  # fmt: skip
 def test_batches_are_laid_out_where_the_encoder_takes_rows(monkeypatch, adapt, options, laid_out):
-    monkeypatch.setattr(acceleration, "_has_tensor_cores", lambda device: True)
+    monkeypatch.setattr(acceleration, "runs_kernels", lambda device: True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     collator = Collator({"input_ids": 1})
     loader = SimpleNamespace(collate_fn=collator)
     given = {"precision": "fp16", **options}
     accelerate_model(adapt(classifier("roberta")), torch.device("cuda"), **given, loader=loader)
     assert loader.collate_fn == (RowCollator(collator, 2) if laid_out else collator)
+    # Products of low rank need it.
+    assert (os.environ.get("CUBLAS_WORKSPACE_CONFIG") == ":0:0") == (laid_out and adapt is not with_lora)
+
+
+def test_a_workspace_that_was_asked_for_stays(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    leave_out_workspace(classifier())
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_queries_keys_and_values_share_memory_in_copies_too():

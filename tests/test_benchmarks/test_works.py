@@ -62,6 +62,8 @@ def test_a_gpu_s_contenders_do_all_their_works_in_one_process():
         {"Trainer fp16"}, {"Trainer bf16"}, {"ours fp16"}, {"ours bf16"}
     ]  # fmt: skip
     assert [len(group) for group in shared] == [1, 1, 2, 2]
+    some = groups(chosen, ["ours fp16", "Trainer fp16"], cuda=True, backwards=True)
+    assert [[one.name for _, one in group] for group in some] == [["ours fp16"] * 2, ["Trainer fp16"]]
     alone = groups(chosen, cuda=False, backwards=True)
     assert [len(group) for group in alone] == [1] * 6
     assert [group[0][1].name for group in alone[:3]] == ["ours", "Trainer bf16", "Trainer fp32"]
