@@ -50,8 +50,8 @@ def main() -> None:
         how.mixed_precision, how.gradient_accumulation_steps, trackers, folder, how.num_cpu_threads
     )
     reporter = Reporter(accelerator, folder, args.flat(), trackers)
-    if args.ignored:
-        reporter.console.note(f"note: --method {how.method} does not use {', '.join(args.ignored)}")
+    for line in args.ignored:
+        reporter.console.note(f"note: {line}")
 
     # ── Seed ─────────────────────────────────────────────────────────────────────────────────────────────────
     set_seed(how.seed)

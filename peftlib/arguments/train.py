@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from peftlib.arguments.groups import DataArguments, ModelArguments, OutputArgume
 from peftlib.arguments.parser import Parser, words_of
 from peftlib.data.files import name_of_files
 from peftlib.data.tasks import DEFAULT_TASK, TASKS, Task
+from peftlib.modeling import PACKAGED_MODELS
 from peftlib.strategies import STRATEGIES, Strategy
 
 
@@ -24,7 +25,7 @@ class TrainArguments:
 
     Attributes:
         strategy: the chosen method with its own flags.
-        ignored: flags that were set but belong to other methods, for a notice (a sweep over methods sets them all).
+        ignored: a line for flags that were set and have no effect. No errors: a sweep over methods sets all methods'.
     """
 
     model: ModelArguments
@@ -97,10 +98,38 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         argv = flags_of_file(Path(config), parser) + argv
     model, data, training, output, *rest, _ = parser.parse_words(argv)
     strategies: dict[str, Strategy] = dict(zip(STRATEGIES, rest, strict=True))
-    ignored = tuple(
-        f"--{entry.name}"
-        for method, strategy in strategies.items()
-        for entry in fields(strategy)
-        if method != training.method and getattr(strategy, entry.name) != entry.default
-    )
-    return TrainArguments(model, data, training, output, strategies[training.method], ignored)
+    groups = model, data, training, output
+    return TrainArguments(*groups, strategies[training.method], tuple(_without_effect(*groups, strategies)))
+
+
+def _without_effect(
+    model: ModelArguments, data: DataArguments, training: TrainingArguments, output: OutputArguments,
+    strategies: dict[str, Strategy],
+) -> Iterator[str]:  # fmt: skip
+    """A line for each flag that differs from its default in vain."""
+    of_others = [
+        f"--{name}" for method, strategy in strategies.items() if method != training.method for name in _set(strategy)
+    ]
+    if of_others:
+        yield f"--method {training.method} does not use {', '.join(of_others)}"
+    given = {name for group in (model, data, training, output) for name in _set(group)}
+    beside = {
+        "warmup_ratio": ("num_warmup_steps", True),
+        "num_train_epochs": ("max_train_steps", True),
+        "extend_training": ("resume_from_checkpoint", False),
+        "checkpoints_total_limit": ("checkpointing_steps", False),
+    }
+    for name, (other, with_it) in beside.items():
+        if name in given and (other in given) == with_it:
+            yield f"--{name} has no effect {'beside' if with_it else 'without'} --{other}"
+    if training.lr_scheduler_type == "constant":
+        for name in ("num_warmup_steps", "warmup_ratio"):
+            if name in given:
+                yield f"--{name} has no effect on --lr_scheduler_type constant; see constant_with_warmup"
+    if "model_revision" in given and model.model_name_or_path in PACKAGED_MODELS:
+        yield f"--model_revision has no effect on {model.model_name_or_path}, which is a package"
+
+
+def _set(group: Any) -> list[str]:
+    """The flags of a group that are not at their defaults."""
+    return [entry.name for entry in fields(group) if getattr(group, entry.name) != entry.default]

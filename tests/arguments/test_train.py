@@ -125,8 +125,29 @@ def test_the_parser_names_every_flag():
 
 def test_flags_of_other_methods_are_reported_when_they_differ_from_their_default():
     args = parse("--method", "bitfit", "--lora_r", "4", "--use_dora", "--lora_alpha", "32", "--bias_terms", "query")
-    assert args.ignored == ("--lora_r", "--use_dora")
+    assert args.ignored == ("--method bitfit does not use --lora_r, --use_dora",)
     assert parse("--method", "lora", "--lora_r", "4").ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--warmup_ratio 0.1 --num_warmup_steps 5", ["--warmup_ratio"]),
+        ("--warmup_ratio 0.1", []),
+        ("--num_train_epochs 2 --max_train_steps 10", ["--num_train_epochs"]),
+        ("--extend_training", ["--extend_training"]),
+        ("--extend_training --resume_from_checkpoint auto --output_dir out", []),
+        ("--checkpoints_total_limit 2", ["--checkpoints_total_limit"]),
+        ("--checkpoints_total_limit 2 --checkpointing_steps epoch", []),
+        ("--lr_scheduler_type constant --num_warmup_steps 5", ["--num_warmup_steps"]),
+        ("--lr_scheduler_type constant_with_warmup --num_warmup_steps 5", []),
+        ("--model_revision v2", ["--model_revision"]),
+        ("--model_revision v2 --model_name_or_path bert-base-uncased", []),
+        ("--lora_r 4 --extend_training", ["--method", "--extend_training"]),
+    ],
+)
+def test_flags_without_effect_have_a_line_each(flags, named):
+    assert [line.split()[0] for line in parse(*flags.split()).ignored] == named
 
 
 @pytest.mark.parametrize("method", STRATEGIES)
