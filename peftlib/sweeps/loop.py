@@ -14,6 +14,8 @@ from peftlib.sweeps.run import Run, forget_checkpoints, in_use, logged_in, reaso
 from peftlib.sweeps.search import Claim, Search
 
 _PAUSE = 0.5  # seconds between looks
+#: After so many failures of a call, and no run that ended well, no more are tried; W&B's agent gives up after as many.
+_MOST_FAILURES = 5
 
 
 class Stopped(Interrupted):
@@ -33,14 +35,16 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
 
     Raises:
         Stopped: a signal came.
-        RunError: no run of the sweep has ended well.
+        RunError: no run of the sweep has ended well, of all or of the first ones.
     """
     active: dict[int, tuple[Claim, Run | None]] = {}  # None until it is started
-    started, stopped, idle = 0, 0, False
+    started, stopped, idle, failed = 0, 0, False, search.failures()
     with CaughtSignals(signal.SIGINT, signal.SIGTERM) as signals, console:
         console.begin(search, workers)
         while True:
-            while not signals.received and len(active) < workers and (count is None or started < count):
+            hopeless = search.failures() - failed >= _MOST_FAILURES and not search.any_ended_well()
+            open_to_more = not signals.received and not hopeless
+            while open_to_more and len(active) < workers and (count is None or started < count):
                 claim = search.claim()
                 idle = claim is None
                 if claim is None:
@@ -66,7 +70,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
                 stopped = len(signals.received)
                 _stop(console, list(running.values()), at_once=stopped > 1)
             console.show(search, running)
-            enough = bool(signals.received) or (count is not None and started >= count)
+            enough = not open_to_more or bool(signals.received) or (count is not None and started >= count)
             # What others are running may yet be cut off, and is taken up then.
             if not active and (enough or (idle and not search.unfinished())):
                 break
@@ -74,8 +78,11 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
     if signals.received:
         raise Stopped(signals.received[0])
     console.finish(search)
-    if not search.unfinished() and not any(trial.value is not None for trial in search.ranked()):
-        raise RunError("no run has ended well; the logs are in " + str(search.folder / "runs"))
+    logs = f"the logs are in {search.folder / 'runs'}"
+    if hopeless:
+        raise RunError(f"{_MOST_FAILURES} runs have failed and none has ended well: no more are tried; {logs}")
+    if not search.unfinished() and not search.any_ended_well():
+        raise RunError(f"no run has ended well; {logs}")
 
 
 def _stop(console: SweepConsole, runs: list[Run], *, at_once: bool) -> None:

@@ -65,7 +65,7 @@ class Search:
         parallel: whether runs overlap, so that bayes keeps away from where others are trying.
 
     Raises:
-        UserError: the folder holds another sweep, or cannot be written.
+        UserError: the folder holds another sweep, or something else, or cannot be written.
     """
 
     def __init__(self, sweep: Sweep, folder: Path, seed: int = 0, *, parallel: bool = False) -> None:
@@ -73,6 +73,7 @@ class Search:
         self._seed, self._parallel = seed, parallel
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        _refuse_what_is_no_sweep(folder)
         try:
             (folder / "runs").mkdir(parents=True, exist_ok=True)
             (folder / "locks").mkdir(exist_ok=True)
@@ -184,6 +185,14 @@ class Search:
 
         return sorted((trial for trial in self.trials() if trial.state in _OVER), key=place)
 
+    def failures(self) -> int:
+        """How many trials went wrong."""
+        return sum(trial.state == TrialState.FAIL for trial in self.trials())
+
+    def any_ended_well(self) -> bool:
+        """Whether a trial has a score."""
+        return any(trial.value is not None for trial in self.trials() if trial.state in _OVER)
+
     def _taken(self, trial: Trial, lock: TextIO, *, taken_up: bool) -> Claim:
         if self.sweep.method == "grid":
             values = self._point(self.trials()[trial.number])
@@ -277,6 +286,18 @@ class Search:
         with (self.folder / "locks" / "study").open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _refuse_what_is_no_sweep(folder: Path) -> None:
+    """A folder with files in it that are of no sweep is not where somebody wants one: a run's, say, or data."""
+    if folder.is_dir() and not (folder / "sweep.json").exists():
+        # Of a sweep that another process is beginning just now.
+        known = ("runs", "locks", "study.db")
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", *known)))
+        if others:
+            raise UserError(
+                f"--sweep_dir {folder}: holds {others[0]}, and no sweep; name a new folder, or an empty one"
+            )
 
 
 def _labels(point: dict[str, Any]) -> dict[str, Any]:

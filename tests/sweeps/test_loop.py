@@ -233,6 +233,24 @@ def test_a_fraction_of_eta_is_rounded_and_that_is_said(search, capsys, eta, said
     assert any("eta:" in line for line in lines) is said
 
 
+def test_after_five_failures_and_nothing_else_no_more_are_tried(search):
+    seeds = [f"no number {place}" for place in range(8)]
+    for done, said in (
+        (5, "5 runs have failed and none has ended well: no more are tried"),
+        (8, "no run has ended well"),
+    ):
+        opened = search(seeds)  # the same command tries five more
+        with pytest.raises(RunError, match=said):
+            run_sweep(opened, SweepConsole())
+        assert states(opened) == ["FAIL"] * done
+
+
+def test_one_run_that_ended_well_is_reason_to_go_on(search):
+    opened = search([1, *(f"no number {place}" for place in range(6))])
+    run_sweep(opened, SweepConsole(), workers=2)
+    assert sorted(states(opened)) == ["COMPLETE", *["FAIL"] * 6]
+
+
 def test_a_metric_that_is_never_logged_is_a_failure_with_the_nearest_name(search):
     opened = search([1], metric={"name": "eval/acuracy"})
     with pytest.raises(RunError, match="no run has ended well"):

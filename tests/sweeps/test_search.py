@@ -308,6 +308,23 @@ def test_a_folder_keeps_to_its_sweep_but_for_run_cap_and_a_grid_that_grows(searc
     assert [claim.values for claim in claims] + run_all(again) == list(again.sweep.grid())
 
 
+@pytest.mark.parametrize("name", ["run.json", "train.tsv"])
+def test_a_folder_with_anything_else_in_it_is_left_alone(search, tmp_path, name):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / name).touch()
+    with pytest.raises(UserError, match=f"holds {name}, and no sweep; name a new folder"):
+        search()
+    assert [path.name for path in folder.iterdir()] == [name]
+
+
+def test_a_new_folder_may_be_there_already(search, tmp_path):
+    (tmp_path / "study" / "runs").mkdir(parents=True)  # by another process, which is beginning the same sweep
+    (tmp_path / "study" / ".gitkeep").touch()
+    search()
+    search()
+
+
 def test_a_search_does_not_grow(search):
     few, more = {"lora_r": {"values": [4]}}, {"lora_r": {"values": [4, 8]}}
     search(method="random", run_cap=1, parameters=few)
