@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by strictly valid JSON: NaN and infinities, which JSON lacks, become null."""
     write_text(path, json.dumps(strict(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def placed_when_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files move into `folder` when the block ends well, and vanish when it does not."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+        temporary = Path(name)
+        yield temporary
+        for path in sorted(temporary.iterdir()):
+            share(path)
+            sync(path)
+            path.replace(folder / path.name)
 
 
 def cache_folder() -> Path:

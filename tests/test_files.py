@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.files import cache_folder, strict, write_json, write_text
+from peftlib.files import cache_folder, placed_when_whole, strict, write_json, write_text
 
 
 def names(folder):
@@ -104,3 +104,16 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch):
     assert cache_folder() == Path("/b/peftlib")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert cache_folder() == Path.home() / ".cache" / "peftlib"
+
+
+def test_files_are_placed_when_all_are_whole(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with placed_when_whole(tmp_path) as temporary:
+        (temporary / "a").write_text("new")
+        (temporary / "b").write_text("new")
+        assert (tmp_path / "a").read_text() == "old"
+    assert sorted((path.name, path.read_text()) for path in tmp_path.iterdir()) == [("a", "new"), ("b", "new")]
+    with pytest.raises(ZeroDivisionError), placed_when_whole(tmp_path) as temporary:
+        (temporary / "a").write_text("half of")
+        raise ZeroDivisionError
+    assert sorted((path.name, path.read_text()) for path in tmp_path.iterdir()) == [("a", "new"), ("b", "new")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from scipy.special import softmax
 
 from peftlib.data.tasks import GlueFolder
 from peftlib.errors import RunError, UserError
-from peftlib.files import share, write_json, write_text
+from peftlib.files import placed_when_whole, write_json, write_text
 
 if TYPE_CHECKING:  # it imports torch, which whoever reads predictions does without
     from peftlib.evaluation.evaluator import Evaluation
@@ -97,16 +96,12 @@ def write_answers(
         "eval_samples_per_second": len(evaluation.labels) / evaluation.seconds,
     }
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-            temporary = Path(name)
+        with placed_when_whole(folder) as temporary:
             save_predictions(temporary, evaluation.logits, evaluation.labels)
             write_text(temporary / "predictions.csv", _table(evaluation, names))
             if not scores and glue is not None:
                 write_text(temporary / f"{glue.folder}.tsv", _for_glue(evaluation.logits))
             write_json(temporary / RESULTS, {**scores, **counts, **about})
-            for path in sorted(temporary.iterdir()):  # all of them are whole
-                share(path)
-                path.replace(folder / path.name)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
         raise RunError(f"{folder}: cannot be written ({error}); make room there, or name --output_dir") from error
     return scores

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 from peftlib.errors import RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.evaluation.predictions import save_predictions
-from peftlib.files import share, sync, write_text
+from peftlib.files import placed_when_whole, write_text
 from peftlib.strategies import Strategy
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.card import model_card
@@ -51,7 +50,7 @@ def save_result(
     """
     kept = any((folder / "checkpoints").glob("step_*"))
     way = "go on with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
-    with _placed_when_whole(folder, way) as temporary:
+    with _quietly_placed(folder, way) as temporary:
         strategy.save(model, head, temporary)
         _save_tokenizer(tokenizer, temporary)
         is_adapter = (temporary / "adapter_config.json").is_file()
@@ -79,7 +78,7 @@ def save_checkpoint(
         for name, value in run["results"].items()
         if name.startswith("best_eval_") and name != "best_eval_step"
     }
-    with _placed_when_whole(folder, "export it again") as temporary:
+    with _quietly_placed(folder, "export it again") as temporary:
         model.save_pretrained(temporary)
         _save_tokenizer(tokenizer, temporary)
         write_text(temporary / "README.md", model_card(run, scores, folder=str(folder), is_adapter=False))
@@ -96,23 +95,20 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _placed_when_whole(folder: Path, way: str) -> Iterator[Path]:
-    """A temporary folder whose files move into `folder` when the block ends well, and vanish when it does not.
+def _quietly_placed(folder: Path, way: str) -> Iterator[Path]:
+    """`placed_when_whole`, in silence.
 
     Args:
         way: what to do about a disk that refuses, once there is room.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-            temporary = Path(name)
-            # The libraries announce each file they write; the run says where the result lies in one place.
-            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
-                yield temporary
-            for path in sorted(temporary.iterdir()):
-                share(path)
-                sync(path)
-                path.replace(folder / path.name)
+        # The libraries announce each file they write; the run says where the result lies in one place.
+        with (
+            placed_when_whole(folder) as temporary,
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(action="ignore", category=FutureWarning),  # PEFT and transformers, about each other
+        ):
+            yield temporary
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
         raise RunError(f"the result could not be written to {folder}: {error}; make room there and {way}") from error
 
