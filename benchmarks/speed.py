@@ -111,14 +111,17 @@ def groups(
     """Who does what in which process.
 
     On a CPU every measurement has a process of its own, whose memory it is. On a GPU, where an epoch takes less time
-    than a process needs to start, and the GPU's memory can be counted anew, a contender does all its works in one.
+    than a process needs to start, and the GPU's memory can be counted anew, a contender does all its works in one; ours
+    all of a method: what `acceleration.leave_out_workspace` does for one holds for the process.
     """
     step = -1 if backwards else 1
     pairs = [(work, one) for work in chosen for one in contenders(cuda, work)[::step] if not names or one.name in names]
     if not cuda:
         return [[pair] for pair in pairs]
-    found = dict.fromkeys(one.name for _, one in pairs)
-    return [[pair for pair in pairs if pair[1].name == name] for name in found]
+    shared: dict[tuple[str, tuple[str, ...]], list[tuple[Work, Contender]]] = {}
+    for work, one in pairs:
+        shared.setdefault((one.name, work.method if one.system == "ours" else ()), []).append((work, one))
+    return list(shared.values())
 
 
 def measure_memory(setting: Setting, work: Work, method: str) -> dict[str, Any]:
@@ -138,12 +141,17 @@ def measure_processes(setting: Setting, work: Work, rounds: int) -> dict[str, li
 def measure_long_runs(setting: Setting, chosen: list[Work]) -> dict[str, Any]:
     """Whole epochs over all data with the free micro-batch: ten of MRPC, one of SST-2."""
     whole = replace(setting, updates=0, warm_epochs=0)
-    runs: dict[str, Job] = {}
+    runs: dict[tuple[str, ...], dict[str, Job]] = {}  # by method, see `groups`
     for work in chosen:
         if work.kind == "train" and work.micro_batch == EFFECTIVE_BATCH:
             epochs = 1 if work.task == "sst2" else 10
-            runs[f"{work.name}, {epochs} epoch{'s' * (epochs > 1)}"] = replace(whole.job(work), epochs=epochs)
-    return dict(zip(runs, jobs.run_all(list(runs.values())), strict=True)) if runs else {}
+            name = f"{work.name}, {epochs} epoch{'s' * (epochs > 1)}"
+            runs.setdefault(work.method, {})[name] = replace(whole.job(work), epochs=epochs)
+    return {
+        name: speed
+        for named in runs.values()
+        for name, speed in zip(named, jobs.run_all(list(named.values())), strict=True)
+    }
 
 
 def write_random_bert(folder: Path, config: BertConfig) -> str:

@@ -48,12 +48,12 @@ def accelerate_model(
         leave_casts_to_autocast(model)
         if frozen_dtype == "auto":
             keep_frozen_linears_in(model, _DTYPES[precision])
-            if runs_kernels(device):
+            if _runs_kernels(device):
                 from peftlib.acceleration.row_encoder import take_rows  # it imports Triton
 
                 first_position = take_rows(model, _DTYPES[precision])
                 if first_position is not None:
-                    leave_out_workspace(model)
+                    leave_out_workspace(model)  # in predictions too: other kernels round otherwise
                 if loader is not None and first_position is not None:
                     loader.collate_fn = loader.collate_fn.in_rows(first_position)
     if device.type == "cpu":
@@ -72,7 +72,7 @@ def accelerate_model(
 
 
 @functools.cache
-def runs_kernels(device: torch.device) -> bool:
+def _runs_kernels(device: torch.device) -> bool:
     """An NVIDIA GPU from Ampere on, and Triton, whose kernels are written for it; they were run on Hopper only."""
     nvidia = device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
     return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -84,9 +84,12 @@ def leave_out_workspace(model: nn.Module) -> None:
     For the inner layer it would choose kernels that hand out their tiles by a counter, which a memset clears first: in
     a CUDA graph that takes 5 µs, and the kernels are no faster (an H100, 3,584 × 768 × 3,072: 35.0 µs with it, 32.4
     without). LoRA's narrow products are divided along their depth, which needs that memory.
+
+    torch reads the variables with the first product of a process, for the whole process.
     """
-    if not any(hasattr(module, "lora_A") for module in model.modules()):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":0:0")  # torch reads it with the first product
+    if "CUBLAS_WORKSPACE_CONFIG" not in os.environ and not any(hasattr(one, "lora_A") for one in model.modules()):
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":0:0"
+        os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "0")  # a part of it; torch warns of a larger one
 
 
 def keep_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:

@@ -20,15 +20,19 @@ def _head(qkv, at, head, PART: tl.constexpr, D: tl.constexpr, DH: tl.constexpr):
 
 @triton.jit
 def _scaled(q, k, scale, real):
-    """Scores (Q, KEYS) as powers of two's, fp32, of the keys that are real (KEYS,)."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * 1.4426950408889634)
-    return tl.where(real[None, :], scores, float("-inf"))
+    """Scores (Q, KEYS), fp32, as exponents of two, of the keys that are real (KEYS,)."""
+    return _exponents(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, real)
+
+
+@triton.jit
+def _exponents(scores, scale, real):
+    return tl.where(real[None, :], scores * (scale * 1.4426950408889634), float("-inf"))
 
 
 @triton.jit
 def _softmax(scores, scale, real):
     """Attention weights before dropout, fp32, of scores (Q, BLOCK) for the keys that are real (BLOCK,)."""
-    scores = tl.where(real[None, :], scores * (scale * 1.4426950408889634), float("-inf"))  # of two's powers
+    scores = _exponents(scores, scale, real)
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     return weights * (1.0 / tl.sum(weights, 1))[:, None]
 
@@ -83,6 +87,9 @@ def _backward_of_keys(
 ):  # fmt: skip
     """Stores gradients of some keys, of rows `at` (KEYS,), and of their values.
 
+    `common` is what softmax's gradient subtracts, (BLOCK,): the sum of the weights times theirs. Where these are all
+    keys it is found here, and what is given does not matter.
+
     Returns:
         What they add to the queries' gradient, (BLOCK, DH), and the sum of the values', (DH,).
     """
@@ -126,8 +133,8 @@ def attention_backward(
             qkv, out, q, above, log, log, at, 0, program, head, word, scale, factor, THRESHOLD, H, DH, BLOCK, KEYS
         )
     else:
-        # Softmax's gradient subtracts the sum of the weights times theirs, of which a part of the keys does not know
-        # all: it is what came out times its own gradient (Dao, 2023, https://arxiv.org/abs/2307.08691, section 3.1).
+        # A part of the keys does not know the sum: it is what came out times its own gradient (Dao, 2023,
+        # https://arxiv.org/abs/2307.08691, section 3.1).
         common = tl.sum(above.to(tl.float32) * tl.load(seen + row, real, other=0.0).to(tl.float32), 1)
         of_q, sum_of_v = tl.zeros((BLOCK, DH), tl.float32), tl.zeros((DH,), tl.float32)
         for start in tl.range(0, tl.sum((at >= 0).to(tl.int32), 0), KEYS, num_stages=1):

@@ -135,7 +135,7 @@ class GraphedStep:
             parameter.grad = gradient
 
     def _record(self, batch: Batch) -> Recording:
-        inputs = copy.deepcopy(dict(batch))  # tensors that share their memory go on to do so
+        inputs = cloned(batch)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
@@ -166,6 +166,11 @@ class GraphedStep:
         torch._foreach_add_(kept, fresh)
         self._hand_out()
         return loss
+
+
+def cloned(batch: Batch) -> Batch:
+    """A copy of a batch; tensors that share their memory go on to do so."""
+    return copy.deepcopy(dict(batch))
 
 
 def copy_batch(inputs: Batch, batch: Batch) -> None:

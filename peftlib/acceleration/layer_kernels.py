@@ -33,9 +33,9 @@ def kept(key, row, start, site, THRESHOLD: tl.constexpr, WIDTH: tl.constexpr, BL
     return word >= THRESHOLD
 
 
-# Vectors are read as they are needed, as many times as there are rows: Triton takes one that is read once to the rows'
-# lanes through shared memory, where all warps wait for each other. So they would in sums over a row that several of
-# them hold: forward, each warp has a row of its own. In backward a program's sums over its rows would be too many then.
+# A vector that is read once has to reach the lanes of all rows through shared memory, where every warp waits at a
+# barrier: so each lane reads what it needs itself. A row that lies across several warps has the same barriers in its
+# sums: forward gives each row one warp. Backward cannot: it would leave a row of sums for every warp.
 
 
 @triton.jit(do_not_specialize=["site", "rows"])

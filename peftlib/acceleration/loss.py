@@ -14,11 +14,20 @@ import triton.language as tl  # type: ignore
 _BLOCK = 2048
 
 
-class WeightedCrossEntropy(torch.autograd.Function):
-    """The sum of every example's cross-entropy times its weight: logits (B, C), labels (B,), weights fp32 (B,).
+def weighted_loss_in_one(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`training.accumulation.weighted_loss` in one kernel, for which torch takes a dozen.
 
-    One program for all: a batch has a few hundred logits, and torch takes a dozen kernels for them.
+    Args:
+        logits: (B, C) of any float type, on the GPU.
+        labels: classes, 0 to C - 1, int64 (B,). Nobody looks whether they are.
+        weight: fp32 (B,).
     """
+    loss: torch.Tensor = WeightedCrossEntropy.apply(logits, labels, weight)
+    return loss
+
+
+class WeightedCrossEntropy(torch.autograd.Function):
+    """See `weighted_loss_in_one`. One program for all: a batch has a few hundred logits."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

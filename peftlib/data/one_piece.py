@@ -28,7 +28,7 @@ class _Part(NamedTuple):
 class OnePiece(dict[str, torch.Tensor]):
     """A batch whose tensors are parts of one piece of memory, which goes to a device in few copies.
 
-    For each, however small, a GPU takes 2 µs, and 1 to begin with the next one.
+    For each, however small, a GPU takes 2 µs, and 1 to begin with the next one. Tensors put into it later do not move.
     """
 
     def __init__(self, memory: torch.Tensor, parts: Mapping[str, _Part]) -> None:
@@ -54,7 +54,7 @@ class OnePiece(dict[str, torch.Tensor]):
         return OnePiece, (self._memory, self._parts)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> OnePiece:
-        """On this device; as `torch.Tensor.to`, which is how accelerate moves a batch."""
+        """A copy on this device: accelerate asks what has a `to`, as tensors have, to move itself."""
         memory = torch.empty_like(self._memory, device=device)
         for ours, theirs in zip(memory.split(_MOST_AT_ONCE), self._memory.split(_MOST_AT_ONCE), strict=True):
             ours.copy_(theirs, non_blocking=non_blocking)

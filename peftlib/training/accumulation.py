@@ -6,8 +6,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from peftlib.acceleration import runs_kernels
-
 
 def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of a micro-batch, each example weighted by its share in the window.
@@ -23,11 +21,6 @@ def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tens
     Returns:
         A scalar.
     """
-    if runs_kernels(logits.device):
-        from peftlib.acceleration.loss import WeightedCrossEntropy  # it imports Triton
-
-        loss: torch.Tensor = WeightedCrossEntropy.apply(logits, labels, weight)
-        return loss
     return (nn.functional.cross_entropy(logits.float(), labels, reduction="none") * weight).sum()
 
 

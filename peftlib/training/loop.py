@@ -27,7 +27,13 @@ def train_step(accelerator: Accelerator, model: nn.Module, batch: dict[str, torc
         Its share of the window's loss on this process: a scalar that stays on the device.
     """
     inputs, targets = split_inputs(batch)
-    loss = weighted_loss(model(**inputs).logits, targets.labels, targets.weight)
+    logits = model(**inputs).logits
+    if is_in_rows(batch):  # on a GPU where Triton's kernels run anyway
+        from peftlib.acceleration.loss import weighted_loss_in_one  # it imports Triton
+
+        loss = weighted_loss_in_one(logits, targets.labels, targets.weight)
+    else:
+        loss = weighted_loss(logits, targets.labels, targets.weight)
     backward(accelerator, loss)
     return loss.detach()
 

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from triton.runtime.jit import JITFunction
 
-from peftlib.acceleration.loss import WeightedCrossEntropy
+from peftlib.acceleration.loss import weighted_loss_in_one
 from peftlib.acceleration.row_encoder import MOST_RANK, take_rows
 from peftlib.data.collation import WIDTHS, Collator, split_inputs
 from peftlib.data.encoding import Chosen
@@ -51,7 +51,7 @@ def launches() -> list[Launch]:
             inputs, targets = split_inputs(Collator({"input_ids": 0}).in_rows(0)(examples(width)))
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(**inputs).logits
-            WeightedCrossEntropy.apply(logits, targets.labels, targets.weight).backward()
+            weighted_loss_in_one(logits, targets.labels, targets.weight).backward()
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peftlib.acceleration import accelerate_model
-from peftlib.acceleration.graphs import Batch, GraphedStep, Recording, copy_batch
+from peftlib.acceleration.graphs import Batch, GraphedStep, Recording, cloned, copy_batch
 from peftlib.strategies.parameters import trained_state
+from peftlib.training import loop
 from peftlib.training.accumulation import weighted_loss
-from peftlib.training.loop import train
+from peftlib.training.loop import train, train_step
 from tests.training.runs import make_run
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
@@ -32,8 +33,10 @@ class PretendedGraphs(GraphedStep):
         self.recorded: list[torch.Size] = []
 
     def _record(self, batch: Batch) -> Recording:
-        self.recorded.append(batch["x"].shape)
-        inputs, loss = {name: torch.full_like(tensor, torch.nan) for name, tensor in batch.items()}, torch.empty(())
+        self.recorded.append(next(iter(batch.values())).shape)
+        inputs, loss = cloned(batch), torch.empty(())
+        for tensor in inputs.values():
+            tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
         return Recording(inputs, lambda: loss.copy_(self._into_fresh_gradients(inputs)), loss)
 
 
@@ -114,13 +117,31 @@ def test_a_batch_in_one_piece_is_copied_as_one(together: bool, monkeypatch: pyte
         parts = {"x": numbers[:4].view(2, 2), "y": numbers[4:]}
         return parts if together else {name: tensor.clone() for name, tensor in parts.items()}
 
-    inputs, apart = copy.deepcopy(batch(0)), torch._foreach_copy_
+    inputs, apart = cloned(batch(0)), torch._foreach_copy_
     copied: list[Any] = []
     monkeypatch.setattr(torch, "_foreach_copy_", lambda *given: copied.append(given) or apart(*given))
     copy_batch(inputs, batch(7))
     assert {name: tensor.tolist() for name, tensor in inputs.items()} == {"x": [[7, 8], [9, 10]], "y": [11, 12]}
     assert (not copied) == together
     assert batch(0)["x"].tolist() == [[0, 1], [2, 3]], "the recorded tensors are its own"
+
+
+def test_a_run_clips_the_gradients_of_its_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for graphed in (False, True):
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        run = make_run(tmp_path / str(graphed), examples=32, micro=8, epochs=2, max_grad_norm=0.01, logging_steps=1)
+        if graphed:
+            step = partial(train_step, run.accelerator, run.model)
+            pretended = PretendedGraphs(step, run.model.parameters(), pytest.fail, lambda _: True)
+            monkeypatch.setattr(loop, "choose_step", lambda _, pretended=pretended: pretended)
+        train(run)
+        found.append((run.watcher.of("train/grad_norm"), run.watcher.of("train/loss")))  # type: ignore[attr-defined]
+    assert pretended.recorded
+    assert all(norm > 0.1 for norm in found[0][0])
+    for plain, ours in zip(*found, strict=True):
+        assert ours == pytest.approx(plain, rel=1e-3)
 
 
 def trained_weights(folder: Path, **options: Any) -> tuple[dict[str, torch.Tensor], list[float]]:

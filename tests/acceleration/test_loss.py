@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 if find_spec("triton") is None:
     pytest.skip("needs triton, which is for Linux", allow_module_level=True)
 
-from peftlib.acceleration import loss as module
-from peftlib.acceleration.loss import WeightedCrossEntropy
-from peftlib.training import accumulation
+from peftlib.acceleration.loss import weighted_loss_in_one
+from peftlib.training.accumulation import weighted_loss
 from tests.acceleration.rows import DEVICE
 
 
@@ -27,14 +26,10 @@ def drawn(examples, classes, dtype=torch.float32, spread=3.0):
     return logits, labels, weight
 
 
-def by_torch(logits, labels, weight):
-    return (torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none") * weight).sum()
-
-
 def in_both(logits, labels, weight, scale=1.0):
     """Each one's loss and gradient of so many times it."""
     found = []
-    for compute in (WeightedCrossEntropy.apply, by_torch):
+    for compute in (weighted_loss_in_one, weighted_loss):
         logits.grad = None
         loss = compute(logits, labels, weight)
         (loss * scale).backward()
@@ -68,12 +63,3 @@ def test_what_is_no_number_shows(broken):
     (loss, _), (expected, _) = in_both(logits, labels, weight)
     assert not loss.isfinite()
     assert not expected.isfinite()
-
-
-def test_it_is_taken_where_the_kernels_run(monkeypatch):
-    logits, labels, weight = drawn(4, 2)
-    taken = []
-    monkeypatch.setattr(accumulation, "runs_kernels", lambda device: device.type == DEVICE)
-    monkeypatch.setattr(module.WeightedCrossEntropy, "apply", lambda *given: taken.append(given) or by_torch(*given))
-    torch.testing.assert_close(accumulation.weighted_loss(logits, labels, weight), by_torch(logits, labels, weight))
-    assert len(taken) == 1

@@ -143,17 +143,19 @@ def test_on_tiles_it_is_the_same_function(rows, width, r, out, p, scaling, biase
     bias, a, b = torch.randn(out) if biased else None, torch.randn(r, width) / width**0.5, torch.randn(out, r)
     gradient = torch.randn(rows, out).bfloat16()
 
-    def of(function, matrix):
-        given = [one.clone().requires_grad_() for one in (x, a, b)]
+    def of(function, matrix, change=torch.clone):
+        given = [change(one).requires_grad_() for one in (x, a, b)]
         torch.manual_seed(seed)
-        output = function.apply(given[0], matrix, bias, *given[1:], scaling, p)
-        output.backward(gradient)
+        output = function.apply(given[0], matrix, None if bias is None else change(bias), *given[1:], scaling, p)
+        output.backward(change(gradient))
         return output.detach(), *(one.grad for one in given)
 
     plain, tiled = of(_LowRankLinear, FrozenMatrix(weight)), of(_TiledLowRankLinear, TiledMatrix(weight))
-    for left, right in zip(tiled, plain, strict=True):
+    # What is left of large terms of either sign is as far off as they are, each rounded.
+    terms = of(_LowRankLinear, FrozenMatrix(weight.abs()), torch.abs)
+    for left, right, sums in zip(tiled, plain, terms, strict=True):
         assert (left.dtype, left.shape) == (right.dtype, right.shape)
-        assert (left.float() - right.float()).norm() <= 0.02 * right.float().norm() + 1e-6
+        assert (left.float() - right.float()).norm() <= 0.02 * right.float().norm() + 0.002 * sums.float().norm() + 1e-6
 
 
 def test_dropout_keeps_the_expectation():

@@ -52,6 +52,19 @@ def test_a_process_that_prepares_batches_hands_it_over_as_it_is() -> None:
     assert torch.equal(batch.to("cpu")["b"], torch.ones(2, 2))
 
 
+def test_the_host_does_not_wait_for_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied, copy_ = [], torch.Tensor.copy_
+    batch = OnePiece.of({"a": np.arange(20_000)})
+
+    def watched(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        copied.append((source.nbytes, non_blocking))
+        return copy_(self, source)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", watched)
+    assert batch.to("cpu", non_blocking=True)["a"].tolist() == list(range(20_000))
+    assert copied == [(65536, True), (65536, True), (160_000 - 2 * 65536, True)]
+
+
 def test_a_move_is_a_copy() -> None:
     batch = OnePiece.of({"a": np.arange(3)})
     moved = batch.to("cpu")

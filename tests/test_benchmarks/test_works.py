@@ -64,6 +64,10 @@ def test_a_gpu_s_contenders_do_all_their_works_in_one_process():
     assert [len(group) for group in shared] == [1, 1, 2, 2]
     some = groups(chosen, ["ours fp16", "Trainer fp16"], cuda=True, backwards=True)
     assert [[one.name for _, one in group] for group in some] == [["ours fp16"] * 2, ["Trainer fp16"]]
+    both = groups([*chosen, works(glue=True)[1]], ["ours fp16", "Trainer fp16"], cuda=True, backwards=False)
+    assert [[work.name for work, _ in group] for group in both] == [
+        ["MRPC BitFit", "MRPC LoRA r=16"], ["MRPC BitFit", "MRPC BitFit, 64×1"], ["MRPC LoRA r=16"]
+    ], "one process of ours for each method"  # fmt: skip
     alone = groups(chosen, cuda=False, backwards=True)
     assert [len(group) for group in alone] == [1] * 6
     assert [group[0][1].name for group in alone[:3]] == ["ours", "Trainer bf16", "Trainer fp32"]
