@@ -51,6 +51,12 @@ def main() -> None:
     chosen = works(glue=options.data_dir is not None)
     if cuda:
         chosen += [free_micro_batch(work) for work in chosen if work.kind == "train"]
+    known = {"only": [work.name for work in chosen]}
+    known["contender"] = list(dict.fromkeys(one.name for work in chosen for one in contenders(cuda, work)))
+    for flag, names in known.items():
+        for name in getattr(options, flag) or ():
+            if name not in names:
+                parser.error(f"--{flag} {name}: unknown (known: {', '.join(names)})")
     chosen = [work for work in chosen if not options.only or work.name in options.only]
     with tempfile.TemporaryDirectory(prefix="bench-model-") as folder:
         model = options.model_name_or_path

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import speed
 from benchmarks.speed import groups
 from benchmarks.works import Setting, contenders, free_micro_batch, works
 from peftlib.arguments import parse_train_arguments
@@ -71,3 +73,13 @@ def test_a_gpu_s_contenders_do_all_their_works_in_one_process():
     alone = groups(chosen, cuda=False, backwards=True)
     assert [len(group) for group in alone] == [1] * 6
     assert [group[0][1].name for group in alone[:3]] == ["ours", "Trainer bf16", "Trainer fp32"]
+
+
+@pytest.mark.parametrize(("flag", "known"), [("--only", "rotten_tomatoes BitFit"), ("--contender", "Trainer fp32")])
+def test_names_that_are_in_no_table_are_refused(monkeypatch, capsys, flag, known):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["speed.py", flag, known, flag, "nobody"])
+    with pytest.raises(SystemExit) as ended:
+        speed.main()
+    assert ended.value.code == 2
+    assert f"{flag} nobody: unknown (known: " in capsys.readouterr().err
