@@ -6,10 +6,8 @@ Gains are of MRPC with BitFit on the packaged MiniLM-L6, bf16 on two CPU cores (
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import sys
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -48,14 +46,14 @@ def accelerate_model(
         leave_casts_to_autocast(model)
         if frozen_dtype == "auto":
             keep_frozen_linears_in(model, _DTYPES[precision])
-            if _runs_kernels(device):
+            if _has_tensor_cores(device):
                 from peftlib.acceleration.row_encoder import take_rows  # it imports Triton
 
                 first_position = take_rows(model, _DTYPES[precision])
                 if first_position is not None:
                     leave_out_workspace(model)  # in predictions too: other kernels round otherwise
-                if loader is not None and first_position is not None:
-                    loader.collate_fn = loader.collate_fn.in_rows(first_position)
+                    if loader is not None:
+                        loader.collate_fn = loader.collate_fn.in_rows(first_position)
     if device.type == "cpu":
         if reads_frozen or not pack_encoder(model):
             finish_first_token_only(model)
@@ -71,10 +69,9 @@ def accelerate_model(
         always_mask(model)
 
 
-@functools.cache
-def _runs_kernels(device: torch.device) -> bool:
-    """An NVIDIA GPU from Ampere on, and Triton, whose kernels are written for it; they were run on Hopper only."""
-    nvidia = device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
+def _has_tensor_cores(device: torch.device) -> bool:
+    """An NVIDIA GPU from Ampere on, for which Triton's kernels are written; they were run on Hopper only."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
     return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

@@ -43,8 +43,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
         console.begin(search, workers)
         while True:
             hopeless = search.failures() - failed >= _MOST_FAILURES and not search.any_ended_well()
-            open_to_more = not signals.received and not hopeless
-            while open_to_more and len(active) < workers and (count is None or started < count):
+            while not (hopeless or signals.received) and len(active) < workers and (count is None or started < count):
                 claim = search.claim()
                 idle = claim is None
                 if claim is None:
@@ -70,7 +69,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
                 stopped = len(signals.received)
                 _stop(console, list(running.values()), at_once=stopped > 1)
             console.show(search, running)
-            enough = not open_to_more or bool(signals.received) or (count is not None and started >= count)
+            enough = hopeless or bool(signals.received) or (count is not None and started >= count)
             # What others are running may yet be cut off, and is taken up then.
             if not active and (enough or (idle and not search.unfinished())):
                 break

@@ -15,7 +15,7 @@ from peftlib.errors import RunError
 from peftlib.processes import end_with_parent
 from peftlib.sweeps.command import expand, search_path
 from peftlib.sweeps.config import Sweep
-from peftlib.sweeps.search import try_lock
+from peftlib.sweeps.folder import try_lock
 
 _TAIL_LINES = 20
 _PATIENCE = 120.0  # seconds that a stopped run has for its checkpoint

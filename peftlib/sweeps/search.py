@@ -7,12 +7,8 @@ running but that nobody holds was cut off, and the next one to look takes it up.
 
 from __future__ import annotations
 
-import fcntl
-import json
 import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,8 +22,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from peftlib.errors import UserError
-from peftlib.files import strict, write_json
 from peftlib.sweeps.config import Sweep
+from peftlib.sweeps.folder import alone_in, keep_to, open_folder, try_lock
 from peftlib.sweeps.parameters import label, spelled
 
 _CUT_OFF_LIMIT = 3  # times that a run may be cut off from outside before it counts as failed
@@ -73,14 +69,9 @@ class Search:
         self._seed, self._parallel = seed, parallel
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        _refuse_what_is_no_sweep(folder)
-        try:
-            (folder / "runs").mkdir(parents=True, exist_ok=True)
-            (folder / "locks").mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--sweep_dir {folder}: cannot be written ({error.strerror})") from error
-        with self._alone():
-            self._same_sweep()
+        open_folder(folder)
+        with alone_in(folder):
+            keep_to(sweep, folder, seed)
             storage = RDBStorage(
                 f"sqlite:///{(folder / 'study.db').absolute()}", engine_kwargs={"connect_args": {"timeout": 60}}
             )
@@ -109,7 +100,7 @@ class Search:
 
         None is not the end while `unfinished`: what others are running may be cut off.
         """
-        with self._alone():
+        with alone_in(self.folder):
             trials = self.trials()
             for frozen in trials:
                 if frozen.state == TrialState.RUNNING and (lock := self._lock(frozen.number)):
@@ -255,61 +246,9 @@ class Search:
             return NopPruner()
         return HyperbandPruner(settings.first, settings.last or "auto", settings.factor)
 
-    def _same_sweep(self) -> None:
-        """Keep the file's content on the first call; refuse another one later.
-
-        `run_cap` may be changed, and a grid may grow: what is finished stays, and the new points are added.
-        """
-        path = self.folder / "sweep.json"
-        now = {key: value for key, value in self.sweep.content.items() if key not in ("run_cap", "description")}
-        now = strict(now | {"seed": self._seed})
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        others = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)] if before else []
-        for key in others:
-            grid = key == "parameters" and self.sweep.method == "grid" == before["method"]
-            if not grid:
-                raise UserError(f"--sweep_dir {self.folder}: holds a sweep with another {key}; name another folder")
-            if not self.sweep.covers(before["parameters"]):
-                raise UserError(
-                    f"--sweep_dir {self.folder}: holds a sweep with other parameters (a grid may gain values, not lose "
-                    "or change them); name another folder"
-                )
-        if others or not before:
-            write_json(path, now)
-
     def _lock(self, number: int) -> TextIO | None:
         return try_lock(self.folder / "locks" / f"{number:04d}")
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One process at a time, on all machines that see the folder."""
-        with (self.folder / "locks" / "study").open("a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-
-def _refuse_what_is_no_sweep(folder: Path) -> None:
-    """A folder with files in it that are of no sweep is not where somebody wants one: a run's, say, or data."""
-    if folder.is_dir() and not (folder / "sweep.json").exists():
-        # Of a sweep that another process is beginning just now.
-        known = ("runs", "locks", "study.db")
-        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", *known)))
-        if others:
-            raise UserError(
-                f"--sweep_dir {folder}: holds {others[0]}, and no sweep; name a new folder, or an empty one"
-            )
 
 
 def _labels(point: dict[str, Any]) -> dict[str, Any]:
     return {name: label(value) for name, value in point.items()}
-
-
-def try_lock(path: Path) -> TextIO | None:
-    """Lock a file without waiting; None when another process holds it."""
-    file = path.open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file

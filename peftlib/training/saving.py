@@ -106,8 +106,9 @@ def _quietly_placed(folder: Path, way: str) -> Iterator[Path]:
         with (
             placed_when_whole(folder) as temporary,
             contextlib.redirect_stdout(io.StringIO()),
-            warnings.catch_warnings(action="ignore", category=FutureWarning),  # PEFT and transformers, about each other
+            warnings.catch_warnings(),
         ):
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
             yield temporary
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
         raise RunError(f"the result could not be written to {folder}: {error}; make room there and {way}") from error

@@ -11,7 +11,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 if find_spec("triton") is None:
     pytest.skip("needs triton, which is for Linux", allow_module_level=True)
@@ -22,6 +21,7 @@ from peftlib.acceleration.row_encoder import take_rows
 from peftlib.data.collation import Collator, split_inputs
 from peftlib.data.encoding import Chosen
 from peftlib.training.accumulation import weighted_loss
+from tests.acceleration.classifiers import tiny_classifier
 
 KINDS = (WholeLayer, LastLayer, LowRankLayer)
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -30,19 +30,10 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 def classifier(kind="bert", width=64, p=0.0, layers=2, attention="eager", **config):
     """A tiny classifier with two heads on the device, in training, whose biases and normalisation are trained."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind, vocab_size=50, hidden_size=width, num_attention_heads=2, intermediate_size=2 * width + 32,
-        num_hidden_layers=layers, hidden_dropout_prob=p, attention_probs_dropout_prob=p,
-        **{"embedding_size": width} if kind == "electra" else {}, **config,
+    return tiny_classifier(
+        kind, width=width, heads=2, inner=2 * width + 32, layers=layers, p=p, spread=3, place=DEVICE,
+        attention=attention, **config,
     )  # fmt: skip
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention).to(DEVICE).train()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.dim() == 1)
-        if parameter.dim() == 1:  # not what they start from: zeros and ones
-            nn.init.normal_(parameter, float(name.endswith("LayerNorm.weight")), 0.2)
-        else:
-            parameter.data.mul_(3)
-    return model
 
 
 def with_lora(model, r=4, alpha=8, p=0.0, targets=("query", "key", "value", "dense"), **options):

@@ -22,6 +22,7 @@ from peftlib.acceleration.packed_encoder import _FrozenLinear, pack_encoder
 from peftlib.acceleration.packing import Packing, rows_for
 from peftlib.acceleration.torch_layer import Attend, DropoutAddNorm
 from peftlib.training.precision import choose_precision
+from tests.acceleration.classifiers import tiny_classifier
 
 needs_bf16 = pytest.mark.skipif(
     choose_precision("auto", torch.device("cpu")).name != "bf16", reason="this CPU has no bf16 instructions"
@@ -32,19 +33,9 @@ LIKE_BERT = ["bert", "electra", "roberta", "xlm-roberta"]
 def classifier(kind="bert", layers=2, p=0.0, width=12, heads=3, inner=20, **config):
     """A tiny classifier in fp64, in training, whose biases and normalisation are trained."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind, vocab_size=50, hidden_size=width, num_attention_heads=heads, intermediate_size=inner,
-        num_hidden_layers=layers, hidden_dropout_prob=p, attention_probs_dropout_prob=p,
-        **{"embedding_size": width} if kind == "electra" else {}, **config,
-    )  # fmt: skip
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").double().train()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.dim() == 1)
-        if parameter.dim() == 1:  # not what they start from: zeros and ones
-            nn.init.normal_(parameter, float(name.endswith("LayerNorm.weight")), 0.2)
-        else:
-            parameter.data.mul_(10)
-    return model
+    return tiny_classifier(
+        kind, width=width, heads=heads, inner=inner, layers=layers, p=p, spread=10, place=torch.float64, **config
+    )
 
 
 def batch(*lengths):

@@ -223,7 +223,7 @@ def test_only_plain_frozen_layers_of_bert_s_kind_take_rows():
     ],
 )  # fmt: skip
 def test_batches_are_laid_out_where_the_encoder_takes_rows(monkeypatch, adapt, options, laid_out):
-    monkeypatch.setattr(acceleration, "_runs_kernels", lambda device: True)
+    monkeypatch.setattr(acceleration, "_has_tensor_cores", lambda device: True)
     for name in ("CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE"):
         monkeypatch.setenv(name, "")  # so that it is taken away again
         monkeypatch.delenv(name)

@@ -18,8 +18,9 @@ from rich.console import Console as RichConsole
 from peftlib.errors import RunError
 from peftlib.sweeps.config import load_sweep
 from peftlib.sweeps.console import SweepConsole
+from peftlib.sweeps.folder import try_lock
 from peftlib.sweeps.loop import Stopped, run_sweep
-from peftlib.sweeps.search import Search, try_lock
+from peftlib.sweeps.search import Search
 
 # --seed 0 is the best run, each further one worse; it logs --max_train_steps evaluations.
 _PROGRAM = """

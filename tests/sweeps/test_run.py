@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from peftlib.sweeps.config import Sweep, load_sweep
+from peftlib.sweeps.folder import try_lock
 from peftlib.sweeps.run import Run, in_use, logged_in, reason_of, tail_of
-from peftlib.sweeps.search import try_lock
 
 
 def sweep_of(folder: Path, program: str = "train.py", command: list[str] | None = None) -> Sweep:

@@ -1,0 +1,80 @@
+"""A sweep's folder: whose it is, and who may touch it now."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from peftlib.errors import UserError
+from peftlib.files import strict, write_json
+from peftlib.sweeps.config import Sweep
+
+
+def open_folder(folder: Path) -> None:
+    """Make the folder, and the ones in it, where they are missing.
+
+    Raises:
+        UserError: it cannot be written, or holds files that are of no sweep: a run's, say, or data.
+    """
+    if folder.is_dir() and not (folder / "sweep.json").exists():
+        # Of a sweep that another process is beginning just now.
+        known = ("runs", "locks", "study.db")
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", *known)))
+        if others:
+            raise UserError(
+                f"--sweep_dir {folder}: holds {others[0]}, and no sweep; name a new folder, or an empty one"
+            )
+    try:
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        (folder / "locks").mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--sweep_dir {folder}: cannot be written ({error.strerror})") from error
+
+
+def keep_to(sweep: Sweep, folder: Path, seed: int) -> None:
+    """Keep the file's content on the first call; refuse another one later.
+
+    `run_cap` may be changed, and a grid may grow: what is finished stays, and the new points are added.
+
+    Raises:
+        UserError: the folder holds another sweep.
+    """
+    path = folder / "sweep.json"
+    now = {key: value for key, value in sweep.content.items() if key not in ("run_cap", "description")}
+    now = strict(now | {"seed": seed})
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    others = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)] if before else []
+    for key in others:
+        grid = key == "parameters" and sweep.method == "grid" == before["method"]
+        if not grid:
+            raise UserError(f"--sweep_dir {folder}: holds a sweep with another {key}; name another folder")
+        if not sweep.covers(before["parameters"]):
+            raise UserError(
+                f"--sweep_dir {folder}: holds a sweep with other parameters (a grid may gain values, not lose or "
+                "change them); name another folder"
+            )
+    if others or not before:
+        write_json(path, now)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time, on all machines that see the folder."""
+    with (folder / "locks" / "study").open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def try_lock(path: Path) -> TextIO | None:
+    """Lock a file without waiting; None when another process holds it."""
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
