@@ -39,7 +39,7 @@ def describe(name: str) -> dict[str, Any]:
     """When, where, with what versions, and by which command `benchmarks.<name>` was run."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
         "native_bf16": choose_precision("auto", device).name == "bf16",
         **environment(device),
