@@ -46,6 +46,8 @@ def accelerate_model(
         leave_casts_to_autocast(model)
         if frozen_dtype == "auto":
             keep_frozen_linears_in(model, _DTYPES[precision])
+            if device.type == "cpu":
+                leave_the_file(model)
             if _has_tensor_cores(device):
                 from peftlib.acceleration.row_encoder import take_rows  # it imports Triton
 
@@ -99,6 +101,17 @@ def keep_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         if type(module) is nn.Linear and not module.weight.requires_grad:
             module.weight.data = module.weight.data.to(dtype)
+
+
+def leave_the_file(model: nn.Module) -> None:
+    """Copy the fp32 weights that the casts have left in the checkpoint's file, which is mapped into memory.
+
+    One tensor in it keeps all pages in the process that were ever read, those of the replaced matrices too: with the
+    packaged model 82 MB for the 45 that are needed, with bert-base's shape 440 for 95.
+    """
+    for weight in model.parameters():
+        if weight.dtype == torch.float32:
+            weight.data = weight.data.clone()
 
 
 def leave_casts_to_autocast(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ import copy
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,19 @@ def test_what_a_step_frees_stays_with_the_process():
     mapped, kept = step("keep")
     assert mapped == 0
     assert kept >= 200 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc shows what is mapped")
+@pytest.mark.parametrize("method", ["bitfit", "lora"])
+def test_no_page_of_the_checkpoint_stays_in_the_process(tiny_folder, method):
+    def is_mapped() -> bool:
+        return str(folder / "model.safetensors") in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    folder = tiny_folder("bert")
+    model = STRATEGIES[method]().apply(*classifier(folder))
+    assert is_mapped(), "transformers maps no checkpoint any more: leave_the_file can go"
+    accelerate_model(model, torch.device("cpu"), "bf16")
+    assert not is_mapped()
 
 
 @pytest.mark.parametrize("method", ["bitfit", "lora", "head"])
