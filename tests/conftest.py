@@ -83,7 +83,7 @@ def _fresh_accelerate() -> Iterator[None]:
 
 
 def tiny_config(architecture: str, **changes: object) -> object:
-    """A two-layer configuration of "bert", "roberta", "electra", "distilbert", "deberta" or "modernbert"."""
+    """A two-layer configuration of one of the architectures below."""
     from transformers import AutoConfig
 
     common = {"vocab_size": 30522, "num_labels": 2, "max_position_embeddings": 140}
@@ -95,9 +95,13 @@ def tiny_config(architecture: str, **changes: object) -> object:
         "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
         "deberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
                     "pooler_hidden_size": 32},
+        "deberta-v1": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+                       "pooler_hidden_size": 32, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+        "funnel": {"d_model": 32, "block_sizes": [1, 1], "n_head": 4, "d_head": 8, "d_inner": 64,
+                   "architectures": ["FunnelModel"]},
         "modernbert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     }  # fmt: skip
-    kind = {"deberta": "deberta-v2"}.get(architecture, architecture)
+    kind = {"deberta": "deberta-v2", "deberta-v1": "deberta"}.get(architecture, architecture)
     return AutoConfig.for_model(kind, **{**common, **sizes[architecture], "pad_token_id": 0, **changes})
 
 

@@ -13,7 +13,7 @@ from peftlib.errors import UserError
 from peftlib.modeling import PACKAGED_MODELS, find_model
 from peftlib.reporting.runs import Run
 
-_LAYER = re.compile(r"layers?\.(\d+)\.(.+)\.bias$")
+_LAYER = re.compile(r"layers?\.(\d+)\.(.+)[._]bias$")
 _A_MATRIX, _B_MATRIX = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -93,7 +93,7 @@ def singular_values(run: Run) -> np.ndarray | None:
 
 
 def _biases(path: Path) -> dict[str, np.ndarray]:
-    return _tensors(path, (".bias", ".beta"))
+    return _tensors(path, (".bias", "_bias", ".beta"))
 
 
 def _tensors(path: Path, endings: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -13,15 +13,21 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from peftlib.errors import UserError
+from peftlib.strategies.parameters import trained
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
     from peftlib.strategies.base import Trained
+
+
+#: The file of an adapter's tensors, and what PEFT puts before the names of the base model's.
+WEIGHTS, _PREFIX = "adapter_model.safetensors", "base_model.model."
 
 
 def head_modules(model: PreTrainedModel, head: frozenset[str]) -> list[str]:
@@ -79,6 +85,19 @@ def save_as_adapter(
     )
     # A copy: wrapping rewires the modules in place, and the caller may go on using the model.
     get_peft_model(copy.deepcopy(model).cpu(), config).save_pretrained(folder)
+    _add_what_is_missing(model, folder / WEIGHTS)
+
+
+def _add_what_is_missing(model: PreTrainedModel, path: Path) -> None:
+    """Add what was trained and PEFT has not written: the biases that are not called `bias` (DeBERTa's `q_bias`).
+
+    `bias="all"` means these as well to PEFT up to 0.18, and no longer to 0.21. It loads them all the same.
+    """
+    tensors = load_file(path)
+    written = {name.removeprefix(_PREFIX).replace(".base_layer.", ".") for name in tensors}
+    missing = {f"{_PREFIX}{name}": parameter.cpu() for name, parameter in trained(model) if name not in written}
+    if missing:
+        save_file(tensors | missing, path, metadata={"format": "pt"})
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -90,8 +109,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    if not (folder / "adapter_model.safetensors").is_file():  # PEFT would go on to look for pickled weights
-        raise UserError(f"{folder}: has no adapter_model.safetensors; train it again")
+    if not (folder / WEIGHTS).is_file():  # PEFT would go on to look for pickled weights
+        raise UserError(f"{folder}: has no {WEIGHTS}; train it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other

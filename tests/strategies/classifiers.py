@@ -15,7 +15,7 @@ from peftlib.strategies.head import Head
 from peftlib.strategies.lora import LoRA
 from peftlib.training.optimization import build_optimizer
 
-ARCHITECTURES = ("bert", "roberta", "distilbert", "deberta")
+ARCHITECTURES = ("bert", "roberta", "distilbert", "deberta", "deberta-v1")
 METHODS: dict[str, Strategy] = {
     "bitfit": BitFit(),
     "bitfit-without-head": BitFit(train_head=False),

@@ -44,7 +44,7 @@ def train_and_save(method: str, base: Path, folder: Path) -> torch.Tensor:
     return expected
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "funnel"])
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_stock_peft_gives_back_the_trained_logits(
     tiny_folder: Callable[..., Path], tmp_path: Path, architecture: str, method: str
