@@ -18,10 +18,15 @@ def unwrapped(model: nn.Module) -> Any:
 
 
 def bert_encoder(model: nn.Module) -> Any:
-    """The stack of layers of a BERT-like classifier, in PEFT's wrapper or not; None for any other model."""
+    """The stack of layers of a BERT-like classifier, in PEFT's wrapper or not; None for any other model.
+
+    Code that came with a model calls it BERT as well, whatever its head reads: only transformers' own classes count.
+    """
     base = unwrapped(model)
     alike = getattr(getattr(base, "config", None), "model_type", None) in _LIKE_BERT
-    return base.base_model.encoder if alike and type(base).__name__.endswith("ForSequenceClassification") else None
+    kind = type(base)
+    known = kind.__module__.startswith("transformers.models.") and kind.__name__.endswith("ForSequenceClassification")
+    return base.base_model.encoder if alike and known else None
 
 
 def is_plain_encoder(config: Any) -> bool:

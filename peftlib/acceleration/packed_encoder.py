@@ -31,6 +31,9 @@ from peftlib.acceleration.layer_parts import Parts, parts_for
 from peftlib.acceleration.normalisation import use_kernels
 from peftlib.acceleration.packing import Packing
 
+#: What transformers tells the encoder that its layers do not read: the embeddings know positions, and nobody decodes.
+_OF_NO_ACCOUNT = ("position_ids", "use_cache")
+
 
 def pack_encoder(model: nn.Module) -> bool:
     """Let the encoder of a BERT-like classifier compute without padding, and its last layer the first token only.
@@ -60,8 +63,9 @@ class _PackedEncoder(nn.Module):
     ) -> Any:
         encoder: Any = self
         seen = _seen(hidden_states, attention_mask)
-        given = [*args, kwargs.get("encoder_hidden_states"), kwargs.get("past_key_values")]
-        if seen is None or any(one is not None for one in given) or not _is_unwatched(encoder.layer):
+        others = [*args, *(value for name, value in kwargs.items() if name not in _OF_NO_ACCOUNT)]
+        told = any(value is not None and value is not False for value in others)
+        if seen is None or told or not _is_unwatched(encoder.layer):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         kind = hidden_states.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_states.dtype

@@ -204,8 +204,8 @@ class TrainingArguments:
             raise UserError(
                 f"--warmup_ratio {self.warmup_ratio}: must be at most 1; for a number of updates use --num_warmup_steps"
             )
-        if self.seed >= 2**32:
-            raise UserError(f"--seed {self.seed}: must be less than 2**32")
+        if self.seed >= 2**31:  # NumPy takes less than 2**32, and each process adds its number
+            raise UserError(f"--seed {self.seed}: must be less than 2**31")
 
 
 @dataclass(frozen=True)

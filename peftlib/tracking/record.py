@@ -179,7 +179,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions, source commit and machine, for `run.json`."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
-        "git": git_state(Path(__file__).resolve().parents[2]),
+        "git": git_state(Path(__file__).resolve()),
         "machine": {
             "platform": platform.platform(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
@@ -190,14 +190,18 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit of the checkout that holds the code, and whether it was changed; None outside a checkout."""
+def git_state(file: Path) -> dict[str, Any] | None:
+    """The commit of the checkout that holds this file of ours, and whether anything in it was changed.
+
+    None outside a checkout, and where it does not know the file: in a virtual environment in another project's.
+    """
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
+        command = ["git", "-C", str(file.parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", file.name)
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -22,7 +22,7 @@ def build_optimizer(
 
     Args:
         learning_rate: the peak rate.
-        weight_decay: decoupled decay of matrices; biases and normalisation weights are never decayed.
+        weight_decay: decoupled decay of matrices; biases, normalisation weights and DoRA's magnitudes never decay.
         device: where the updates will be made. CPUs and GPUs get one kernel for many parameters (bert-base's biases on
             a CPU: a quarter of the time), which on GPUs looks for fp16's overflows itself: the host need not wait.
 
@@ -30,11 +30,10 @@ def build_optimizer(
         TypeError: a trained parameter is not fp32.
     """
     trained_in_fp32(model)
-    norms = tuple(f"{name}." for name, module in model.named_modules() if "norm" in type(module).__name__.lower())
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in trained(model):
-        (kept if name.endswith((".bias", "_bias")) or name.startswith(norms) else decayed).append(parameter)
+        (kept if parameter.dim() < 2 or name.endswith("_bias") else decayed).append(parameter)  # Funnel's have two
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},

@@ -43,12 +43,14 @@ def choose_precision(requested: str, device: torch.device | None = None) -> Prec
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("bf16", "auto: this GPU computes bf16 natively")
         return Precision("fp16", "auto: this GPU has no native bf16")
-    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_has_bf16():
+    if device.type == "cpu" and _cpu_has_bf16():
         return Precision("bf16", "auto: this CPU has bf16 instructions")
     return Precision("no", f"auto: no native bf16 on this {device.type}")
 
 
 def _cpu_has_bf16() -> bool:
-    """Instructions for bf16 products; oneDNN's own "supported" is true for AVX-512 alone, which emulates them."""
+    """Instructions for bf16 products, and oneDNN, which says yes to AVX-512 alone as well: that emulates them."""
     capabilities = torch.cpu.get_capabilities()
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

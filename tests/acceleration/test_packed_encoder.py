@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from peftlib.acceleration import accelerate_model, cpu_calls, packed_encoder, torch_layer
 from peftlib.acceleration.cpu_layer import FrozenLayer
@@ -332,6 +333,28 @@ def test_other_models_are_not_changed():
     )
     assert not pack_encoder(distilbert)
     assert not pack_encoder(classifier(is_decoder=True))
+
+
+class MeanForSequenceClassification(BertForSequenceClassification):
+    """As it may come with a model: BERT by its configuration, with a head that reads every token."""
+
+    def forward(self, **given):
+        return SequenceClassifierOutput(logits=self.classifier(self.bert(**given).last_hidden_state.mean(1)))
+
+
+def test_a_head_of_somebody_else_s_is_not_taken_for_bert_s():
+    config = AutoConfig.for_model("bert", vocab_size=50, hidden_size=12, num_attention_heads=3, num_hidden_layers=2)
+    model = MeanForSequenceClassification(config).eval()
+    expected = model(**batch(4, 2)).logits
+    accelerate_model(model, torch.device("cpu"), "no")
+    torch.testing.assert_close(model(**batch(4, 2)).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_encoder_is_told_and_does_not_know_goes_to_transformers(monkeypatch):
+    model = classifier()
+    pack_encoder(model)
+    assert used(monkeypatch, lambda: model(**batch(4, 2), of_no_meaning=torch.ones(1))) == 0
+    assert used(monkeypatch, lambda: model(**batch(4, 2), of_no_meaning=None)) == 2
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])

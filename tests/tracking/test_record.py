@@ -187,7 +187,7 @@ def test_the_environment_names_versions_machine_and_commit_and_no_secret(tmp_pat
     assert "s3cr3t" not in (tmp_path / "run.json").read_text()
     if run["git"] is not None:
         assert len(run["git"]["commit"]) == 40
-        assert run["git"] == git_state(ROOT)
+        assert run["git"] == git_state(ROOT / "README.md")
 
 
 def git(folder, *words):
@@ -202,16 +202,27 @@ def test_the_commit_is_recorded_and_whether_the_code_was_changed(tmp_path):
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "a")
     commit = git(tmp_path, "rev-parse", "HEAD")
-    assert git_state(tmp_path) == {"commit": commit, "changed": False}
+    assert git_state(tmp_path / "a.py") == {"commit": commit, "changed": False}
     (tmp_path / "a.py").write_text("b")
-    assert git_state(tmp_path) == {"commit": commit, "changed": True}
+    assert git_state(tmp_path / "a.py") == {"commit": commit, "changed": True}
+
+
+def test_the_commit_of_a_project_that_only_holds_the_environment_is_not_recorded(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text(".venv")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "a")
+    installed = tmp_path / ".venv" / "record.py"
+    installed.parent.mkdir()
+    installed.write_text("")
+    assert git_state(installed) is None
 
 
 def test_without_a_checkout_or_without_git_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_state(tmp_path) is None
+    assert git_state(tmp_path / "a.py") is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_state(ROOT) is None
+    assert git_state(ROOT / "README.md") is None
 
 
 def test_peak_memory_is_in_bytes_and_grows_with_what_is_held():

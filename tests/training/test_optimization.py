@@ -14,6 +14,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from peftlib.strategies.full import Full
+from peftlib.strategies.lora import LoRA
 from peftlib.training.optimization import build_optimizer, build_scheduler
 from tests.training.runs import tiny_bert
 
@@ -31,6 +32,14 @@ def test_full_fine_tuning_decays_matrices_but_no_biases_and_no_norms() -> None:
     assert all(
         "LayerNorm" in name or name.endswith(".bias") for name in dict(model.named_parameters()).keys() - matrices
     )
+
+
+def test_dora_s_magnitudes_are_not_decayed() -> None:
+    """They are a column's norm each, which decay would pull to zero; PEFT gives them one dimension."""
+    model = LoRA(use_dora=True).apply(tiny_bert(), frozenset({"classifier.weight", "classifier.bias"}))
+    optimizer = build_optimizer(model, 1e-3, weight_decay=0.1)
+    assert any("magnitude" in name for name, _ in model.named_parameters())
+    assert {name.split(".")[-3] for name in decayed(model, optimizer)} == {"lora_A", "lora_B", "modules_to_save"}
 
 
 def test_decay_shrinks_a_matrix_without_a_gradient_and_leaves_its_bias() -> None:

@@ -53,6 +53,14 @@ def test_auto_takes_fp32_on_a_cpu_that_would_emulate_bf16(
     assert choose_precision("auto", CPU) == ("no", "auto: no native bf16 on this cpu")
 
 
+def test_auto_takes_fp32_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Apple's processors, say: torch has none of its operators there."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True})
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert choose_precision("auto", CPU).name == "no"
+
+
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp16")])
 def test_auto_takes_bf16_on_a_gpu_only_where_it_is_native(
     monkeypatch: pytest.MonkeyPatch, native: bool, expected: str
