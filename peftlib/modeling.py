@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def load_classifier(
-    source: ModelSource, labels: tuple[str, ...], dropout: float | None = None
+    source: ModelSource, labels: tuple[str, ...], dropout: float | None = None, extent: tuple[int, int] | None = None
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """Load a sequence classifier in fp32, with a new head where the checkpoint has none.
 
@@ -106,6 +107,7 @@ def load_classifier(
         source: from `find_model`.
         labels: the class names, in the order of their indices.
         dropout: in place of every probability of dropout that the model's configuration names; None leaves them.
+        extent: the highest token id that it will be given, and the most tokens.
 
     Returns:
         The model, and the names of its head's parameters: those outside the encoder (DeBERTa's `pooler` and
@@ -113,7 +115,7 @@ def load_classifier(
 
     Raises:
         UserError: the checkpoint has no safetensors weights, or is no model that can classify sequences, or names no
-            dropout and was to have some.
+            dropout and was to have some, or its embeddings end before `extent` does.
     """
     import torch
     from safetensors import SafetensorError
@@ -154,10 +156,33 @@ def load_classifier(
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+    if extent is not None:
+        _refuse_what_it_cannot_look_up(model, source, *extent)
     encoder = f"{model.base_model_prefix}."
     names = [name for name, _ in model.named_parameters()]
     missing = set(report["missing_keys"])
     return model, frozenset(name for name in names if name in missing or not name.startswith(encoder))
+
+
+def _refuse_what_it_cannot_look_up(model: PreTrainedModel, source: ModelSource, token: int, length: int) -> None:
+    """On a CPU it would end in an IndexError, on a GPU in an assertion that names nothing."""
+    tables = {name.rpartition(".")[2]: module for name, module in model.named_modules()}
+    with contextlib.suppress(NotImplementedError):  # models of characters have no such table
+        tokens = getattr(model.get_input_embeddings(), "num_embeddings", token + 1)
+        if token >= tokens:
+            raise UserError(
+                f"--model_name_or_path {source.name}: its tokenizer gives a token {token}, and it has embeddings for "
+                f"{tokens:,}; save it with as many as the tokenizer has (model.resize_token_embeddings)"
+            )
+    for name in ("position_embeddings", "wpe"):  # GPT-2's; relative positions have no end
+        if (table := tables.get(name)) is not None and hasattr(table, "num_embeddings"):
+            # RoBERTa counts from behind its padding's on.
+            positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+            if length > positions:
+                raise UserError(
+                    f"--max_length must be at most {positions}: {source.name} has no positions for more, and the "
+                    f"longest example here has {length} tokens"
+                )
 
 
 def _set_dropout(config: PretrainedConfig, dropout: float) -> bool:

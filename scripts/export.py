@@ -31,7 +31,7 @@ def main() -> None:
 
     # ── Model ────────────────────────────────────────────────────────────────────────────────────────────────
     tokenizer = run.tokenizer()
-    model = merged(run.load(run.strategy, args.model_name_or_path, args.trust_remote_code))
+    model = merged(run.load(args.model_name_or_path, args.trust_remote_code))
     model = model.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype])
 
     # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -32,7 +32,7 @@ def main() -> None:
 
     # ── Run, data ────────────────────────────────────────────────────────────────────────────────────────────
     run = Finished.read(Path(place))
-    task, strategy = run.task, run.strategy
+    task = run.task
     examples = run.examples(args.split, args.data_dir, args.test_file, args.text_column_names, args.label_column_name)
     name = plain_name(Path(args.test_file).stem) if args.test_file else args.split
     folder = Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name
@@ -45,10 +45,10 @@ def main() -> None:
 
     # ── Model ────────────────────────────────────────────────────────────────────────────────────────────────
     tokenizer = run.tokenizer()
-    model = run.load(strategy, args.model_name_or_path, args.trust_remote_code).requires_grad_(False)
-    accelerate_model(model, accelerator.device, precision.name, reads_frozen=strategy.reads_frozen_weights)
     with accelerator.local_main_process_first():  # it tokenises, the others find its cache
         split = encode(examples, tokenizer, run.arguments["max_length"])
+    model = run.load(args.model_name_or_path, args.trust_remote_code, split.extent).requires_grad_(False)
+    accelerate_model(model, accelerator.device, precision.name, reads_frozen=run.strategy.reads_frozen_weights)
     loader = build_eval_loader(split, tokenizer, args.per_device_eval_batch_size, accelerator.num_processes)
     model, loader = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(loader)
 

@@ -72,7 +72,7 @@ def main() -> None:
     manifest = matching_manifest(checkpoint, identity, extend=out.extend_training, folder=folder)
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
-    base, head = load_classifier(source, task.labels, args.dropout)
+    base, head = load_classifier(source, task.labels, args.dropout, splits.extent)
     base_size, adapted = size(base), args.strategy.apply(base, head)
     parameters = ParameterCount.of(base_size, adapted)
     accelerate_model(

@@ -228,3 +228,25 @@ def test_a_decoder_without_a_padding_token_takes_its_tokenizers(tiny_folder, tmp
     assert model.config.pad_token_id == load_tokenizer(source).pad_token_id == 0
     given = {"input_ids": torch.tensor([[5, 6, 0], [5, 6, 7]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
     assert model(**given).logits.shape == (2, 2)
+
+
+@pytest.mark.parametrize(("architecture", "positions"), [("bert", 140), ("roberta", 139), ("deberta", 140)])
+def test_what_its_embeddings_do_not_have_is_refused(tiny_folder, architecture, positions):
+    """RoBERTa's padding, token 0 here, takes the first position."""
+    source = find_model(str(tiny_folder(architecture)))
+    model, _ = load_classifier(source, LABELS, extent=(30521, positions))
+    longest = torch.full((1, positions), 30521)
+    model.eval()(input_ids=longest)
+    with pytest.raises(IndexError):
+        model(input_ids=longest + 1)
+    message = complaint(lambda: load_classifier(source, LABELS, extent=(30522, positions)))
+    assert "token 30522, and it has embeddings for 30,522; save it with as many" in message
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, positions + 1), 5))
+    with pytest.raises(UserError, match=f"^--max_length must be at most {positions}: .* has 500 tokens$"):
+        load_classifier(source, LABELS, extent=(5, 500))
+
+
+@pytest.mark.parametrize("architecture", ["modernbert", "funnel"])
+def test_relative_positions_have_no_end(tiny_folder, architecture):
+    load_classifier(find_model(str(tiny_folder(architecture))), LABELS, extent=(5, 500))

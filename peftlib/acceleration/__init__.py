@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from peftlib.acceleration.attention import always_mask, finish_first_token_only, use_eager_attention
+from peftlib.acceleration.bert import unwrapped
 from peftlib.acceleration.dropout import use_cheap_dropout
 from peftlib.acceleration.packed_encoder import pack_encoder
+from peftlib.errors import UserError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: Options of glibc's mallopt, from malloc.h.
@@ -41,7 +43,13 @@ def accelerate_model(
             does the arithmetic that PEFT does with them.
         loader: of training batches, whose `collate_fn` is a `Collator`: they are laid out as the model takes them
             fastest.
+
+    Raises:
+        UserError: transformers' code for the model fails in this precision.
     """
+    if precision in _DTYPES and unwrapped(model).config.model_type == "deberta":
+        # It fills bf16 scores with the least number of fp32, as which it takes the sum of a query and its fp32 bias.
+        raise UserError(f"--mixed_precision {precision}: transformers' DeBERTa fails in it; use no, or DeBERTa-v3")
     if precision in _DTYPES and not reads_frozen:
         leave_casts_to_autocast(model)
         if frozen_dtype == "auto":

@@ -68,6 +68,11 @@ class EncodedExamples(Dataset[Chosen]):
         """Tokens per example, int64, shape (examples,)."""
         return np.diff(self.offsets)
 
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The highest token id, and the tokens of the longest example."""
+        return int(self.columns["input_ids"].max()), int(self.lengths.max())
+
     def __getitems__(self, slots: Sequence[Slot]) -> Chosen:
         """The examples of a micro-batch, all at once: one at a time, they cost more than a GPU's step allows."""
         example = np.array([slot.example for slot in slots], dtype=np.int64)

@@ -26,6 +26,12 @@ class Splits:
     train: EncodedExamples
     validation: EncodedExamples
 
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The highest token id, and the tokens of the longest example."""
+        (token, length), (other, longer) = self.train.extent, self.validation.extent
+        return max(token, other), max(length, longer)
+
     def facts(self) -> dict[str, dict[str, Any]]:
         """Split -> its size, fingerprint and source, for the run's record."""
         return {
@@ -75,9 +81,8 @@ def build_loaders(
     Returns:
         The two loaders, and the training loader's sampler, which holds the order of the data and its position.
     """
-    longest = int(max(splits.train.lengths.max(), splits.validation.lengths.max()))
     # Any: torch's types know of lists alone, a collator takes what `__getitems__` gives.
-    collator: Any = Collator.for_tokenizer(tokenizer, pad_to, widest=longest)
+    collator: Any = Collator.for_tokenizer(tokenizer, pad_to, widest=splits.extent[1])
     # A loader draws a seed for its workers at every start. From a generator of its own: the run's generators, which
     # checkpoints hold, stay out of it.
     own = torch.Generator().manual_seed(seed)

@@ -159,19 +159,22 @@ class Finished:
             raise UserError(f"{self.folder}: has no tokenizer.json any more; copy it from the base model's folder")
         return load_tokenizer(ModelSource(str(self.folder), str(self.folder)))
 
-    def load(self, strategy: Strategy, base: str | None = None, trust_remote_code: bool = False) -> Trained:
+    def load(
+        self, base: str | None = None, trust_remote_code: bool = False, extent: tuple[int, int] | None = None
+    ) -> Trained:
         """The saved model, in fp32.
 
         Args:
-            strategy: its own.
             base: where the base model of an adapter is now, as `find_model` takes it; None where it was.
+            extent: as `load_classifier` takes it.
 
         Raises:
-            UserError: the base model cannot be had, or what was saved cannot be read.
+            UserError: the base model cannot be had, or what was saved cannot be read, or ends before `extent`.
         """
         labels, place = tuple(self.record["labels"]), str(self.folder)
         if not (self.folder / "adapter_config.json").is_file():
-            return load_classifier(ModelSource(place, place, trust_remote_code=trust_remote_code), labels)[0]
+            source = ModelSource(place, place, trust_remote_code=trust_remote_code)
+            return load_classifier(source, labels, extent=extent)[0]
         revision = self.arguments.get("model_revision", "main")
         source = find_model(base or self.record["model"]["name"], revision, trust_remote_code)
-        return strategy.load(load_classifier(source, labels)[0], self.folder)
+        return self.strategy.load(load_classifier(source, labels, extent=extent)[0], self.folder)

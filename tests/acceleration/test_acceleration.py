@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from peftlib.acceleration import accelerate_model, keep_frozen_linears_in, leave_casts_to_autocast
+from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
 from tests.strategies.classifiers import classifier, sentences
 
@@ -41,6 +42,16 @@ def test_an_adapter_s_input_stays_in_bf16_and_gives_the_same_bits(tiny_folder):
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(plain(**sentences()).logits, quick(**sentences()).logits)
     assert seen == {"plain": {torch.float32}, "quick": {torch.float32, torch.bfloat16}}
+
+
+def test_deberta_s_first_version_is_refused_in_half_precision(tiny_folder):
+    model, _ = classifier(tiny_folder("deberta-v1"))
+    with pytest.raises(RuntimeError, match="overflow"), torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**sentences())  # if transformers computes it by now, the refusal can go
+    with pytest.raises(UserError, match=r"^--mixed_precision bf16: transformers' DeBERTa fails in it; use no"):
+        accelerate_model(model, torch.device("cpu"), "bf16")
+    accelerate_model(model, torch.device("cpu"), "no")
+    model(**sentences())
 
 
 _AFTER_A_STEP = """

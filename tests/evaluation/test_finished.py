@@ -58,7 +58,7 @@ def test_the_model_answers_as_it_did_when_it_was_saved(
     run = left(tmp_path, record(strategy, base))
     torch.manual_seed(5)  # of the new head, which the saved one replaces
     assert run.strategy == strategy
-    assert torch.equal(logits(run.load(run.strategy)), logits(adapted))
+    assert torch.equal(logits(run.load()), logits(adapted))
 
 
 def test_the_base_model_may_have_moved(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_the_base_model_may_have_moved(tiny_folder: Callable[..., Path], tmp_pat
     METHODS["head"].save(model, head, tmp_path)
     run = left(tmp_path, record(METHODS["head"], base="./gone"))
     with pytest.raises(UserError, match=r"--model_name_or_path ./gone: no such folder"):
-        run.load(run.strategy)
+        run.load()
     moved = shutil.copytree(tiny_folder(), tmp_path / "moved")
-    assert torch.equal(logits(run.load(run.strategy, str(moved))), logits(model))
+    assert torch.equal(logits(run.load(str(moved))), logits(model))
 
 
 def test_no_pickle_and_no_damaged_adapter_is_loaded(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -79,12 +79,12 @@ def test_no_pickle_and_no_damaged_adapter_is_loaded(tiny_folder: Callable[..., P
     run, weights = left(tmp_path, record(METHODS["head"], tiny_folder())), tmp_path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match="its adapter cannot be loaded") as caught:
-        run.load(run.strategy)
+        run.load()
     assert "\n" not in str(caught.value)
     torch.save({}, tmp_path / "adapter_model.bin")
     weights.unlink()
     with pytest.raises(UserError, match=r"has no adapter_model.safetensors; train it again"):
-        run.load(run.strategy)
+        run.load()
 
 
 @pytest.mark.parametrize(
