@@ -19,9 +19,9 @@ def main() -> None:
     with cli.importing():
         import torch
 
+        from peftlib.console import Console
         from peftlib.evaluation.finished import Finished
         from peftlib.strategies.adapter import merged
-        from peftlib.tracking.console import Console
         from peftlib.tracking.folder import writable_folder
         from peftlib.training.saving import save_checkpoint
 

@@ -20,13 +20,13 @@ def main() -> None:
     place, args = parse_predict_arguments()
     with cli.importing():
         from peftlib.acceleration import accelerate_model
+        from peftlib.console import Console
         from peftlib.data.encoding import encode
         from peftlib.data.files import plain_name
         from peftlib.data.loading import build_eval_loader
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.evaluation.finished import Finished
         from peftlib.evaluation.predictions import refuse_other_answers, write_answers
-        from peftlib.tracking.console import Console
         from peftlib.tracking.folder import writable_folder
         from peftlib.training.devices import build_accelerator
 

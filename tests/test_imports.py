@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "flags": set(),
     "processes": set(),
     "cli": {"errors", "processes"},
+    "console": set(),
     "hub": _FLOOR,
     "data": {"hub", *_FLOOR},
     "modeling": {"hub", *_FLOOR},
@@ -36,11 +37,11 @@ MAY_IMPORT = {
     "acceleration": {"errors", "files"},
     "strategies": _FLOOR,
     "evaluation": _ROOMS | _FLOOR,
-    "tracking": _ROOMS | _FLOOR,
+    "tracking": {"console"} | _ROOMS | _FLOOR,
     # A sweep starts trainings as processes of their own; it never imports one.
-    "sweeps": {"tracking", "data", "modeling", "strategies", "processes"} | _FLOOR,
+    "sweeps": {"console", "tracking", "data", "modeling", "strategies", "processes"} | _FLOOR,
     # Reads what runs have left; trains and sweeps nothing.
-    "reporting": {"evaluation", *_ROOMS, *_FLOOR},
+    "reporting": {"console", "evaluation", *_ROOMS, *_FLOOR},
     "training": {"evaluation", "tracking", "acceleration", "processes"} | _ROOMS | _FLOOR,
     # The command line reads the tables of tasks, models and methods, and nothing that trains.
     "arguments": _ROOMS | _FLOOR,

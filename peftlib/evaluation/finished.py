@@ -113,17 +113,14 @@ class Finished:
             examples = load_examples(task, split, None if folder is None else Path(folder))
         except UserError as error:
             if test_file is None and task.files is not None and split != "test":
-                raise UserError(
-                    f"{error}; go to the directory that the run was started in, or use --test_file"
-                ) from error
+                raise UserError(f"{error}; go to the directory that the run was started in") from error
             raise
         if split == "validation":
             examples = examples.first(self.arguments.get("max_eval_samples"))
             scored = self.record["data"].get("validation", {}).get("fingerprint")
             if data_dir is None and examples.fingerprint() != scored:
                 raise UserError(
-                    f"{examples.source}: has changed since {self.folder} was scored on it; put it back, or give it as "
-                    "--test_file"
+                    f"{examples.source}: has changed since {self.folder} was scored on it; put back what it was"
                 )
         if label_column is not None and not examples.labelled:
             raise UserError(f"{examples.source}: no column {label_column!r}; leave --label_column_name out for none")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console as RichConsole
-from rich.table import Table
-from rich.text import Text
-
+from peftlib.console import Console
 from peftlib.reporting.report import Report, Section, work_out, write_report
 from peftlib.reporting.runs import Run
 from peftlib.reporting.sheets import Sheet, notes_of
@@ -30,15 +27,8 @@ def publish(runs: list[Run], folder: Path, command: str) -> None:
     console.note(f"report: {folder / 'index.html'}")
 
 
-class CompareConsole:
+class CompareConsole(Console):
     """The comparison's standard output."""
-
-    def __init__(self) -> None:
-        self._rich = RichConsole(highlight=False)
-
-    def note(self, line: str = "") -> None:
-        """One line, never cut."""
-        self._rich.print(Text(line), soft_wrap=True)
 
     def show(self, report: Report) -> None:
         """Every comparison's table and what may be claimed, then the runs without a result."""
@@ -51,12 +41,12 @@ class CompareConsole:
         self.note(section.title)
         if section.comparison.apart:
             self.note(f"apart: {section.comparison.apart}")
-        self.table(section.sheet)
+        self.sheet(section.sheet)
         for line in section.comparison.notes:
             self.note(line)
         if section.references.lines:
             self.note("beside what others have reported, of other models and settings:")
-            self.table(section.references)
+            self.sheet(section.references)
             for line in notes_of(section.references):
                 self.note(line)
         for words in (*section.claims, *section.no_claims):
@@ -66,16 +56,6 @@ class CompareConsole:
             self.note(f"{metric}: {len(found)} of {len(pairs)} pairs differ; every test is in the report")
         self.note()
 
-    def table(self, sheet: Sheet) -> None:
-        """A table that wraps within the terminal, or columns as wide as they need to be."""
-        if not self._rich.is_terminal:
-            widths = [max(map(len, column)) for column in zip(sheet.header, *sheet.lines, strict=True)]
-            for line in [sheet.header, *sheet.lines]:
-                self.note("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-            return
-        table = Table()
-        for index, title in enumerate(sheet.header):
-            table.add_column(Text(title), justify="right" if 0 < index < sheet.numeric else "left")
-        for line in sheet.lines:
-            table.add_row(*map(Text, line))
-        self._rich.print(table)
+    def sheet(self, sheet: Sheet) -> None:
+        """A table of the report."""
+        self.table(sheet.header, sheet.lines, numbers=sheet.numeric - 1)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from peftlib.data.files import files_of
-from peftlib.data.sources import Examples, find_task, load_examples
+from peftlib.data.sources import Examples
 from peftlib.errors import UserError
+from peftlib.evaluation.finished import Finished
 from peftlib.reporting.console import CompareConsole
 from peftlib.reporting.runs import Run
 from peftlib.reporting.sheets import Sheet
@@ -26,7 +25,7 @@ def show_disagreements(runs: Sequence[Run], console: CompareConsole, most: int) 
             be had.
     """
     a, b = _two(runs)
-    examples = _texts(a)
+    examples = Finished(a.folder, a.record).examples("validation")  # read anew from where the run had it
     (answers_a, labels), (answers_b, _) = (_answers(run) for run in (a, b))
     right_a, right_b = answers_a == labels, answers_b == labels
     both = int((right_a & right_b).sum())
@@ -42,7 +41,7 @@ def show_disagreements(runs: Sequence[Run], console: CompareConsole, most: int) 
         console.note(f"{better.name} right, {worse.name} wrong: {len(places):,}{limit}")
         if len(shown):
             wrong = (answers_b if better is a else answers_a)[shown]
-            console.table(_sheet(examples, shown, wrong, a.record["labels"], worse.name))
+            console.sheet(_sheet(examples, shown, wrong, a.record["labels"], worse.name))
 
 
 def _two(runs: Sequence[Run]) -> tuple[Run, Run]:
@@ -62,21 +61,6 @@ def _answers(run: Run) -> tuple[np.ndarray, np.ndarray]:
     if run.answers is None:
         raise UserError(f"--examples: {run.folder} holds no predictions; train it again")
     return run.answers
-
-
-def _texts(run: Run) -> Examples:
-    """The run's validation split, read anew from where the run had it."""
-    folder, limit = run.arguments["data_dir"], run.arguments["max_eval_samples"]
-    own = ("train_file", "validation_file", "text_column_names", "label_column_name")
-    given = {name: run.arguments[name] for name in own if run.arguments.get(name) is not None}
-    task = find_task(run.task, files_of(**given))
-    examples = load_examples(task, "validation", Path(folder) if folder else None).first(limit)
-    if examples.fingerprint() != run.record["data"]["validation"]["fingerprint"]:
-        raise UserError(
-            f"--examples: the validation split in {examples.source} has changed since {run.name} was scored on it; "
-            "put back the data that it was trained with"
-        )
-    return examples
 
 
 def _sheet(examples: Examples, places: np.ndarray, wrong: np.ndarray, labels: Sequence[str], loser: str) -> Sheet:

@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from peftlib.console import Console
 from peftlib.sweeps.config import Sweep
 
 if TYPE_CHECKING:
@@ -28,23 +28,19 @@ _STATES = {
 }
 
 
-class SweepConsole:
+class SweepConsole(Console):
     """The sweep's standard output."""
 
     def __init__(self) -> None:
-        self._rich = RichConsole(highlight=False)
+        super().__init__()
         self._live: Live | None = None
         self._workers = 1
         self._varying: list[str] = []
         self._durations: list[float] = []
         self._began: dict[int, float] = {}
 
-    def note(self, line: str) -> None:
-        """One line that the user should know of."""
-        self._rich.print(Text(line), soft_wrap=True)
-
     def __enter__(self) -> SweepConsole:
-        if self._rich.is_terminal:
+        if self._pretty:
             # Refreshed by `show` alone: runs are forked, which is safe as long as there is one thread.
             self._live = Live(console=self._rich, auto_refresh=False, transient=True)
             self._live.start()
@@ -122,15 +118,7 @@ class SweepConsole:
         for rank, trial in enumerate(ranked, start=1):
             value = "" if trial.value is None else f"{trial.value:.4f}"
             rows.append([str(rank), str(trial.number), _STATES[trial.state], value, *_values(sweep, trial)])
-        if self._rich.is_terminal:
-            table = Table(*names, title="ranking", title_justify="left")
-            for row in rows:
-                table.add_row(*map(Text, row))
-            self._rich.print(table)
-        else:
-            widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-            for row in [list(names), *rows]:
-                self.note("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        self.table(names, rows, title="ranking")
         for trial in ranked:
             if trial.state == TrialState.FAIL:
                 self.note(f"run {trial.number} failed{_outcome(trial)}; {search.run_folder(trial.number)}.log")

@@ -1,21 +1,15 @@
-"""What a person sees: tables and a progress bar on a terminal, plain lines in a pipe."""
+"""What a person sees of a run: a progress bar on a terminal, a line per log in a pipe."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 from types import TracebackType
 
-from rich.console import Console as RichConsole
-from rich.console import RenderableType
-from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+
+from peftlib.console import Console
 
 
-class Console:
+class RunConsole(Console):
     """The run's standard output.
 
     Args:
@@ -24,46 +18,12 @@ class Console:
     """
 
     def __init__(self, speaks: bool = True) -> None:
-        self._rich = RichConsole(quiet=not speaks, highlight=False)
-        self._pretty = self._rich.is_terminal
+        super().__init__(speaks)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self.total_steps = 0
 
-    def note(self, line: str) -> None:
-        """One line that the user should know of."""
-        self._print(Text(line))
-
-    def warn(self, line: str) -> None:
-        """One line that must not be overlooked."""
-        self._print(Text(line, style="bold red"))
-
-    def _print(self, what: RenderableType) -> None:
-        """To the terminal, pipe or log file, as long as it takes what is said: a run does not end for its listener.
-
-        A log on a full disk raises an OSError, and rich makes a SystemExit of a pipe that nobody reads.
-        """
-        try:
-            self._rich.print(what, soft_wrap=isinstance(what, Text))
-        except (OSError, SystemExit):
-            self._rich.quiet = True
-            # Else the interpreter fails to write what is left when it ends, and says so in the exit status.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    def facts(self, title: str, rows: dict[str, str], *, panel: bool = False) -> None:
-        """Names and values: a table or panel on a terminal, `name: value` lines in a pipe."""
-        if not self._pretty:
-            self.note(title)
-            for name, value in rows.items():
-                self.note(f"  {name}: {value}")
-            return
-        grid = Table.grid(padding=(0, 2)) if panel else Table(title=title, title_justify="left", show_header=False)
-        for name, value in rows.items():
-            grid.add_row(Text(name, style="bold"), Text(value))
-        self._print(Panel(grid, title=title, expand=False) if panel else grid)
-
-    def __enter__(self) -> Console:
+    def __enter__(self) -> RunConsole:
         if self._pretty:
             self._bar = Progress(
                 TextColumn("training"),

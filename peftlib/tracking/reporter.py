@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
-from peftlib.tracking.console import Console
+from peftlib.tracking.console import RunConsole
 from peftlib.tracking.folder import lock_folder, sweep_of_run
 from peftlib.tracking.record import RunRecord, environment, peak_memory
 from peftlib.tracking.trackers import end_wandb_run, leave_wandb, start_trackers
@@ -41,7 +41,7 @@ class Reporter:
         self._logged_step = -1
         self._silenced: set[str] = set()
         self.tracker_ids: dict[str, str] = {}
-        self.console = Console(speaks=accelerator.is_main_process)
+        self.console = RunConsole(speaks=accelerator.is_main_process)
         self.folder = folder
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from peftlib.arguments import parse_train_arguments
+from peftlib.data.sources import find_task
 from peftlib.evaluation.predictions import save_predictions
 
 EXAMPLES = 200
@@ -49,7 +50,7 @@ def make_run(
         "started": f"2026-01-01T00:{seed % 60:02d}:00+00:00",
         "arguments": arguments,
         "model": {"name": arguments["model_name_or_path"], "location": "/models/made-up"},
-        "labels": ["no", "yes"],
+        "labels": find_task(task, parsed.data.files).labels,
         "data": {
             "train": {"examples": 1000, "fingerprint": "e" * 64, "source": "made up"},
             "validation": {"examples": EXAMPLES, "fingerprint": fingerprint, "source": "made up"},
