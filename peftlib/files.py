@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` atomically: a reader, or a crash, sees the old file or the new one."""
@@ -51,6 +53,28 @@ def cache_folder() -> Path:
     if folder := os.environ.get("PEFTLIB_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftlib"
+
+
+def load_yaml(text: str, kind: type[Any] = yaml.SafeLoader) -> Any:
+    """YAML in which no mapping has a key twice: of two, the loaders keep the last without a word.
+
+    Args:
+        kind: PyYAML's loader.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+
+    class Loader(kind):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for place, (key, _) in enumerate(node.value):
+                if key.value in keys[:place]:
+                    raise yaml.constructor.ConstructorError(None, None, f"a second {key.value}", key.start_mark)
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
+
+    return yaml.load(text, Loader=Loader)
 
 
 def strict(value: Any) -> Any:

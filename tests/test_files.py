@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.files import cache_folder, placed_when_whole, strict, write_json, write_text
+from peftlib.files import cache_folder, load_yaml, placed_when_whole, strict, write_json, write_text
 
 
 def names(folder):
@@ -117,3 +118,18 @@ def test_files_are_placed_when_all_are_whole(tmp_path):
         (temporary / "a").write_text("half of")
         raise ZeroDivisionError
     assert sorted((path.name, path.read_text()) for path in tmp_path.iterdir()) == [("a", "new"), ("b", "new")]
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "x: {a: 1, a: 1}", "- {a: 1, b: {c: 1, c: 2}}"])
+def test_a_key_that_stands_there_twice_is_an_error(text):
+    """PyYAML's own loaders keep the last one."""
+    yaml.safe_load(text)
+    for kind in (yaml.SafeLoader, yaml.BaseLoader):
+        with pytest.raises(yaml.YAMLError, match=r"a second [ac]\b"):
+            load_yaml(text, kind)
+
+
+def test_yaml_is_read_as_its_loader_reads_it():
+    text = "a: no\nb: [1, {c: 2}]\nd: &x {e: 1}\nf: {<<: *x, g: 2}"
+    assert load_yaml(text) == yaml.safe_load(text)
+    assert load_yaml(text, yaml.BaseLoader) == yaml.load(text, Loader=yaml.BaseLoader)

@@ -8,13 +8,14 @@ import yaml
 
 from peftlib.arguments.parser import Parser, underscored
 from peftlib.errors import UserError, nearest
+from peftlib.files import load_yaml
 
 
 def flags_of_file(path: Path, parser: Parser) -> list[str]:
     """The file's mapping as command-line flags, so that both are checked by the same code."""
     try:
         # The base loader keeps every value as it is written: to YAML's others `mixed_precision: no` is False.
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        content = load_yaml(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -22,11 +23,13 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: must hold lines such as `learning_rate: 0.003`")
     known = [flag for flag in parser.flags() if flag not in ("--config", "--help") and not flag.startswith("--no_")]
-    argv = []
+    argv, names = [], dict[str, str]()
     for key, value in content.items():
         flag = f"--{underscored(str(key))}"
         if flag not in known:
             raise UserError(f"--config {path}: {key} is no flag of train.py{nearest(flag, known).replace('--', '')}")
+        if names.setdefault(flag, key) != key:
+            raise UserError(f"--config {path}: {names[flag]} and {key} are the same flag; keep one")
         if isinstance(value, dict):
             raise UserError(f"--config {path}: {key} is a mapping; flags take single values or lists")
         if value not in ("", "~", "null"):

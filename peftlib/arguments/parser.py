@@ -12,6 +12,8 @@ from transformers.hf_argparser import HfArgumentParser
 from peftlib.errors import UserError, nearest
 
 _Flags = TypeVar("_Flags")
+#: How the names of flags end that take a path.
+_PATHS = ("_dir", "_file")
 
 
 class Parser(HfArgumentParser):
@@ -42,6 +44,12 @@ class Parser(HfArgumentParser):
         )
         if unknown:
             self._refuse(unknown[0])
+        for name, value in (pair for group in parsed for pair in vars(group).items()):
+            if name.endswith(_PATHS) and isinstance(value, str):
+                if not value.strip():  # a variable of the shell's that is not set; as a path it is the folder of now
+                    raise UserError(f"--{name}: is empty; name one, or leave the flag out")
+                if value.startswith("~"):  # would be a folder of that name
+                    raise UserError(f"--{name} {value}: the shell leaves ~ as it is behind a =; write --{name} {value}")
         return parsed
 
     def _refuse(self, word: str) -> NoReturn:

@@ -15,6 +15,7 @@ from peftlib.arguments.groups import DataArguments, ModelArguments, OutputArgume
 from peftlib.arguments.parser import Parser, words_of
 from peftlib.data.files import name_of_files
 from peftlib.data.tasks import DEFAULT_TASK, TASKS, Task
+from peftlib.errors import UserError
 from peftlib.modeling import PACKAGED_MODELS
 from peftlib.strategies import STRATEGIES, Strategy
 
@@ -34,6 +35,11 @@ class TrainArguments:
     output: OutputArguments
     strategy: Strategy
     ignored: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        base, folder = Path(self.model.model_name_or_path), self.output.output_dir
+        if folder is not None and base.is_dir() and base.resolve() == Path(folder).resolve():
+            raise UserError(f"--output_dir {folder}: is the base model's folder; name another one")
 
     @property
     def learning_rate(self) -> float:

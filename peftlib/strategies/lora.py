@@ -52,6 +52,8 @@ class LoRA(Strategy):
             raise UserError(f"--lora_dropout {self.lora_dropout:g}: must be in 0 <= p < 1")
         if not self._targets():
             raise UserError("--target_modules is empty; name endings such as query,value or say all-linear")
+        if "all-linear" in self._targets()[1:] or self._targets()[:1] == ["all-linear"] != self._targets():
+            raise UserError(f"--target_modules {self.target_modules}: all-linear holds the others; leave them out")
 
     @property
     def reads_frozen_weights(self) -> bool:
@@ -75,6 +77,7 @@ class LoRA(Strategy):
                 f"--lora_r {self.lora_r}: no layer of {model.config.name_or_path} has a rank above {max(widths)}"
             )
         targets = self._targets()
+        self._refuse_what_matches_nothing(model, modules)
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=self.lora_r,
@@ -93,20 +96,39 @@ class LoRA(Strategy):
                 warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
                 wrapped = get_peft_model(model, config)
         except ValueError as error:
-            if "target modules" not in str(error).lower():
+            if "target module" not in str(error).lower():  # "... is not supported": a normalisation, say
                 raise
-            linears = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
             raise UserError(
-                f"--target_modules {self.target_modules}: no such modules in {model.config.name_or_path}; "
-                f"its Linear layers end in {', '.join(linears)}"
+                f"--target_modules {self.target_modules}: not all can be updated; {_linears_of(model)}"
             ) from error
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # PEFT leaves `modules_to_save` in the base's precision
         return wrapped
 
+    def _refuse_what_matches_nothing(self, model: PreTrainedModel, head: list[str]) -> None:
+        """PEFT is content with one match: a typing error would train less than was asked for.
+
+        Args:
+            head: the modules that hold it, which are never updated.
+        """
+        named = [name for name, _ in model.named_modules()]
+        encoder = [name for name in named if not any(name == one or name.startswith(f"{one}.") for one in head)]
+        for target in self._targets():
+            if target != "all-linear" and not any(f".{name}".endswith(f".{target}") for name in encoder):
+                where = "outside its head" if any(f".{name}".endswith(f".{target}") for name in named) else "at all"
+                raise UserError(
+                    f"--target_modules {self.target_modules}: {model.config.name_or_path} has no {target} {where}; "
+                    f"{_linears_of(model)}"
+                )
+
     def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         model.save_pretrained(folder)
+
+
+def _linears_of(model: nn.Module) -> str:
+    endings = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+    return f"its Linear layers end in {', '.join(endings)}"
 
 
 def _is_linear(module: nn.Module) -> bool:

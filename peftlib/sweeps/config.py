@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from peftlib.errors import UserError, nearest
+from peftlib.files import load_yaml
 from peftlib.sweeps.checks import check_flags, check_metric, check_plain, leaves
 from peftlib.sweeps.command import parse_command
 from peftlib.sweeps.parameters import Parameter, parse_parameter, spelled
@@ -131,7 +132,7 @@ def load_sweep(
         UserError: one line that names the key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -152,7 +153,7 @@ def _change(text: str) -> tuple[str, dict[str, Any]]:
     """`seed=[1, 2]` as an entry of `parameters`."""
     name, sign, written = text.partition("=")
     try:
-        value = yaml.safe_load(written)
+        value = load_yaml(written)
     except yaml.YAMLError as error:
         raise UserError(f"--set {text}: no valid YAML ({' '.join(str(error).split())})") from error
     if not sign or not name:

@@ -42,6 +42,8 @@ def choose_output_dir(
         path = Path("outputs") / f"{task}-{method}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path}: is a file; name a folder")
+    if path.is_dir() and _holds_others(path):
+        raise UserError(f"--output_dir {path}: holds files, and none of a run; name another folder")
     if path.is_dir() and not overwrite and (problem := _taken(path, resume, in_sweep=sweep is not None)):
         raise UserError(f"--output_dir {path}: {problem}, or replace it with --overwrite_output_dir")
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -74,18 +76,20 @@ def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:
 
     A run that goes on replaces the records of its earlier lives, so the folder has to be its own.
     """
-    present = {entry.name for entry in path.iterdir()}
-    if not present:
+    if not any(path.iterdir()):
         return None
     if resume is None:
-        return "holds files already; name another folder, go on with --resume_from_checkpoint auto"
-    # What a run that was killed at its very start leaves behind.
-    if "run.json" not in present and any(name != "metrics.jsonl" and not name.startswith(".") for name in present):
-        return "holds files but no run that could go on; name another folder"
+        return "holds a run; name another folder, go on with --resume_from_checkpoint auto"
     # A sweep hands a run out again only when it has not heard of its end.
     if resume == "auto" and not in_sweep and not (path / "checkpoints").is_dir() and _status(path) == "finished":
         return "holds a finished run that kept no checkpoint to go on from; name another folder"
     return None
+
+
+def _holds_others(path: Path) -> bool:
+    """Whether there are files and no run: nor what is left of one that was killed at its very start."""
+    present = {entry.name for entry in path.iterdir()}
+    return "run.json" not in present and any(name != "metrics.jsonl" and not name.startswith(".") for name in present)
 
 
 def refuse_finished(folder: Path) -> None:

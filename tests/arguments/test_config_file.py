@@ -51,6 +51,8 @@ def test_no_in_a_file_is_a_word_where_a_word_is_wanted(config):
         ("seed: {a: 1}", "seed is a mapping"),
         ("seed: x", "--seed: invalid int value"),
         ("method: loraa", "did you mean lora?"),
+        ("seed: 1\nseed: 2", "no valid YAML (a second seed"),
+        ("lora_r: 1\nlora-r: 2", "lora_r and lora-r are the same flag; keep one"),
         ("max_length: 1", "--max_length 1: must be at least 2"),
     ],
 )

@@ -11,7 +11,7 @@ from peftlib.arguments import DataArguments, ModelArguments, OutputArguments, Tr
 from peftlib.data.tasks import TASKS, Files
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
-from tests.arguments.parsing import parse
+from tests.arguments.parsing import complaint, parse
 from tests.launching import run_python
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments, OutputArguments)
@@ -227,3 +227,24 @@ def test_parsing_does_not_import_torch(tmp_path):
     )
     done = run_python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("flag", ["output_dir", "data_dir", "train_file"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_path_is_not_the_folder_of_now(flag, value):
+    """`--output_dir "$OUT"` with no OUT."""
+    assert complaint(f"--{flag}={value}") == f"--{flag}: is empty; name one, or leave the flag out"
+
+
+def test_a_tilde_that_the_shell_has_left_is_no_folder_s_name():
+    expected = "--output_dir ~/runs: the shell leaves ~ as it is behind a =; write --output_dir ~/runs"
+    assert complaint("--output_dir=~/runs") == expected
+
+
+def test_the_base_model_s_folder_is_not_the_result_s(tmp_path, monkeypatch):
+    """With --overwrite_output_dir the model would be gone before it is read."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    message = complaint("--model_name_or_path=link", "--output_dir=model", "--overwrite_output_dir")
+    assert message == "--output_dir model: is the base model's folder; name another one"

@@ -65,15 +65,29 @@ def test_target_modules_chooses_by_ending(tiny_folder: Callable[..., Path]) -> N
 
 def test_a_target_module_that_is_not_there_is_refused_with_those_that_are(tiny_folder: Callable[..., Path]) -> None:
     model, head = classifier(tiny_folder("distilbert"))
-    with pytest.raises(UserError, match=r"^--target_modules query: no such modules .*k_lin, lin1, lin2.*q_lin") as e:
+    with pytest.raises(UserError, match=r"^--target_modules query: .* has no query at all; .*lin1, lin2.*q_lin") as e:
         LoRA(target_modules="query").apply(model, head)
     assert "\n" not in str(e.value)
 
 
 def test_the_head_alone_is_no_target(tiny_folder: Callable[..., Path]) -> None:
     model, head = classifier(tiny_folder("distilbert"))
-    with pytest.raises(UserError, match="--target_modules pre_classifier"):
+    with pytest.raises(UserError, match=r"--target_modules pre_classifier: .* has no pre_classifier outside its head;"):
         LoRA(target_modules="pre_classifier").apply(model, head)
+
+
+@pytest.mark.parametrize("targets", ["q_lin,query", "q_lin,v_line", "q_lin,_lin"])
+def test_every_target_module_has_to_be_there(tiny_folder: Callable[..., Path], targets: str) -> None:
+    """PEFT is content with one that is."""
+    model, head = classifier(tiny_folder("distilbert"))
+    with pytest.raises(UserError, match=f"^--target_modules {targets}: .* has no {targets.split(',')[1]} at all; its"):
+        LoRA(target_modules=targets).apply(model, head)
+
+
+def test_a_normalisation_is_no_target(tiny_folder: Callable[..., Path]) -> None:
+    model, head = classifier(tiny_folder("bert"))
+    with pytest.raises(UserError, match=r"^--target_modules query,LayerNorm: not all can be updated; its Linear"):
+        LoRA(target_modules="query,LayerNorm").apply(model, head)
 
 
 def test_the_flags_reach_peft(tiny_folder: Callable[..., Path]) -> None:
@@ -118,6 +132,8 @@ def test_a_model_without_a_head_is_refused(tiny_folder: Callable[..., Path]) -> 
         ({"lora_dropout": float("nan")}, "--lora_dropout nan"),
         ({"lora_alpha": float("nan")}, "--lora_alpha nan"),
         ({"target_modules": " , "}, "--target_modules"),
+        ({"target_modules": "all-linear,query"}, "--target_modules"),
+        ({"target_modules": "query,all-linear"}, "--target_modules"),
     ],
 )
 def test_values_out_of_range_are_refused(fields: dict[str, object], flag: str) -> None:

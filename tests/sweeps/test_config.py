@@ -181,6 +181,8 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
         ({"metric": {"nam": "x"}}, "metric.nam: no such key; did you mean name?"),
         ({"metric": {"name": "eval/acuracy"}}, "metric.name: task rotten_tomatoes (the default: no task_name) does not "
          "log eval/acuracy; did you mean eval/accuracy? (known: eval/accuracy, eval/best_accuracy, eval/loss)"),
+        ({"metric": {"name": "accuracy"}}, "metric.name: task rotten_tomatoes (the default: no task_name) does not log "
+         "accuracy; did you mean eval/accuracy?"),
         ({"metric": {"name": "eval/f1"}}, "metric.name: task rotten_tomatoes (the default: no task_name) does not log"),
         # The second run names no task.
         ({"metric": {"name": "eval/f1"}, "parameters": {"g": {"values": [{"task-name": "mrpc"}, {"seed": 1}]}}},

@@ -20,10 +20,19 @@ def test_the_default_folder_names_task_method_and_time(tmp_path, monkeypatch):
 
 
 def test_a_folder_in_use_is_refused_and_names_the_flag(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds files already; .*--overwrite_output_dir"):
+    (tmp_path / "run.json").write_text(json.dumps({"status": "failed"}))
+    with pytest.raises(UserError, match=r"holds a run; .*--overwrite_output_dir"):
         choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False)
     assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=True) == tmp_path
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_folder_without_a_run_is_nobodys_to_clear(tmp_path, overwrite, resume):
+    """Somebody's own README.md or config.json would be replaced: a project's, or a base model's."""
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"holds files, and none of a run; name another folder$"):
+        choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite, resume=resume)
 
 
 def test_an_empty_or_new_folder_is_taken(tmp_path):
@@ -32,11 +41,7 @@ def test_an_empty_or_new_folder_is_taken(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_going_on_needs_a_folder_that_holds_a_run(tmp_path):
-    """Its records are replaced: somebody's own README.md or config.json must not go that way."""
-    (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(UserError, match=r"holds files but no run that could go on; .*--overwrite_output_dir"):
-        choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto")
+def test_going_on_takes_a_folder_that_holds_a_run(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"status": "interrupted"}))
     assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
 
