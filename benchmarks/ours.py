@@ -22,7 +22,7 @@ from peftlib.arguments import parse_train_arguments
 from peftlib.data.loading import build_loaders, load_splits
 from peftlib.data.tasks import TASKS
 from peftlib.evaluation.evaluator import Evaluation, predict
-from peftlib.modeling import find_model, load_classifier, load_tokenizer
+from peftlib.modeling import find_model, fingerprint, load_classifier, load_tokenizer
 from peftlib.strategies.parameters import ParameterCount, size
 from peftlib.tracking.record import describe_run
 from peftlib.tracking.reporter import Reporter
@@ -92,7 +92,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             group_by_length=data.group_by_length, pad_to=0, num_workers=data.dataloader_num_workers,
         )  # fmt: skip
         base, head = load_classifier(source, task.labels, args.dropout)
-        base_size = size(base)
+        base_size, weights = size(base), fingerprint(base, head)
         adapted = strategy.apply(base, head)
         parameters = ParameterCount.of(base_size, adapted)
         if job.system == "ours":
@@ -115,7 +115,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
         score = partial(_score, accelerator, model, eval_loader, splits.validation.labels)
         facts = describe_run(
-            source, task.labels, splits.facts(), parameters, precision, args.learning_rate, batches.window_size
+            source, weights, task, splits.facts(), parameters, precision, args.learning_rate, batches.window_size
         )
         with reporter.watching(plan.steps, facts):
             set_seed(how.seed, device_specific=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,6 +164,17 @@ def load_classifier(
     names = [name for name, _ in model.named_parameters()]
     missing = set(report["missing_keys"])
     return model, frozenset(name for name in names if name in missing or not name.startswith(encoder))
+
+
+def fingerprint(model: PreTrainedModel, head: frozenset[str]) -> str:
+    """A hash of the weights that a checkpoint brought: of the base model, whatever its file and its tensors are called.
+
+    What was trained on these weights means nothing on others, and is a thousandth of them.
+    """
+    arrays = [weight.detach().contiguous().numpy() for name, weight in model.named_parameters() if name not in head]
+    with ThreadPoolExecutor() as pool:  # bert-base in .2 s on two cores
+        digests = sorted(pool.map(lambda array: hashlib.sha256(array).digest(), arrays))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _refuse_what_it_cannot_look_up(model: PreTrainedModel, source: ModelSource, token: int, length: int) -> None:

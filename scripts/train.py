@@ -25,7 +25,7 @@ def main() -> None:
         from peftlib.data.loading import build_loaders, load_splits
         from peftlib.data.sources import find_task
         from peftlib.evaluation.evaluator import evaluate
-        from peftlib.modeling import find_model, load_classifier, load_tokenizer
+        from peftlib.modeling import find_model, fingerprint, load_classifier, load_tokenizer
         from peftlib.strategies.parameters import ParameterCount, size
         from peftlib.tracking.folder import choose_output_dir, choose_resume
         from peftlib.tracking.record import describe_run
@@ -50,8 +50,7 @@ def main() -> None:
         how.mixed_precision, how.gradient_accumulation_steps, trackers, folder, how.num_cpu_threads
     )
     reporter = Reporter(accelerator, folder, args.flat(), trackers)
-    for line in args.ignored:
-        reporter.console.note(f"note: {line}")
+    reporter.notes(args.ignored)
 
     # ── Seed ─────────────────────────────────────────────────────────────────────────────────────────────────
     set_seed(how.seed)
@@ -68,13 +67,15 @@ def main() -> None:
         how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed, group_by_length=data.group_by_length,
         pad_to=data.max_length if data.pad_to_max_length else 0, num_workers=data.dataloader_num_workers,
     )  # fmt: skip
-    checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), splits.facts(), accelerator)
-    manifest = matching_manifest(checkpoint, identity, extend=out.extend_training, folder=folder)
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels, args.dropout, splits.extent)
-    base_size, adapted = size(base), args.strategy.apply(base, head)
+    base_size, weights = size(base), fingerprint(base, head)
+    adapted = args.strategy.apply(base, head)
     parameters = ParameterCount.of(base_size, adapted)
+    facts = describe_run(source, weights, task, splits.facts(), parameters, precision, rate, batches.window_size)
+    checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), facts, accelerator)
+    manifest = matching_manifest(checkpoint, identity, extend=out.extend_training, folder=folder)
     accelerate_model(
         adapted, accelerator.device, precision.name, how.frozen_dtype, args.strategy.reads_frozen_weights, train_loader
     )  # fmt: skip
@@ -91,7 +92,6 @@ def main() -> None:
     # ── Prepare ──────────────────────────────────────────────────────────────────────────────────────────────
     model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
     score = partial(evaluate, accelerator, model, eval_loader, splits.validation.labels, task.metrics)
-    facts = describe_run(source, task.labels, splits.facts(), parameters, precision, rate, batches.window_size)
 
     with Interruption(accelerator) as interruption, reporter.watching(plan.steps, facts, manifest):
         # ── Train ────────────────────────────────────────────────────────────────────────────────────────────

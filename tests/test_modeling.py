@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 from peftlib.errors import UserError
-from peftlib.modeling import DEFAULT_MODEL, ModelSource, find_model, load_classifier, load_tokenizer
+from peftlib.modeling import DEFAULT_MODEL, ModelSource, find_model, fingerprint, load_classifier, load_tokenizer
 from tests.conftest import tiny_config
 
 LABELS = ("negative", "positive")
@@ -250,3 +250,22 @@ def test_what_its_embeddings_do_not_have_is_refused(tiny_folder, architecture, p
 @pytest.mark.parametrize("architecture", ["modernbert", "funnel"])
 def test_relative_positions_have_no_end(tiny_folder, architecture):
     load_classifier(find_model(str(tiny_folder(architecture))), LABELS, extent=(5, 500))
+
+
+def test_the_fingerprint_is_of_the_weights_alone(tiny_folder, own_folder):
+    """Not of the head, which is drawn anew, nor of their file's names and precision."""
+
+    def print_of(folder):
+        return fingerprint(*load_classifier(find_model(str(folder)), LABELS))
+
+    torch.manual_seed(1)
+    expected = print_of(tiny_folder("bert"))
+    torch.manual_seed(2)
+    assert print_of(own_folder) == expected
+    weights = load_file(own_folder / "model.safetensors")
+    renamed = {f"bert.{name}": value.double() for name, value in weights.items()}
+    save_file(renamed, own_folder / "model.safetensors", metadata={"format": "pt"})
+    assert print_of(own_folder) == expected
+    renamed["bert.encoder.layer.1.output.dense.bias"][0] += 1
+    save_file(renamed, own_folder / "model.safetensors", metadata={"format": "pt"})
+    assert print_of(own_folder) != expected

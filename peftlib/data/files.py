@@ -109,7 +109,7 @@ def rows_of_files(task: Task, split: str) -> tuple[list[tuple[str, ...]], list[i
     table = _read(path, f"--{split}_file")
     files = replace(files, text_columns=_text_columns(table, files))
     texts = _texts(table, files)
-    if split == "test" and files.label_column not in table.columns:
+    if split == "test" and _has_no_classes(table, files.label_column):
         return texts, [-1] * len(texts), path
     places = {label: index for index, label in enumerate(task.labels)}
     if task.name in TASKS:  # whose own data hold the indices
@@ -122,6 +122,14 @@ def rows_of_files(task: Task, split: str) -> tuple[list[tuple[str, ...]], list[i
                 f"{nearest(label, task.labels)} (known: {', '.join(task.labels)})"
             )
     return texts, [places[label] for label in labels], path
+
+
+def _has_no_classes(table: Table, column: str) -> bool:
+    """No such column, or an empty one, for somebody to fill in."""
+    if column not in table.columns:
+        return True
+    place = table.place(column)
+    return all(row[place] is None or str(row[place]).strip() == "" for _, row in table.rows)
 
 
 def _text_columns(table: Table, files: Files) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from peftlib.data.files import LABEL_COLUMN, columns_of, files_of
 from peftlib.data.sources import Examples, load_examples
 from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Files, Task
 from peftlib.errors import UserError
-from peftlib.modeling import ModelSource, find_model, load_classifier, load_tokenizer
+from peftlib.modeling import ModelSource, find_model, fingerprint, load_classifier, load_tokenizer
 from peftlib.strategies import STRATEGIES, Strategy
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Finished:
         own = ("train_file", "validation_file", "text_column_names", "label_column_name")
         files = files_of(**{name: arguments[name] for name in own if arguments.get(name) is not None})
         if files is not None:
+            guessed = self.record.get("text_columns")  # runs up to 0.1.0 do not say which
+            files = files if guessed is None else replace(files, text_columns=tuple(guessed))
             return Task(arguments["task_name"], labels, METRICS_OF_FILES, files=files)
         task = TASKS.get(arguments["task_name"])
         if task is None or task.labels != labels:
@@ -166,7 +168,8 @@ class Finished:
             extent: as `load_classifier` takes it.
 
         Raises:
-            UserError: the base model cannot be had, or what was saved cannot be read, or ends before `extent`.
+            UserError: the base model cannot be had, or is another one, or what was saved cannot be read, or ends before
+                `extent`.
         """
         labels, place = tuple(self.record["labels"]), str(self.folder)
         if not (self.folder / "adapter_config.json").is_file():
@@ -174,4 +177,11 @@ class Finished:
             return load_classifier(source, labels, extent=extent)[0]
         revision = self.arguments.get("model_revision", "main")
         source = find_model(base or self.record["model"]["name"], revision, trust_remote_code)
-        return self.strategy.load(load_classifier(source, labels, extent=extent)[0], self.folder)
+        model, head = load_classifier(source, labels, extent=extent)
+        weights = self.record["model"].get("fingerprint")  # runs up to 0.1.0 have none
+        if weights is not None and fingerprint(model, head) != weights:
+            raise UserError(
+                f"--model_name_or_path {source.name}: its weights are not those that {self.folder} was trained on; "
+                "name the model that it was trained on"
+            )
+        return self.strategy.load(model, self.folder)

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 import torch
 
+from peftlib.data.tasks import Task
 from peftlib.errors import Interrupted, UserError
 from peftlib.files import strict, write_json, write_text
 from peftlib.modeling import ModelSource
@@ -145,7 +146,8 @@ def _cut_metrics(path: Path, step: int) -> int:
 
 def describe_run(
     source: ModelSource,
-    labels: tuple[str, ...],
+    weights: str,
+    task: Task,
     data: dict[str, dict[str, Any]],
     parameters: ParameterCount,
     precision: tuple[str, str],
@@ -155,14 +157,17 @@ def describe_run(
     """What there is to say of a run before it starts, in the keys of `run.json`.
 
     Args:
+        weights: the base model's `modeling.fingerprint`.
         data: split -> its number of examples, fingerprint and source.
         precision: its name, and the reason for it.
         learning_rate: the peak one.
         effective_batch_size: examples per update, over all processes.
     """
+    own = {} if task.files is None else {"text_columns": task.files.text_columns}
     return {
-        "model": {"name": source.name, "location": source.location},
-        "labels": list(labels),
+        "model": {"name": source.name, "location": source.location, "fingerprint": weights},
+        "labels": list(task.labels),
+        **own,
         "data": data,
         "parameters": {
             "trainable": parameters.trainable,

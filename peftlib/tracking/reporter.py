@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -140,6 +140,11 @@ class Reporter:
         if self._record is not None:
             self._record.log(values, step)
         self.console.log(values, step)
+
+    def notes(self, lines: Iterable[str]) -> None:
+        """What the user should know of before the run begins."""
+        for line in lines:
+            self.console.note(f"note: {line}")
 
     def warn(self, line: str) -> None:
         """A line that must not be overlooked."""

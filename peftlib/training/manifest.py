@@ -133,16 +133,17 @@ def _newer(folder: Path, step: int) -> bool:
     return False
 
 
-def identity_of(arguments: dict[str, Any], data: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+def identity_of(arguments: dict[str, Any], facts: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
     """What makes a run this run: all that shapes its result, the precision that `auto` came to included.
 
     Args:
         arguments: flag -> value.
-        data: split -> facts with a fingerprint.
+        facts: from `tracking.record.describe_run`.
     """
     return {
         "arguments": arguments,
-        "data": data,
+        "data": facts["data"],
+        "weights": facts["model"]["fingerprint"],
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         "device": accelerator.device.type,
@@ -182,6 +183,8 @@ def matching_manifest(
         for split in now["data"]
         if before["data"].get(split, {}).get("fingerprint") != now["data"][split]["fingerprint"]
     ]
+    if before.get("weights", now["weights"]) != now["weights"]:  # checkpoints up to 0.1.0 do not say
+        differences.append("the base model's weights have changed")
     if before["processes"] != now["processes"]:
         differences.append(f"it ran in {before['processes']} processes, this is {now['processes']}")
     if before["precision"] != now["precision"]:

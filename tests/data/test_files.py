@@ -116,6 +116,19 @@ def test_only_a_test_file_may_lack_classes(tmp_path: Path) -> None:
     assert (hidden.texts, hidden.labels, hidden.labelled) == ([("a",)], [-1], False)
 
 
+def test_a_column_of_classes_that_somebody_is_to_fill_in(tmp_path: Path) -> None:
+    train = write(tmp_path / "mine.csv", [{"text": name, "label": name} for name in ("spam", "ham")])
+    task = task_of(train, write(tmp_path / "new.csv", [{"text": "a", "label": ""}, {"text": "b", "label": " "}]))
+    assert task.files is not None
+    test = replace(task, files=replace(task.files, test=task.files.validation))
+    assert load_examples(test, "test").labels == [-1, -1]
+    with pytest.raises(UserError, match=r"new.csv, line 2: the label is empty"):
+        load_examples(task, "validation")
+    some = write(tmp_path / "some.csv", [{"text": "a", "label": "ham"}, {"text": "b", "label": ""}])
+    with pytest.raises(UserError, match=r"some.csv, line 3: the label is empty"):
+        load_examples(replace(task, files=replace(task.files, test=str(some))), "test")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_numbers_are_classes_in_their_order(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / f"stars.{kind}", [{"text": "a", "label": number} for number in (10, 9, -1, 9)])

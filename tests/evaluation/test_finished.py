@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from peftlib.data.sources import load_examples
 from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Task
 from peftlib.errors import UserError
 from peftlib.evaluation.finished import Finished
+from peftlib.modeling import fingerprint
 from peftlib.strategies import Strategy
 from peftlib.strategies.lora import LoRA
 from tests.conftest import write_glue
@@ -70,6 +72,23 @@ def test_the_base_model_may_have_moved(tiny_folder: Callable[..., Path], tmp_pat
         run.load()
     moved = shutil.copytree(tiny_folder(), tmp_path / "moved")
     assert torch.equal(logits(run.load(str(moved))), logits(model))
+
+
+def test_another_base_model_is_refused(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Of the same shape, in the same folder: an adapter would answer all the same, and wrong."""
+    base = shutil.copytree(tiny_folder(), tmp_path / "base")
+    model, head = classifier(base)
+    content = record(METHODS["bitfit"], base)
+    content["model"]["fingerprint"] = fingerprint(model, head)
+    METHODS["bitfit"].apply(model, head)
+    METHODS["bitfit"].save(model, head, tmp_path)
+    left(tmp_path, content).load()
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if name.endswith("query.weight"))
+    weights[name][0, 0] += 1e-3
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"^--model_name_or_path .*base: its weights are not those that .* trained on;"):
+        left(tmp_path, content).load()
 
 
 def test_no_pickle_and_no_damaged_adapter_is_loaded(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -167,3 +186,14 @@ def test_a_test_file_of_a_run_on_files(tmp_path: Path) -> None:
         UserError, match="mails is read from files, and has no test split; name its file in --test_file"
     ):
         run.examples("test")
+
+
+def test_the_column_that_training_took_is_the_one_of_a_test_file(tmp_path: Path) -> None:
+    """It was the only one there; a new file may have others, and nobody wants answers to its ids."""
+    run = left(tmp_path / "run", record(arguments=OWN, labels=["a", "b"], text_columns=["body"]))
+    (tmp_path / "new.csv").write_text("id,body,label\n1,y,b\n")
+    assert run.examples("test", test_file=str(tmp_path / "new.csv")).texts == [("y",)]
+    (tmp_path / "ids.csv").write_text("id\n1\n")
+    with pytest.raises(UserError, match=r"ids.csv: no column 'body' .*; name it in --text_column_names"):
+        run.examples("test", test_file=str(tmp_path / "ids.csv"))
+    assert run.examples("test", test_file=str(tmp_path / "ids.csv"), text_columns="id").texts == [("1",)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peftlib.arguments import parse_train_arguments
+from peftlib.data.tasks import TASKS
 from peftlib.modeling import ModelSource
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.record import describe_run
@@ -15,7 +16,8 @@ def made_facts() -> dict[str, Any]:
     split = {"fingerprint": "0" * 64, "source": "made here"}
     return describe_run(
         ModelSource("some/model", "/models/some"),
-        ("not_equivalent", "equivalent"),
+        "f" * 64,
+        TASKS["mrpc"],
         {"train": {"examples": 3668, **split}, "validation": {"examples": 408, **split}},
         ParameterCount(trainable=1234, total=1_000_000),
         ("bf16", "auto: this CPU has bf16 instructions"),

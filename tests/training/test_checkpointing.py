@@ -29,6 +29,7 @@ from tests.training.runs import make_run
 IDENTITY = {
     "arguments": {"seed": 1, "num_train_epochs": 2, "max_train_steps": None, "logging_steps": 1, "method": "bitfit"},
     "data": {"train": {"fingerprint": "a"}, "validation": {"fingerprint": "b"}},
+    "weights": "c",
     "processes": 1,
     "precision": "no",
     "device": "cpu",
@@ -296,6 +297,8 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
         matching_manifest(
             newest, {**IDENTITY, "data": {"train": {"fingerprint": "x"}}}, extend=False, folder=two_checkpoints
         )
+    with pytest.raises(UserError, match="the base model's weights have changed"):
+        matching_manifest(newest, {**IDENTITY, "weights": "x"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="it ran in 1 processes, this is 2"):
         matching_manifest(newest, {**IDENTITY, "processes": 2}, extend=False, folder=two_checkpoints)
     # `--mixed_precision auto` may come to something else on the machine that a job is requeued to.
