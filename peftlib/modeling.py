@@ -116,8 +116,8 @@ def load_classifier(
         `classifier`, DistilBERT's `pre_classifier`) and those that the checkpoint did not bring.
 
     Raises:
-        UserError: the checkpoint has no safetensors weights, or is no model that can classify sequences, or names no
-            dropout and was to have some, or its embeddings end before `extent` does.
+        UserError: the checkpoint has no safetensors weights, or not all, or is no model that can classify sequences, or
+            names no dropout and was to have some, or its embeddings end before `extent` does.
     """
     import torch
     from safetensors import SafetensorError
@@ -135,6 +135,7 @@ def load_classifier(
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
+            problem_type="single_label_classification",  # another checkpoint's would make pipelines use sigmoids
         )
         if dropout is not None and not _set_dropout(config, dropout) and dropout > 0:
             raise UserError(f"--dropout {dropout}: {source.name} ({config.model_type}) has none in its configuration")
@@ -163,6 +164,12 @@ def load_classifier(
     encoder = f"{model.base_model_prefix}."
     names = [name for name, _ in model.named_parameters()]
     missing = set(report["missing_keys"])
+    # A pooler may be new. Anything else would be trained as a part of the head, from random weights, or stay random.
+    if lost := [name for name in names if name in missing and name.startswith(encoder) and "pool" not in name]:
+        raise UserError(
+            f"--model_name_or_path {source.location}: its weights lack {len(lost)} of the encoder's ({lost[0]}, …); "
+            "save it again, whole and under the names that transformers gives them"
+        )
     return model, frozenset(name for name in names if name in missing or not name.startswith(encoder))
 
 

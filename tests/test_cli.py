@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 
@@ -77,3 +78,12 @@ def test_what_a_script_imports_is_not_collected_and_the_rest_is_as_ever():
         assert not gc.isenabled()
         raise ImportError
     assert gc.isenabled() and gc.get_freeze_count() > kept
+
+
+def test_a_terminal_without_letters_for_a_name_ends_nothing():
+    """LC_ALL=C, say, and a class called é."""
+    body = "from peftlib import cli; cli.run(lambda: print('caf\\u00e9'))"
+    done = subprocess.run(
+        [sys.executable, "-c", body], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\\xe9\n", b"")

@@ -269,3 +269,24 @@ def test_the_fingerprint_is_of_the_weights_alone(tiny_folder, own_folder):
     renamed["bert.encoder.layer.1.output.dense.bias"][0] += 1
     save_file(renamed, own_folder / "model.safetensors", metadata={"format": "pt"})
     assert print_of(own_folder) != expected
+
+
+@pytest.mark.parametrize("lost", ["encoder.layer.1.", ""])
+def test_a_checkpoint_that_lacks_weights_of_the_encoder_is_refused(own_folder, lost):
+    """They would be trained as a part of the head, or stay random; a name that DDP has put a prefix on is lost too."""
+    weights = load_file(own_folder / "model.safetensors")
+    if lost:
+        kept = {name: value for name, value in weights.items() if lost not in name}
+    else:
+        kept = {f"module.{name}": value for name, value in weights.items()}
+    assert kept.keys() != weights.keys()
+    save_file(kept, own_folder / "model.safetensors", metadata={"format": "pt"})
+    message = complaint(load_classifier, find_model(str(own_folder)), LABELS)
+    assert "its weights lack" in message and "of the encoder's (bert." in message
+
+
+def test_pipelines_take_a_softmax_whatever_the_checkpoint_was_for(own_folder, tmp_path):
+    config = json.loads((own_folder / "config.json").read_text())
+    (own_folder / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    model, _ = load_classifier(find_model(str(own_folder)), LABELS)
+    assert model.config.problem_type == "single_label_classification"

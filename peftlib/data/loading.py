@@ -14,9 +14,13 @@ from peftlib.data.collation import Collator
 from peftlib.data.encoding import EncodedExamples, encode
 from peftlib.data.sources import load_examples
 from peftlib.data.tasks import Task
+from peftlib.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+#: So many examples of one class alone come from a file that is sorted by class.
+_ENOUGH_FOR_TWO_CLASSES = 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ def load_splits(
     # Both are read before either is tokenised: what is wrong with the data is said at once.
     train = load_examples(task, "train", folder).first(max_train_samples)
     validation = load_examples(task, "validation", folder).first(max_eval_samples)
+    if max_train_samples is not None and len(train) >= _ENOUGH_FOR_TWO_CLASSES and len(set(train.labels)) == 1:
+        raise UserError(
+            f"--max_train_samples {max_train_samples}: the first {len(train)} examples of {train.source} are all "
+            f"{task.labels[train.labels[0]]}; shuffle the rows, or take more"
+        )
     return Splits(encode(train, tokenizer, max_length), encode(validation, tokenizer, max_length))
 
 

@@ -132,13 +132,22 @@ def _runs_below(folder: Path) -> Iterator[Run]:
         folders.sort()
         if "run.json" in files:
             folders.clear()  # its checkpoints are no runs
-            yield read_run(here)
+            yield _with_answers(read_run(here))
         elif here.name == "runs" and (here.parent / "sweep.json").exists():
             yield from (
                 Run(here / log.removesuffix(".log"), {}, f"failed before it began: {_last_line(here / log)}")
                 for log in sorted(files)
                 if log.endswith(".log") and not (here / log.removesuffix(".log") / "run.json").exists()
             )
+
+
+def _with_answers(run: Run) -> Run:
+    """The run with its answers read: damaged ones are its own problem, and not the report's."""
+    try:
+        run.answers  # noqa: B018 - kept from now on
+    except UserError as error:
+        return Run(run.folder, run.record, run.problem or str(error))
+    return run
 
 
 def read_run(folder: Path) -> Run:

@@ -210,10 +210,10 @@ def losses_since_log(training: Training) -> list[float]:
         zip(losses, recent.rates, strict=True), training.progress.step - len(losses) + 1
     ):
         if not math.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss} at step {step} (learning rate {rate:.3g}); try a "
-                "smaller --learning_rate, more --num_warmup_steps, or --mixed_precision no"
-            )
+            way = "try a smaller --learning_rate, more --num_warmup_steps, or --mixed_precision no"
+            if step == 1:  # nothing has been trained yet
+                way = "try --mixed_precision no, or another base model: this one's weights may be damaged"
+            raise RunError(f"the loss is {loss} at step {step} (learning rate {rate:.3g}); {way}")
     return losses
 
 

@@ -192,7 +192,8 @@ def matching_manifest(
     if before["device"] != now["device"]:
         differences.append(f"it ran on {before['device']}, this is {now['device']}")
     if differences:
-        lengthened = not extend and any(line.startswith(f"--{name} ") for name in _LENGTHS for line in differences)
+        lengthened = not extend and any(old.get(name) != new.get(name) for name in _LENGTHS)
+        lengthened &= not any(_shorter(name, old, new, manifest) for name in _LENGTHS)
         hint = "; to train longer add --extend_training" if lengthened else ""
         raise UserError(f"--resume_from_checkpoint: {checkpoint} is of another run: {'; '.join(differences)}{hint}")
     return manifest

@@ -120,7 +120,9 @@ def build_scheduler(
         name: "linear", "cosine", "constant" or "constant_with_warmup".
         warmup: updates over which the rate rises from 0; None takes `warmup_ratio` of all.
     """
-    rising = min(steps, math.ceil(steps * warmup_ratio) if warmup is None else warmup)
+    if warmup is None:  # the first update of a warm-up has a rate of 0: the only one of a run would change nothing
+        warmup = math.ceil(steps * warmup_ratio) if steps > 1 else 0
+    rising = min(steps, warmup)
 
     def factor(step: int) -> float:
         return _SHAPES[name](step, rising, steps)

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from peftlib.errors import UserError
+from peftlib.evaluation.predictions import PREDICTIONS
 from peftlib.reporting.report import work_out
 from peftlib.reporting.runs import find_runs, read_run
 from tests.reporting.made_up import EXAMPLES, make_run
@@ -135,6 +136,15 @@ def test_what_a_run_holds(tmp_path):
     assert len(answers) == len(labels) == EXAMPLES
     assert (answers == labels).mean() == run.score("accuracy")
     assert [point["step"] for point in run.curve] == [10, 20, 30, 40, 50, 60]
+
+
+def test_damaged_answers_are_their_own_run_s_problem(tmp_path):
+    for name in ("a", "b"):
+        make_run(tmp_path / name)
+    (tmp_path / "a" / PREDICTIONS).write_bytes(b"garbage")
+    a, b = find_runs([str(tmp_path)])
+    assert b.problem is None and a.problem is not None
+    assert PREDICTIONS in a.problem and "\n" not in a.problem
 
 
 def test_a_line_that_was_cut_off_is_passed_over(tmp_path):

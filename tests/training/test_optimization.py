@@ -124,7 +124,7 @@ def rates(name: str, steps: int, warmup: int | None, warmup_ratio: float) -> lis
 
 @given(st.integers(1, 200), st.none() | st.integers(0, 300), st.floats(0, 1))
 def test_a_linear_schedule_rises_then_falls_to_zero(steps: int, warmup: int | None, ratio: float) -> None:
-    rising = min(steps, math.ceil(steps * ratio) if warmup is None else warmup)
+    rising = min(steps, warmup) if warmup is not None else math.ceil(steps * ratio) if steps > 1 else 0
     found = rates("linear", steps, warmup, ratio)
     assert all(before < after for before, after in itertools.pairwise(found[: min(rising + 1, steps)]))
     if rising < steps:
@@ -160,3 +160,10 @@ def test_the_rates_are_those_of_transformers(name: str, steps: int, warmup: int)
 def test_given_warm_up_steps_win_over_the_ratio() -> None:
     assert rates("linear", 4, 0, 0.5) == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert rates("linear", 4, None, 0.5) == [0.0, 0.5, 1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant_with_warmup"])
+def test_the_only_update_of_a_run_is_made_at_the_peak_rate(name: str) -> None:
+    """Rounded up, its warm-up would be all of it, at a rate of 0."""
+    assert rates(name, 1, None, 0.06)[0] == 1.0
+    assert rates(name, 2, None, 0.06)[:2] == [0.0, 1.0]

@@ -1,0 +1,37 @@
+"""Splits that a run can learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peftlib.data.loading import load_splits
+from peftlib.data.sources import find_task
+from peftlib.data.tasks import Files
+from peftlib.errors import UserError
+from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
+
+
+def test_the_first_rows_of_a_file_that_is_sorted_by_class_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sorted.csv"
+    path.write_text("text,label\n" + "".join(f"so {n},{label}\n" for label in ("ham", "spam") for n in range(20)))
+    task = find_task("sorted", Files(str(path), str(path), None, "label"))
+    tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
+
+    def first(count: int | None) -> int:
+        return len(load_splits(task, tokenizer, None, 16, count, None).train)
+
+    with pytest.raises(UserError, match=r"^--max_train_samples 16: the first 16 .*sorted.csv are all ham; shuffle"):
+        first(16)
+    assert (first(21), first(None)) == (21, 40)
+    assert first(2) == 2  # for a look at one example or two
+
+
+def test_the_extent_of_splits_is_that_of_the_longer_one(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na b c d,x\na,y\n")
+    (tmp_path / "dev.csv").write_text("text,label\na zebra,x\n")
+    files = Files(str(tmp_path / "train.csv"), str(tmp_path / "dev.csv"), None, "label")
+    tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
+    splits = load_splits(find_task("x", files), tokenizer, None, 16, None, None)
+    assert splits.extent == (tokenizer.convert_tokens_to_ids("zebra"), 6)
