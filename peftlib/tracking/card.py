@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from peftlib.modeling import PACKAGED_MODELS
+
 _CARD = """---
 {metadata}---
 
@@ -25,13 +27,18 @@ The whole record is in `run.json`, the curves are in `metrics.jsonl`.
 ```python
 {usage}
 ```
-"""
+{elsewhere}"""
 
 _ADAPTER = """from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
-model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", num_labels={classes})
+model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", id2label={classes})
 tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
+
+#: Behind the code for an adapter.
+_ELSEWHERE = """
+`adapter_config.json` says where the base model was: `{location}`. On another machine, put there where it is now{hub}.
+"""
 
 _CHECKPOINT = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -48,19 +55,22 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         folder: the name under which the result will be loaded.
         is_adapter: whether it is a PEFT adapter or a plain checkpoint.
     """
-    arguments, parameters = run["arguments"], run["parameters"]
+    arguments, parameters, base = run["arguments"], run["parameters"], run["model"]["name"]
+    on_hub = PACKAGED_MODELS[base].hub_id if base in PACKAGED_MODELS else None
     metadata: dict[str, Any] = {
-        "base_model": run["model"]["name"],
+        "base_model": on_hub or base,
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-classification",
         "tags": [arguments["method"], arguments["task_name"]],
         "metrics": [name for name in scores if name != "loss"],
     }
-    usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, classes=len(run["labels"]))
+    usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, classes=dict(enumerate(run["labels"])))
+    hub = "" if on_hub is None else f", or its name on the Hub, `{on_hub}`"
+    elsewhere = _ELSEWHERE.format(location=run["model"]["location"], hub=hub) if is_adapter else ""
     return _CARD.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         title=f"{arguments['task_name']} · {arguments['method']}",
-        base=run["model"]["name"],
+        base=base,
         task=arguments["task_name"],
         method=arguments["method"],
         trainable=parameters["trainable"],
@@ -75,4 +85,5 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         batch=run["effective_batch_size"],
         precision=run["precision"]["name"],
         usage=usage,
+        elsewhere=elsewhere,
     )

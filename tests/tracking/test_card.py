@@ -49,16 +49,22 @@ def test_the_numbers_are_the_runs():
 def test_the_code_to_load_it_is_python_and_names_the_folder(is_adapter):
     (code,) = re.findall(r"```python\n(.*?)```", card(is_adapter), re.DOTALL)
     tree = ast.parse(code)
-    assert [
-        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ] == [
-        "outputs/a",
-        "outputs/a",
-    ]
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert words == {"outputs/a", *(("not_equivalent", "equivalent") if is_adapter else ())}
     assert ("AutoPeftModelForSequenceClassification" in code) == is_adapter
-    assert ("num_labels=2" in code) == is_adapter
+    assert ("id2label={0: 'not_equivalent', 1: 'equivalent'}" in code) == is_adapter
     assert "peftlib" not in code
 
 
 def test_nothing_is_left_to_fill_in():
     assert not re.search(r"\{[a-z_]*\}", card())
+
+
+def test_an_adapter_s_card_says_where_its_base_model_is_elsewhere():
+    assert "says where the base model was: `/models/some`. On another machine, put there where it is now.\n" in card()
+    assert "adapter_config.json" not in card(is_adapter=False)
+    run = {"arguments": made_arguments(), **made_facts(), "steps": 1}
+    run["model"] |= {"name": "all-MiniLM-L6-v2"}
+    text = model_card(run, SCORES, folder="a", is_adapter=True)
+    assert "it is now, or its name on the Hub, `sentence-transformers/all-MiniLM-L6-v2`." in text
+    assert yaml.safe_load(text.split("---\n", 2)[1])["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
