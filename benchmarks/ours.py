@@ -93,7 +93,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         )  # fmt: skip
         base, head = load_classifier(source, task.labels, args.dropout)
         base_size, weights = size(base), fingerprint(base, head)
-        adapted = strategy.apply(base, head)
+        adapted = strategy.adapt(base, head, splits.train.example)
         parameters = ParameterCount.of(base_size, adapted)
         if job.system == "ours":
             accelerate_model(

@@ -71,7 +71,7 @@ def main() -> None:
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels, args.dropout, splits.extent)
     base_size, weights = size(base), fingerprint(base, head)
-    adapted = args.strategy.apply(base, head)
+    adapted = args.strategy.adapt(base, head, splits.train.example)
     parameters = ParameterCount.of(base_size, adapted)
     facts = describe_run(source, weights, task, splits.facts(), parameters, precision, rate, batches.window_size)
     checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), facts, accelerator)

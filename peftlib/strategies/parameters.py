@@ -38,6 +38,23 @@ def train_only(model: nn.Module, trains: Callable[[str], bool]) -> list[str]:
     return [name for name, _ in trained(model)]
 
 
+def freeze_unread(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
+    """Freeze what would be trained and never change, since no logit depends on it (BigBird's pooler, Luke's entities).
+
+    With several processes DistributedDataParallel waits for the gradient of everything that is trained.
+
+    Args:
+        inputs: an example, as the model takes it.
+    """
+    parameters = [parameter for _, parameter in trained(model)]
+    logits = model(**inputs).logits
+    for parameter, gradient in zip(
+        parameters, torch.autograd.grad(logits.sum(), parameters, allow_unused=True), strict=True
+    ):
+        if gradient is None:
+            parameter.requires_grad_(False)
+
+
 def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The (name, parameter) pairs that receive gradients, in model order."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

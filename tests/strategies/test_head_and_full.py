@@ -14,7 +14,7 @@ from peftlib.strategies.bitfit import BIAS_TERMS
 from peftlib.strategies.full import Full
 from peftlib.strategies.head import Head
 from peftlib.strategies.parameters import ParameterCount, size, trained
-from tests.strategies.classifiers import ARCHITECTURES, METHODS, classifier, trained_names, update
+from tests.strategies.classifiers import ARCHITECTURES, METHODS, classifier, sentences, trained_names, update
 
 KEY_BIASES = (*BIAS_TERMS["key"], "attention.self.key_proj.bias")
 
@@ -52,6 +52,28 @@ def test_what_trains_moves_and_what_is_frozen_stays_bit_for_bit(
     still = {name for name in names - moved if not name.endswith(KEY_BIASES)}
     assert not still, f"trained, and never moved: {sorted(still)}"
     assert moved
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_no_logit_depends_on_is_not_trained(tiny_folder: Callable[..., Path], method: str) -> None:
+    """BigBird has a pooler like BERT's, and a head that does not read it."""
+    model, head = classifier(tiny_folder("big_bird"))
+    adapted = METHODS[method].adapt(model, head, sentences())
+    adapted(**sentences()).logits.sum().backward()
+    assert all(parameter.grad is not None for _, parameter in trained(adapted))
+    unread = {name for name in dict(model.named_parameters()) if ".pooler." in name}
+    assert unread and not unread & trained_names(adapted)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "deberta"])
+@pytest.mark.parametrize("method", METHODS)
+def test_whatever_a_logit_depends_on_is_trained(
+    tiny_folder: Callable[..., Path], architecture: str, method: str
+) -> None:
+    """Keys' biases too, whose gradient is zero."""
+    applied, adapted = (classifier(tiny_folder(architecture)) for _ in range(2))
+    names = trained_names(METHODS[method].apply(*applied))
+    assert trained_names(METHODS[method].adapt(*adapted, sentences())) == names
 
 
 @pytest.fixture(scope="module")
