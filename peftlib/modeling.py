@@ -193,7 +193,7 @@ def fingerprint(model: PreTrainedModel, head: frozenset[str]) -> str:
     What was trained on these weights means nothing on others, and is a thousandth of them.
     """
     arrays = [weight.detach().contiguous().numpy() for name, weight in model.named_parameters() if name not in head]
-    with ThreadPoolExecutor() as pool:  # bert-base in .2 s on two cores
+    with ThreadPoolExecutor() as pool:  # the packaged model's 91 MB take .06 s on two cores
         digests = sorted(pool.map(lambda array: hashlib.sha256(array).digest(), arrays))
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
@@ -210,7 +210,7 @@ def _refuse_what_it_cannot_look_up(model: PreTrainedModel, source: ModelSource, 
             )
     for name in ("position_embeddings", "wpe"):  # GPT-2's; relative positions have no end
         if (table := tables.get(name)) is not None and hasattr(table, "num_embeddings"):
-            # RoBERTa counts from behind its padding's on.
+            # RoBERTa's first position is the one behind its padding's.
             positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
             if length > positions:
                 raise UserError(

@@ -40,13 +40,16 @@ def choose_output_dir(
         path = Path("outputs") / "sweeps" / sweep["id"] / sweep["trial"]
     else:
         path = Path("outputs") / f"{task}-{method}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--output_dir {path}: is a file; name a folder")
+    try:
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    except OSError as error:  # a name longer than the system's longest
+        raise UserError(f"--output_dir {str(path)[:60]}…: {error.strerror}; name another folder") from error
+    if not existing.is_dir():
+        raise UserError(f"--output_dir {path}: {existing} is a file; name a folder")
     if path.is_dir() and _holds_others(path):
         raise UserError(f"--output_dir {path}: holds files, and none of a run; name another folder")
     if path.is_dir() and not overwrite and (problem := _taken(path, resume, in_sweep=sweep is not None)):
         raise UserError(f"--output_dir {path}: {problem}, or replace it with --overwrite_output_dir")
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {path}: {existing} is read-only; name another folder")
     return path

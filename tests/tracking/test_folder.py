@@ -66,8 +66,14 @@ def test_going_on_does_not_throw_a_finished_run_away(tmp_path, monkeypatch):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_is_no_folder(tmp_path, overwrite):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        choose_output_dir(str(tmp_path / "file"), "mrpc", "lora", overwrite=overwrite)
+    for below in ("", "a/b"):
+        with pytest.raises(UserError, match="file is a file; name a folder"):
+            choose_output_dir(str(tmp_path / "file" / below), "mrpc", "lora", overwrite=overwrite)
+
+
+def test_a_name_that_no_folder_can_have_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^--output_dir .{60}…: File name too long; name another folder$"):
+        choose_output_dir(str(tmp_path / ("x" * 300)), "mrpc", "lora", overwrite=False)
 
 
 def test_everything_that_a_saved_tokenizer_leaves_is_a_runs_own_file(tiny_folder):
