@@ -13,13 +13,14 @@ from pathlib import Path
 
 from peftlib import cli
 from peftlib.arguments import parse_sweep_arguments, parse_train_arguments, train_parser
+from peftlib.sweeps.command import prepared
 from peftlib.sweeps.config import load_sweep
 
 
 def main() -> None:
     # ── The sweep, checked before anything starts ────────────────────────────────────────────────────────────
     file, args = parse_sweep_arguments()
-    sweep = load_sweep(file, train_parser().flags(), parse_train_arguments, args.set)
+    sweep = prepared(load_sweep(file, train_parser().flags(), parse_train_arguments, args.set), file)
 
     # ── Its runs, shown ──────────────────────────────────────────────────────────────────────────────────────
     if args.dry_run:
@@ -31,12 +32,10 @@ def main() -> None:
     # ── Its runs, run ────────────────────────────────────────────────────────────────────────────────────────
     # Imported below the checks, so that a wrong file is answered before Optuna and W&B are loaded.
     with cli.importing():
-        from peftlib.sweeps.command import prepared
         from peftlib.sweeps.console import SweepConsole
         from peftlib.sweeps.loop import run_sweep
         from peftlib.sweeps.search import Search
 
-    sweep = prepared(sweep, file)
     folder = Path(args.sweep_dir) if args.sweep_dir else sweep.default_folder
     search = Search(sweep, folder, args.seed, parallel=args.workers > 1)
     run_sweep(search, SweepConsole(), args.workers, args.count)

@@ -126,6 +126,13 @@ def test_a_dry_run_prints_the_runs_and_their_number(tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_dry_run_finds_out_what_could_not_be_started(tmp_path):
+    file = write_sweep(tmp_path / "s.yaml", program="nope.py")
+    done = run_python(SCRIPT, file, "--dry_run", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: program: nope.py is neither below")
+
+
 def test_a_dry_run_into_head_says_nothing_else(tmp_path):
     words = [sys.executable, str(SCRIPT), str(ROOT / "scripts" / "sweeps" / "rank_ablation.yaml"), "--dry_run"]
     run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
