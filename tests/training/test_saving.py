@@ -28,7 +28,7 @@ from tests.strategies.classifiers import classifier, logits, update
 RUN: dict[str, Any] = {
     "arguments": {"method": "bitfit", "task_name": "sst2", "seed": 1},
     "parameters": {"trainable": 10, "total": 100, "trainable_ratio": 0.1},
-    "model": {"name": "tiny"},
+    "model": {"name": "tiny", "location": "/models/tiny"},
     "labels": ["no", "yes"],
     "data": {"validation": {"examples": 5}},
     "learning_rate": 0.001,
