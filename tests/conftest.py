@@ -98,6 +98,8 @@ def tiny_config(architecture: str, **changes: object) -> object:
         "deberta-v1": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
                        "pooler_hidden_size": 32, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
         "big_bird": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        "luke": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+                 "entity_vocab_size": 20, "entity_emb_size": 8},
         "funnel": {"d_model": 32, "block_sizes": [1, 1], "n_head": 4, "d_head": 8, "d_inner": 64,
                    "architectures": ["FunnelModel"]},
         "modernbert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},

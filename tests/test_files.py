@@ -130,6 +130,6 @@ def test_a_key_that_stands_there_twice_is_an_error(text):
 
 
 def test_yaml_is_read_as_its_loader_reads_it():
-    text = "a: no\nb: [1, {c: 2}]\nd: &x {e: 1}\nf: {<<: *x, g: 2}"
+    text = "a: no\nb: [1, {c: 2}]\nd: &x {e: 1}\nf:\n  g: &y {<<: *x, e: 2}\nh: {<<: *y}"
     assert load_yaml(text) == yaml.safe_load(text)
     assert load_yaml(text, yaml.BaseLoader) == yaml.load(text, Loader=yaml.BaseLoader)

@@ -8,8 +8,3 @@ from peftlib.flags import NOT_SHAPING
 
 def test_every_name_is_a_flag():
     assert {f"--{name}" for name in NOT_SHAPING} <= set(train_parser().flags())
-
-
-def test_a_run_that_a_cuda_graph_has_ended_goes_on_without_them():
-    """As its error says: `--cuda_graphs false`."""
-    assert "cuda_graphs" in NOT_SHAPING

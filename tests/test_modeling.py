@@ -230,7 +230,9 @@ def test_a_decoder_without_a_padding_token_takes_its_tokenizers(tiny_folder, tmp
     assert model(**given).logits.shape == (2, 2)
 
 
-@pytest.mark.parametrize(("architecture", "positions"), [("bert", 140), ("roberta", 139), ("deberta", 140)])
+@pytest.mark.parametrize(
+    ("architecture", "positions"), [("bert", 140), ("roberta", 139), ("deberta", 140), ("luke", 139)]
+)
 def test_what_its_embeddings_do_not_have_is_refused(tiny_folder, architecture, positions):
     """RoBERTa's padding, token 0 here, takes the first position."""
     source = find_model(str(tiny_folder(architecture)))

@@ -49,7 +49,7 @@ class Parser(HfArgumentParser):
                 if not value.strip():  # a variable of the shell's that is not set; as a path it is the folder of now
                     raise UserError(f"--{name}: is empty; name one, or leave the flag out")
                 if value.startswith("~"):  # would be a folder of that name
-                    raise UserError(f"--{name} {value}: the shell leaves ~ as it is behind a =; write --{name} {value}")
+                    raise UserError(f"--{name} {value}: no shell has put your home in place of ~; write the whole path")
         return parsed
 
     def _refuse(self, word: str) -> NoReturn:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch.utils.data import Dataset
@@ -68,13 +67,6 @@ class EncodedExamples(Dataset[Chosen]):
     def lengths(self) -> np.ndarray:
         """Tokens per example, int64, shape (examples,)."""
         return np.diff(self.offsets)
-
-    @property
-    def example(self) -> dict[str, torch.Tensor]:
-        """The first one as a model takes it: int64, of shape (1, tokens)."""
-        end = self.offsets[1]
-        inputs = {name: torch.from_numpy(column[:end]).long().unsqueeze(0) for name, column in self.columns.items()}
-        return {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
 
     @property
     def extent(self) -> tuple[int, int]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from peftlib.data.batching import WindowBatches
-from peftlib.data.collation import Collator
+from peftlib.data.batching import Slot, WindowBatches
+from peftlib.data.collation import Collator, split_inputs
 from peftlib.data.encoding import EncodedExamples, encode
 from peftlib.data.sources import load_examples
 from peftlib.data.tasks import Task
@@ -112,6 +113,19 @@ def build_loaders(
         ),
         batches,
     )
+
+
+def longest_batch(loader: DataLoader, size: int) -> dict[str, torch.Tensor]:
+    """The longest examples, at most `size` of them, as the loader's collator lays them out; none counts in a loss."""
+    split: Any = loader.dataset
+    longest = np.argsort(-split.lengths, kind="stable")[:size]
+    batch: dict[str, torch.Tensor] = loader.collate_fn(split.__getitems__([Slot(int(one), 0.0) for one in longest]))
+    return batch
+
+
+def longest_inputs(loader: DataLoader) -> dict[str, torch.Tensor]:
+    """What a model takes of `longest_batch` of one."""
+    return split_inputs(longest_batch(loader, 1))[0]
 
 
 def build_eval_loader(

@@ -45,16 +45,16 @@ class Strategy(ABC):
             UserError: this model has nothing for the method to train.
         """
 
-    def adapt(self, model: PreTrainedModel, head: frozenset[str], example: Mapping[str, Tensor]) -> Trained:
+    def adapt(self, model: PreTrainedModel, head: frozenset[str], inputs: Mapping[str, Tensor]) -> Trained:
         """`apply`, without what this model never reads.
 
         Args:
-            example: one that it will be trained on, as it takes it.
+            inputs: some that it will be trained on.
         """
         from peftlib.strategies.parameters import freeze_unread
 
         adapted = self.apply(model, head)
-        freeze_unread(adapted, example)
+        freeze_unread(adapted, inputs)
         return adapted
 
     @abstractmethod

@@ -59,7 +59,7 @@ def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]],
 
 def check_metric(sweep: Sweep) -> None:
     """A metric that a task does not log would be missed only when a whole run has gone by."""
-    if sweep.metric.startswith("train/"):
+    if sweep.metric.startswith(("train/", "perf/")):
         return
     of_files = any(_given(sweep, "train_file"))
     for name in _given(sweep, "task_name") or [None]:

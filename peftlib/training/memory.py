@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 
-import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 
-from peftlib.data.batching import Slot
+from peftlib.data.loading import longest_batch
 from peftlib.errors import RunError
 from peftlib.tracking.reporter import Reporter
 from peftlib.training.loop import train_step
@@ -59,14 +58,12 @@ def set_micro_batch(training: Training, size: int, accumulation_steps: int) -> N
 
 
 def _fits(training: Training) -> bool:
-    accelerator, batches, loader = training.accelerator, training.batches, training.loader
-    longest = np.argsort(-batches.lengths, kind="stable")[: batches.micro_batch_size]
+    accelerator = training.accelerator
     generators = capture_random()
     training.model.train()
     try:
-        slots = [Slot(int(example), 0.0) for example in longest]
-        chosen = loader.dataset.__getitems__(slots)  # type: ignore[attr-defined] # torch's types know it not
-        batch = send_to_device(loader.collate_fn(chosen), accelerator.device)
+        longest = longest_batch(training.loader, training.batches.micro_batch_size)
+        batch = send_to_device(longest, accelerator.device)
         with accelerator.no_sync(training.model):
             train_step(accelerator, training.model, batch)
         return True

@@ -237,8 +237,8 @@ def test_an_empty_path_is_not_the_folder_of_now(flag, value):
 
 
 def test_a_tilde_that_the_shell_has_left_is_no_folder_s_name():
-    expected = "--output_dir ~/runs: the shell leaves ~ as it is behind a =; write --output_dir ~/runs"
-    assert complaint("--output_dir=~/runs") == expected
+    expected = "--output_dir ~/runs: no shell has put your home in place of ~; write the whole path"
+    assert complaint("--output_dir=~/runs") == expected  # as bash leaves it behind a =, and YAML anywhere
 
 
 def test_the_base_model_s_folder_is_not_the_result_s(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlib.data.loading import load_splits
+from peftlib.data.loading import build_loaders, load_splits, longest_batch, longest_inputs
 from peftlib.data.sources import find_task
 from peftlib.data.tasks import Files
 from peftlib.errors import UserError
@@ -35,3 +35,18 @@ def test_the_extent_of_splits_is_that_of_the_longer_one(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
     splits = load_splits(find_task("x", files), tokenizer, None, 16, None, None)
     assert splits.extent == (tokenizer.convert_tokens_to_ids("zebra"), 6)
+
+
+def test_the_longest_examples_as_the_collator_lays_them_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\na,x\na b c,y\na b,x\n")
+    tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
+    splits = load_splits(find_task("x", Files(str(path), str(path), None, "label")), tokenizer, None, 16, None, None)
+    loader, _, _ = build_loaders(
+        splits, tokenizer, (2, 2), 1, 1, seed=1, group_by_length=True, pad_to=9, num_workers=0
+    )  # fmt: skip
+    batch = longest_batch(loader, 2)
+    assert batch["example"].tolist() == [1, 2] and batch["weight"].tolist() == [0.0, 0.0]
+    inputs = longest_inputs(loader)
+    assert inputs["attention_mask"].tolist() == [[1] * 5 + [0] * 4]
+    assert set(inputs) == {"input_ids", "token_type_ids", "attention_mask"}

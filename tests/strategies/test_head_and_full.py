@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from peftlib.strategies import STRATEGIES
 from peftlib.strategies.bitfit import BIAS_TERMS
@@ -63,6 +63,18 @@ def test_what_no_logit_depends_on_is_not_trained(tiny_folder: Callable[..., Path
     assert all(parameter.grad is not None for _, parameter in trained(adapted))
     unread = {name for name in dict(model.named_parameters()) if ".pooler." in name}
     assert unread and not unread & trained_names(adapted)
+
+
+def test_looking_for_it_changes_nothing_else() -> None:
+    """BigBird attends to everything from the first short batch on; none that is padded to 512 tokens is short."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = AutoConfig.for_model("big_bird", vocab_size=100, block_size=16, num_random_blocks=1, **sizes)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    ids = torch.zeros(1, 512, dtype=torch.long)
+    ids[0, :3] = torch.tensor([5, 6, 7])
+    head = frozenset({"classifier.out_proj.weight", "classifier.out_proj.bias"})
+    METHODS["bitfit"].adapt(model, head, {"input_ids": ids, "attention_mask": (ids > 0).long()})
+    assert model.bert.attention_type == "block_sparse" and not model.bert.pooler.bias.requires_grad
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "deberta"])

@@ -67,7 +67,9 @@ def test_the_last_parameter_by_name_varies_fastest(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("metric", ["eval/f1", "eval/loss", "eval/best_accuracy", "train/loss"])
+@pytest.mark.parametrize(
+    "metric", ["eval/f1", "eval/loss", "eval/best_accuracy", "train/loss", "perf/peak_memory_bytes"]
+)
 def test_a_metric_that_every_task_of_the_sweep_logs_passes(tmp_path, metric):
     assert load(tmp_path, metric={"name": metric}, parameters={"task_name": {"value": "mrpc"}}).metric == metric
 
