@@ -46,16 +46,27 @@ def freeze_unread(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
     Args:
         inputs: a batch as training will give it: BigBird attends otherwise ever after where it is shorter.
     """
-    parameters = [parameter for _, parameter in trained(model)]
     try:
         logits = model(**inputs).logits
     except Exception:  # a model that cannot compute this batch will say so in training, where it may be another one
         return
-    for parameter, gradient in zip(
-        parameters, torch.autograd.grad(logits.sum(), parameters, allow_unused=True), strict=True
-    ):
-        if gradient is None:
+    read = _leaves(logits)
+    for _, parameter in trained(model):
+        if parameter not in read:
             parameter.requires_grad_(False)
+
+
+def _leaves(output: torch.Tensor) -> set[torch.Tensor]:
+    """What a tensor's gradient would reach; a backward pass would tell too, at the cost of all gradients."""
+    leaves, seen, waiting = set(), set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):  # autograd's AccumulateGrad
+                leaves.add(node.variable)
+            waiting += [before for before, _ in node.next_functions]
+    return leaves
 
 
 def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
