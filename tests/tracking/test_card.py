@@ -53,7 +53,7 @@ def test_the_code_to_load_it_is_python_and_names_the_folder(is_adapter):
     classes = ["not_equivalent", "equivalent"] if is_adapter else []
     assert sorted(words) == sorted(["outputs/a", "outputs/a", *classes])
     assert ("AutoPeftModelForSequenceClassification" in code) == is_adapter
-    assert ("id2label={0: 'not_equivalent', 1: 'equivalent'}" in code) == is_adapter
+    assert ('id2label={0: "not_equivalent", 1: "equivalent"}' in code) == is_adapter
     assert "peftlib" not in code
 
 
