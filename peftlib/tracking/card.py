@@ -65,7 +65,8 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         "tags": [arguments["method"], arguments["task_name"]],
         "metrics": [name for name in scores if name != "loss"],
     }
-    classes = ", ".join(f"{index}: {json.dumps(label, ensure_ascii=False)}" for index, label in enumerate(run["labels"]))
+    names = enumerate(run["labels"])
+    classes = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for index, name in names)
     usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, classes=f"{{{classes}}}")
     hub = "" if on_hub is None else f", or its name on the Hub, `{on_hub}`"
     elsewhere = _ELSEWHERE.format(location=run["model"]["location"], hub=hub) if is_adapter else ""
