@@ -8,6 +8,7 @@ from typing import Literal
 
 from peftlib.arguments.bounds import at_least
 from peftlib.arguments.parser import parse_one_run
+from peftlib.data.tasks import MISMATCHED_SPLITS, SPLITS
 from peftlib.errors import UserError
 
 
@@ -15,7 +16,10 @@ from peftlib.errors import UserError
 class PredictArguments:
     """What a finished run is asked."""
 
-    split: Literal["validation", "test"] = field(default="test", metadata={"help": "the split of the run's task"})
+    split: str = field(
+        default="test",
+        metadata={"help": "the split of the run's task", "choices": [*SPLITS[1:], *MISMATCHED_SPLITS]},
+    )
     test_file: str | None = field(
         default=None,
         metadata={"help": "a CSV, TSV, JSON or JSON Lines file in its place, with a column of classes or without"},

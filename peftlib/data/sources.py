@@ -10,12 +10,11 @@ from pathlib import Path
 
 from peftlib.data.files import rows_of_files, task_of_files
 from peftlib.data.tables import read_delimited
-from peftlib.data.tasks import SPLITS, TASKS, Files, GlueFolder, HubDataset, Task
+from peftlib.data.tasks import TASKS, Files, GlueFolder, HubDataset, Task
 from peftlib.errors import UserError
 from peftlib.hub import hub_access
 
 HIDDEN = -1
-_GLUE_FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
 
 
 @dataclass(frozen=True)
@@ -70,22 +69,22 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
 
     Args:
         task: from `find_task`.
-        split: "train", "validation" or "test".
+        split: one of the task's.
         data_dir: a folder in GLUE's layout; None for the package or the Hub.
 
     Raises:
-        UserError: the rows cannot be had, or are not what the task says.
+        UserError: there is no such split, or the rows cannot be had, or are not what the task says.
     """
-    if split not in SPLITS:
-        raise ValueError(f"no split {split}")
+    if split not in task.splits:
+        raise UserError(f"--split {split}: {task.name} has none (known: {', '.join(task.splits)})")
     if task.files is not None:
         return Examples(*rows_of_files(task, split))
     if data_dir is not None:
         if task.glue is None:
-            others = " or ".join(name for name, other in TASKS.items() if other.glue is not None)
+            others = ", ".join(name for name, other in TASKS.items() if other.glue is not None)
             raise UserError(
-                f"--data_dir: {task.name} comes with an installed package; leave --data_dir out, or say --task_name "
-                f"{others}"
+                f"--data_dir: {task.name} comes with an installed package; leave --data_dir out, or name a --task_name "
+                f"that it holds ({others})"
             )
         examples = _from_glue_folder(task, task.glue, split, data_dir)
     elif task.packaged:
@@ -99,26 +98,25 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
 
 
 def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path) -> Examples:
-    path = data_dir / layout.folder / _GLUE_FILES[split]
+    path = data_dir / layout.folder / f"{task.published_split(split).replace('validation', 'dev')}.tsv"
     if not path.is_file():
         hint = "" if data_dir.is_dir() else f" ({data_dir} is no folder)"
         raise UserError(
             f"--data_dir {data_dir}: {path} is missing{hint}; {task.name} is read from {layout.folder}/*.tsv"
         )
-    table = read_delimited(path, "\t", quoted=False)
+    hidable = split.startswith("test")
+    table = read_delimited(path, "\t", None if hidable else layout.columns, quoted=False)
     of_texts = [table.place(name) for name in layout.text_columns]
-    hidden = split == "test" and layout.label_column not in table.columns  # GLUE's server has them
+    hidden = hidable and layout.label_column not in table.columns  # GLUE's server has them
     of_label = None if hidden else table.place(layout.label_column)
-    known = {str(index) for index in range(len(task.labels))}
+    known = {name: index for index, name in enumerate(task.classes_in_glue())}
     labels: list[int] = []
     for where, row in table.rows:
-        label = str(HIDDEN) if of_label is None else row[of_label].strip()
+        label = "" if of_label is None else row[of_label].strip()
         if of_label is not None and label not in known:
-            raise UserError(
-                f"{path}, {where}: the {layout.label_column} is {label!r}; "
-                f"{task.name} has the labels 0 to {len(task.labels) - 1}"
-            )
-        labels.append(int(label))
+            labels_of_task = f"{task.name} has the labels {', '.join(known)}"
+            raise UserError(f"{path}, {where}: the {layout.label_column} is {label!r}; {labels_of_task}")
+        labels.append(known.get(label, HIDDEN))
     texts = [tuple(row[place].strip() for place in of_texts) for _, row in table.rows]
     return Examples(texts, labels, str(path))
 
@@ -169,9 +167,10 @@ def _from_hub(task: Task, place: HubDataset, split: str) -> Examples:
     )
     from datasets import DownloadConfig, load_dataset  # a second to import, and only the Hub needs it
 
-    rows = load_dataset(place.path, place.config, split=split, download_config=DownloadConfig(local_files_only=offline))
+    config = DownloadConfig(local_files_only=offline)
+    rows = load_dataset(place.path, place.config, split=task.published_split(split), download_config=config)
     labels = [int(label) for label in rows[place.label_column]]
-    hidden = split == "test" and set(labels) == {HIDDEN}
+    hidden = split.startswith("test") and set(labels) == {HIDDEN}
     if not hidden and any(not 0 <= label < len(task.labels) for label in labels):
         raise UserError(f"the {split} split of {task.name} on the Hub has hidden labels; choose another split")
     # Stripped, as those of GLUE's folders: the Hub's SST-2 has a blank behind every sentence.

@@ -44,10 +44,11 @@ class Table:
         return self.columns.index(name)
 
 
-def read_delimited(path: Path, delimiter: str, *, quoted: bool = True) -> Table:
-    """A file with a header, in UTF-8 with a byte order mark or without.
+def read_delimited(path: Path, delimiter: str, columns: tuple[str, ...] | None = None, *, quoted: bool = True) -> Table:
+    """A file in UTF-8, with a byte order mark or without.
 
     Args:
+        columns: of a file without a header; None reads the header.
         quoted: whether double quotes quote; in GLUE's files they are characters like others.
 
     Raises:
@@ -65,14 +66,14 @@ def read_delimited(path: Path, delimiter: str, *, quoted: bool = True) -> Table:
         how: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
         reader = csv.reader(file, delimiter=delimiter, quoting=how, strict=quoted)
         try:
-            header = [name.strip() for name in next(reader, [])]
+            header = [name.strip() for name in next(reader, [])] if columns is None else list(columns)
             for row in reader:
                 if not row:
                     continue  # a blank line, as at the end of hand-made files
                 if len(row) != len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}; {way}"
-                    )
+                    found, wanted = f"{path}, line {reader.line_num}: {len(row)} fields", len(header)
+                    whose = f"the header has {wanted}" if columns is None else f"there are {wanted} columns"
+                    raise UserError(f"{found} where {whose}; {way}")
                 rows.append((f"line {reader.line_num}", list(row)))
         except csv.Error as error:  # a quote that is never closed, or a lone carriage return, say
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error

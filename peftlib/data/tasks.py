@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from peftlib.errors import UserError, nearest
 
 SPLITS = ("train", "validation", "test")
+#: What MNLI has beside them.
+MISMATCHED_SPLITS = ("validation_mismatched", "test_mismatched")
 #: What is trained on when nobody says otherwise; an installed package carries it.
 DEFAULT_TASK = "rotten_tomatoes"
 #: Of tasks from files: which of two classes would be the one that counts, nobody has said.
@@ -15,11 +17,19 @@ METRICS_OF_FILES = ("accuracy", "macro_f1")
 
 @dataclass(frozen=True)
 class GlueFolder:
-    """A task's place in the classic GLUE download: `DIR/<folder>/{train,dev,test}.tsv`."""
+    """A task's place in the classic GLUE download: `DIR/<folder>/{train,dev,test}.tsv`.
+
+    Attributes:
+        label_column: of the splits whose classes are known.
+        named: whether classes stand there by their names, and go to GLUE's server by them; otherwise by their indices.
+        columns: of files without a header, all but the test split's; None where every file has one.
+    """
 
     folder: str
     text_columns: tuple[str, ...]
     label_column: str
+    named: bool = False
+    columns: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class Task:
         metrics: names from `evaluation/metrics.py`, larger is better; the first one chooses the best model by default.
         num_train_epochs: passes over the training data when nobody says otherwise.
         packaged: whether an installed package carries the rows.
+        mismatched: whether there is a second validation and test split, of other genres than were trained on.
     """
 
     name: str
@@ -64,9 +75,34 @@ class Task:
     metrics: tuple[str, ...]
     num_train_epochs: int = 3
     packaged: bool = False
+    mismatched: bool = False
     hub: HubDataset | None = None
     glue: GlueFolder | None = None
     files: Files | None = None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """What its rows are divided into."""
+        return SPLITS + MISMATCHED_SPLITS * self.mismatched
+
+    def published_split(self, split: str) -> str:
+        """What the Hub calls a split: MNLI's say "matched" in full."""
+        return f"{split}_matched" if self.mismatched and split in ("validation", "test") else split
+
+    def classes_in_glue(self) -> tuple[str, ...]:
+        """How GLUE's files and its server write the classes, in order."""
+        named = self.glue is not None and self.glue.named
+        return self.labels if named else tuple(str(index) for index in range(len(self.labels)))
+
+    def glue_answers(self, split: str) -> str | None:
+        """What the file is called that GLUE's server takes for a split; None for other tasks.
+
+        As in the sample submission of https://gluebenchmark.com/submit.
+        """
+        if self.glue is None:
+            return None
+        ending = {"test_matched": "-m", "test_mismatched": "-mm"}.get(self.published_split(split), "")
+        return f"{self.glue.folder}{ending}.tsv"
 
     def best_metric(self, wanted: str | None) -> str:
         """The metric that early stopping and the best model go by; None takes the task's own.
@@ -82,6 +118,10 @@ class Task:
         return wanted or self.metrics[0]
 
 
+_ENTAILMENT = ("entailment", "not_entailment")
+_GLUE = "nyu-mll/glue"
+
+#: Of GLUE (Wang et al., 2019, https://arxiv.org/abs/1804.07461) every task but STS-B, whose scores are no classes.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -98,7 +138,7 @@ TASKS: dict[str, Task] = {
             name="mrpc",
             labels=("not_equivalent", "equivalent"),
             metrics=("accuracy", "f1"),
-            hub=HubDataset("nyu-mll/glue", "mrpc", ("sentence1", "sentence2")),
+            hub=HubDataset(_GLUE, "mrpc", ("sentence1", "sentence2")),
             glue=GlueFolder("MRPC", ("#1 String", "#2 String"), "Quality"),
         ),
         Task(
@@ -106,8 +146,57 @@ TASKS: dict[str, Task] = {
             name="sst2",
             labels=("negative", "positive"),
             metrics=("accuracy",),
-            hub=HubDataset("nyu-mll/glue", "sst2", ("sentence",)),
+            hub=HubDataset(_GLUE, "sst2", ("sentence",)),
             glue=GlueFolder("SST-2", ("sentence",), "label"),
+        ),
+        Task(
+            # Warstadt et al., 2019 (https://arxiv.org/abs/1805.12471): is a sentence grammatical English?
+            name="cola",
+            labels=("unacceptable", "acceptable"),
+            metrics=("matthews_correlation", "accuracy"),
+            hub=HubDataset(_GLUE, "cola", ("sentence",)),
+            glue=GlueFolder("CoLA", ("sentence",), "label", columns=("source", "label", "mark", "sentence")),
+        ),
+        Task(
+            # Iyer et al., 2017: do two questions on Quora ask the same?
+            name="qqp",
+            labels=("not_duplicate", "duplicate"),
+            metrics=("accuracy", "f1"),
+            hub=HubDataset(_GLUE, "qqp", ("question1", "question2")),
+            glue=GlueFolder("QQP", ("question1", "question2"), "is_duplicate"),
+        ),
+        Task(
+            # Williams et al., 2018 (https://arxiv.org/abs/1704.05426): does one sentence follow from another?
+            name="mnli",
+            labels=("entailment", "neutral", "contradiction"),
+            metrics=("accuracy",),
+            mismatched=True,
+            hub=HubDataset(_GLUE, "mnli", ("premise", "hypothesis")),
+            glue=GlueFolder("MNLI", ("sentence1", "sentence2"), "gold_label", named=True),
+        ),
+        Task(
+            # Rajpurkar et al., 2016 (https://arxiv.org/abs/1606.05250), recast: does a sentence hold the answer?
+            name="qnli",
+            labels=_ENTAILMENT,
+            metrics=("accuracy",),
+            hub=HubDataset(_GLUE, "qnli", ("question", "sentence")),
+            glue=GlueFolder("QNLI", ("question", "sentence"), "label", named=True),
+        ),
+        Task(
+            # Dagan et al., 2005, and three more challenges: does one sentence follow from another?
+            name="rte",
+            labels=_ENTAILMENT,
+            metrics=("accuracy",),
+            hub=HubDataset(_GLUE, "rte", ("sentence1", "sentence2")),
+            glue=GlueFolder("RTE", ("sentence1", "sentence2"), "label", named=True),
+        ),
+        Task(
+            # Levesque et al., 2012, recast: what does a pronoun stand for? Its dev split is adversarial.
+            name="wnli",
+            labels=("not_entailment", "entailment"),
+            metrics=("accuracy",),
+            hub=HubDataset(_GLUE, "wnli", ("sentence1", "sentence2")),
+            glue=GlueFolder("WNLI", ("sentence1", "sentence2"), "label"),
         ),
     )
 }

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 _CLASSES = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
 
@@ -54,7 +54,25 @@ class MacroF1(_Metric):
         return {"macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0.0))}
 
 
-METRICS: dict[str, type[evaluate.Metric]] = {"accuracy": Accuracy, "f1": F1, "macro_f1": MacroF1}
+class MatthewsCorrelation(_Metric):
+    """Matthews' correlation of predictions and classes, -1..1; 0 for chance, and where either is always the same.
+
+    The score that GLUE reports for CoLA.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self, "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.matthews_corrcoef.html")
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}
+
+
+METRICS: dict[str, type[evaluate.Metric]] = {
+    "accuracy": Accuracy,
+    "f1": F1,
+    "macro_f1": MacroF1,
+    "matthews_correlation": MatthewsCorrelation,
+}
 
 
 def score(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:

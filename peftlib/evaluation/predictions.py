@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
 
-from peftlib.data.tasks import GlueFolder
+from peftlib.data.tasks import Task
 from peftlib.errors import RunError, UserError
 from peftlib.files import placed_when_whole, write_json, write_text
 
@@ -75,13 +75,12 @@ def refuse_other_answers(folder: Path, source: str) -> None:
 
 
 def write_answers(
-    folder: Path, names: tuple[str, ...], glue: GlueFolder | None, evaluation: Evaluation, about: dict[str, Any]
+    folder: Path, task: Task, glue_answers: str | None, evaluation: Evaluation, about: dict[str, Any]
 ) -> dict[str, float]:
     """Write `results.json`, `predictions.csv` and `predictions.safetensors` into `folder`; they replace older ones.
 
     Args:
-        names: of the classes.
-        glue: of the task, for the file that https://gluebenchmark.com/submit takes, where the labels are hidden.
+        glue_answers: what the file is called that GLUE's server takes where the labels are hidden; None for none.
         about: what else `results.json` says.
 
     Returns:
@@ -98,9 +97,9 @@ def write_answers(
     try:
         with placed_when_whole(folder) as temporary:
             save_predictions(temporary, evaluation.logits, evaluation.labels)
-            write_text(temporary / "predictions.csv", _table(evaluation, names))
-            if not scores and glue is not None:
-                write_text(temporary / f"{glue.folder}.tsv", _for_glue(evaluation.logits))
+            write_text(temporary / "predictions.csv", _table(evaluation, task.labels))
+            if not scores and glue_answers is not None:
+                write_text(temporary / glue_answers, _for_glue(evaluation.logits, task.classes_in_glue()))
             write_json(temporary / RESULTS, {**scores, **counts, **about})
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
         raise RunError(f"{folder}: cannot be written ({error}); make room there, or name --output_dir") from error
@@ -121,7 +120,6 @@ def _table(evaluation: Evaluation, names: tuple[str, ...]) -> str:
     return text.getvalue()
 
 
-def _for_glue(logits: np.ndarray) -> str:
-    """As GLUE's server takes MRPC's and SST-2's answers: the classes' indices."""
-    rows = [f"{place}\t{answer}" for place, answer in enumerate(logits.argmax(axis=-1).tolist())]
+def _for_glue(logits: np.ndarray, classes: tuple[str, ...]) -> str:
+    rows = [f"{place}\t{classes[answer]}" for place, answer in enumerate(logits.argmax(axis=-1).tolist())]
     return "\n".join(["index\tprediction", *rows]) + "\n"

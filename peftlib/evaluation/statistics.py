@@ -16,7 +16,7 @@ from scipy import stats
 
 ALPHA = 0.05
 #: The metrics that can be computed on resampled examples.
-RESAMPLED = ("accuracy", "f1", "macro_f1")
+RESAMPLED = ("accuracy", "f1", "macro_f1", "matthews_correlation")
 #: Below this a standard deviation of scores in 0..1 is rounding, not spread.
 _NO_SPREAD = 1e-12
 #: With fewer seeds than this, even if all agree, the sign-flip test stays above ALPHA.
@@ -267,11 +267,17 @@ def score_of(predictions: np.ndarray, labels: np.ndarray, metric: str) -> np.nda
 def _counts(predictions: np.ndarray, labels: np.ndarray, metric: str) -> np.ndarray:
     """What a metric adds up, per run and example: fp32, shape (parts, runs, examples).
 
-    Right answers and answers; or for each class first its hits, then, behind those of all, its errors.
+    Right answers and answers, for Matthews' correlation with how often each class was predicted behind the first and
+    how often it is there behind the second; or for each class first its hits, then, behind those of all, its errors.
     """
     right = predictions == labels
     if metric == "accuracy":
         counts = [right, np.ones_like(right)]
+    elif metric == "matthews_correlation":
+        classes = np.union1d(predictions, labels).tolist()
+        there = np.broadcast_to(labels, right.shape)
+        counts = [right, *(predictions == name for name in classes)]
+        counts += [np.ones_like(right), *(there == name for name in classes)]
     elif metric in RESAMPLED:
         classes = [1] if metric == "f1" else np.union1d(predictions, labels).tolist()
         counts = [right & (labels == name) for name in classes]
@@ -286,6 +292,13 @@ def _score(sums: np.ndarray, metric: str) -> np.ndarray:
     first, second = np.split(sums.astype(np.float64), 2)
     if metric == "accuracy":
         return (first / second)[0]
+    if metric == "matthews_correlation":
+        # R_K of Gorodkin, 2004 (https://doi.org/10.1016/j.compbiolchem.2004.09.006): Matthews' own for two classes.
+        (right, *predicted), (answers, *there) = first, second
+        together = right * answers - sum(p * t for p, t in zip(predicted, there, strict=True))
+        alone = [np.sqrt(answers**2 - sum(count**2 for count in counts)) for counts in (predicted, there)]
+        spread = alone[0] * alone[1]
+        return np.divide(together, spread, out=np.zeros_like(together), where=spread > 0)
     total = 2 * first + second  # F1 = 2 TP / (2 TP + FP + FN), of classes that are there or predicted
     each = np.divide(2 * first, total, out=np.zeros_like(total), where=total > 0)
     return each.sum(axis=0) / np.maximum((total > 0).sum(axis=0), 1)

@@ -170,7 +170,7 @@ def test_any_sentence_without_tabs_and_line_ends_survives_the_file(tmp_path_fact
     [
         ("sentence\tlabels\ngood\t1\n", "no column 'label'; did you mean labels? (the file has: sentence, labels)"),
         ("", "no column 'sentence' (the file has: nothing)"),
-        ("sentence\tlabel\ngood\t1\nbad\t2\n", "line 3: the label is '2'; sst2 has the labels 0 to 1"),
+        ("sentence\tlabel\ngood\t1\nbad\t2\n", "line 3: the label is '2'; sst2 has the labels 0, 1"),
         ("sentence\tlabel\ngood\t-1\n", "line 2: the label is '-1'"),
         ("sentence\tlabel\ngood\t\n", "line 2: the label is ''"),
         ("sentence\tlabel\ngood\t01\n", "line 2: the label is '01'"),
@@ -199,13 +199,13 @@ def test_a_missing_file_is_named(sst2, tmp_path):
 
 
 def test_a_packaged_task_takes_no_folder(tmp_path):
-    with pytest.raises(UserError, match="leave --data_dir out, or say --task_name mrpc or sst2"):
+    with pytest.raises(UserError, match=r"leave --data_dir out, or name a --task_name that it holds \(mrpc, sst2, "):
         load_examples(TASKS["rotten_tomatoes"], "train", tmp_path)
 
 
-def test_a_split_that_nobody_has_is_a_mistake_of_ours():
-    with pytest.raises(ValueError, match="no split dev"):
-        load_examples(TASKS["rotten_tomatoes"], "dev")
+def test_a_split_that_the_task_has_not():
+    with pytest.raises(UserError, match=r"--split test_mismatched: mrpc has none \(known: train, validation, test\)"):
+        load_examples(TASKS["mrpc"], "test_mismatched")
 
 
 @pytest.mark.parametrize("task", ["mrpc", "sst2"])
@@ -229,6 +229,102 @@ def test_the_hub_s_rows_are_those_of_glue_s_folders(sst2, monkeypatch):
     assert not load_examples(TASKS["sst2"], "test").labelled
     with pytest.raises(UserError, match="has hidden labels"):
         load_examples(TASKS["sst2"], "train")
+
+
+#: Per task the header of its files in GLUE's download, a row with its class, and what comes out; then the test split's.
+GLUE_ROWS = {
+    "cola": (None, "gj04\t0\t*\tThey made him the.", ("They made him the.",), 0, "index\tsentence"),
+    "qqp": (
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
+        "133\t213\t214\tHow is it?\tWhat is it like?\t1",
+        ("How is it?", "What is it like?"),
+        1,
+        "id\tquestion1\tquestion2",
+    ),
+    "mnli": (
+        "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t"
+        "sentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label",
+        "0\t31193\t31193n\tgovernment\t( A )\t( B )\t(ROOT A)\t(ROOT B)\tIt rains.\tIt is dry.\tneutral\tcontradiction",
+        ("It rains.", "It is dry."),
+        2,
+        "index\tsentence1\tsentence2",
+    ),
+    "qnli": (
+        "index\tquestion\tsentence\tlabel",
+        "0\tWhen?\tIt was in 1066.\tentailment",
+        ("When?", "It was in 1066."),
+        0,
+        "index\tquestion\tsentence",
+    ),
+    "rte": (
+        "index\tsentence1\tsentence2\tlabel",
+        "0\tIt rains.\tIt is dry.\tnot_entailment",
+        ("It rains.", "It is dry."),
+        1,
+        "index\tsentence1\tsentence2",
+    ),
+    "wnli": (
+        "index\tsentence1\tsentence2\tlabel",
+        "0\tIt fell.\tThe cup fell.\t1",
+        ("It fell.", "The cup fell."),
+        1,
+        "index\tsentence1\tsentence2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GLUE_ROWS)
+def test_every_task_of_glue_as_its_files_are_written(tmp_path, name):
+    header, row, texts, label, test_header = GLUE_ROWS[name]
+    task = TASKS[name]
+    folder = tmp_path / task.glue.folder
+    folder.mkdir()
+    known = "\n".join([*([header] if header else []), row, ""])
+    hidden = "\n".join([test_header, "\t".join(["0", *texts]), ""])
+    for split in task.splits:
+        stem = split.replace("validation", "dev")
+        if name == "mnli" and split in ("validation", "test"):
+            stem += "_matched"
+        (folder / f"{stem}.tsv").write_text(hidden if split.startswith("test") else known)
+    for split in task.splits:
+        examples = load_examples(task, split, tmp_path)
+        assert (examples.texts, examples.labelled) == ([texts], not split.startswith("test"))
+        assert examples.labels == [-1 if split.startswith("test") else label]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "expected"),
+    [
+        ("rte", "not_entailment", "0", "line 2: the label is '0'; rte has the labels entailment, not_entailment"),
+        ("mnli", "contradiction", "-", "gold_label is '-'; mnli has the labels entailment, neutral, contradiction"),
+        ("cola", "\t0\t", "\tlabel\t", "line 1: the label is 'label'; cola has the labels 0, 1"),
+        ("cola", "\t*\t", "\t", "line 1: 3 fields where there are 4 columns"),
+    ],
+)
+def test_classes_are_written_as_glue_writes_them(tmp_path, name, old, new, expected):
+    header, row, *_ = GLUE_ROWS[name]
+    task = TASKS[name]
+    (tmp_path / task.glue.folder).mkdir()
+    path = tmp_path / task.glue.folder / "train.tsv"
+    path.write_text("\n".join([*([header] if header else []), row.replace(old, new), ""]))
+    with pytest.raises(UserError) as caught:
+        load_examples(task, "train", tmp_path)
+    assert str(caught.value).startswith(str(path)) and expected in str(caught.value)
+
+
+def test_the_hub_calls_mnli_s_splits_matched(monkeypatch):
+    asked = []
+
+    def load_dataset(path, config, *, split, **options):
+        asked.append((path, config, split))
+        return {"premise": ["a"], "hypothesis": ["b"], "label": [2]}
+
+    monkeypatch.setattr(sources, "hub_access", lambda *words, **options: True)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for split in TASKS["mnli"].splits:
+        assert load_examples(TASKS["mnli"], split).texts == [("a", "b")]
+    names = ["train", "validation_matched", "test_matched", "validation_mismatched", "test_mismatched"]
+    assert asked == [("nyu-mll/glue", "mnli", name) for name in names]
 
 
 @needs_glue

@@ -17,3 +17,26 @@ def test_the_best_model_is_chosen_by_the_first_metric_or_by_the_one_that_was_ask
 def test_a_metric_that_the_task_is_not_scored_by_is_refused(wanted: str) -> None:
     with pytest.raises(UserError, match=f"--metric_for_best_model {wanted}: mrpc is scored by accuracy, f1"):
         TASKS["mrpc"].best_metric(wanted)
+
+
+def test_two_classes_where_f1_counts_the_second() -> None:
+    """GLUE's F1 is that of class 1."""
+    assert {name for name, task in TASKS.items() if "f1" in task.metrics} == {"mrpc", "qqp"}
+    assert all(len(TASKS[name].labels) == 2 for name in ("mrpc", "qqp"))
+
+
+def test_only_mnli_has_splits_of_other_genres() -> None:
+    assert [name for name, task in TASKS.items() if len(task.splits) > 3] == ["mnli"]
+    assert [TASKS["mnli"].published_split(split) for split in TASKS["mnli"].splits] == [
+        "train",
+        "validation_matched",
+        "test_matched",
+        "validation_mismatched",
+        "test_mismatched",
+    ]
+    assert [TASKS["mrpc"].published_split(split) for split in TASKS["mrpc"].splits] == ["train", "validation", "test"]
+
+
+def test_a_task_that_is_not_glue_s_has_nothing_to_send_to_its_server() -> None:
+    assert TASKS["rotten_tomatoes"].glue_answers("test") is None
+    assert TASKS["sst2"].glue_answers("test") == "SST-2.tsv"

@@ -45,6 +45,18 @@ def test_any_number_of_classes(answers: list[tuple[int, int]]) -> None:
     assert found["macro_f1"] == pytest.approx(sum(each) / len(each))
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@settings(max_examples=40)
+@given(pairs)
+def test_matthews_correlation_is_that_of_two_variables_of_0_and_1(answers: list[tuple[int, int]]) -> None:
+    predictions, references = np.asarray(answers).T
+    constant = np.ptp(predictions) == 0 or np.ptp(references) == 0
+    expected = 0.0 if constant else np.corrcoef(predictions, references)[0, 1]
+    assert score(("matthews_correlation",), predictions, references) == {
+        "matthews_correlation": pytest.approx(expected, abs=1e-12)
+    }
+
+
 @pytest.mark.parametrize(
     ("predictions", "references", "f1"),
     [

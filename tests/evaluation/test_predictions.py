@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from peftlib.data.tasks import TASKS
 from peftlib.errors import RunError, UserError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.evaluation.predictions import (
@@ -69,14 +70,32 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path):
 def test_a_full_disk_costs_the_new_answers_not_the_old_ones(small_disk):
     logits = np.random.default_rng(0).standard_normal((5000, 2))
     evaluation = Evaluation({"accuracy": 0.5}, logits, np.zeros(5000, dtype=np.int64), 1.0)
-    write_answers(small_disk.folder, ("no", "yes"), None, evaluation, {"source": "old"})
+    write_answers(small_disk.folder, TASKS["mrpc"], None, evaluation, {"source": "old"})
     before = small_disk.contents()
     assert before.keys() == {"results.json", "predictions.csv", PREDICTIONS}
     for room in (0, 40_000, 90_000, 160_000):
         small_disk.leave(room)
         with pytest.raises(RunError, match=r"cannot be written .*; make room there, or name --output_dir"):
-            write_answers(small_disk.folder, ("no", "yes"), None, evaluation, {"source": "new"})
+            write_answers(small_disk.folder, TASKS["mrpc"], None, evaluation, {"source": "new"})
         assert small_disk.contents() == before
     small_disk.leave(1_000_000)
-    write_answers(small_disk.folder, ("no", "yes"), None, evaluation, {"source": "new"})
+    write_answers(small_disk.folder, TASKS["mrpc"], None, evaluation, {"source": "new"})
     assert b'"new"' in small_disk.contents()["results.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "file", "written"),
+    [
+        ("mnli", "test", "MNLI-m.tsv", ["neutral", "entailment", "contradiction"]),
+        ("mnli", "test_mismatched", "MNLI-mm.tsv", ["neutral", "entailment", "contradiction"]),
+        ("rte", "test", "RTE.tsv", ["not_entailment", "entailment", "entailment"]),
+        ("cola", "test", "CoLA.tsv", ["1", "0", "0"]),
+    ],
+)
+def test_what_glue_s_server_takes_has_its_names_for_files_and_classes(tmp_path, name, split, file, written):
+    task = TASKS[name]
+    logits = np.array([[0.1, 2.0, 0.0], [1.0, 0.5, 0.2], [0.6, 0.5, 0.7]], dtype=np.float32)[:, : len(task.labels)]
+    hidden = Evaluation({}, logits, np.full(3, -1), 1.0)
+    write_answers(tmp_path, task, task.glue_answers(split), hidden, {"source": "test"})
+    lines = (tmp_path / file).read_text().splitlines()
+    assert lines == ["index\tprediction", *(f"{place}\t{answer}" for place, answer in enumerate(written))]

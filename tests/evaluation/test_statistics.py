@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from peftlib.evaluation.metrics import METRICS
 from peftlib.evaluation.statistics import (
+    RESAMPLED,
     Resampled,
     compare_seeds,
     holm,
@@ -28,6 +30,7 @@ SCORERS = {
     "accuracy": accuracy_score,
     "f1": lambda y, p: f1_score(y, p, zero_division=0.0),
     "macro_f1": lambda y, p: f1_score(y, p, average="macro", zero_division=0.0),
+    "matthews_correlation": matthews_corrcoef,
 }
 scores = st.lists(st.floats(0, 1), min_size=2, max_size=12)
 
@@ -142,6 +145,7 @@ def test_huge_and_tiny_effects():
 # ── Examples ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @settings(max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(list(SCORERS)))
 def test_scores_are_scikit_learns(examples, runs, seed, metric):
@@ -152,6 +156,7 @@ def test_scores_are_scikit_learns(examples, runs, seed, metric):
     assert score_of(predictions, labels, metric) == pytest.approx(expected)
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @settings(max_examples=15)
 @given(st.integers(2, 30), st.integers(0, 1000), st.sampled_from(list(SCORERS)))
 def test_a_resample_is_the_score_of_the_drawn_examples(examples, seed, metric):
@@ -162,6 +167,10 @@ def test_a_resample_is_the_score_of_the_drawn_examples(examples, seed, metric):
     drawn = np.random.default_rng(np.random.SeedSequence(seed).spawn(2)[0]).integers(0, examples, (5, examples))
     expected = [[SCORERS[metric](labels[row], run[row]) for run in predictions] for row in drawn]
     assert found == pytest.approx(np.array(expected))
+
+
+def test_every_metric_can_be_resampled():
+    assert set(RESAMPLED) == set(SCORERS) == set(METRICS)
 
 
 def test_more_resamples_than_fit_at_a_time():

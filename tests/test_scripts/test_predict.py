@@ -96,7 +96,10 @@ def test_a_file_of_one_s_own_in_place_of_a_split(run: Path) -> None:
     [
         ([], "0 runs: name one run's folder, as in predict.py outputs/my-run"),
         (["nowhere"], "nowhere: no run (no run.json in it); name the folder of a finished one"),
-        (["run", "--split", "train"], "--split train: unknown (known: validation, test)"),
+        (
+            ["run", "--split", "train"],
+            "--split train: unknown (known: validation, test, validation_mismatched, test_mismatched)",
+        ),
         (["run", "--label_column_name", "x"], "--label_column_name: is of --test_file; name that file too"),
         (["run", "--test_file", "x.csv", "--data_dir", "glue"], "--data_dir glue: --test_file stands in its place"),
         (
