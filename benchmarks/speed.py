@@ -118,7 +118,7 @@ def groups(
 
     On a CPU every measurement has a process of its own, whose memory it is. On a GPU, where an epoch takes less time
     than a process needs to start, and the GPU's memory can be counted anew, a contender does all its works in one; ours
-    all of a method: what `acceleration.leave_out_workspace` does for one holds for the process.
+    all of a method: what `acceleration.gpus.leave_out_workspace` does for one holds for the process.
     """
     step = -1 if backwards else 1
     pairs = [(work, one) for work in chosen for one in contenders(cuda, work)[::step] if not names or one.name in names]

@@ -48,7 +48,8 @@ def main() -> None:
     with accelerator.local_main_process_first():  # it tokenises, the others find its cache
         split = encode(examples, tokenizer, run.arguments["max_length"])
     model = run.load(args.model_name_or_path, args.trust_remote_code, split.extent).requires_grad_(False)
-    accelerate_model(model, accelerator.device, precision.name, reads_frozen=run.strategy.reads_frozen_weights)
+    frozen = run.arguments.get("frozen_dtype", "auto")
+    accelerate_model(model, accelerator.device, precision.name, frozen, run.strategy.reads_frozen_weights)
     loader = build_eval_loader(split, tokenizer, args.per_device_eval_batch_size, accelerator.num_processes)
     model, loader = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(loader)
 

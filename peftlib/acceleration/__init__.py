@@ -6,7 +6,6 @@ Gains are of MRPC with BitFit on the packaged MiniLM-L6, bf16 on two CPU cores (
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 from peftlib.acceleration.attention import always_mask, finish_first_token_only, use_eager_attention
 from peftlib.acceleration.bert import unwrapped
 from peftlib.acceleration.dropout import use_cheap_dropout
+from peftlib.acceleration.gpus import has_tensor_cores, is_hopper, leave_out_workspace
 from peftlib.acceleration.packed_encoder import pack_encoder
 from peftlib.errors import UserError
 
@@ -56,12 +56,13 @@ def accelerate_model(
             keep_frozen_linears_in(model, _DTYPES[precision])
             if device.type == "cpu":
                 leave_the_file(model)
-            if _has_tensor_cores(device):
+            if has_tensor_cores(device):
                 from peftlib.acceleration.row_encoder import take_rows  # it imports Triton
 
                 first_position = take_rows(model, _DTYPES[precision])
                 if first_position is not None:
-                    leave_out_workspace(model)  # in predictions too: other kernels round otherwise
+                    if is_hopper(device):
+                        leave_out_workspace(model)  # in predictions too: other kernels round otherwise
                     if loader is not None:
                         loader.collate_fn = loader.collate_fn.in_rows(first_position)
     if device.type == "cpu":
@@ -77,26 +78,6 @@ def accelerate_model(
     else:
         finish_first_token_only(model)
         always_mask(model)
-
-
-def _has_tensor_cores(device: torch.device) -> bool:
-    """An NVIDIA GPU from Ampere on, for which Triton's kernels are written; they were run on Hopper only."""
-    nvidia = device.type == "cuda" and torch.version.hip is None
-    return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def leave_out_workspace(model: nn.Module) -> None:
-    """Let cuBLAS do without memory of its own, where all products are of matrices of a model's size.
-
-    For the inner layer it would choose kernels that hand out their tiles by a counter, which a memset clears first: in
-    a CUDA graph that takes 5 µs, and the kernels are no faster (an H100, 3,584 × 768 × 3,072: 35.0 µs with it, 32.4
-    without). LoRA's narrow products are divided along their depth, which needs that memory.
-
-    torch reads the variables with the first product of a process, for the whole process.
-    """
-    if "CUBLAS_WORKSPACE_CONFIG" not in os.environ and not any(hasattr(one, "lora_A") for one in model.modules()):
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":0:0"
-        os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "0")  # a part of it; torch warns of a larger one
 
 
 def keep_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:

@@ -18,6 +18,10 @@ Step = Callable[[Batch], torch.Tensor]
 #: Gradients lie in one tensor of so many columns, the last row filled up with zeros.
 _LINE = 1024
 _Shape = tuple[tuple[str, torch.Size], ...]
+_OUT_OF_MEMORY = (
+    "out of memory: a CUDA graph keeps what a step needs beside what other steps need; use --cuda_graphs false, or a "
+    "smaller --per_device_train_batch_size"
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class GraphedStep:
         """One step on one batch.
 
         Raises:
-            RunError: the step cannot be recorded, since it waits for the device, say.
+            RunError: the step cannot be recorded, since it waits for the device, say; or recordings take the memory.
         """
         shape = tuple((name, tensor.shape) for name, tensor in batch.items())
         is_ready = self._is_ready(batch)
@@ -88,12 +92,20 @@ class GraphedStep:
         self._lend_gradients()
         if not self._recordable or (shape not in self._recordings and not at_first_sight):
             self._recordings[shape] = None  # seen once
-            return self._step(batch)
+            return self._beside_recordings(batch)
         recording = self._recordings.get(shape) or self._record(batch)
         self._recordings[shape] = recording
         copy_batch(recording.inputs, batch)
         recording.replay()
         return recording.loss.clone()
+
+    def _beside_recordings(self, batch: Batch) -> torch.Tensor:
+        try:
+            return self._step(batch)
+        except torch.OutOfMemoryError as error:
+            if any(self._recordings.values()):
+                raise RunError(_OUT_OF_MEMORY) from error
+            raise
 
     def _first(self, batch: Batch) -> torch.Tensor:
         """The very first step shows which parameters receive gradients; only those are given one ever after."""
@@ -145,10 +157,7 @@ class GraphedStep:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self._into_fresh_gradients(inputs)
         except torch.OutOfMemoryError as error:
-            raise RunError(
-                "out of memory: a CUDA graph keeps what a step needs beside what other steps need; use --cuda_graphs "
-                "false, or a smaller --per_device_train_batch_size"
-            ) from error
+            raise RunError(_OUT_OF_MEMORY) from error
         except RuntimeError as error:  # nothing can be computed on this device any more: not even without graphs
             raise RunError(
                 f"this model's step cannot be recorded as a CUDA graph ({' '.join(str(error).split())[:200]}); use "

@@ -13,6 +13,7 @@ import triton  # type: ignore  # without types; torch for GPUs brings it, torch 
 
 from peftlib.acceleration import attention_kernels as attention
 from peftlib.acceleration import layer_kernels as kernels
+from peftlib.acceleration.gpus import is_hopper
 
 #: Most programs that share the rows in backward: each leaves one row of sums.
 _PROGRAMS = 256
@@ -22,10 +23,10 @@ _FORWARD_ROWS, _WARP_COLUMNS = 1, 1024
 _ROWS, _NORM_WARPS = 2, 4
 _GELU_ROWS, _GELU_COLUMNS, _GELU_WARPS = 2, 1024, 4
 _ATTENTION_WARPS = 4  # for up to 64 tokens, twice as many beyond
-#: Registers of a thread in attention, forward on Hopper and backward anywhere: six and four programs at a time on each
-#: of Hopper's multiprocessors for up to 64 tokens; beyond that three and two. Those take so many keys at a time: all of
-#: them would need 113 and 234 registers. Before Hopper, forward needs up to 140, and would spill.
-_MOST_FORWARD, _MOST_BACKWARD, _KEYS = 80, 128, 32
+#: Registers of a thread in attention on Hopper, forward and backward: six and four programs at a time on each of its
+#: multiprocessors for up to 64 tokens; beyond that three and two. Those take so many keys at a time: all of them would
+#: need 113 and 234 registers. Elsewhere both need more, backward up to 202, and would spill (`ptxas -v`, 8.0 to 12.0).
+_MOST_REGISTERS, _KEYS = (80, 128), 32
 _MIX_COLUMNS = 64  # with 128 backward has no room on an Ampere of capability 8.6
 _SUMS_ROWS, _SUMS_COLUMNS, _SUMS_WARPS = 32, 32, 4
 
@@ -185,7 +186,7 @@ def attend(call: Call, qkv: torch.Tensor) -> Attended:
     out = qkv.new_empty(qkv.size(0), qkv.size(1) // 3)
     logs = qkv.new_empty((call.places.size(0), call.heads, call.places.size(-1)), dtype=torch.float32)
     attention.attention_forward[(call.places.size(0) * call.heads,)](
-        qkv, out, logs, KEYS=_keys_at_a_time(call), maxnreg=_most_forward(qkv.device), **_for_attention(call, out)
+        qkv, out, logs, KEYS=_keys_at_a_time(call), maxnreg=_registers(qkv.device)[0], **_for_attention(call, out)
     )
     return Attended(out, logs)
 
@@ -197,15 +198,14 @@ def attend_backward(
     out = torch.empty_like(qkv)
     attention.attention_backward[(call.places.size(0) * call.heads,)](
         qkv, *attended, out, gradient, sums, sums.stride(0), SUMMED=sums.numel() > 0, KEYS=_keys_at_a_time(call),
-        maxnreg=_MOST_BACKWARD, **_for_attention(call, gradient),
+        maxnreg=_registers(qkv.device)[1], **_for_attention(call, gradient),
     )  # fmt: skip
     return out
 
 
 @functools.cache
-def _most_forward(device: torch.device) -> int | None:
-    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return _MOST_FORWARD if hopper else None
+def _registers(device: torch.device) -> tuple[int | None, int | None]:
+    return _MOST_REGISTERS if is_hopper(device) else (None, None)
 
 
 def _keys_at_a_time(call: Call) -> int:

@@ -83,9 +83,21 @@ def save_as_adapter(
         bias=bias,
         modules_to_save=head_modules(model, head),
     )
-    # A copy: wrapping rewires the modules in place, and the caller may go on using the model.
-    get_peft_model(copy.deepcopy(model).cpu(), config).save_pretrained(folder)
+    get_peft_model(_copy_to_wrap(model), config).save_pretrained(folder)
     _add_what_is_missing(model, folder / WEIGHTS)
+
+
+def _copy_to_wrap(model: PreTrainedModel) -> PreTrainedModel:
+    """Modules of their own, which PEFT rewires in place, around the same weights, on the CPU.
+
+    The weights are not copied where they are: a device may have no room for them twice, and a finished run would end
+    without a result.
+    """
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    moved = {id(one): one.detach().cpu() for one in named.values()}
+    for parameter in model.parameters():
+        moved[id(parameter)] = nn.Parameter(moved[id(parameter)], parameter.requires_grad)
+    return copy.deepcopy(model, moved)
 
 
 def _add_what_is_missing(model: PreTrainedModel, path: Path) -> None:

@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from triton.runtime.jit import JITFunction
 
+from peftlib.acceleration import layer_calls
 from peftlib.acceleration.loss import weighted_loss_in_one
 from peftlib.acceleration.row_encoder import MOST_RANK, take_rows
 from peftlib.data.collation import WIDTHS, Collator, split_inputs
@@ -31,9 +32,11 @@ _TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", tor
 Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
 
 
-def launches() -> list[Launch]:
+def launches(capability: int) -> list[Launch]:
     """What BitFit and LoRA of the largest rank launch on bert-base's layers, for the larger widths."""
     made: list[Launch] = []
+    layer_calls.is_hopper = lambda device: capability == 90
+    layer_calls._registers.cache_clear()
     JITFunction.run = lambda self, *args, grid, warmup, **given: made.append((self, *bound(self, args, given)))
     for rank in (None, MOST_RANK):
         torch.manual_seed(0)
@@ -86,14 +89,14 @@ def source(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
 
 
 def main() -> None:
-    seen: set[str] = set()
-    for kernel, arguments, options in launches():
-        made = source(kernel, arguments)
-        key = f"{kernel.__name__} {sorted(made.signature.items())} {made.constants} {options}"
-        if key in seen:
-            continue
-        seen.add(key)
-        for capability, most in TARGETS.items():
+    for capability, most in TARGETS.items():
+        seen: set[str] = set()
+        for kernel, arguments, options in launches(capability):
+            made = source(kernel, arguments)
+            key = f"{kernel.__name__} {sorted(made.signature.items())} {made.constants} {options}"
+            if key in seen:
+                continue
+            seen.add(key)
             shared = compile(made, target=GPUTarget("cuda", capability, 32), options=options).metadata.shared
             constants = {name: value for name, value in arguments.items() if made.signature[name] == "constexpr"}
             print(kernel.__name__, capability, shared, constants, flush=True)

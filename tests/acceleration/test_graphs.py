@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peftlib.acceleration import accelerate_model
 from peftlib.acceleration.graphs import Batch, GraphedStep, Recording, cloned, copy_batch
+from peftlib.errors import RunError
 from peftlib.strategies.parameters import trained_state
 from peftlib.training import loop
 from peftlib.training.accumulation import weighted_loss
@@ -84,6 +85,24 @@ def test_losses_and_gradients_are_those_of_plain_steps(windows: list[list[int]],
             recorded.add(rows)
         seen.append(rows)
     assert sorted(shape[0] for shape in graphed.recorded) == sorted(recorded)
+
+
+def test_memory_that_recordings_keep_from_a_new_shape_is_said_in_one_line() -> None:
+    model, most = WithSpare(), 2
+
+    def step(batch: Batch) -> torch.Tensor:
+        if len(batch["x"]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return model.step(batch)
+
+    graphed = PretendedGraphs(step, model.parameters(), pytest.fail)
+    graphed({"x": torch.ones(1, 3)})
+    with pytest.raises(torch.OutOfMemoryError):  # nothing is recorded yet: graphs are not to blame
+        graphed({"x": torch.ones(3, 3)})
+    for _ in range(2):
+        graphed({"x": torch.ones(2, 3)})
+    with pytest.raises(RunError, match=r"out of memory: a CUDA graph keeps .*; use --cuda_graphs false"):
+        graphed({"x": torch.ones(4, 3)})
 
 
 @settings(max_examples=25)

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from peftlib.errors import UserError
-from peftlib.strategies.adapter import head_modules
+from peftlib.strategies.adapter import _copy_to_wrap, head_modules
 from peftlib.strategies.lora import LoRA
 from tests.launching import run_python
 from tests.strategies.classifiers import ARCHITECTURES, METHODS, classifier, logits, sentences, update
@@ -164,3 +164,16 @@ def test_a_model_that_the_adapters_format_has_no_room_for_is_refused_before_it_t
     model = AutoModelForSequenceClassification.from_config(config)
     with pytest.raises(UserError, match=r"\(gpt2\): has no Linear layer outside its head"):
         METHODS[method].apply(model, frozenset({"score.weight"}))
+
+
+def test_weights_are_wrapped_where_they_are(tiny_folder: Callable[..., Path]) -> None:
+    """Not copied: a GPU may have no room for them twice."""
+    model, _ = classifier(tiny_folder("bert"))
+    parameters = dict(model.named_parameters())
+    copied = _copy_to_wrap(model)
+    assert {name: one.data_ptr() for name, one in copied.named_parameters()} == {
+        name: one.data_ptr() for name, one in parameters.items()
+    }
+    assert all(isinstance(one, nn.Parameter) for one in copied.parameters())
+    assert not {id(one) for one in copied.modules()} & {id(one) for one in model.modules()}
+    assert {id(one) for one in model.parameters()} == {id(one) for one in parameters.values()}
