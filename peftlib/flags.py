@@ -7,5 +7,7 @@ NOT_SHAPING = frozenset({
     "checkpoints_total_limit", "report_to", "project_name", "run_name", "logging_steps", "dataloader_num_workers",
     "num_cpu_threads", "per_device_eval_batch_size", "auto_find_batch_size", "data_dir",
     "cuda_graphs",  # up to the masks of dropout; a recording that fails must not end the run for good
-    "train_file", "validation_file", "text_column_names", "label_column_name",  # the data count by their fingerprint
+    # The data count by their fingerprint.
+    "dataset_name", "dataset_config_name", "train_split_name", "validation_split_name", "test_split_name",
+    "train_file", "validation_file", "text_column_names", "label_column_name",
 })  # fmt: skip

@@ -22,8 +22,8 @@ def main() -> None:
         from peftlib.acceleration import accelerate_model
         from peftlib.console import Console
         from peftlib.data.encoding import encode
-        from peftlib.data.files import plain_name
         from peftlib.data.loading import build_eval_loader
+        from peftlib.data.own_data import plain_name
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.evaluation.finished import Finished
         from peftlib.evaluation.predictions import refuse_other_answers, write_answers

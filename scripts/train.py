@@ -41,7 +41,7 @@ def main() -> None:
         from peftlib.training.saving import flat_results, save_result
         from peftlib.training.state import Plan, Training
 
-    task, rate, trackers = find_task(name, data.files), args.learning_rate, choose_trackers(out.report_to)
+    task, rate, trackers = find_task(name, data.own), args.learning_rate, choose_trackers(out.report_to)
     resume = choose_resume(out.resume_from_checkpoint, out.output_dir, out.overwrite_output_dir)
     folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=resume)
 

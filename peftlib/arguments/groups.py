@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from peftlib.arguments.bounds import at_least
-from peftlib.data.files import LABEL_COLUMN, files_of
-from peftlib.data.tasks import DEFAULT_TASK, TASKS, Files
+from peftlib.data.own_data import LABEL_COLUMN, SPLIT_NAMES, own_data_of
+from peftlib.data.tasks import DEFAULT_TASK, TASKS, OwnData
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL
 from peftlib.strategies import STRATEGIES
@@ -34,9 +34,27 @@ class DataArguments:
     task_name: str | None = field(
         default=None,
         metadata={
-            "help": f"the task to train on; None means {DEFAULT_TASK}, or the task of one's own files",
+            "help": f"the task to train on; None means {DEFAULT_TASK}, or the task of one's own data",
             "choices": sorted(TASKS),
         },
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "a dataset on the Hub, or a folder that load_dataset or load_from_disk takes"},
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "its configuration; None for a dataset that has one"}
+    )
+    train_split_name: str = field(
+        default=SPLIT_NAMES["train_split_name"],
+        metadata={"help": "the dataset's split to train on, or a slice: train[:90%%]"},
+    )
+    validation_split_name: str = field(
+        default=SPLIT_NAMES["validation_split_name"],
+        metadata={"help": "the one to score on, or a slice: train[90%%:]"},
+    )
+    test_split_name: str = field(
+        default=SPLIT_NAMES["test_split_name"], metadata={"help": "the one for predict.py, with classes or without"}
     )
     train_file: str | None = field(
         default=None,
@@ -49,11 +67,11 @@ class DataArguments:
     text_column_names: str | None = field(
         default=None,
         metadata={
-            "help": "the column of texts in these files, or two of sentence pairs with a comma between; None takes the "
-            "one beside the classes"
+            "help": "the column of texts in one's own data, or two of sentence pairs with a comma between; None takes "
+            "the one beside the classes"
         },
     )
-    label_column_name: str = field(default=LABEL_COLUMN, metadata={"help": "the column of classes in these files"})
+    label_column_name: str = field(default=LABEL_COLUMN, metadata={"help": "the column of classes in one's own data"})
     data_dir: str | None = field(
         default=None,
         metadata={"help": "a folder in GLUE's layout (DIR/MRPC/train.tsv); None reads the package or the Hub"},
@@ -85,17 +103,18 @@ class DataArguments:
         at_least(self, 0, "dataloader_num_workers")
 
     @property
-    def files(self) -> Files | None:
-        """One's own files; None for a task from the table.
+    def own(self) -> OwnData | None:
+        """Data of one's own; None for a task from the table.
 
         Raises:
             UserError: one of the flags for them lacks another, or contradicts it.
         """
-        files = files_of(self.train_file, self.validation_file, self.text_column_names, self.label_column_name)
-        for name in ("task_name", "data_dir") if files else ():
+        own = own_data_of(vars(self))
+        for name in ("task_name", "data_dir") if own else ():
             if (value := getattr(self, name)) is not None:
-                raise UserError(f"--{name} {value}: --train_file brings its own data; leave one of the two out")
-        return files
+                flag = "train_file" if self.dataset_name is None else "dataset_name"
+                raise UserError(f"--{name} {value}: --{flag} brings its own data; leave one of the two out")
+        return own
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from peftlib.arguments.agent import without_groups, without_records
 from peftlib.arguments.config_file import flags_of_file
 from peftlib.arguments.groups import DataArguments, ModelArguments, OutputArguments, TrainingArguments
 from peftlib.arguments.parser import Parser, words_of
-from peftlib.data.files import name_of_files
+from peftlib.data.own_data import name_of_own_data
 from peftlib.data.tasks import DEFAULT_TASK, TASKS, Task
 from peftlib.errors import UserError
 from peftlib.modeling import PACKAGED_MODELS
@@ -54,9 +54,9 @@ class TrainArguments:
 
     @property
     def task_name(self) -> str:
-        """The flag's, or the name that files of one's own have, or else the default task's."""
-        files = self.data.files
-        return (self.data.task_name or DEFAULT_TASK) if files is None else name_of_files(files)
+        """The flag's, or the name that data of one's own have, or else the default task's."""
+        own = self.data.own
+        return (self.data.task_name or DEFAULT_TASK) if own is None else name_of_own_data(own)
 
     @property
     def dropout(self) -> float | None:

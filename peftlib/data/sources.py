@@ -1,4 +1,4 @@
-"""Rows of a task from wherever they are: an installed package, a GLUE folder, files of one's own, the Hub."""
+"""Rows of a task from wherever they are: an installed package, a GLUE folder, data of one's own, the Hub."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftlib.data.files import rows_of_files, task_of_files
+from peftlib.data.dataset_tables import load_split
+from peftlib.data.own_data import rows_of_own_data, task_of_own_data
 from peftlib.data.tables import read_delimited
-from peftlib.data.tasks import TASKS, Files, GlueFolder, HubDataset, Task
+from peftlib.data.tasks import TASKS, GlueFolder, HubDataset, OwnData, Task
 from peftlib.errors import UserError
-from peftlib.hub import hub_access
 
 HIDDEN = -1
 
@@ -55,13 +55,13 @@ class Examples:
         return digest.hexdigest()
 
 
-def find_task(name: str, files: Files | None) -> Task:
-    """The entry of `TASKS`; or what the training file describes, if there is one.
+def find_task(name: str, own: OwnData | None) -> Task:
+    """The entry of `TASKS`; or what the training split of one's own data describes, if there is one.
 
     Raises:
-        UserError: the file cannot be read, or holds no texts with classes.
+        UserError: it cannot be read, or holds no texts with classes.
     """
-    return TASKS[name] if files is None else task_of_files(files)
+    return TASKS[name] if own is None else task_of_own_data(own)
 
 
 def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examples:
@@ -77,8 +77,8 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
     """
     if split not in task.splits:
         raise UserError(f"--split {split}: {task.name} has none (known: {', '.join(task.splits)})")
-    if task.files is not None:
-        return Examples(*rows_of_files(task, split))
+    if task.own is not None:
+        return Examples(*rows_of_own_data(task, split))
     if data_dir is not None:
         if task.glue is None:
             others = ", ".join(name for name, other in TASKS.items() if other.glue is not None)
@@ -159,16 +159,10 @@ def _sha256(text: str) -> str:
 
 def _from_hub(task: Task, place: HubDataset, split: str) -> Examples:
     folder = f"--data_dir DIR with {task.glue.folder}/ in GLUE's layout" if task.glue else "another task"
-    offline = not hub_access(
-        place.path,
-        repo_type="dataset",
-        flag=f"--task_name {task.name}",
-        ways_out=f"{folder}, or --task_name rotten_tomatoes (packaged)",
+    ways_out = f"{folder}, or --task_name rotten_tomatoes (packaged)"
+    rows = load_split(
+        place.path, place.config, task.published_split(split), flag=f"--task_name {task.name}", ways_out=ways_out
     )
-    from datasets import DownloadConfig, load_dataset  # a second to import, and only the Hub needs it
-
-    config = DownloadConfig(local_files_only=offline)
-    rows = load_dataset(place.path, place.config, split=task.published_split(split), download_config=config)
     labels = [int(label) for label in rows[place.label_column]]
     hidden = split.startswith("test") and set(labels) == {HIDDEN}
     if not hidden and any(not 0 <= label < len(task.labels) for label in labels):

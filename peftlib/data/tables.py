@@ -1,4 +1,4 @@
-"""Tables in text files, read whole: CSV, TSV, JSON, JSON Lines."""
+"""Tables, read whole from text files: CSV, TSV, JSON, JSON Lines."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from peftlib.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Table:
-    """A file's content.
+    """Rows and columns.
 
     Attributes:
+        source: where they are, for people.
         rows: where each stands, for people, and its values in the order of the columns; None for one that is missing.
+        classes: in order, where the source says.
     """
 
-    path: Path
+    source: str
     columns: list[str]
     rows: list[tuple[str, list[Any]]]
+    classes: tuple[str, ...] | None = None
 
     def place(self, name: str, hint: str = "") -> int:
         """Where a column is in the rows.
@@ -36,11 +39,11 @@ class Table:
         """
         if name not in self.columns:
             raise UserError(
-                f"{self.path}: no column {name!r}{nearest(name, self.columns)} (the file has: "
-                f"{', '.join(self.columns) or 'nothing'}){hint}"
+                f"{self.source}: no column {name!r}{nearest(name, self.columns)} (there are: "
+                f"{', '.join(self.columns) or 'none'}){hint}"
             )
         if self.columns.count(name) > 1:
-            raise UserError(f"{self.path}: more than one column is called {name!r}; rename the others")
+            raise UserError(f"{self.source}: more than one column is called {name!r}; rename the others")
         return self.columns.index(name)
 
 
@@ -77,7 +80,7 @@ def read_delimited(path: Path, delimiter: str, columns: tuple[str, ...] | None =
                 rows.append((f"line {reader.line_num}", list(row)))
         except csv.Error as error:  # a quote that is never closed, or a lone carriage return, say
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-    return Table(path, header, rows)
+    return Table(str(path), header, rows)
 
 
 @contextmanager
@@ -128,4 +131,4 @@ def read_json(path: Path) -> Table:
         if not isinstance(row, dict):
             raise UserError(f"{path}, {place}: no object with columns ({str(row)[:40]!r})")
     columns = list(dict.fromkeys(name for _, row in found for name in row))
-    return Table(path, columns, [(place, [row.get(name) for name in columns]) for place, row in found])
+    return Table(str(path), columns, [(place, [row.get(name) for name in columns]) for place, row in found])

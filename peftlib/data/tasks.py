@@ -11,8 +11,8 @@ SPLITS = ("train", "validation", "test")
 MISMATCHED_SPLITS = ("validation_mismatched", "test_mismatched")
 #: What is trained on when nobody says otherwise; an installed package carries it.
 DEFAULT_TASK = "rotten_tomatoes"
-#: Of tasks from files: which of two classes would be the one that counts, nobody has said.
-METRICS_OF_FILES = ("accuracy", "macro_f1")
+#: Of data of one's own: which of two classes would be the one that counts, nobody has said.
+METRICS_OF_OWN_DATA = ("accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class HubDataset:
 
 
 @dataclass(frozen=True)
-class Files:
-    """A task's place in files of one's own: CSV, TSV, JSON or JSON Lines, as their names end.
+class OwnData:
+    """A task's place in data of one's own: files, or a dataset on the Hub or in a folder.
 
     Attributes:
+        train, validation, test: files, which are CSV, TSV, JSON or JSON Lines as their names end; or the names of the
+            dataset's splits. The last one may lack the label's column.
         text_columns: one or two; None takes the one beside the label's.
-        test: may lack the label's column.
+        dataset: its name on the Hub or folder, and its configuration; None for files.
     """
 
     train: str
@@ -56,6 +58,7 @@ class Files:
     text_columns: tuple[str, ...] | None
     label_column: str
     test: str | None = None
+    dataset: tuple[str, str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Task:
     mismatched: bool = False
     hub: HubDataset | None = None
     glue: GlueFolder | None = None
-    files: Files | None = None
+    own: OwnData | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:

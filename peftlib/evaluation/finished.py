@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftlib.data.files import LABEL_COLUMN, columns_of, files_of
+from peftlib.data.own_data import LABEL_COLUMN, columns_of, own_data_of
 from peftlib.data.sources import Examples, load_examples
-from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Files, Task
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS, OwnData, Task
 from peftlib.errors import UserError
 from peftlib.modeling import ModelSource, find_model, fingerprint, load_classifier, load_tokenizer
 from peftlib.strategies import STRATEGIES, Strategy
@@ -70,12 +70,11 @@ class Finished:
             UserError: this version has no such task.
         """
         arguments, labels = self.arguments, tuple(self.record["labels"])
-        own = ("train_file", "validation_file", "text_column_names", "label_column_name")
-        files = files_of(**{name: arguments[name] for name in own if arguments.get(name) is not None})
-        if files is not None:
+        own = own_data_of({name: value for name, value in arguments.items() if value is not None})
+        if own is not None:
             guessed = self.record.get("text_columns")  # runs up to 0.1.0 do not say which
-            files = files if guessed is None else replace(files, text_columns=tuple(guessed))
-            return Task(arguments["task_name"], labels, METRICS_OF_FILES, files=files)
+            own = own if guessed is None else replace(own, text_columns=tuple(guessed))
+            return Task(arguments["task_name"], labels, METRICS_OF_OWN_DATA, own=own)
         task = TASKS.get(arguments["task_name"])
         if task is None or task.labels != labels:
             raise UserError(
@@ -105,16 +104,17 @@ class Finished:
             UserError: the rows cannot be had, or are not of this task.
         """
         task, folder = self.task, data_dir or self.arguments.get("data_dir")
-        own = task.files or Files("", "", None, LABEL_COLUMN)
+        own = task.own or OwnData("", "", None, LABEL_COLUMN)
         columns = own.text_columns if task.hub is None else task.hub.text_columns
         if test_file is not None:
             label = label_column or own.label_column
             asked = own.text_columns if text_columns is None else columns_of(text_columns, label)
-            task = replace(task, files=replace(own, text_columns=asked, label_column=label, test=test_file))
+            own = replace(own, text_columns=asked, label_column=label, test=test_file, dataset=None)
+            task = replace(task, own=own)
         try:
             examples = load_examples(task, split, None if folder is None else Path(folder))
         except UserError as error:
-            if test_file is None and task.files is not None and split != "test":
+            if test_file is None and task.own is not None and split != "test":
                 raise UserError(f"{error}; go to the directory that the run was started in") from error
             raise
         if split == "validation":

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peftlib.data.tasks import DEFAULT_TASK, METRICS_OF_FILES, TASKS
+from peftlib.data.tasks import DEFAULT_TASK, METRICS_OF_OWN_DATA, TASKS
 from peftlib.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -61,16 +61,16 @@ def check_metric(sweep: Sweep) -> None:
     """A metric that a task does not log would be missed only when a whole run has gone by."""
     if sweep.metric.startswith(("train/", "perf/")):
         return
-    of_files = any(_given(sweep, "train_file"))
+    own = any(_given(sweep, "train_file")) or any(_given(sweep, "dataset_name"))
     for name in _given(sweep, "task_name") or [None]:
         task = TASKS[name or DEFAULT_TASK]
-        metrics = METRICS_OF_FILES if of_files else task.metrics
+        metrics = METRICS_OF_OWN_DATA if own else task.metrics
         best = metrics if any(_given(sweep, "metric_for_best_model")) else metrics[:1]
         logged = {f"eval/{metric}" for metric in ("loss", *metrics, *(f"best_{metric}" for metric in best))}
         if sweep.metric not in logged:
             whose = f"task {task.name}" + ("" if name else " (the default: no task_name)")
-            if of_files:
-                whose = "a task of one's own files"
+            if own:
+                whose = "a task of one's own data"
             hint = nearest(sweep.metric, logged)
             raise UserError(
                 f"metric.name: {whose} does not log {sweep.metric}{hint} (known: {', '.join(sorted(logged))})"

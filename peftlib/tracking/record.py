@@ -163,7 +163,7 @@ def describe_run(
         learning_rate: the peak one.
         effective_batch_size: examples per update, over all processes.
     """
-    own = {} if task.files is None else {"text_columns": task.files.text_columns}
+    own = {} if task.own is None else {"text_columns": task.own.text_columns}
     return {
         "model": {"name": source.name, "location": source.location, "fingerprint": weights},
         "labels": list(task.labels),

@@ -171,8 +171,8 @@ def matching_manifest(
         manifest["trackers"] = {}
     old, new = before["arguments"], now["arguments"]
     allowed = NOT_SHAPING | (set(_LENGTHS) if extend else set())
-    if old.get("train_file") and new.get("train_file"):
-        allowed |= {"task_name"}  # where one's own files are, in other words
+    if all(flags.get("train_file") or flags.get("dataset_name") for flags in (old, new)):
+        allowed |= {"task_name"}  # where one's own data are, in other words
     differences = [
         f"--{name} was {old.get(name)}, is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())

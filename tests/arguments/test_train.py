@@ -8,7 +8,7 @@ import math
 import pytest
 
 from peftlib.arguments import DataArguments, ModelArguments, OutputArguments, TrainingArguments, train_parser
-from peftlib.data.tasks import TASKS, Files
+from peftlib.data.tasks import TASKS, OwnData
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
 from tests.arguments.parsing import complaint, parse
@@ -30,6 +30,11 @@ SAMPLES = {
     "trust_remote_code": ("true", True),
     "task_name": ("mrpc", "mrpc"),
     "data_dir": ("/data/glue", "/data/glue"),
+    "dataset_name": ("me/mails", "me/mails"),
+    "dataset_config_name": ("en", "en"),
+    "train_split_name": ("train[:90%]", "train[:90%]"),
+    "validation_split_name": ("dev", "dev"),
+    "test_split_name": ("all", "all"),
     "train_file": ("mails.csv", "mails.csv"),
     "validation_file": ("dev.csv", "dev.csv"),
     "text_column_names": ("subject,body", "subject,body"),
@@ -79,6 +84,9 @@ SAMPLES = {
 COMPANIONS = {
     name: [f"--{other}=a.csv" for other in ("train_file", "validation_file") if other != name]
     for name in ("train_file", "validation_file", "text_column_names", "label_column_name")
+} | {
+    name: ["--dataset_name=me/mails"]
+    for name in ("dataset_config_name", "train_split_name", "validation_split_name", "test_split_name")
 }
 OWNERS = {field.name: name for name, strategy in STRATEGIES.items() for field in dataclasses.fields(strategy)}
 
@@ -178,20 +186,24 @@ OWN = ("--train_file", "mails/train.csv", "--validation_file", "mails/dev.csv")
 
 def test_files_of_one_s_own_are_a_task_with_a_name():
     args = parse(*OWN, "--text_column_names", "subject,body")
-    assert args.data.files == Files("mails/train.csv", "mails/dev.csv", ("subject", "body"), "label")
+    assert args.data.own == OwnData("mails/train.csv", "mails/dev.csv", ("subject", "body"), "label")
     assert args.task_name == args.flat()["task_name"] == "mails"
     assert args.num_train_epochs == 3
-    assert parse().data.files is None
+    assert parse().data.own is None
     assert parse().task_name == parse().flat()["task_name"] == "rotten_tomatoes"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (OWN[:2], "--train_file: files of one's own are a --train_file and a --validation_file; give both"),
+        (OWN[:2], "--train_file: data of one's own are a --train_file and a --validation_file, or a --dataset_name"),
         (
             (*OWN, "--task_name", "mrpc"),
             "--task_name mrpc: --train_file brings its own data; leave one of the two out",
+        ),
+        (
+            ("--dataset_name", "ag_news", "--task_name", "mrpc"),
+            "--task_name mrpc: --dataset_name brings its own data; leave one of the two out",
         ),
         ((*OWN, "--data_dir", "glue"), "--data_dir glue: --train_file brings its own data; leave one of the two out"),
     ],

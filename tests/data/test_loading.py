@@ -8,7 +8,7 @@ import pytest
 
 from peftlib.data.loading import build_loaders, load_splits, longest_batch, longest_inputs
 from peftlib.data.sources import find_task
-from peftlib.data.tasks import Files
+from peftlib.data.tasks import OwnData
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
 
@@ -16,7 +16,7 @@ from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
 def test_the_first_rows_of_a_file_that_is_sorted_by_class_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "sorted.csv"
     path.write_text("text,label\n" + "".join(f"so {n},{label}\n" for label in ("ham", "spam") for n in range(20)))
-    task = find_task("sorted", Files(str(path), str(path), None, "label"))
+    task = find_task("sorted", OwnData(str(path), str(path), None, "label"))
     tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
 
     def first(count: int | None) -> int:
@@ -31,9 +31,9 @@ def test_the_first_rows_of_a_file_that_is_sorted_by_class_are_refused(tmp_path: 
 def test_the_extent_of_splits_is_that_of_the_longer_one(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na b c d,x\na,y\n")
     (tmp_path / "dev.csv").write_text("text,label\na zebra,x\n")
-    files = Files(str(tmp_path / "train.csv"), str(tmp_path / "dev.csv"), None, "label")
+    own = OwnData(str(tmp_path / "train.csv"), str(tmp_path / "dev.csv"), None, "label")
     tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
-    splits = load_splits(find_task("x", files), tokenizer, None, 16, None, None)
+    splits = load_splits(find_task("x", own), tokenizer, None, 16, None, None)
     assert splits.extent == (tokenizer.convert_tokens_to_ids("zebra"), 6)
 
 
@@ -41,7 +41,7 @@ def test_the_longest_examples_as_the_collator_lays_them_out(tmp_path: Path) -> N
     path = tmp_path / "x.csv"
     path.write_text("text,label\na,x\na b c,y\na b,x\n")
     tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
-    splits = load_splits(find_task("x", Files(str(path), str(path), None, "label")), tokenizer, None, 16, None, None)
+    splits = load_splits(find_task("x", OwnData(str(path), str(path), None, "label")), tokenizer, None, 16, None, None)
     loader, _, _ = build_loaders(
         splits, tokenizer, (2, 2), 1, 1, seed=1, group_by_length=True, pad_to=9, num_workers=0
     )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.data import sources
+from peftlib.data import dataset_tables
 from peftlib.data.sources import Examples, load_examples
 from peftlib.data.tasks import SPLITS, TASKS
 from peftlib.errors import UserError
@@ -168,8 +168,8 @@ def test_any_sentence_without_tabs_and_line_ends_survives_the_file(tmp_path_fact
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("sentence\tlabels\ngood\t1\n", "no column 'label'; did you mean labels? (the file has: sentence, labels)"),
-        ("", "no column 'sentence' (the file has: nothing)"),
+        ("sentence\tlabels\ngood\t1\n", "no column 'label'; did you mean labels? (there are: sentence, labels)"),
+        ("", "no column 'sentence' (there are: none)"),
         ("sentence\tlabel\ngood\t1\nbad\t2\n", "line 3: the label is '2'; sst2 has the labels 0, 1"),
         ("sentence\tlabel\ngood\t-1\n", "line 2: the label is '-1'"),
         ("sentence\tlabel\ngood\t\n", "line 2: the label is ''"),
@@ -221,7 +221,7 @@ def test_an_unreachable_hub_names_both_ways_out(task):
 def test_the_hub_s_rows_are_those_of_glue_s_folders(sst2, monkeypatch):
     """Its SST-2 has a blank behind every sentence."""
     rows = {"sentence": ["hide new secretions ", "so good "], "label": [0, 1]}
-    monkeypatch.setattr(sources, "hub_access", lambda *words, **options: True)
+    monkeypatch.setattr(dataset_tables, "hub_access", lambda *words, **options: True)
     monkeypatch.setattr(datasets, "load_dataset", lambda *words, **options: rows)
     hub, folder = load_examples(TASKS["sst2"], "train"), sst2("sentence\tlabel\nhide new secretions \t0\nso good \t1\n")
     assert hub.texts == folder.texts and hub.fingerprint() == folder.fingerprint()
@@ -319,7 +319,7 @@ def test_the_hub_calls_mnli_s_splits_matched(monkeypatch):
         asked.append((path, config, split))
         return {"premise": ["a"], "hypothesis": ["b"], "label": [2]}
 
-    monkeypatch.setattr(sources, "hub_access", lambda *words, **options: True)
+    monkeypatch.setattr(dataset_tables, "hub_access", lambda *words, **options: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for split in TASKS["mnli"].splits:
         assert load_examples(TASKS["mnli"], split).texts == [("a", "b")]

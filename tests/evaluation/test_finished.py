@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from peftlib.data.sources import load_examples
-from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Task
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS, Task
 from peftlib.errors import UserError
 from peftlib.evaluation.finished import Finished
 from peftlib.modeling import fingerprint
@@ -127,8 +128,8 @@ def test_what_is_no_finished_run(tmp_path: Path, content: object, message: str) 
 def test_the_task_is_the_table_s_or_that_of_files_of_one_s_own(tmp_path: Path) -> None:
     assert left(tmp_path, record()).task == TASKS["mrpc"]
     run = left(tmp_path, record(arguments=OWN, labels=["a", "b", "c"]))
-    files = run.task.files
-    assert run.task == Task("mails", ("a", "b", "c"), METRICS_OF_FILES, files=files)
+    files = run.task.own
+    assert run.task == Task("mails", ("a", "b", "c"), METRICS_OF_OWN_DATA, own=files)
     assert files is not None and (files.train, files.validation, files.label_column) == (
         *list(OWN.values())[:2],
         "label",
@@ -138,6 +139,19 @@ def test_the_task_is_the_table_s_or_that_of_files_of_one_s_own(tmp_path: Path) -
             left(tmp_path, unknown).task  # noqa: B018 - reading it is what fails
     with pytest.raises(UserError, match="prefix is no method of this version"):
         left(tmp_path, record(arguments={"method": "prefix"})).strategy  # noqa: B018
+
+
+def test_the_splits_of_a_dataset_and_a_file_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = datasets.Dataset.from_dict({"mail": ["so", "no"], "note": ["x", "y"], "label": ["a", "b"]})
+    datasets.DatasetDict({"dev": rows, "held_out": rows.select([1])}).save_to_disk(tmp_path / "mails")
+    names = {"validation_split_name": "dev", "test_split_name": "held_out", "task_name": "mails"}
+    arguments = {"dataset_name": str(tmp_path / "mails"), "text_column_names": "mail", **names}
+    run = left(tmp_path / "run", record(arguments=arguments, labels=["a", "b"]))
+    assert run.examples("test").texts == [("no",)]
+    path = tmp_path / "new.csv"
+    path.write_text("mail,label\nyes,a\n")
+    assert run.examples("test", test_file=str(path)).texts == [("yes",)]
 
 
 def test_its_own_validation_split_is_what_it_was_scored_on(tmp_path: Path) -> None:

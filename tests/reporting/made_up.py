@@ -50,7 +50,7 @@ def make_run(
         "started": f"2026-01-01T00:{seed % 60:02d}:00+00:00",
         "arguments": arguments,
         "model": {"name": arguments["model_name_or_path"], "location": "/models/made-up"},
-        "labels": find_task(task, parsed.data.files).labels,
+        "labels": find_task(task, parsed.data.own).labels,
         "data": {
             "train": {"examples": 1000, "fingerprint": "e" * 64, "source": "made up"},
             "validation": {"examples": EXAMPLES, "fingerprint": fingerprint, "source": "made up"},

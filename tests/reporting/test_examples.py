@@ -59,7 +59,7 @@ def test_the_texts_of_files_of_one_s_own(tmp_path: Path, capsys: pytest.CaptureF
     path.write_text("id,mail,folder\n1,hello,ham\n2,buy now,spam\n3,see you,ham\n")
     words = ["--train_file", str(path), "--validation_file", str(path), "--text_column_names", "mail"]
     words += ["--label_column_name", "folder"]
-    files = parse_train_arguments(words).data.files
+    files = parse_train_arguments(words).data.own
     examples = load_examples(find_task("mails", files), "validation")
     runs = []
     for name, answers in (("a", [0, 1, 0]), ("b", [0, 0, 0])):

@@ -194,7 +194,7 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
         ({"metric": {"name": "eval/best_f1"}, "parameters": {"g": {"value": {"task_name": "mrpc"}}}},
          "metric.name: task mrpc does not log eval/best_f1; did you mean eval/f1?"),
         ({"metric": {"name": "eval/f1"}, "parameters": {"train_file": {"value": "a.csv"}}},
-         "metric.name: a task of one's own files does not log eval/f1"),
+         "metric.name: a task of one's own data does not log eval/f1"),
         ({"run_cap": 0}, "run_cap: 0 must be a whole number from 1 on"),
         ({"command": ["python", "${program}"]}, "command: has no ${args}"),
         ({"controller": {"type": "local"}}, "controller: is for W&B's server alone"),

@@ -332,7 +332,7 @@ def _wrong_inputs(place: Path) -> dict[str, tuple[list[object], str]]:
         "used output folder": (["--output_dir", used], f"--output_dir {used}: holds files, and none of a run"),
         "no data file": ([*sst2, no_file], f"{no_file}/SST-2/dev.tsv is missing"),
         "missing column": ([*sst2, no_column], "no column 'label'; did you mean lable?"),
-        "label out of range": ([*sst2, wrong_label], "sst2 has the labels 0 to 1"),
+        "label out of range": ([*sst2, wrong_label], "sst2 has the labels 0, 1"),
         "empty split": ([*sst2, empty], "the validation split of sst2 has no rows"),
     }  # fmt: skip
 

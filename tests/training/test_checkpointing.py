@@ -344,6 +344,8 @@ def test_files_of_one_s_own_may_have_moved(two_checkpoints):
     (newest / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest(manifest)}))
     moved = changed(train_file="archive/train.csv", task_name="archive")
     assert matching_manifest(newest, moved, extend=False, folder=two_checkpoints) is not None
+    as_dataset = changed(dataset_name="me/mails", task_name="mails-dataset")
+    assert matching_manifest(newest, as_dataset, extend=False, folder=two_checkpoints) is not None
     with pytest.raises(UserError, match="--task_name was mails, is mrpc"):
         matching_manifest(newest, changed(task_name="mrpc"), extend=False, folder=two_checkpoints)
 

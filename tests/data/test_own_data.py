@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftlib.data.files import files_of, name_of_files
+from peftlib.data.own_data import name_of_own_data, own_data_of
 from peftlib.data.sources import find_task, load_examples
-from peftlib.data.tasks import METRICS_OF_FILES, TASKS, Files, Task
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS, OwnData, Task
 from peftlib.errors import UserError
 
 KINDS = ("csv", "tsv", "json", "jsonl")
@@ -37,9 +37,8 @@ def write(path: Path, rows: Rows) -> Path:
 
 
 def task_of(train: Path, validation: Path | None = None, columns: str | None = None, label: str = "label") -> Task:
-    files = files_of(str(train), str(validation or train), columns, label)
-    assert files is not None
-    return find_task("", files)
+    flags = {"train_file": str(train), "validation_file": str(validation or train), "text_column_names": columns}
+    return find_task("", own_data_of({**flags, "label_column_name": label}))
 
 
 @pytest.fixture
@@ -87,7 +86,7 @@ def test_the_classes_are_those_of_the_training_file_in_both_splits(tmp_path: Pat
     train = write(tmp_path / "mails.csv", [{"text": name, "label": name} for name in ("spam", "ham", "news", "ham")])
     dev = write(tmp_path / "dev.jsonl", [{"label": "spam", "text": "a"}, {"label": "ham", "text": "b"}])
     task = task_of(train, dev)
-    assert (task.name, task.labels, task.metrics) == ("mails", ("ham", "news", "spam"), METRICS_OF_FILES)
+    assert (task.name, task.labels, task.metrics) == ("mails", ("ham", "news", "spam"), METRICS_OF_OWN_DATA)
     assert load_examples(task, "train").labels == [2, 0, 1, 0]
     assert load_examples(task, "validation").labels == [2, 0]
     with pytest.raises(UserError, match="mails is read from files, and has no test split"):
@@ -109,24 +108,24 @@ def test_only_a_test_file_may_lack_classes(tmp_path: Path) -> None:
     train = write(tmp_path / "mine.csv", [{"text": name, "label": name} for name in ("spam", "ham")])
     bare = write(tmp_path / "bare.csv", [{"text": "a"}])
     task = task_of(train, bare)
-    with pytest.raises(UserError, match=r"bare.csv: no column 'label' \(the file has: text\)"):
+    with pytest.raises(UserError, match=r"bare.csv: no column 'label' \(there are: text\)"):
         load_examples(task, "validation")
-    assert task.files is not None
-    hidden = load_examples(replace(task, files=replace(task.files, test=str(bare))), "test")
+    assert task.own is not None
+    hidden = load_examples(replace(task, own=replace(task.own, test=str(bare))), "test")
     assert (hidden.texts, hidden.labels, hidden.labelled) == ([("a",)], [-1], False)
 
 
 def test_a_column_of_classes_that_somebody_is_to_fill_in(tmp_path: Path) -> None:
     train = write(tmp_path / "mine.csv", [{"text": name, "label": name} for name in ("spam", "ham")])
     task = task_of(train, write(tmp_path / "new.csv", [{"text": "a", "label": ""}, {"text": "b", "label": " "}]))
-    assert task.files is not None
-    test = replace(task, files=replace(task.files, test=task.files.validation))
+    assert task.own is not None
+    test = replace(task, own=replace(task.own, test=task.own.validation))
     assert load_examples(test, "test").labels == [-1, -1]
     with pytest.raises(UserError, match=r"new.csv, line 2: the label is empty"):
         load_examples(task, "validation")
     some = write(tmp_path / "some.csv", [{"text": "a", "label": "ham"}, {"text": "b", "label": ""}])
     with pytest.raises(UserError, match=r"some.csv, line 3: the label is empty"):
-        load_examples(replace(task, files=replace(task.files, test=str(some))), "test")
+        load_examples(replace(task, own=replace(task.own, test=str(some))), "test")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,35 +167,59 @@ def test_a_long_text_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_task_is_called_as_its_file_or_folder(path: str, name: str) -> None:
-    assert name_of_files(Files(path, "dev.csv", None, "label")) == name
+    assert name_of_own_data(OwnData(path, "dev.csv", None, "label")) == name
     assert name not in TASKS
 
 
-def test_files_are_of_one_s_own_when_flags_say_so() -> None:
-    assert files_of(None, None, None) is None
-    assert files_of("a.csv", "b.csv", None) == Files("a.csv", "b.csv", None, "label")
-    assert files_of("a.csv", "b.csv", " one , other", "stars") == Files("a.csv", "b.csv", ("one", "other"), "stars")
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [("fancyzhx/ag_news", "ag_news"), ("stanfordnlp/sst2", "sst2-dataset"), ("data/my mails/", "my-mails")],
+)
+def test_a_task_is_called_as_its_dataset(dataset: str, name: str) -> None:
+    own = own_data_of({"dataset_name": dataset})
+    assert own is not None and name_of_own_data(own) == name
+
+
+def test_data_are_of_one_s_own_when_flags_say_so() -> None:
+    assert own_data_of({}) is None
+    files = {"train_file": "a.csv", "validation_file": "b.csv"}
+    assert own_data_of(files) == OwnData("a.csv", "b.csv", None, "label")
+    named = {**files, "text_column_names": " one , other", "label_column_name": "stars"}
+    assert own_data_of(named) == OwnData("a.csv", "b.csv", ("one", "other"), "stars")
+    assert own_data_of({"dataset_name": "x/y"}) == OwnData("train", "validation", None, "label", "test", ("x/y", None))
+    flags = {"dataset_name": "x", "dataset_config_name": "en", "validation_split_name": "dev", "test_split_name": "all"}
+    assert own_data_of(flags) == OwnData("train", "dev", None, "label", "all", ("x", "en"))
+
+
+FILES = {"train_file": "a.csv", "validation_file": "a.csv"}
+BOTH = "data of one's own are a --train_file and a --validation_file, or a --dataset_name"
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ({"train_file": "a.csv"}, f"--train_file: {BOTH}"),
+        ({"validation_file": "a.csv"}, f"--validation_file: {BOTH}"),
+        ({"text_column_names": "text"}, f"--text_column_names: {BOTH}"),
+        ({"label_column_name": "stars"}, f"--label_column_name: {BOTH}"),
         (
-            ("a.csv", None, None),
-            "--train_file: files of one's own are a --train_file and a --validation_file; give both",
+            {**FILES, "text_column_names": "one,two,three"},
+            "--text_column_names one,two,three: must be one column's name",
         ),
-        ((None, "a.csv", None), "--validation_file: files of one's own are"),
-        ((None, None, "text"), "--text_column_names: files of one's own are"),
-        ((None, None, None, "stars"), "--label_column_name: files of one's own are"),
-        (("a.csv", "a.csv", "one,two,three"), "--text_column_names one,two,three: must be one column's name, or two"),
-        (("a.csv", "a.csv", "one,"), "--text_column_names one,: must be one column's name, or two"),
-        (("a.csv", "a.csv", "one,one"), "--text_column_names one,one: must be one column's name, or two"),
-        (("a.csv", "a.csv", "one,label"), "--text_column_names one,label: must be one column's name, or two"),
+        ({**FILES, "text_column_names": "one,"}, "--text_column_names one,: must be one column's name, or two"),
+        ({**FILES, "text_column_names": "one,one"}, "--text_column_names one,one: must be one column's name, or two"),
+        ({**FILES, "text_column_names": "one,label"}, "--text_column_names one,label: must be one column's name"),
+        ({"dataset_config_name": "en"}, "--dataset_config_name: is of a --dataset_name; name that too"),
+        ({**FILES, "test_split_name": "dev"}, "--test_split_name: is of a --dataset_name; name that too"),
+        (
+            {**FILES, "dataset_name": "x"},
+            "--train_file a.csv: --dataset_name brings its own data; leave one of the two out",
+        ),
     ],
 )
-def test_flags_that_do_not_go_together(flags: tuple[str | None, ...], message: str) -> None:
+def test_flags_that_do_not_go_together(flags: dict[str, str], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        files_of(*flags)  # type: ignore[arg-type]
+        own_data_of(flags)
     assert str(caught.value).startswith(message)
 
 
@@ -205,9 +228,7 @@ def test_where_the_text_is_has_to_be_said(refused: Callable[..., str]) -> None:
         "mine.csv: the columns beside 'label' are 'id', 'text'; name the text's, or a pair's with a comma between, in "
         "--text_column_names"
     )
-    said = (
-        "mine.csv: no column 'label'; did you mean lable? (the file has: text, lable); name it in --label_column_name"
-    )
+    said = "mine.csv: no column 'label'; did you mean lable? (there are: text, lable); name it in --label_column_name"
     assert refused("text,lable\na,b\n") == said
     assert refused("label\na\n").startswith("mine.csv: the columns beside 'label' are none; name the text's")
     assert refused("text,label\na,b\n", columns="texts").endswith("name it in --text_column_names")
@@ -273,7 +294,7 @@ def test_a_file_without_rows(refused: Callable[..., str], name: str) -> None:
         ("mine.json", '[{"text": "a"},\n}]', "mine.json, line 2: no valid JSON (Expecting value)"),
         ("mine.jsonl", '{"text": "a", "label": "b"}\n{"text"\n', "mine.jsonl, line 2: no valid JSON"),
         ("mine.jsonl", '{"text": "a", "label": "b"}\n3\n', "mine.jsonl, line 2: no object with columns ('3')"),
-        ("mine.json", '{"data": [1]}', "mine.json: no column 'label' (the file has: data)"),
+        ("mine.json", '{"data": [1]}', "mine.json: no column 'label' (there are: data)"),
         ("mine.json", "[" * 100_000, "mine.json: no table; one object a line, or a list of objects"),
     ],
 )  # fmt: skip

@@ -1,0 +1,126 @@
+"""Datasets as `datasets` reads them, from folders: a test has no Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from peftlib.data import dataset_tables
+from peftlib.data.dataset_tables import read_dataset
+from peftlib.data.own_data import own_data_of
+from peftlib.data.sources import find_task, load_examples
+from peftlib.data.tasks import Task
+from peftlib.errors import UserError
+
+NAMES = ["sport", "business", "sci-tech"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def table(**more: datasets.Features) -> datasets.Dataset:
+    """Eight rows with ids, as most datasets have them, and named classes, of which the last does not occur."""
+    features = {
+        "idx": datasets.Value("int32"),
+        "text": datasets.Value("string"),
+        "label": datasets.ClassLabel(names=NAMES),
+    }
+    rows = {"idx": list(range(8)), "text": [f" text {i} " for i in range(8)], "label": [i % 2 for i in range(8)]}
+    for name, feature in more.items():
+        features[name], rows[name] = feature, [[f"x{i}"] for i in range(8)]
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """As `save_to_disk` writes it, with a test split whose classes are hidden."""
+    hidden = table().map(lambda row: {**row, "label": -1})
+    splits = {"train": table(), "validation": table().select([3, 0]), "test": hidden}
+    folder = tmp_path / "news"
+    datasets.DatasetDict(splits).save_to_disk(folder)
+    return folder
+
+
+def task_of(folder: Path, **flags: Any) -> Task:
+    return find_task("", own_data_of({"dataset_name": str(folder), **flags}))
+
+
+def test_a_saved_dataset_keeps_its_classes_and_their_order(saved: Path) -> None:
+    task = task_of(saved)
+    assert (task.name, task.labels) == ("news", tuple(NAMES))
+    assert task.own is not None and task.own.text_columns == ("text",)
+    validation = load_examples(task, "validation")
+    assert (validation.texts, validation.labels) == ([("text 3",), ("text 0",)], [1, 0])
+    assert validation.source == f"{saved}, validation"
+    hidden = load_examples(task, "test")
+    assert (len(hidden), hidden.labelled) == (8, False)
+
+
+def test_a_folder_of_files_in_slices(tmp_path: Path) -> None:
+    """As `load_dataset` reads it; classes without names are called as they are written."""
+    folder = tmp_path / "mails"
+    folder.mkdir()
+    rows = [f"subject {i},body {i},{('ham', 'spam')[i % 2]}" for i in range(10)]
+    (folder / "train.csv").write_text("\n".join(["subject,body,kind", *rows]))
+    columns = {"text_column_names": "body,subject", "label_column_name": "kind"}
+    task = task_of(folder, train_split_name="train[:60%]", validation_split_name="train[60%:]", **columns)
+    train, validation = (load_examples(task, split) for split in ("train", "validation"))
+    assert task.labels == ("ham", "spam")
+    assert (len(train), len(validation)) == (6, 4)
+    assert (validation.texts[0], validation.labels) == (("body 6", "subject 6"), [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"validation_split_name": "dev"}, "news --validation_split_name dev: cannot be read: Unknown split"),
+        (
+            {"label_column_name": "topic"},
+            ", train: no column 'topic' (there are: text); name it in --label_column_name",
+        ),
+        ({"text_column_names": "idx"}, ", train, row 1: the idx is no text (0); leave the row out"),
+        ({"label_column_name": "tags", "text_column_names": "text"}, ", train, row 1: the tags is ['x0']; a class is"),
+        ({"train_split_name": "test"}, ", test, row 1: the label is empty; leave the row out"),
+    ],
+)
+def test_what_is_not_there_is_one_line(tmp_path: Path, flags: dict[str, str], message: str) -> None:
+    hidden = table().map(lambda row: {**row, "label": -1})
+    tagged = table(tags=datasets.List(datasets.Value("string")))
+    datasets.DatasetDict({"train": tagged, "validation": tagged, "test": hidden}).save_to_disk(tmp_path / "news")
+    with pytest.raises(UserError) as caught:
+        load_examples(task_of(tmp_path / "news", **flags), "validation")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_without_data_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"--dataset_name .*empty --train_split_name train: cannot be read: ") as caught:
+        task_of(tmp_path / "empty")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreachable_hub_names_the_way_out() -> None:
+    with pytest.raises(UserError, match=r"--dataset_name me/mails: the Hugging Face Hub cannot be reached") as caught:
+        task_of(Path("me/mails"))
+    assert str(caught.value).endswith("use --train_file and --validation_file")
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_the_hub_s_cache_is_what_there_is_without_it(monkeypatch: pytest.MonkeyPatch, reached: bool) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(path: str, config: str | None, *, split: str, download_config: Any) -> datasets.Dataset:
+        asked.append((path, config, split, download_config.local_files_only))
+        return table()
+
+    monkeypatch.setattr(dataset_tables, "hub_access", lambda *words, **options: reached)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = read_dataset("me/news", "en", "train", texts=None, label="label", split_flag="--train_split_name")
+    assert asked == [("me/news", "en", "train", not reached)]
+    assert (found.source, found.columns, found.classes) == ("me/news (en), train", ["text", "label"], tuple(NAMES))
+    assert found.rows[1] == ("row 2", [" text 1 ", "business"])
