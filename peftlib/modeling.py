@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftlib.errors import UserError, nearest
 from peftlib.hub import hub_access
@@ -95,6 +96,19 @@ def find_model(name: str, revision: str = "main", trust_remote_code: bool = Fals
     return ModelSource(name, name, revision, trust_remote_code, cached_only=not answered)
 
 
+def name_of_base(model: Mapping[str, Any]) -> str:
+    """What `find_model` takes for the base model of a finished run, whatever the directory that one asks in.
+
+    Args:
+        model: what `run.json` says of it.
+    """
+    name, location = str(model["name"]), Path(model.get("location", ""))
+    was_folder = (
+        name not in PACKAGED_MODELS and location.is_absolute()
+    )  # of a package, it is another in each environment
+    return str(location) if was_folder and location.is_dir() else name
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The fast tokenizer that belongs to the model.
 
@@ -168,7 +182,9 @@ def load_classifier(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        if "ignore_mismatched_sizes" in reason:
+        if (Path(source.location) / "pytorch_model.bin").is_file() and "safetensors" in reason:
+            reason = "it has pickled weights alone; save it again with model.save_pretrained, which writes safetensors"
+        elif "ignore_mismatched_sizes" in reason:
             reason = f"its head is not of {len(labels)} classes; give the model that it was made from"
         raise UserError(
             f"--model_name_or_path {source.location}: cannot be loaded as a classifier: {reason}"

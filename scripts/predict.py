@@ -26,7 +26,7 @@ def main() -> None:
         from peftlib.data.own_data import plain_name
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.evaluation.finished import Finished
-        from peftlib.evaluation.predictions import refuse_other_answers, write_answers
+        from peftlib.evaluation.predictions import place_of, refuse_other_answers, write_answers
         from peftlib.tracking.folder import writable_folder
         from peftlib.training.devices import build_accelerator
 
@@ -36,7 +36,7 @@ def main() -> None:
     examples = run.examples(args.split, args.data_dir, args.test_file, args.text_column_names, args.label_column_name)
     name = plain_name(Path(args.test_file).stem) if args.test_file else args.split
     folder = Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name
-    refuse_other_answers(folder, examples.source)
+    refuse_other_answers(folder, examples.source, examples.fingerprint())
     writable_folder(folder)
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
@@ -50,7 +50,8 @@ def main() -> None:
     model = run.load(args.model_name_or_path, args.trust_remote_code, split.extent).requires_grad_(False)
     frozen = run.arguments.get("frozen_dtype", "auto")
     accelerate_model(model, accelerator.device, precision.name, frozen, run.strategy.reads_frozen_weights)
-    loader = build_eval_loader(split, tokenizer, args.per_device_eval_batch_size, accelerator.num_processes)
+    size = args.per_device_eval_batch_size or run.arguments["per_device_eval_batch_size"]
+    loader = build_eval_loader(split, tokenizer, size, accelerator.num_processes, **run.layout)
     model, loader = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(loader)
 
     # ── Evaluate ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -59,6 +60,7 @@ def main() -> None:
     # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────────
     if accelerator.is_main_process:
         about = {"run": place, "split": name, "source": split.source, "fingerprint": split.fingerprint}
+        about["place"] = place_of(split.source)
         about |= {"precision": precision.name, "global_step": run.record["results"].get("best_eval_step")}
         glue = None if args.test_file else task.glue_answers(args.split)
         scores = write_answers(folder, task, glue, evaluation, about)

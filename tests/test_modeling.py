@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 from peftlib.errors import UserError
-from peftlib.modeling import DEFAULT_MODEL, ModelSource, find_model, fingerprint, load_classifier, load_tokenizer
+from peftlib.modeling import (
+    DEFAULT_MODEL,
+    ModelSource,
+    find_model,
+    fingerprint,
+    load_classifier,
+    load_tokenizer,
+    name_of_base,
+)
 from tests.conftest import tiny_config
 
 LABELS = ("negative", "positive")
@@ -50,6 +58,16 @@ def test_a_folder_is_found_by_its_absolute_path(tiny_folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert find_model(folder.name).location == str(folder.resolve())
     assert find_model(str(folder), trust_remote_code=True).trust_remote_code
+
+
+def test_a_finished_run_s_base_model_is_where_its_folder_was(tiny_folder, monkeypatch, tmp_path):
+    folder = tiny_folder("bert")
+    monkeypatch.chdir(tmp_path)
+    assert name_of_base({"name": folder.name, "location": str(folder)}) == str(folder)
+    assert name_of_base({"name": "bert", "location": str(tmp_path / "gone")}) == "bert"
+    assert name_of_base({"name": "bert-base-uncased", "location": "bert-base-uncased"}) == "bert-base-uncased"
+    assert name_of_base({"name": DEFAULT_MODEL, "location": str(folder)}) == DEFAULT_MODEL  # of another environment
+    assert name_of_base({"name": "some/model"}) == "some/model"
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path):
@@ -170,7 +188,10 @@ def test_a_pickled_checkpoint_is_refused_and_never_unpickled(own_folder, tmp_pat
     mark = tmp_path / "unpickled"
     (own_folder / "model.safetensors").unlink()
     torch.save(Trap(mark), own_folder / "pytorch_model.bin")
-    assert "safetensors" in complaint(load_classifier, find_model(str(own_folder)), LABELS)
+    said = complaint(load_classifier, find_model(str(own_folder)), LABELS)
+    assert said.endswith(
+        "it has pickled weights alone; save it again with model.save_pretrained, which writes safetensors"
+    )
     assert not mark.exists()
     torch.load(own_folder / "pytorch_model.bin", weights_only=False)
     assert mark.exists()  # the trap does work

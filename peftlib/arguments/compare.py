@@ -36,9 +36,7 @@ def parse_compare_arguments(argv: Sequence[str] | None = None) -> tuple[list[str
     """
     parser = Parser([CompareArguments], prog="compare.py", description="Compare finished runs.", allow_abbrev=False)
     parser.add_argument("runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, or above them, or globs")
-    # A flag of this parser takes the word behind it for its value: here that is a run.
-    words = ["--examples=true" if word == "--examples" else word for word in words_of(argv)]
-    options, rest = parser.parse_words(words)
+    options, rest = parser.parse_words(words_of(argv))
     if not rest.runs:
         raise UserError("no runs: name their folders, as in compare.py outputs/*")
     return rest.runs, options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from peftlib.errors import UserError, nearest
 
 _Flags = TypeVar("_Flags")
 #: How the names of flags end that take a path.
-_PATHS = ("_dir", "_file")
+_PATHS = ("_dir", "_file", "_or_path")
+#: What HfArgumentParser takes for the value of a switch.
+_TRUTHS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 
 
 class Parser(HfArgumentParser):
@@ -40,7 +43,7 @@ class Parser(HfArgumentParser):
             SystemExit: after `--help`.
         """
         *parsed, unknown = self.parse_args_into_dataclasses(
-            words, look_for_args_file=False, return_remaining_strings=True
+            self._with_values(words), look_for_args_file=False, return_remaining_strings=True
         )
         if unknown:
             self._refuse(unknown[0])
@@ -51,6 +54,15 @@ class Parser(HfArgumentParser):
                 if value.startswith("~"):  # would be a folder of that name
                     raise UserError(f"--{name} {value}: no shell has put your home in place of ~; write the whole path")
         return parsed
+
+    def _with_values(self, words: list[str]) -> list[str]:
+        """`--flag` of a switch as `--flag=true`, where it would take the word behind it for its value."""
+        actions = self._option_string_actions.items()
+        switches = {option for option, action in actions if action.nargs == "?" and action.const is True}
+        return [
+            f"{word}=true" if word in switches and after.lower() not in _TRUTHS else word
+            for word, after in itertools.pairwise([*words, ""])
+        ]
 
     def _refuse(self, word: str) -> NoReturn:
         flag = word.partition("=")[0]

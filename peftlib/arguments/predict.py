@@ -43,7 +43,9 @@ class PredictArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "let code that comes with the model run on this machine"}
     )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "examples per batch and process"})
+    per_device_eval_batch_size: int | None = field(
+        default=None, metadata={"help": "examples per batch and process; None takes the run's"}
+    )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] | None = field(
         default=None, metadata={"help": "as of train.py; None takes the one that the run computed in"}
     )

@@ -46,5 +46,19 @@ def parse_sweep_arguments(argv: Sequence[str] | None = None) -> tuple[Path, Swee
         [SweepArguments], prog="sweep.py", description="Run a W&B sweep's YAML on this machine.", allow_abbrev=False
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="the sweep, in W&B's format")
-    options, rest = parser.parse_words(words_of(argv))
+    options, rest = parser.parse_words(_with_parameters_last(words_of(argv)))
     return rest.file, options
+
+
+def _with_parameters_last(words: list[str]) -> list[str]:
+    """What stands behind each `--set` goes to the end, up to the first word that sets nothing: the file, or a flag."""
+    others: list[str] = []
+    settings: list[str] = []
+    taking = False
+    for word in words:
+        taking = word == "--set" or (taking and "=" in word and not word.startswith("--"))
+        if taking and word != "--set":
+            settings.append(word)
+        elif not taking:
+            others.append(word)
+    return [*others, *(["--set", *settings] if "--set" in words else [])]

@@ -40,7 +40,12 @@ class Splits:
     def facts(self) -> dict[str, dict[str, Any]]:
         """Split -> its size, fingerprint and source, for the run's record."""
         return {
-            name: {"examples": len(split), "fingerprint": split.fingerprint, "source": split.source}
+            name: {
+                "examples": len(split),
+                "longest": int(split.lengths.max()),  # in tokens
+                "fingerprint": split.fingerprint,
+                "source": split.source,
+            }
             for name, split in (("train", self.train), ("validation", self.validation))
         }
 
@@ -62,11 +67,12 @@ def load_splits(
     # Both are read before either is tokenised: what is wrong with the data is said at once.
     train = load_examples(task, "train", folder).first(max_train_samples)
     validation = load_examples(task, "validation", folder).first(max_eval_samples)
-    if max_train_samples is not None and len(train) >= _ENOUGH_FOR_TWO_CLASSES and len(set(train.labels)) == 1:
-        raise UserError(
-            f"--max_train_samples {max_train_samples}: the first {len(train)} examples of {train.source} are all "
-            f"{task.labels[train.labels[0]]}; shuffle the rows, or take more"
-        )
+    for split, flag, most in ((train, "train", max_train_samples), (validation, "eval", max_eval_samples)):
+        if most is not None and len(split) >= _ENOUGH_FOR_TWO_CLASSES and len(set(split.labels)) == 1:
+            raise UserError(
+                f"--max_{flag}_samples {most}: the first {len(split)} examples of {split.source} are all "
+                f"{task.labels[split.labels[0]]}; shuffle the rows, or take more"
+            )
     return Splits(encode(train, tokenizer, max_length), encode(validation, tokenizer, max_length))
 
 
@@ -105,14 +111,17 @@ def build_loaders(
         seed=seed,
         group_by_length=group_by_length,
     )
-    eval_batches = WindowBatches(splits.validation.lengths, eval_batch_size, num_processes=num_processes)
+    options: dict[str, Any] = {"num_workers": num_workers, "generator": own}
     return (
-        DataLoader(splits.train, batch_sampler=batches, collate_fn=collator, num_workers=num_workers, generator=own),
-        DataLoader(
-            splits.validation, batch_sampler=eval_batches, collate_fn=collator, num_workers=num_workers, generator=own
-        ),
+        DataLoader(splits.train, batch_sampler=batches, collate_fn=collator, **options),
+        _in_order(splits.validation, collator, eval_batch_size, num_processes, **options),
         batches,
     )
+
+
+def _in_order(split: EncodedExamples, collator: Any, batch_size: int, num_processes: int, **options: Any) -> DataLoader:
+    batches = WindowBatches(split.lengths, batch_size, num_processes=num_processes)
+    return DataLoader(split, batch_sampler=batches, collate_fn=collator, **options)
 
 
 def longest_batch(loader: DataLoader, size: int) -> dict[str, torch.Tensor]:
@@ -129,13 +138,21 @@ def longest_inputs(loader: DataLoader) -> dict[str, torch.Tensor]:
 
 
 def build_eval_loader(
-    split: EncodedExamples, tokenizer: PreTrainedTokenizerBase, batch_size: int, num_processes: int
+    split: EncodedExamples,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    num_processes: int,
+    *,
+    pad_to: int = 0,
+    widest: int = 0,
 ) -> DataLoader:
     """A loader over one split for `evaluation.evaluator`, still to be prepared by accelerate.
 
     Args:
         batch_size: per process.
+        pad_to: as in `build_loaders`.
+        widest: tokens of the longest example that the model has been given in training; in batches of other widths, a
+            matrix product may round otherwise.
     """
-    collator: Any = Collator.for_tokenizer(tokenizer, 0, widest=int(split.lengths.max()))
-    batches = WindowBatches(split.lengths, batch_size, num_processes=num_processes)
-    return DataLoader(split, batch_sampler=batches, collate_fn=collator)
+    longest = max(widest, int(split.lengths.max()))
+    return _in_order(split, Collator.for_tokenizer(tokenizer, pad_to, longest), batch_size, num_processes)

@@ -113,7 +113,7 @@ def task_of_own_data(own: OwnData) -> Task:
     if table.classes is not None:
         return Task(name, table.classes, METRICS_OF_OWN_DATA, own=own)
     labels = set(found)
-    numbers = all(re.fullmatch(r"-?\d+", label) for label in labels)
+    numbers = all(re.fullmatch(r"-?\d{1,100}", label) for label in labels)  # Python reads no number of 5,000 digits
     if len(labels) < 2:
         raise UserError(f"{table.source}: at least two classes are needed, {own.label_column!r} has only {found[0]!r}")
     if len(found) >= _ENOUGH_TO_TELL and len(labels) * 2 > len(found):
@@ -152,9 +152,14 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
         if label not in places:
             raise UserError(
                 f"{table.source}, {where}: the {own.label_column} {label!r} is no class of {task.name}"
-                f"{nearest(label, task.labels)} (known: {', '.join(task.labels)})"
+                f"{nearest(label, task.labels)} (known: {_some(task.labels)})"
             )
     return texts, [places[label] for label in labels], table.source
+
+
+def _some(names: tuple[str, ...], most: int = 20) -> str:
+    """As many names as a line has room for."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _has_no_classes(table: Table, column: str) -> bool:

@@ -125,6 +125,8 @@ def read_json(path: Path) -> Table:
         raise UserError(
             f"{path}, {at}: no valid JSON ({error.msg}); one object a line, or a list of objects"
         ) from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise UserError(f"{path}, {place}: {str(error).split(';')[0]}; write it as a text") from error
     except RecursionError as error:
         raise UserError(f"{path}: no table; one object a line, or a list of objects, is needed") from error
     for place, row in found:

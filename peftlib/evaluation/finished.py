@@ -12,7 +12,7 @@ from peftlib.data.own_data import LABEL_COLUMN, columns_of, own_data_of
 from peftlib.data.sources import Examples, load_examples
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS, OwnData, Task
 from peftlib.errors import UserError
-from peftlib.modeling import ModelSource, find_model, fingerprint, load_classifier, load_tokenizer
+from peftlib.modeling import ModelSource, find_model, fingerprint, load_classifier, load_tokenizer, name_of_base
 from peftlib.strategies import STRATEGIES, Strategy
 
 if TYPE_CHECKING:
@@ -148,6 +148,15 @@ class Finished:
         given = {field.name: arguments[field.name] for field in dataclasses.fields(kind) if field.name in arguments}
         return kind(**given)
 
+    @property
+    def layout(self) -> dict[str, int]:
+        """How its batches were laid out, for `build_eval_loader`."""
+        padded, splits = self.arguments.get("pad_to_max_length"), self.record["data"].values()
+        return {
+            "pad_to": self.arguments["max_length"] if padded else 0,
+            "widest": max(split.get("longest", 0) for split in splits),  # runs up to 0.1.0 do not say
+        }
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The one that was saved with it.
 
@@ -173,10 +182,12 @@ class Finished:
         """
         labels, place = tuple(self.record["labels"]), str(self.folder)
         if not (self.folder / "adapter_config.json").is_file():
+            if base is not None:
+                raise UserError(f"--model_name_or_path {base}: {self.folder} holds the whole model; leave it out")
             source = ModelSource(place, place, trust_remote_code=trust_remote_code)
             return load_classifier(source, labels, extent=extent)[0]
         revision = self.arguments.get("model_revision", "main")
-        source = find_model(base or self.record["model"]["name"], revision, trust_remote_code)
+        source = find_model(base or name_of_base(self.record["model"]), revision, trust_remote_code)
         model, head = load_classifier(source, labels, extent=extent)
         weights = self.record["model"].get("fingerprint")  # runs up to 0.1.0 have none
         if weights is not None and fingerprint(model, head) != weights:

@@ -54,11 +54,16 @@ def load_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
         raise UserError(f"{path}: cannot be read ({error}); run it again, or remove the file") from error
 
 
-def refuse_other_answers(folder: Path, source: str) -> None:
-    """Before answers are worked out: newer ones replace those to the same texts, and nothing else.
+def place_of(source: str) -> str:
+    """Where texts come from, whatever the directory that one asks in."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
+
+
+def refuse_other_answers(folder: Path, source: str, fingerprint: str) -> None:
+    """Before answers are worked out: newer ones replace those to the same texts or the same file, and nothing else.
 
     Args:
-        source: where these texts come from.
+        source, fingerprint: where these texts come from, and which they are.
 
     Raises:
         UserError: the folder holds something else.
@@ -66,10 +71,11 @@ def refuse_other_answers(folder: Path, source: str) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     try:
-        before = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError):
-        before = None
-    if before != source:
+        about = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        before, texts = about.get("place", about["source"]), about["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        before = texts = None
+    if before != place_of(source) and texts != fingerprint:
         what = "files of another kind" if before is None else f"the answers to {before}"
         raise UserError(f"{folder}: holds {what}; name another --output_dir")
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,17 @@ _METHOD_FLAGS = frozenset(field.name for strategy in STRATEGIES.values() for fie
 
 
 @dataclass(frozen=True)
+class BaseModel:
+    """Which one it is, wherever it lay: two are the same if their weights are."""
+
+    weights: str
+    name: str = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name} @ {self.weights}"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Runs that differ in method, rate, warm-up and seed only.
 
@@ -54,7 +65,7 @@ class Comparison:
 
     @property
     def model(self) -> str:
-        return str(self.key["base model"])
+        return str(self.variants[0].runs[0].record["model"]["name"])
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -174,13 +185,18 @@ def _key(run: Run) -> dict[str, Any]:
     record, arguments = run.record, run.arguments
     data = {f"{split} split": (facts["fingerprint"][:12], facts["examples"]) for split, facts in record["data"].items()}
     # None is what a flag means that an older version did not have.
-    names = sorted(arguments.keys() - _NO_SETTING - _METHOD_FLAGS)
-    settings = {name: arguments[name] for name in names if arguments[name] is not None}
+    names = arguments.keys() - _NO_SETTING - _METHOD_FLAGS
+    weights = record["model"].get("fingerprint")
+    if weights is None:  # runs up to 0.1.0; a name may stand for another model tomorrow, as a folder's does
+        total = record["parameters"]["total"]
+        base: dict[str, Any] = {"base model": record["model"]["name"], "size of the base model": total}
+    else:
+        base = {"base model": BaseModel(weights[:12], record["model"]["name"])}
+        names -= {"model_revision"}
+    settings = {name: arguments[name] for name in sorted(names) if arguments[name] is not None}
     return {
         "task": run.task,
-        "base model": record["model"]["name"],
-        # A name may stand for another model tomorrow, as a folder's does.
-        "size of the base model": record["parameters"]["total"],
+        **base,
         **data,
         "precision": record["precision"]["name"],
         "effective_batch_size": record["effective_batch_size"],

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from peftlib.errors import UserError
+from peftlib.errors import RunError, UserError
 from peftlib.files import write_text
 from peftlib.reporting.figures import Plot
 from peftlib.reporting.folder import put_in_place
@@ -150,7 +150,17 @@ def write_report(report: Report, folder: Path, command: str) -> None:
 
     Raises:
         UserError: the folder holds something that no report has left there, or is read-only.
+        RunError: the disk refused.
     """
+    try:
+        _write_report(report, folder, command)
+    except OSError as error:  # Pillow's, of a plot, say less
+        reason = error.strerror or " ".join(str(error).split())
+        way = "make room there, or name another folder"
+        raise RunError(f"--output_dir {folder}: cannot be written ({reason}); {way}") from error
+
+
+def _write_report(report: Report, folder: Path, command: str) -> None:
     # Loaded here: the table on the terminal needs no matplotlib.
     from peftlib.reporting.plots import draw_scores
     from peftlib.reporting.weight_plots import draw_weights

@@ -127,8 +127,13 @@ def _folders(word: str) -> list[Path]:
 
 
 def _runs_below(folder: Path) -> Iterator[Run]:
-    for place, folders, files in os.walk(folder):
+    seen: set[Path] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
         here = Path(place)
+        if here.resolve() in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(here.resolve())
         folders.sort()
         if "run.json" in files:
             folders.clear()  # its checkpoints are no runs

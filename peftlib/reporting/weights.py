@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from peftlib.errors import UserError
-from peftlib.modeling import PACKAGED_MODELS, find_model
+from peftlib.modeling import PACKAGED_MODELS, find_model, name_of_base
 from peftlib.reporting.runs import Run
 
 _LAYER = re.compile(r"layers?\.(\d+)\.(.+)[._]bias$")
@@ -46,7 +46,7 @@ def bias_changes(run: Run) -> dict[str, list[float]] | None:
 
 def base_weights(run: Run) -> Path | None:
     """The safetensors file of the run's base model: packaged, in a folder, or in the Hub's cache. Never fetched."""
-    name = run.record["model"]["name"]
+    name = name_of_base(run.record["model"])
     if name in PACKAGED_MODELS or Path(name).is_dir():
         try:
             file = Path(find_model(name).location) / "model.safetensors"

@@ -47,6 +47,9 @@ def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]],
                 if spelled not in names:
                     raise UserError(f"{place}: train.py has no {spelled}{nearest(spelled, names)}")
                 flags.add(spelled)
+                if single is None or isinstance(single, list):
+                    way = "leave it out" if single is None else "write its parts as one text, with commas"
+                    raise UserError(f"{place}: {spelled}: {single} is no flag's value; {way}")
                 try:
                     check([f"{spelled}={single}"])
                 except UserError as error:
@@ -62,11 +65,12 @@ def check_metric(sweep: Sweep) -> None:
     if sweep.metric.startswith(("train/", "perf/")):
         return
     own = any(_given(sweep, "train_file")) or any(_given(sweep, "dataset_name"))
+    by = _given(sweep, "metric_for_best_model") or [None]
     for name in _given(sweep, "task_name") or [None]:
         task = TASKS[name or DEFAULT_TASK]
         metrics = METRICS_OF_OWN_DATA if own else task.metrics
-        best = metrics if any(_given(sweep, "metric_for_best_model")) else metrics[:1]
-        logged = {f"eval/{metric}" for metric in ("loss", *metrics, *(f"best_{metric}" for metric in best))}
+        best = {metric or metrics[0] for metric in by}  # a run logs one of them
+        logged = {f"eval/{metric}" for metric in ("loss", *metrics, *(f"best_{one}" for one in best if len(best) == 1))}
         if sweep.metric not in logged:
             whose = f"task {task.name}" + ("" if name else " (the default: no task_name)")
             if own:

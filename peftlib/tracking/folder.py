@@ -9,11 +9,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from peftlib.errors import UserError
 
-#: What a run writes into its folder; `--overwrite_output_dir` clears these and nothing else.
+#: What a run writes into its folder itself.
 RUN_FILES = (
     "adapter_config.json", "adapter_model.safetensors", "all_results.json", "config.json", "metrics.jsonl",
     "model.safetensors", "predictions.safetensors", "README.md", "run.json", "special_tokens_map.json",
@@ -84,7 +84,8 @@ def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:
     if resume is None:
         return "holds a run; name another folder, go on with --resume_from_checkpoint auto"
     # A sweep hands a run out again only when it has not heard of its end.
-    if resume == "auto" and not in_sweep and not (path / "checkpoints").is_dir() and _status(path) == "finished":
+    done = record_in(path).get("status") == "finished"
+    if resume == "auto" and not in_sweep and done and not (path / "checkpoints").is_dir():
         return "holds a finished run that kept no checkpoint to go on from; name another folder"
     return None
 
@@ -104,19 +105,20 @@ def refuse_finished(folder: Path) -> None:
     Raises:
         UserError: there is a finished run.
     """
-    if sweep_of_run() is None and _status(folder) == "finished":
+    if sweep_of_run() is None and record_in(folder).get("status") == "finished":
         raise UserError(
             f"--output_dir {folder}: holds a finished run and no whole checkpoint to go on from; name another folder, "
             "or replace it with --overwrite_output_dir"
         )
 
 
-def _status(folder: Path) -> str | None:
+def record_in(folder: Path) -> dict[str, Any]:
+    """The content of `run.json`; empty where there is none, or none that can be read."""
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return str(record.get("status")) if isinstance(record, dict) else None
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def choose_resume(wanted: str | None, output_dir: str | None, overwrite: bool) -> str | None:
@@ -128,6 +130,17 @@ def choose_resume(wanted: str | None, output_dir: str | None, overwrite: bool) -
     if wanted is None and output_dir is None and not overwrite and sweep_of_run() is not None:
         return "auto"
     return wanted
+
+
+def clear_results(folder: Path) -> None:
+    """Remove what `--overwrite_output_dir` gives up beside `RUN_FILES`: whatever was made of the run that was here.
+
+    Curves too, which TensorBoard would show as one with the new run's; W&B's runs have ids of their own, and stay.
+    """
+    for name in ("checkpoints", "predictions", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for curves in folder.glob("*/events.out.tfevents.*"):
+        curves.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from peftlib.errors import Interrupted, UserError
 from peftlib.files import strict, write_json, write_text
 from peftlib.modeling import ModelSource
 from peftlib.strategies.parameters import ParameterCount
-from peftlib.tracking.folder import RUN_FILES, lock_folder, refuse_finished, remove_leftovers
+from peftlib.tracking.folder import RUN_FILES, clear_results, lock_folder, refuse_finished, remove_leftovers
 
 _VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "safetensors", "tokenizers", "torch",
              "transformers", "wandb")  # fmt: skip
@@ -41,7 +40,7 @@ class RunRecord:
             afresh.
         warn: told when the disk refuses a line or a file; the run goes on.
         lock: the folder's, where it was taken before; see `lock_folder`.
-        overwrite: remove the checkpoints of the run that was here. Else damaged ones stay, which may be worth a rescue.
+        overwrite: remove what else the run that was here has left. Else damaged ones stay, which may be worth a rescue.
 
     Attributes:
         logged_step: the last update that an earlier life of the run has logged; -1 for none.
@@ -73,8 +72,8 @@ class RunRecord:
                     refuse_finished(folder)
                 for name in RUN_FILES:
                     (folder / name).unlink(missing_ok=True)
-                for name in ("checkpoints", "predictions") if overwrite else ():
-                    shutil.rmtree(folder / name, ignore_errors=True)
+                if overwrite:
+                    clear_results(folder)
             else:
                 self.logged_step = _cut_metrics(folder / "metrics.jsonl", resumed_step)
             self._metrics: TextIO = (folder / "metrics.jsonl").open("a", encoding="utf-8")

@@ -211,6 +211,7 @@ class Reporter:
 
     def _announce(self, facts: dict[str, Any], steps: int, notice: str | None) -> None:
         parameters, data = facts["parameters"], facts["data"]
+        examples = min(facts["effective_batch_size"], data["train"]["examples"])
         self.console.facts(
             "run",
             {
@@ -219,7 +220,7 @@ class Reporter:
                 "classes": _listed(facts["labels"]),
                 "model": facts["model"]["name"],
                 "method": f"{self._arguments['method']}, learning rate {facts['learning_rate']:g}",
-                "updates": f"{steps:,} of {facts['effective_batch_size']} examples, "
+                "updates": f"{steps:,} of {examples} examples, "
                 f"{facts['processes']} process{'es' if facts['processes'] > 1 else ''}",
                 "precision": f"{facts['precision']['name']} ({facts['precision']['reason']})",
                 "device": f"{facts['machine']['device']}"
@@ -235,6 +236,11 @@ class Reporter:
                 "ratio": f"{parameters['trainable_ratio']:.4%}",
             },
         )
+        warmup = self._arguments["num_warmup_steps"] or 0
+        if warmup > steps and self._arguments["lr_scheduler_type"] != "constant":
+            self.console.note(
+                f"--num_warmup_steps {warmup}: the run is shorter, its rate rises over all {steps} updates"
+            )
         if notice is not None:
             self.console.note(notice)
 

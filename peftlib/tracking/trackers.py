@@ -160,8 +160,6 @@ def start_trackers(
         wandb_options["group"] = group
     if "wandb" in trackers and accelerator.is_main_process and wandb_goes_offline():
         wandb_options["mode"] = "offline"  # by now W&B has read WANDB_MODE
-        sync = f"wandb sync {folder}/wandb/offline-run-*"
-        notice = f"W&B has no API key, so it records offline; to upload later: wandb login, then {sync}"
     if "wandb" in ids:
         wandb_options["resume"] = "allow"
         if not os.environ.get("WANDB_RUN_ID"):  # else it says which run, as an agent does that got it again
@@ -181,4 +179,7 @@ def start_trackers(
         run.define_metric("train/global_step")
         run.define_metric("*", step_metric="train/global_step")
         started["wandb"] = run.id
+        if wandb_options.get("mode") == "offline":
+            sync = f"wandb sync {folder}/wandb/offline-run-*-{run.id}"  # a folder for each time that it was resumed
+            notice = f"W&B has no API key, so it records offline; to upload later: wandb login, then {sync}"
     return started, notice

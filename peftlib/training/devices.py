@@ -87,9 +87,9 @@ def _fair_share(state: PartialState) -> int:
     `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which halves the speed on two cores, so a
     1 there does not count as a choice (`--num_cpu_threads 1` does).
     """
-    chosen = int(os.environ.get("OMP_NUM_THREADS") or 1)
-    if chosen > 1:
-        return chosen
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP takes a list, one for each nesting
+    if first.isdecimal() and int(first) > 1:
+        return int(first)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = min(psutil.cpu_count(logical=False) or usable, usable)
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or state.num_processes))

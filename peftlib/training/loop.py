@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 from functools import partial
 
 import torch
@@ -123,7 +125,10 @@ def train(training: Training) -> Progress:
             broken_pipe = not isinstance(error, RuntimeError) and training.loader.num_workers > 0
             if "DataLoader worker" not in str(error) and not broken_pipe:
                 raise
-            # No checkpoint now: torch raises this from a signal handler, maybe in the middle of an update.
+            if broken_pipe:  # torch will say so too, from a signal handler: now, not in the middle of what comes next
+                with contextlib.suppress(RuntimeError):
+                    time.sleep(1)
+            # No checkpoint now: it may be the middle of an update.
             raise RunError(
                 f"a process that prepares batches died ({' '.join(str(error).split())[:200]}); use "
                 "--dataloader_num_workers 0; a run with checkpoints goes on with --resume_from_checkpoint auto"

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from peftlib.errors import UserError
 from peftlib.flags import NOT_SHAPING
+from peftlib.tracking.folder import record_in
 from peftlib.tracking.reporter import Reporter
 
 FORMAT = 3  # raise it when a checkpoint's files, or a place in an epoch, mean something else
@@ -173,17 +174,27 @@ def matching_manifest(
     allowed = NOT_SHAPING | (set(_LENGTHS) if extend else set())
     if all(flags.get("train_file") or flags.get("dataset_name") for flags in (old, new)):
         allowed |= {"task_name"}  # where one's own data are, in other words
+    if "weights" in before:  # by which the base model counts; checkpoints up to 0.1.0 do not say
+        allowed |= {"model_name_or_path", "model_revision"}
     differences = [
         f"--{name} was {old.get(name)}, is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
         if (name not in allowed and old.get(name) != new.get(name)) or (extend and _shorter(name, old, new, manifest))
     ]
+    done = record_in(folder)
+    if not differences and done.get("status") == "finished":  # a longer life of it has ended since
+        lasted = {"step": done["results"]["global_step"]}
+        differences += [
+            f"{folder} holds the result of a longer one (--{name} {done['arguments'].get(name)}, not {new.get(name)})"
+            for name in _LENGTHS
+            if _shorter(name, done["arguments"], new, lasted)
+        ]
     differences += [
         f"the {split} data have changed"
         for split in now["data"]
         if before["data"].get(split, {}).get("fingerprint") != now["data"][split]["fingerprint"]
     ]
-    if before.get("weights", now["weights"]) != now["weights"]:  # checkpoints up to 0.1.0 do not say
+    if before.get("weights", now["weights"]) != now["weights"]:
         differences.append("the base model's weights have changed")
     if before["processes"] != now["processes"]:
         differences.append(f"it ran in {before['processes']} processes, this is {now['processes']}")

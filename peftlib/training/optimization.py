@@ -120,8 +120,8 @@ def build_scheduler(
         name: "linear", "cosine", "constant" or "constant_with_warmup".
         warmup: updates over which the rate rises from 0; None takes `warmup_ratio` of all.
     """
-    if warmup is None:  # the first update of a warm-up has a rate of 0: the only one of a run would change nothing
-        warmup = math.ceil(steps * warmup_ratio) if steps > 1 else 0
+    if warmup is None:  # the first update of a warm-up has a rate of 0: one that is shorter than an update is none
+        warmup = math.ceil(steps * warmup_ratio) if steps * warmup_ratio >= 1 else 0
     rising = min(steps, warmup)
 
     def factor(step: int) -> float:

@@ -26,3 +26,4 @@ def test_a_wrong_word_is_one_line(words: list[str], message: str) -> None:
 def test_flags_stand_before_and_behind_the_runs() -> None:
     runs, options = parse_compare_arguments(["--examples", "a", "b", "--max-examples", "3"])
     assert runs == ["a", "b"] and options == CompareArguments(examples=True, max_examples=3)
+    assert parse_compare_arguments(["--examples", "false", "a", "b"]) == (["a", "b"], CompareArguments())

@@ -15,6 +15,16 @@ def test_the_flags_of_sweep_py():
 
 
 @pytest.mark.parametrize(
+    "words",
+    ["a.yaml --set seed=3 lora_r=8 --dry_run", "--dry_run --set seed=3 lora_r=8 a.yaml",
+     "--set seed=3 --dry_run --set lora_r=8 a.yaml", "--dry_run=true a.yaml --set seed=3 lora_r=8"],
+)  # fmt: skip
+def test_the_file_stands_before_or_behind_the_flags(words):
+    file, options = parse_sweep_arguments(words.split())
+    assert (str(file), options.set, options.dry_run) == ("a.yaml", ["seed=3", "lora_r=8"], True)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["a.yaml", "--worker", "2"], "--worker: no such flag; did you mean --workers?"),

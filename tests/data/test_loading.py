@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlib.data.loading import build_loaders, load_splits, longest_batch, longest_inputs
+from peftlib.data.loading import build_eval_loader, build_loaders, load_splits, longest_batch, longest_inputs
 from peftlib.data.sources import find_task
 from peftlib.data.tasks import OwnData
 from peftlib.errors import UserError
@@ -26,6 +26,25 @@ def test_the_first_rows_of_a_file_that_is_sorted_by_class_are_refused(tmp_path: 
         first(16)
     assert (first(21), first(None)) == (21, 40)
     assert first(2) == 2  # for a look at one example or two
+    with pytest.raises(UserError, match=r"^--max_eval_samples 20: the first 20 .*sorted.csv are all ham; shuffle"):
+        load_splits(task, tokenizer, None, 16, None, 20)
+
+
+def test_a_split_that_is_scored_again_is_laid_out_as_it_was_in_training(tmp_path: Path) -> None:
+    """In batches of other widths a matrix product may round otherwise."""
+    (tmp_path / "train.csv").write_text("text,label\na b c d e f g h i j k,x\na,y\n")
+    (tmp_path / "dev.csv").write_text("text,label\na b c,x\na,y\n")
+    own = OwnData(str(tmp_path / "train.csv"), str(tmp_path / "dev.csv"), None, "label")
+    tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
+    splits = load_splits(find_task("x", own), tokenizer, None, 64, None, None)
+    assert [split["longest"] for split in splits.facts().values()] == [13, 5]
+    for pad_to in (0, 20):
+        _, in_training, _ = build_loaders(
+            splits, tokenizer, (2, 2), 1, 1, seed=1, group_by_length=True, pad_to=pad_to, num_workers=0
+        )
+        again = build_eval_loader(splits.validation, tokenizer, 2, 1, pad_to=pad_to, widest=13)
+        for one, other in zip(in_training, again, strict=True):
+            assert one["input_ids"].shape == other["input_ids"].shape == (2, pad_to or 8)
 
 
 def test_the_extent_of_splits_is_that_of_the_longer_one(tmp_path: Path) -> None:

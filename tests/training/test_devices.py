@@ -79,9 +79,14 @@ def test_the_flag_wins_over_the_variable_and_the_variable_over_the_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_machine_with(monkeypatch, 8, 16)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for value in ("3", "3,2"):  # for each level of nesting
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        build_accelerator("no", 1, [], tmp_path, 0)
+        assert torch.get_num_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
     build_accelerator("no", 1, [], tmp_path, 0)
-    assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == 8
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     build_accelerator("no", 1, [], tmp_path, 2)
     assert torch.get_num_threads() == 2
 
