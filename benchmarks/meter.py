@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ from torch import nn
 
 from benchmarks.ceiling import operations, synchronize
 from peftlib.data.collation import is_in_rows
+from peftlib.tracking.machine import peak_resident
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,7 @@ class Meter:
         return torch.cat(found).cpu().numpy()
 
     def _memory(self) -> dict[str, int]:
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        found = {"peak": peak, "after_imports": self.after_imports}
+        found = {"peak": peak_resident(), "after_imports": self.after_imports}
         if self.device.type == "cuda":
             found["cuda_peak"] = torch.cuda.max_memory_allocated(self.device)
         return found

@@ -13,7 +13,7 @@ import torch
 
 from peftlib.files import write_json, write_text
 from peftlib.modeling import DEFAULT_MODEL
-from peftlib.tracking.record import environment
+from peftlib.tracking.machine import environment
 from peftlib.training.precision import choose_precision
 
 _VERSIONS = ("python", "torch", "transformers", "accelerate", "peft")

@@ -23,7 +23,7 @@ from peftlib.data.loading import build_loaders, load_splits, longest_inputs
 from peftlib.data.tasks import TASKS
 from peftlib.evaluation.evaluator import Evaluation, predict
 from peftlib.modeling import find_model, fingerprint, load_classifier, load_tokenizer
-from peftlib.strategies.parameters import ParameterCount, size
+from peftlib.strategies.parameters import ParameterCount, freeze_unread, size
 from peftlib.tracking.record import describe_run
 from peftlib.tracking.reporter import Reporter
 from peftlib.training.devices import build_accelerator
@@ -94,7 +94,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         )  # fmt: skip
         base, head = load_classifier(source, task.labels, args.dropout)
         base_size, weights = size(base), fingerprint(base, head)
-        adapted = strategy.adapt(base, head, longest_inputs(train_loader))
+        adapted = freeze_unread(strategy.apply(base, head), longest_inputs(train_loader))
         parameters = ParameterCount.of(base_size, adapted)
         if job.system == "ours":
             accelerate_model(
@@ -123,7 +123,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
             run.cuda_graphs = how.cuda_graphs
             if how.auto_find_batch_size:
-                fit_micro_batch(run, reporter)
+                fit_micro_batch(run)
             yield run, reporter
 
 

@@ -15,19 +15,16 @@ class RunError(Exception):
 
 
 class Interrupted(Exception):
-    """A signal ended the run after `step` updates; scripts exit with `status`.
+    """A signal ended what can go on later; scripts exit with `status`.
 
     Attributes:
         by_hand: SIGINT, from a person at the terminal or at W&B's stop button: the run is not wanted back.
     """
 
-    def __init__(self, signal_name: str, step: int, status: int, kept: bool) -> None:
-        way = "continue with --resume_from_checkpoint auto"
-        if not kept:
-            way = f"this step could not be kept; an older one, if there is any, is whole: {way}"
-        super().__init__(f"stopped by {signal_name} after step {step}; {way}")
+    def __init__(self, message: str, status: int, *, by_hand: bool) -> None:
+        super().__init__(message)
         self.status = status
-        self.by_hand = signal_name == "SIGINT"
+        self.by_hand = by_hand
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

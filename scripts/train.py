@@ -26,7 +26,7 @@ def main() -> None:
         from peftlib.data.sources import find_task
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.modeling import find_model, fingerprint, load_classifier, load_tokenizer
-        from peftlib.strategies.parameters import ParameterCount, size
+        from peftlib.strategies.parameters import ParameterCount, freeze_unread, size
         from peftlib.tracking.folder import choose_output_dir, choose_resume
         from peftlib.tracking.record import describe_run
         from peftlib.tracking.reporter import Reporter
@@ -71,7 +71,7 @@ def main() -> None:
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels, args.dropout, splits.extent)
     base_size, weights = size(base), fingerprint(base, head)
-    adapted = args.strategy.adapt(base, head, longest_inputs(train_loader))
+    adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader))
     parameters = ParameterCount.of(base_size, adapted)
     facts = describe_run(source, weights, task, splits.facts(), parameters, precision, rate, batches.window_size)
     checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), facts, accelerator)
@@ -102,7 +102,7 @@ def main() -> None:
         if checkpoint is not None:
             restore(run, checkpoint)
         elif how.auto_find_batch_size:
-            fit_micro_batch(run, reporter)
+            fit_micro_batch(run)
         progress = train(run)
 
         # ── Evaluate ─────────────────────────────────────────────────────────────────────────────────────────

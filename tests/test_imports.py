@@ -19,7 +19,7 @@ from peftlib.strategies import STRATEGIES
 from tests.conftest import ROOT
 from tests.launching import run_python
 
-_FLOOR = {"errors", "files", "flags"}
+_FLOOR = {"errors", "files", "flags", "run_files"}
 _ROOMS = {"data", "modeling", "strategies"}
 
 # Room of peftlib -> the other rooms that it may import.
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "flags": set(),
+    "run_files": set(),
     "processes": set(),
     "cli": {"errors", "processes"},
     "console": set(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from peftlib.data.sources import Examples, load_examples
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS, OwnData, Task
 from peftlib.errors import UserError
 from peftlib.modeling import ModelSource, find_model, fingerprint, load_classifier, load_tokenizer, name_of_base
+from peftlib.run_files import read_record
 from peftlib.strategies import STRATEGIES, Strategy
 
 if TYPE_CHECKING:
@@ -43,13 +43,12 @@ class Finished:
         """
         path = folder / "run.json"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_record(folder)
         except FileNotFoundError as error:
             raise UserError(f"{folder}: no run (no run.json in it); name the folder of a finished one") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-        kinds = {name: type(record.get(name)) for name in _NEEDED} if isinstance(record, dict) else {}
-        if kinds != _NEEDED:
+        if {name: type(record.get(name)) for name in _NEEDED} != _NEEDED:
             raise UserError(f"{path}: is no record of a training")
         if record.get("status") != "finished":
             raise UserError(

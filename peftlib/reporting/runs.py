@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ import numpy as np
 from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError, nearest
 from peftlib.evaluation.predictions import load_predictions
+from peftlib.run_files import last_words, logged_in, read_record
 
 #: What a record must have before the run can be told from others, as paths.
 _NEEDED = (
@@ -87,10 +87,7 @@ class Run:
     @cached_property
     def curve(self) -> list[dict[str, float]]:
         """The evaluations in `metrics.jsonl`, in order, each with its `step`."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # Most lines are of the training loss alone: they need no parsing.
-        return [dict(values) for line in lines if '"eval/' in line and (values := _parsed(line)) is not None]
+        return list(logged_in(self.folder, containing='"eval/'))  # most lines are of the training loss alone
 
 
 def find_runs(words: Iterable[str]) -> list[Run]:
@@ -158,7 +155,7 @@ def _with_answers(run: Run) -> Run:
 def read_run(folder: Path) -> Run:
     """Read one run's record; what is wrong with it is told in `problem`, never raised."""
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = read_record(folder)
     except (OSError, ValueError) as error:
         return Run(folder, {}, f"run.json cannot be read: {' '.join(str(error).split())}")
     missing = [path for path in _NEEDED if _at(record, path) is None]
@@ -194,15 +191,6 @@ def _problem(record: dict[str, Any]) -> str | None:
     return None if scores else "finished without a finite score"
 
 
-def _parsed(line: str) -> dict[str, float] | None:
-    try:
-        values = json.loads(line)
-    except ValueError:
-        return None  # cut off when the run was killed
-    return values if isinstance(values, dict) and "step" in values else None
-
-
 def _last_line(path: Path) -> str:
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    spoken = [line for line in lines if line.startswith(("error: ", "failed: "))]
-    return (spoken or lines or ["it printed nothing"])[-1].strip()[:300]
+    return (last_words(lines) or (lines or ["it printed nothing"])[-1].strip())[:300]

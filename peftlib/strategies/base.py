@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 if TYPE_CHECKING:  # torch takes a second to import and `--help` only reads the fields
     from peft import PeftModel
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     Trained: TypeAlias = PreTrainedModel | PeftModel
@@ -44,18 +42,6 @@ class Strategy(ABC):
         Raises:
             UserError: this model has nothing for the method to train.
         """
-
-    def adapt(self, model: PreTrainedModel, head: frozenset[str], inputs: Mapping[str, Tensor]) -> Trained:
-        """`apply`, without what this model never reads.
-
-        Args:
-            inputs: some that it will be trained on.
-        """
-        from peftlib.strategies.parameters import freeze_unread
-
-        adapted = self.apply(model, head)
-        freeze_unread(adapted, inputs)
-        return adapted
 
     @abstractmethod
     def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -38,22 +41,24 @@ def train_only(model: nn.Module, trains: Callable[[str], bool]) -> list[str]:
     return [name for name, _ in trained(model)]
 
 
-def freeze_unread(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
+def freeze_unread(model: _Model, inputs: Mapping[str, torch.Tensor]) -> _Model:
     """Freeze what would be trained and never change, since no logit depends on it (BigBird's pooler, Luke's entities).
 
     With several processes DistributedDataParallel waits for the gradient of everything that is trained.
 
     Args:
+        model: what a strategy made; changed in place.
         inputs: a batch as training will give it: BigBird attends otherwise ever after where it is shorter.
     """
     try:
         logits = model(**inputs).logits
     except Exception:  # a model that cannot compute this batch will say so in training, where it may be another one
-        return
+        return model
     read = _leaves(logits)
     for _, parameter in trained(model):
         if parameter not in read:
             parameter.requires_grad_(False)
+    return model
 
 
 def _leaves(output: torch.Tensor) -> set[torch.Tensor]:

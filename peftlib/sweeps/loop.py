@@ -9,21 +9,14 @@ import psutil
 
 from peftlib.errors import Interrupted, RunError, nearest
 from peftlib.processes import CaughtSignals
+from peftlib.run_files import record_in
 from peftlib.sweeps.console import SweepConsole
-from peftlib.sweeps.run import Run, forget_checkpoints, in_use, logged_in, reason_of, record_of, tail_of
+from peftlib.sweeps.run import Run, forget_checkpoints, in_use, reason_of, tail_of, values_in
 from peftlib.sweeps.search import Claim, Search
 
 _PAUSE = 0.5  # seconds between looks
 #: After so many failures of a call, and no run that ended well, no more are tried; W&B's agent gives up after as many.
 _MOST_FAILURES = 5
-
-
-class Stopped(Interrupted):
-    """A signal ended the sweep; what is unfinished goes on with the next call."""
-
-    def __init__(self, number: signal.Signals) -> None:
-        Exception.__init__(self, f"stopped by {number.name}; the same command goes on from here")
-        self.status = 128 + number
 
 
 def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: int | None = None) -> None:
@@ -34,7 +27,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
         count: runs of this call, at most; None has no limit.
 
     Raises:
-        Stopped: a signal came.
+        Interrupted: a signal came; what is unfinished goes on with the next call.
         RunError: no run of the sweep has ended well, of all or of the first ones.
     """
     active: dict[int, tuple[Claim, Run | None]] = {}  # None until it is started
@@ -75,7 +68,9 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
                 break
             time.sleep(_PAUSE)
     if signals.received:
-        raise Stopped(signals.received[0])
+        number = signals.received[0]
+        message = f"stopped by {number.name}; the same command goes on from here"
+        raise Interrupted(message, 128 + number, by_hand=number is signal.SIGINT)
     console.finish(search)
     logs = f"the logs are in {search.folder / 'runs'}"
     if hopeless:
@@ -96,7 +91,7 @@ def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:
     if not claim.taken_up:
         return False
     folder = search.run_folder(claim.number)
-    record = record_of(folder)
+    record = record_in(folder)
     if "stopped_at" in claim.trial.user_attrs:
         _stopped_early(search, claim)
     elif record.get("status") == "finished":
@@ -129,7 +124,7 @@ def _look(search: Search, console: SweepConsole, claim: Claim, run: Run, *, cut_
         if run.stopping is None and search.report(claim, run.values):
             run.stop()
         return False
-    record = record_of(run.folder)
+    record = record_in(run.folder)
     if status == 0 and record.get("status") == "finished":
         _finished(search, claim)  # even when it was told to stop: it was done before it heard of that
     elif "stopped_at" in claim.trial.user_attrs:
@@ -151,7 +146,7 @@ def _stopped_early(search: Search, claim: Claim) -> None:
 
 def _finished(search: Search, claim: Claim) -> None:
     metric = search.sweep.metric
-    logged = logged_in(search.run_folder(claim.number))
+    logged = values_in(search.run_folder(claim.number))
     if metric in logged:
         search.complete(claim, logged[metric][-1])
     else:

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from peftlib.errors import RunError
 from peftlib.processes import end_with_parent
+from peftlib.run_files import last_words, logged_in, record_in
 from peftlib.sweeps.command import expand, search_path
 from peftlib.sweeps.config import Sweep
 from peftlib.sweeps.folder import try_lock
@@ -121,17 +122,11 @@ def in_use(folder: Path) -> bool:
     return lock is None
 
 
-def record_of(folder: Path) -> dict[str, Any]:
-    """The run's `run.json`; empty when it has not come that far."""
-    path = folder / "run.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
-def logged_in(folder: Path) -> dict[str, list[float]]:
+def values_in(folder: Path) -> dict[str, list[float]]:
     """Metric -> all its values in a finished run's `metrics.jsonl`."""
     logged: dict[str, list[float]] = {}
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        for name, value in json.loads(line).items():
+    for values in logged_in(folder):
+        for name, value in values.items():
             if value is not None:
                 logged.setdefault(name, []).append(float(value))
     return logged
@@ -151,11 +146,11 @@ def tail_of(folder: Path) -> str:
 def reason_of(folder: Path, status: int) -> str:
     """One line that says why a run failed: its own words if it has left any, else its exit status."""
     way = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    record = record_of(folder)
+    record = record_in(folder)
     if record.get("status") == "failed":
         return f"{record['error']} ({way})"
-    spoken = [line for line in tail_of(folder).splitlines() if line.startswith(("error: ", "failed: "))]
-    return f"{spoken[-1].partition(': ')[2]} ({way})" if spoken else way
+    words = last_words(tail_of(folder).splitlines())
+    return f"{words.partition(': ')[2]} ({way})" if words else way
 
 
 def forget_checkpoints(folder: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import datetime
 import fcntl
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from peftlib.errors import UserError
+from peftlib.run_files import record_in
 
 #: What a run writes into its folder itself.
 RUN_FILES = (
@@ -110,15 +110,6 @@ def refuse_finished(folder: Path) -> None:
             f"--output_dir {folder}: holds a finished run and no whole checkpoint to go on from; name another folder, "
             "or replace it with --overwrite_output_dir"
         )
-
-
-def record_in(folder: Path) -> dict[str, Any]:
-    """The content of `run.json`; empty where there is none, or none that can be read."""
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def choose_resume(wanted: str | None, output_dir: str | None, overwrite: bool) -> str | None:

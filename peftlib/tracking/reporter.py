@@ -16,7 +16,8 @@ from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
 from peftlib.tracking.console import RunConsole
 from peftlib.tracking.folder import lock_folder, sweep_of_run
-from peftlib.tracking.record import RunRecord, environment, peak_memory
+from peftlib.tracking.machine import environment, peak_memory
+from peftlib.tracking.record import RunRecord
 from peftlib.tracking.trackers import end_wandb_run, leave_wandb, start_trackers
 
 _Answer = TypeVar("_Answer")

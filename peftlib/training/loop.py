@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 from functools import partial
 
@@ -194,8 +195,11 @@ def stop_if_asked(training: Training) -> None:
     number = training.interruption.requested()
     if number is None:
         return
-    kept = training.keeper is not None and _keep(training, training.keeper)
-    raise Interrupted(number.name, training.progress.step, EXIT_STATUS[number], kept)
+    way = "continue with --resume_from_checkpoint auto"
+    if training.keeper is None or not _keep(training, training.keeper):
+        way = f"this step could not be kept; an older one, if there is any, is whole: {way}"
+    message = f"stopped by {number.name} after step {training.progress.step}; {way}"
+    raise Interrupted(message, EXIT_STATUS[number], by_hand=number is signal.SIGINT)
 
 
 def losses_since_log(training: Training) -> list[float]:

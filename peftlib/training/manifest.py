@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from peftlib.errors import UserError
 from peftlib.flags import NOT_SHAPING
-from peftlib.tracking.folder import record_in
+from peftlib.run_files import record_in
 from peftlib.tracking.reporter import Reporter
 
 FORMAT = 3  # raise it when a checkpoint's files, or a place in an epoch, mean something else

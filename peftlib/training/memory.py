@@ -10,20 +10,17 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from peftlib.data.loading import longest_batch
 from peftlib.errors import RunError
-from peftlib.tracking.reporter import Reporter
 from peftlib.training.loop import train_step
 from peftlib.training.randomness import capture_random, restore_random
 from peftlib.training.state import Training
 
 
-def fit_micro_batch(training: Training, reporter: Reporter) -> None:
+def fit_micro_batch(training: Training) -> None:
     """Halve the micro-batch, and double the accumulation, until forward and backward have enough memory.
 
     Tried on the longest examples before the first update, without synchronising gradients, so that a process that
-    runs out of memory keeps no other waiting. The updates see the same examples as before.
-
-    Args:
-        reporter: says what was changed, on the console and in `run.json`.
+    runs out of memory keeps no other waiting. The updates see the same examples as before. The run's watcher is told
+    what was changed.
 
     Raises:
         RunError: a single example does not fit.
@@ -43,11 +40,13 @@ def fit_micro_batch(training: Training, reporter: Reporter) -> None:
                 "lower --per_device_train_batch_size and raise --gradient_accumulation_steps"
             )
         set_micro_batch(training, batches.micro_batch_size // 2, batches.accumulation_steps * 2)
-        reporter.warn(
+        training.watcher.warn(
             f"out of memory: micro-batches of {batches.micro_batch_size}, {batches.accumulation_steps} per update "
             f"(the effective batch stays {batches.window_size}; --auto_find_batch_size false turns this off)"
         )
-    reporter.update(micro_batch_size=batches.micro_batch_size, gradient_accumulation_steps=batches.accumulation_steps)
+    training.watcher.update(
+        micro_batch_size=batches.micro_batch_size, gradient_accumulation_steps=batches.accumulation_steps
+    )
 
 
 def set_micro_batch(training: Training, size: int, accumulation_steps: int) -> None:

@@ -110,7 +110,7 @@ def test_no_pickle_and_no_damaged_adapter_is_loaded(tiny_folder: Callable[..., P
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "run.json: is no record of a training"),
+        ([], "run.json: cannot be read (it holds no object)"),
         ({"status": "finished"}, "run.json: is no record of a training"),
         (record(labels="yes"), "run.json: is no record of a training"),
         (record(status="running"), "is not finished (status running); go on with --resume_from_checkpoint auto"),

@@ -13,7 +13,7 @@ from peftlib.strategies import STRATEGIES
 from peftlib.strategies.bitfit import BIAS_TERMS
 from peftlib.strategies.full import Full
 from peftlib.strategies.head import Head
-from peftlib.strategies.parameters import ParameterCount, size, trained
+from peftlib.strategies.parameters import ParameterCount, freeze_unread, size, trained
 from tests.strategies.classifiers import ARCHITECTURES, METHODS, classifier, sentences, trained_names, update
 
 KEY_BIASES = (*BIAS_TERMS["key"], "attention.self.key_proj.bias")
@@ -58,7 +58,7 @@ def test_what_trains_moves_and_what_is_frozen_stays_bit_for_bit(
 def test_what_no_logit_depends_on_is_not_trained(tiny_folder: Callable[..., Path], method: str) -> None:
     """BigBird has a pooler like BERT's, and a head that does not read it."""
     model, head = classifier(tiny_folder("big_bird"))
-    adapted = METHODS[method].adapt(model, head, sentences())
+    adapted = freeze_unread(METHODS[method].apply(model, head), sentences())
     adapted(**sentences()).logits.sum().backward()
     assert all(parameter.grad is not None for _, parameter in trained(adapted))
     unread = {name for name in dict(model.named_parameters()) if ".pooler." in name}
@@ -73,7 +73,7 @@ def test_looking_for_it_changes_nothing_else() -> None:
     ids = torch.zeros(1, 512, dtype=torch.long)
     ids[0, :3] = torch.tensor([5, 6, 7])
     head = frozenset({"classifier.out_proj.weight", "classifier.out_proj.bias"})
-    METHODS["bitfit"].adapt(model, head, {"input_ids": ids, "attention_mask": (ids > 0).long()})
+    freeze_unread(METHODS["bitfit"].apply(model, head), {"input_ids": ids, "attention_mask": (ids > 0).long()})
     assert model.bert.attention_type == "block_sparse" and not model.bert.pooler.bias.requires_grad
 
 
@@ -85,7 +85,7 @@ def test_whatever_a_logit_depends_on_is_trained(
     """Keys' biases too, whose gradient is zero."""
     applied, adapted = (classifier(tiny_folder(architecture)) for _ in range(2))
     names = trained_names(METHODS[method].apply(*applied))
-    assert trained_names(METHODS[method].adapt(*adapted, sentences())) == names
+    assert trained_names(freeze_unread(METHODS[method].apply(*adapted), sentences())) == names
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import yaml
 from optuna.trial import FrozenTrial
 from rich.console import Console as RichConsole
 
-from peftlib.errors import RunError
+from peftlib.errors import Interrupted, RunError
 from peftlib.sweeps.config import load_sweep
 from peftlib.sweeps.console import SweepConsole
 from peftlib.sweeps.folder import try_lock
-from peftlib.sweeps.loop import Stopped, run_sweep
+from peftlib.sweeps.loop import run_sweep
 from peftlib.sweeps.search import Search
 
 # --seed 0 is the best run, each further one worse; it logs --max_train_steps evaluations.
@@ -143,7 +143,7 @@ def test_a_signal_stops_the_runs_and_the_next_call_goes_on(search, number, capsy
 
     sender = threading.Thread(target=send, daemon=True)
     sender.start()
-    with pytest.raises(Stopped, match="the same command goes on") as stopped:
+    with pytest.raises(Interrupted, match="the same command goes on") as stopped:
         run_sweep(opened, SweepConsole())
     sender.join()
     assert stopped.value.status == 128 + number
@@ -178,7 +178,7 @@ def test_a_signal_is_heard_while_a_training_that_was_left_behind_ends(cut, numbe
     soon = threading.Timer(0.5, lambda: os.kill(os.getpid(), number))
     late.start()
     soon.start()
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         run_sweep(cut.search, SweepConsole())
     late.cancel()
     assert not released.is_set(), "it waited for the training"

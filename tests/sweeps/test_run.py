@@ -14,7 +14,7 @@ import yaml
 
 from peftlib.sweeps.config import Sweep, load_sweep
 from peftlib.sweeps.folder import try_lock
-from peftlib.sweeps.run import Run, in_use, logged_in, reason_of, tail_of
+from peftlib.sweeps.run import Run, in_use, reason_of, tail_of, values_in
 
 
 def sweep_of(folder: Path, program: str = "train.py", command: list[str] | None = None) -> Sweep:
@@ -75,7 +75,7 @@ def test_metrics_are_read_while_they_are_written_whole_lines_only(tmp_path):
     assert run.values == [0.25]
     run.stop()
     assert ended(run) == -signal.SIGTERM
-    assert logged_in(tmp_path / "0") == {"step": [1.0], "m": [0.25]}
+    assert values_in(tmp_path / "0") == {"step": [1.0], "m": [0.25]}
 
 
 def test_a_run_lasts_as_long_as_any_process_writes_into_its_folder(tmp_path):

@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import subprocess
 
 import pytest
-import torch
 
 from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.files import write_json
 from peftlib.tracking.folder import RUN_FILES
-from peftlib.tracking.record import RunRecord, environment, git_state, peak_memory
-from tests.conftest import ROOT
+from peftlib.tracking.record import RunRecord
 from tests.tracking.facts import made_facts
 
 
@@ -112,7 +109,7 @@ def test_a_run_that_ends_well_is_finished(tmp_path):
         (RunError("the loss\nis nan"), "failed", "the loss is nan"),
         (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
         (
-            Interrupted("SIGTERM", 3, 143, kept=False),
+            Interrupted("stopped by SIGTERM after step 3; this step\ncould not be kept", 143, by_hand=False),
             "interrupted",
             "stopped by SIGTERM after step 3; this step could not be kept",
         ),
@@ -182,61 +179,3 @@ def test_the_description_of_a_run_survives_json(tmp_path):
     write_json(tmp_path / "run.json", facts)
     assert read(tmp_path / "run.json") == facts
     assert facts["parameters"] == {"trainable": 1234, "total": 1_000_000, "trainable_ratio": 0.001234}
-
-
-def test_the_environment_names_versions_machine_and_commit_and_no_secret(tmp_path, monkeypatch):
-    for name in ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.setenv(name, "s3cr3t")
-    facts = environment(torch.device("cpu"))
-    RunRecord(tmp_path, facts)
-    run = read(tmp_path / "run.json")
-    assert run["versions"]["torch"] == torch.__version__
-    assert all(run["versions"].values())
-    assert (run["machine"]["device_type"], run["machine"]["threads"]) == ("cpu", torch.get_num_threads())
-    assert run["machine"]["device"]
-    assert "s3cr3t" not in (tmp_path / "run.json").read_text()
-    if run["git"] is not None:
-        assert len(run["git"]["commit"]) == 40
-        assert run["git"] == git_state(ROOT / "README.md")
-
-
-def git(folder, *words):
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    command = ["git", "-C", str(folder), *identity, *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def test_the_commit_is_recorded_and_whether_the_code_was_changed(tmp_path):
-    git(tmp_path, "init", "-q")
-    (tmp_path / "a.py").write_text("a")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "a")
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    assert git_state(tmp_path / "a.py") == {"commit": commit, "changed": False}
-    (tmp_path / "a.py").write_text("b")
-    assert git_state(tmp_path / "a.py") == {"commit": commit, "changed": True}
-
-
-def test_the_commit_of_a_project_that_only_holds_the_environment_is_not_recorded(tmp_path):
-    git(tmp_path, "init", "-q")
-    (tmp_path / ".gitignore").write_text(".venv")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "a")
-    installed = tmp_path / ".venv" / "record.py"
-    installed.parent.mkdir()
-    installed.write_text("")
-    assert git_state(installed) is None
-
-
-def test_without_a_checkout_or_without_git_there_is_no_commit(tmp_path, monkeypatch):
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_state(tmp_path / "a.py") is None
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_state(ROOT / "README.md") is None
-
-
-def test_peak_memory_is_in_bytes_and_grows_with_what_is_held():
-    before = peak_memory(torch.device("cpu"))
-    assert before > 50e6  # torch alone takes more
-    held = torch.ones(before // 4 + 25_000_000)  # fp32: more than everything before, and 100 MB
-    assert peak_memory(torch.device("cpu")) > held.numel() * 4

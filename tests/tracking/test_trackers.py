@@ -135,10 +135,10 @@ from peftlib.tracking.trackers import end_wandb_run
 
 errors = {
     "diverged": RunError("the loss is nan"),
-    "ctrl-c": Interrupted("SIGINT", 3, 130, kept=True),
-    "sigterm": Interrupted("SIGTERM", 3, 143, kept=True),
-    "time-limit": Interrupted("SIGUSR1", 3, 0, kept=True),
-    "hyperband": Interrupted("SIGTERM", 3, 143, kept=True),
+    "ctrl-c": Interrupted("stopped", 130, by_hand=True),
+    "sigterm": Interrupted("stopped", 143, by_hand=False),
+    "time-limit": Interrupted("stopped", 0, by_hand=False),
+    "hyperband": Interrupted("stopped", 143, by_hand=False),
 }
 wandb.setup()
 os.environ["WANDB_SWEEP_ID"] = "s1"  # after the client has read its environment: inside a sweep it ignores the ids

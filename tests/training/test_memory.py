@@ -42,7 +42,9 @@ def test_the_micro_batch_is_halved_until_it_fits_and_the_result_stays(tmp_path):
     plain = make_run(tmp_path, micro=16, epochs=2)
     train(plain)
     limited, reporter = limited_run(tmp_path, 4, micro=16, epochs=2), Reporter()
-    fit_micro_batch(limited, reporter)
+    limited.watcher, log = reporter, limited.watcher
+    fit_micro_batch(limited)
+    limited.watcher = log
     assert (limited.batches.micro_batch_size, limited.batches.accumulation_steps) == (4, 4)
     assert limited.accelerator.gradient_accumulation_steps == 4
     assert limited.batches.window_size == plain.batches.window_size
@@ -56,8 +58,9 @@ def test_the_micro_batch_is_halved_until_it_fits_and_the_result_stays(tmp_path):
 
 def test_where_it_fits_nothing_changes_not_even_the_generators(tmp_path):
     run, reporter = make_run(tmp_path, micro=8, dropout=0.1), Reporter()
+    run.watcher = reporter
     before = torch.get_rng_state()
-    fit_micro_batch(run, reporter)
+    fit_micro_batch(run)
     assert torch.equal(torch.get_rng_state(), before)
     assert not reporter.warnings
     assert all(parameter.grad is None for parameter in run.model.parameters())
@@ -66,7 +69,7 @@ def test_where_it_fits_nothing_changes_not_even_the_generators(tmp_path):
 
 def test_a_single_example_that_does_not_fit_is_an_error(tmp_path):
     with pytest.raises(RunError, match="single example"):
-        fit_micro_batch(limited_run(tmp_path, 0, micro=4), Reporter())
+        fit_micro_batch(limited_run(tmp_path, 0, micro=4))
 
 
 def test_other_errors_are_not_mistaken_for_it(tmp_path):
@@ -77,4 +80,4 @@ def test_other_errors_are_not_mistaken_for_it(tmp_path):
 
     run.model.forward = broken
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        fit_micro_batch(run, Reporter())
+        fit_micro_batch(run)
