@@ -89,8 +89,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         train_loader, eval_loader, batches = build_loaders(
             splits, tokenizer, (how.per_device_train_batch_size, how.per_device_eval_batch_size),
             how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed,
-            group_by_length=data.group_by_length, pad_to=data.max_length if data.pad_to_max_length else 0,
-            num_workers=data.dataloader_num_workers,
+            group_by_length=data.group_by_length, pad_to=data.pad_to, num_workers=data.dataloader_num_workers,
         )  # fmt: skip
         base, head = load_classifier(source, task.labels, args.dropout)
         base_size, weights = size(base), fingerprint(base, head)

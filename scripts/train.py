@@ -65,11 +65,11 @@ def main() -> None:
     train_loader, eval_loader, batches = build_loaders(
         splits, tokenizer, (how.per_device_train_batch_size, how.per_device_eval_batch_size),
         how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed, group_by_length=data.group_by_length,
-        pad_to=data.max_length if data.pad_to_max_length else 0, num_workers=data.dataloader_num_workers,
+        pad_to=data.pad_to, num_workers=data.dataloader_num_workers,
     )  # fmt: skip
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
-    base, head = load_classifier(source, task.labels, args.dropout, splits.extent)
+    base, head = load_classifier(source, task.labels, args.dropout, splits.extent(data.pad_to))
     base_size, weights = size(base), fingerprint(base, head)
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader))
     parameters = ParameterCount.of(base_size, adapted)

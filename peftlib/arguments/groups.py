@@ -103,6 +103,11 @@ class DataArguments:
         at_least(self, 0, "dataloader_num_workers")
 
     @property
+    def pad_to(self) -> int:
+        """Tokens to pad every batch to; 0 pads to its longest example."""
+        return self.max_length if self.pad_to_max_length else 0
+
+    @property
     def own(self) -> OwnData | None:
         """Data of one's own; None for a task from the table.
 

@@ -31,11 +31,10 @@ class Splits:
     train: EncodedExamples
     validation: EncodedExamples
 
-    @property
-    def extent(self) -> tuple[int, int]:
-        """The highest token id, and the tokens of the longest example."""
+    def extent(self, pad_to: int = 0) -> tuple[int, int]:
+        """The highest token id, and the tokens of the longest example, padded to so many at least."""
         (token, length), (other, longer) = self.train.extent, self.validation.extent
-        return max(token, other), max(length, longer)
+        return max(token, other), max(length, longer, pad_to)
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Split -> its size, fingerprint and source, for the run's record."""
@@ -98,7 +97,7 @@ def build_loaders(
         The two loaders, and the training loader's sampler, which holds the order of the data and its position.
     """
     # Any: torch's types know of lists alone, a collator takes what `__getitems__` gives.
-    collator: Any = Collator.for_tokenizer(tokenizer, pad_to, widest=splits.extent[1])
+    collator: Any = Collator.for_tokenizer(tokenizer, pad_to, widest=splits.extent()[1])
     # A loader draws a seed for its workers at every start. From a generator of its own: the run's generators, which
     # checkpoints hold, stay out of it.
     own = torch.Generator().manual_seed(seed)

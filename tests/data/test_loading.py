@@ -53,7 +53,8 @@ def test_the_extent_of_splits_is_that_of_the_longer_one(tmp_path: Path) -> None:
     own = OwnData(str(tmp_path / "train.csv"), str(tmp_path / "dev.csv"), None, "label")
     tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
     splits = load_splits(find_task("x", own), tokenizer, None, 16, None, None)
-    assert splits.extent == (tokenizer.convert_tokens_to_ids("zebra"), 6)
+    zebra = tokenizer.convert_tokens_to_ids("zebra")
+    assert (splits.extent(), splits.extent(5), splits.extent(9)) == ((zebra, 6), (zebra, 6), (zebra, 9))
 
 
 def test_the_longest_examples_as_the_collator_lays_them_out(tmp_path: Path) -> None:
