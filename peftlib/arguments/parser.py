@@ -13,8 +13,8 @@ from transformers.hf_argparser import HfArgumentParser
 from peftlib.errors import UserError, nearest
 
 _Flags = TypeVar("_Flags")
-#: How the names of flags end that take a path.
-_PATHS = ("_dir", "_file", "_or_path")
+#: How the names of flags end that take a path, or may take one.
+_PATHS = ("_dir", "_file", "_or_path", "dataset_name")
 #: What HfArgumentParser takes for the value of a switch.
 _TRUTHS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 

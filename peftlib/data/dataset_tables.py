@@ -68,7 +68,7 @@ def read_dataset(
     if classes is not None:  # a class that is hidden is -1
         names = dict(enumerate(classes))
         values[label] = [names.get(index) for index in values[label]]
-    lines = zip(*values.values(), strict=True)
+    lines = zip(*values.values(), strict=True) if values else [()] * len(rows)
     numbered = [(f"row {number}", list(line)) for number, line in enumerate(lines, 1)]
     source = f"{path}{f' ({config})' if config else ''}, {split}"
     return Table(source, columns, numbered, None if classes is None else tuple(classes))

@@ -18,6 +18,15 @@ from peftlib.errors import UserError, nearest
 LABEL_COLUMN = "label"
 #: What the splits of a dataset are called, when nobody says otherwise.
 SPLIT_NAMES = {"train_split_name": "train", "validation_split_name": "validation", "test_split_name": "test"}
+_DEFAULTS: dict[str, str | None] = {
+    "dataset_name": None,
+    "dataset_config_name": None,
+    **SPLIT_NAMES,
+    "train_file": None,
+    "validation_file": None,
+    "text_column_names": None,
+    "label_column_name": LABEL_COLUMN,
+}
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _KINDS = (*_DELIMITERS, ".json", ".jsonl")
 #: From so many examples on, classes that are more than half as many are taken for numbers that were measured.
@@ -33,40 +42,28 @@ def own_data_of(flags: Mapping[str, Any]) -> OwnData | None:
     Raises:
         UserError: one of the flags lacks another, or contradicts it.
     """
-    label = flags.get("label_column_name", LABEL_COLUMN)
-    columns = flags.get("text_column_names")
-    files = {name: flags[name] for name in ("train_file", "validation_file") if flags.get(name) is not None}
-    of_dataset = [
-        name
-        for name, default in {"dataset_config_name": None, **SPLIT_NAMES}.items()
-        if flags.get(name, default) != default
-    ]
-    dataset = flags.get("dataset_name")
-    if dataset is None and of_dataset:
-        raise UserError(f"--{of_dataset[0]}: is of a --dataset_name; name that too")
-    if dataset is not None and files:
-        name, value = next(iter(files.items()))
-        raise UserError(f"--{name} {value}: --dataset_name brings its own data; leave one of the two out")
-    if dataset is None and len(files) < 2:
-        alone = [
-            *files,
-            *["text_column_names"] * (columns is not None),
-            *["label_column_name"] * (label != LABEL_COLUMN),
-        ]
-        if alone:
+    said = {name: default if flags.get(name) is None else flags[name] for name, default in _DEFAULTS.items()}
+    chosen = [name for name, default in _DEFAULTS.items() if said[name] != default]
+    files = [name for name in ("train_file", "validation_file") if name in chosen]
+    if said["dataset_name"] is not None:
+        if files:
             raise UserError(
-                f"--{alone[0]}: data of one's own are a --train_file and a --validation_file, or a --dataset_name"
+                f"--{files[0]} {said[files[0]]}: --dataset_name brings its own data; leave one of the two out"
             )
+    elif of_dataset := [name for name in ("dataset_config_name", *SPLIT_NAMES) if name in chosen]:
+        raise UserError(f"--{of_dataset[0]}: is of a --dataset_name; name that too")
+    elif not chosen:
         return None
-    texts = None if columns is None else columns_of(columns, label)
-    if dataset is None:
-        return OwnData(
-            **{name.removesuffix("_file"): value for name, value in files.items()},
-            text_columns=texts,
-            label_column=label,
+    elif len(files) < 2:
+        raise UserError(
+            f"--{chosen[0]}: data of one's own are a --train_file and a --validation_file, or a --dataset_name"
         )
-    train, validation, test = (flags.get(name, default) for name, default in SPLIT_NAMES.items())
-    return OwnData(train, validation, texts, label, test, (dataset, flags.get("dataset_config_name")))
+    label, columns = said["label_column_name"], said["text_column_names"]
+    texts = None if columns is None else columns_of(columns, label)
+    if files:
+        return OwnData(said["train_file"], said["validation_file"], texts, label)
+    train, validation, test = (said[name] for name in SPLIT_NAMES)
+    return OwnData(train, validation, texts, label, test, (said["dataset_name"], said["dataset_config_name"]))
 
 
 def columns_of(text_column_names: str, label_column: str) -> tuple[str, ...]:

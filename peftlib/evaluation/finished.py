@@ -69,7 +69,7 @@ class Finished:
             UserError: this version has no such task.
         """
         arguments, labels = self.arguments, tuple(self.record["labels"])
-        own = own_data_of({name: value for name, value in arguments.items() if value is not None})
+        own = own_data_of(arguments)
         if own is not None:
             guessed = self.record.get("text_columns")  # runs up to 0.1.0 do not say which
             own = own if guessed is None else replace(own, text_columns=tuple(guessed))
