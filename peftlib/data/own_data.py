@@ -42,7 +42,9 @@ def own_data_of(flags: Mapping[str, Any]) -> OwnData | None:
     Raises:
         UserError: one of the flags lacks another, or contradicts it.
     """
-    said = {name: default if flags.get(name) is None else flags[name] for name, default in _DEFAULTS.items()}
+    said: dict[str, Any] = {
+        name: default if flags.get(name) is None else flags[name] for name, default in _DEFAULTS.items()
+    }
     chosen = [name for name, default in _DEFAULTS.items() if said[name] != default]
     files = [name for name in ("train_file", "validation_file") if name in chosen]
     if said["dataset_name"] is not None:
