@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from peftlib.data.tasks import TASKS
 from peftlib.modeling import PACKAGED_MODELS
 
 _CARD = """---
@@ -65,6 +67,8 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         "tags": [arguments["method"], arguments["task_name"]],
         "metrics": [name for name in scores if name != "loss"],
     }
+    if (dataset := _on_hub(arguments)) is not None:
+        metadata["datasets"] = [dataset]
     names = enumerate(run["labels"])
     classes = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for index, name in names)
     usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, classes=f"{{{classes}}}")
@@ -90,3 +94,12 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         usage=usage,
         elsewhere=elsewhere,
     )
+
+
+def _on_hub(arguments: dict[str, Any]) -> str | None:
+    """What the Hub calls the data; None for files and folders."""
+    name = arguments.get("dataset_name")
+    if name is not None:
+        return None if Path(name).is_dir() else str(name)
+    task = TASKS.get(arguments["task_name"])
+    return None if task is None or task.hub is None else task.hub.path

@@ -28,7 +28,19 @@ def test_the_metadata_is_yaml_that_names_base_library_and_metrics(is_adapter, li
         "pipeline_tag": "text-classification",
         "tags": ["bitfit", "mrpc"],
         "metrics": ["accuracy", "f1"],
+        "datasets": ["nyu-mll/glue"],
     }
+
+
+def test_the_metadata_names_a_dataset_of_the_hub_and_no_folder(tmp_path):
+    for name, expected in (("me/mails", ["me/mails"]), (str(tmp_path), None)):
+        run = {
+            "arguments": {**made_arguments(), "task_name": "mails", "dataset_name": name},
+            **made_facts(),
+            "steps": 1,
+        }
+        front = model_card(run, SCORES, folder="a", is_adapter=True).split("---\n", 2)[1]
+        assert yaml.safe_load(front).get("datasets") == expected
 
 
 def test_the_numbers_are_the_runs():
