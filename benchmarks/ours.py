@@ -22,7 +22,7 @@ from peftlib.arguments import parse_train_arguments
 from peftlib.data.loading import build_loaders, load_splits, longest_inputs
 from peftlib.data.tasks import TASKS
 from peftlib.evaluation.evaluator import Evaluation, predict
-from peftlib.modeling import find_model, fingerprint, load_classifier, load_tokenizer
+from peftlib.modeling import Fingerprint, find_model, load_classifier, load_tokenizer
 from peftlib.strategies.parameters import ParameterCount, freeze_unread, size
 from peftlib.tracking.record import describe_run
 from peftlib.tracking.reporter import Reporter
@@ -92,7 +92,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             group_by_length=data.group_by_length, pad_to=data.pad_to, num_workers=data.dataloader_num_workers,
         )  # fmt: skip
         base, head = load_classifier(source, task.labels, args.dropout)
-        base_size, weights = size(base), fingerprint(base, head)
+        base_size, weights = size(base), Fingerprint.of(base, head)
         adapted = freeze_unread(strategy.apply(base, head), longest_inputs(train_loader))
         parameters = ParameterCount.of(base_size, adapted)
         if job.system == "ours":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,23 @@ PACKAGED_MODELS = {
 #: Tables of absolute positions, as BERT, GPT-2 and BART call them.
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
+
+#: What a configuration says of a checkpoint, of a task, or of who wrote it.
+_NO_ARCHITECTURE = frozenset({
+    "_name_or_path", "architectures", "dtype", "id2label", "label2id", "num_labels", "pad_token_id", "problem_type",
+    "torch_dtype", "transformers_version",
+})  # fmt: skip
+
+
+class Head(frozenset[str]):
+    """The names of a head's parameters.
+
+    Attributes:
+        new: those of them that the checkpoint did not bring.
+    """
+
+    new: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -132,7 +150,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 def load_classifier(
     source: ModelSource, labels: tuple[str, ...], dropout: float | None = None, extent: tuple[int, int] | None = None
-) -> tuple[PreTrainedModel, frozenset[str]]:
+) -> tuple[PreTrainedModel, Head]:
     """Load a sequence classifier in fp32, with a new head where the checkpoint has none.
 
     Args:
@@ -202,18 +220,36 @@ def load_classifier(
             f"--model_name_or_path {source.location}: its weights lack {len(lost)} of the encoder's ({lost[0]}, …); "
             "save it again, whole and under the names that transformers gives them"
         )
-    return model, frozenset(name for name in names if name in missing or not name.startswith(encoder))
+    head = Head(name for name in names if name in missing or not name.startswith(encoder))
+    head.new = head & missing
+    return model, head
 
 
-def fingerprint(model: PreTrainedModel, head: frozenset[str]) -> str:
-    """A hash of the weights that a checkpoint brought: of the base model, whatever its file and its tensors are called.
+class Fingerprint(NamedTuple):
+    """Two hashes of a base model, by which it is known wherever it lies.
 
-    What was trained on these weights means nothing on others, and is a thousandth of them.
+    Attributes:
+        weights: of what the checkpoint brought, whatever its file and its tensors are called. What was trained on these
+            weights means nothing on others, and is a thousandth of them.
+        configuration: of what its configuration says that is not its class's default, but for names and dropout.
     """
-    arrays = [weight.detach().contiguous().numpy() for name, weight in model.named_parameters() if name not in head]
-    with ThreadPoolExecutor() as pool:  # the packaged model's 91 MB take .06 s on two cores
-        digests = sorted(pool.map(lambda array: hashlib.sha256(array).digest(), arrays))
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+    weights: str
+    configuration: str
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, head: Head) -> Fingerprint:
+        """Of a model from `load_classifier`, before anything is trained."""
+        arrays = [one.detach().contiguous().numpy() for name, one in model.named_parameters() if name not in head.new]
+        with ThreadPoolExecutor() as pool:  # the packaged model's 91 MB take .06 s on two cores
+            digests = sorted(pool.map(lambda array: hashlib.sha256(array).digest(), arrays))
+        said = {
+            name: value
+            for name, value in model.config.to_diff_dict().items()
+            if name not in _NO_ARCHITECTURE and "dropout" not in name and "drop_rate" not in name
+        }
+        text = json.dumps(said, sort_keys=True, default=str)
+        return cls(hashlib.sha256(b"".join(digests)).hexdigest(), hashlib.sha256(text.encode()).hexdigest())
 
 
 def _refuse_what_it_cannot_look_up(model: PreTrainedModel, source: ModelSource, token: int, length: int) -> None:

@@ -25,7 +25,7 @@ def main() -> None:
         from peftlib.data.loading import build_loaders, load_splits, longest_inputs
         from peftlib.data.sources import find_task
         from peftlib.evaluation.evaluator import evaluate
-        from peftlib.modeling import find_model, fingerprint, load_classifier, load_tokenizer
+        from peftlib.modeling import Fingerprint, find_model, load_classifier, load_tokenizer
         from peftlib.strategies.parameters import ParameterCount, freeze_unread, size
         from peftlib.tracking.folder import choose_output_dir, choose_resume
         from peftlib.tracking.record import describe_run
@@ -70,7 +70,7 @@ def main() -> None:
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels, args.dropout, splits.extent(data.pad_to))
-    base_size, weights = size(base), fingerprint(base, head)
+    base_size, weights = size(base), Fingerprint.of(base, head)
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader))
     parameters = ParameterCount.of(base_size, adapted)
     facts = describe_run(source, weights, task, splits.facts(), parameters, precision, rate, batches.window_size)

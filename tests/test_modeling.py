@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModel
 from peftlib.errors import UserError
 from peftlib.modeling import (
     DEFAULT_MODEL,
+    Fingerprint,
     ModelSource,
     find_model,
-    fingerprint,
     load_classifier,
     load_tokenizer,
     name_of_base,
@@ -279,7 +279,7 @@ def test_the_fingerprint_is_of_the_weights_alone(tiny_folder, own_folder):
     """Not of the head, which is drawn anew, nor of their file's names and precision."""
 
     def print_of(folder):
-        return fingerprint(*load_classifier(find_model(str(folder)), LABELS))
+        return Fingerprint.of(*load_classifier(find_model(str(folder)), LABELS))
 
     torch.manual_seed(1)
     expected = print_of(tiny_folder("bert"))
@@ -292,6 +292,29 @@ def test_the_fingerprint_is_of_the_weights_alone(tiny_folder, own_folder):
     renamed["bert.encoder.layer.1.output.dense.bias"][0] += 1
     save_file(renamed, own_folder / "model.safetensors", metadata={"format": "pt"})
     assert print_of(own_folder) != expected
+
+
+def test_the_fingerprint_is_of_a_head_that_came_along_and_of_the_architecture(tiny_folder, tmp_path):
+    """Biases that were trained under another head, or with other attention heads, mean something else."""
+    torch.manual_seed(1)
+    model, head = load_classifier(find_model(str(tiny_folder("bert"))), LABELS)
+    assert head.new == head and "classifier.weight" in head
+    prints = []
+    for shift in (0, 1):
+        model.classifier.bias.data += shift
+        model.save_pretrained(tmp_path / "whole")
+        load_tokenizer(find_model(str(tiny_folder("bert")))).save_pretrained(tmp_path / "whole")
+        whole, brought = load_classifier(find_model(str(tmp_path / "whole")), LABELS)
+        assert "classifier.weight" in brought and not brought.new
+        prints.append(Fingerprint.of(whole, brought))
+    assert prints[0].weights != prints[1].weights and prints[0].configuration == prints[1].configuration
+    dropped, brought = load_classifier(find_model(str(tmp_path / "whole")), LABELS, dropout=0.3)
+    assert Fingerprint.of(dropped, brought) == prints[1]
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    config["num_attention_heads"] *= 2
+    (tmp_path / "whole" / "config.json").write_text(json.dumps(config))
+    other = Fingerprint.of(*load_classifier(find_model(str(tmp_path / "whole")), LABELS))
+    assert other.weights == prints[1].weights and other.configuration != prints[1].configuration
 
 
 @pytest.mark.parametrize("lost", ["encoder.layer.1.", ""])

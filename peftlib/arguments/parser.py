@@ -6,6 +6,7 @@ import itertools
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from transformers.hf_argparser import HfArgumentParser
@@ -60,7 +61,7 @@ class Parser(HfArgumentParser):
         actions = self._option_string_actions.items()
         switches = {option for option, action in actions if action.nargs == "?" and action.const is True}
         return [
-            f"{word}=true" if word in switches and after.lower() not in _TRUTHS else word
+            f"{word}=true" if word in switches and (after.lower() not in _TRUTHS or Path(after).exists()) else word
             for word, after in itertools.pairwise([*words, ""])
         ]
 

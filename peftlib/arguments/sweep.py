@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,10 +56,10 @@ def _with_parameters_last(words: list[str]) -> list[str]:
     others: list[str] = []
     settings: list[str] = []
     taking = False
-    for word in words:
+    for word in itertools.chain(*(word.split("=", 1) if word.startswith("--set=") else [word] for word in words)):
         taking = word == "--set" or (taking and "=" in word and not word.startswith("--"))
         if taking and word != "--set":
             settings.append(word)
         elif not taking:
             others.append(word)
-    return [*others, *(["--set", *settings] if "--set" in words else [])]
+    return [*others, *(["--set", *settings] if settings or "--set" in words else [])]

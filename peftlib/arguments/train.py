@@ -38,8 +38,8 @@ class TrainArguments:
 
     def __post_init__(self) -> None:
         base, folder = Path(self.model.model_name_or_path), self.output.output_dir
-        if folder is not None and base.is_dir() and base.resolve() == Path(folder).resolve():
-            raise UserError(f"--output_dir {folder}: is the base model's folder; name another one")
+        if folder is not None and base.is_dir() and base.resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"--output_dir {folder}: the base model's folder is in it; name another one")
 
     @property
     def learning_rate(self) -> float:

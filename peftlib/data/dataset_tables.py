@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from peftlib.errors import UserError
 from peftlib.hub import hub_access
 
 _STRINGS = ("string", "large_string")
+#: What `save_to_disk` leaves of several splits, and of one.
+_SAVED = ("dataset_dict.json", "state.json")
 
 
 def load_split(path: str, config: str | None, split: str, *, flag: str, split_flag: str = "", ways_out: str) -> Any:
@@ -26,23 +29,42 @@ def load_split(path: str, config: str | None, split: str, *, flag: str, split_fl
     Raises:
         UserError: it cannot be had.
     """
-    is_folder = Path(path).is_dir()
-    offline = not is_folder and not hub_access(path, repo_type="dataset", flag=flag, ways_out=ways_out)
+    folder = Path(path)
+    if not folder.is_dir() and folder.is_absolute():
+        raise UserError(f"{flag}: no such folder")
+    offline = not folder.is_dir() and not hub_access(path, repo_type="dataset", flag=flag, ways_out=ways_out)
     import datasets  # a second to import, and only these tasks need it
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        if is_folder and (Path(path) / "dataset_dict.json").is_file():
-            saved = datasets.load_from_disk(path)
-            if split not in saved:
-                raise ValueError(f'Unknown split "{split}". Should be one of {list(saved)}.')
-            return saved[split]
+        if folder.is_dir() and any((folder / name).is_file() for name in _SAVED):
+            return _saved_split(folder, config, split)
+        # The whole path: datasets has readers called csv and text, say.
+        place = str(folder.resolve()) if folder.is_dir() else path
         cached = datasets.DownloadConfig(local_files_only=offline)
-        return datasets.load_dataset(path, config, split=split, download_config=cached)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())[:300]
+        return datasets.load_dataset(place, config, split=split, download_config=cached)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:300]
         raise UserError(f"{flag}{split_flag}: cannot be read: {reason}") from error
+
+
+def _saved_split(folder: Path, config: str | None, split: str) -> Any:
+    """Of what `save_to_disk` has written; a dataset without splits is all "train"."""
+    import datasets
+
+    if config is not None:
+        raise ValueError(f"what save_to_disk has written has no configuration {config}")
+    saved = datasets.load_from_disk(str(folder))
+    splits = saved if isinstance(saved, dict) else {"train": saved}
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    name = re.split(r"[\[+]", split)[0]
+    if name not in sizes:
+        raise ValueError(f'Unknown split "{name}". Should be one of {list(sizes)}.')
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
+    places = [range(*slice(part.from_, part.to).indices(sizes[part.splitname])) for part in parts]
+    chosen = [splits[part.splitname].select(rows) for part, rows in zip(parts, places, strict=True)]
+    return datasets.concatenate_datasets(chosen)
 
 
 def read_dataset(
@@ -52,7 +74,7 @@ def read_dataset(
 
     Args:
         path, config, split, split_flag: as `load_split` takes them.
-        texts: columns to read if they hold no texts, too.
+        texts: the columns to read; None for all that hold texts.
         label: the column of classes.
 
     Raises:
@@ -61,14 +83,14 @@ def read_dataset(
     ways_out = "--train_file and --validation_file"
     flag, split_flag = f"--dataset_name {path}", f" {split_flag} {split}"
     rows = load_split(path, config, split, flag=flag, split_flag=split_flag, ways_out=ways_out)
-    kinds = {name: getattr(feature, "dtype", None) for name, feature in rows.features.items()}
-    columns = [name for name in rows.column_names if name in (label, *(texts or ())) or kinds[name] in _STRINGS]
-    values = {name: rows[name][:] for name in columns}
+    rows = rows.with_format(None)  # it may have been saved as one of tensors, or of some columns
+    texts_there = tuple(name for name, feature in rows.features.items() if getattr(feature, "dtype", None) in _STRINGS)
+    needed = {label, *(texts_there if texts is None else texts)}
+    values = {name: rows[name][:] if name in needed else [None] * len(rows) for name in rows.column_names}
     classes = getattr(rows.features.get(label), "names", None)
     if classes is not None:  # a class that is hidden is -1
-        names = dict(enumerate(classes))
+        names: dict[Any, str] = dict(enumerate(classes))
         values[label] = [names.get(index) for index in values[label]]
-    lines = zip(*values.values(), strict=True) if values else [()] * len(rows)
-    numbered = [(f"row {number}", list(line)) for number, line in enumerate(lines, 1)]
+    numbered = [(f"row {number}", list(line)) for number, line in enumerate(zip(*values.values(), strict=True), 1)]
     source = f"{path}{f' ({config})' if config else ''}, {split}"
-    return Table(source, columns, numbered, None if classes is None else tuple(classes))
+    return Table(source, rows.column_names, numbered, None if classes is None else tuple(classes), texts_there)

@@ -67,10 +67,13 @@ def load_splits(
     train = load_examples(task, "train", folder).first(max_train_samples)
     validation = load_examples(task, "validation", folder).first(max_eval_samples)
     for split, flag, most in ((train, "train", max_train_samples), (validation, "eval", max_eval_samples)):
-        if most is not None and len(split) >= _ENOUGH_FOR_TWO_CLASSES and len(set(split.labels)) == 1:
+        # The first rows of a file, or a slice of a dataset, which may be sorted by class.
+        is_part = most is not None or (task.own is not None and task.own.dataset is not None)
+        if is_part and len(split) >= _ENOUGH_FOR_TWO_CLASSES and len(set(split.labels)) == 1:
+            part = "" if most is None else f"--max_{flag}_samples {most}: the first "
             raise UserError(
-                f"--max_{flag}_samples {most}: the first {len(split)} examples of {split.source} are all "
-                f"{task.labels[split.labels[0]]}; shuffle the rows, or take more"
+                f"{part}{len(split)} examples of {split.source} are all {task.labels[split.labels[0]]}; shuffle the "
+                "rows, or take more"
             )
     return Splits(encode(train, tokenizer, max_length), encode(validation, tokenizer, max_length))
 

@@ -83,6 +83,16 @@ def columns_of(text_column_names: str, label_column: str) -> tuple[str, ...]:
     return columns
 
 
+def task_in_table(flags: Mapping[str, Any]) -> Task | None:
+    """The entry of `TASKS` that a run's flags name; None for data of one's own, whatever they are called.
+
+    Args:
+        flags: name -> value; what is missing is at its default.
+    """
+    own = flags.get("train_file") or flags.get("dataset_name")
+    return None if own else TASKS.get(flags.get("task_name") or "")
+
+
 def name_of_own_data(own: OwnData) -> str:
     """What a task is called that has no name: as its dataset or training file, or the folder of a file called train."""
     if own.dataset is not None:
@@ -109,17 +119,17 @@ def task_of_own_data(own: OwnData) -> Task:
     own = replace(own, text_columns=_text_columns(table, own))
     _texts(table, own)
     name = name_of_own_data(own)
-    if table.classes is not None:
-        return Task(name, table.classes, METRICS_OF_OWN_DATA, own=own)
     labels = set(found)
     numbers = all(re.fullmatch(r"-?\d{1,100}", label) for label in labels)  # Python reads no number of 5,000 digits
     if len(labels) < 2:
         raise UserError(f"{table.source}: at least two classes are needed, {own.label_column!r} has only {found[0]!r}")
-    if len(found) >= _ENOUGH_TO_TELL and len(labels) * 2 > len(found):
+    if table.classes is None and len(found) >= _ENOUGH_TO_TELL and len(labels) * 2 > len(found):
         raise UserError(
             f"{table.source}: {own.label_column!r} has {len(labels):,} classes in {len(found):,} rows; name the column "
             "of classes in --label_column_name"
         )
+    if table.classes is not None:
+        return Task(name, table.classes, METRICS_OF_OWN_DATA, own=own)
     ordered = sorted(labels, key=lambda label: (int(label) if numbers else 0, label))
     return Task(name, tuple(ordered), METRICS_OF_OWN_DATA, own=own)
 
@@ -144,7 +154,7 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
     if split == "test" and _has_no_classes(table, own.label_column):
         return texts, [-1] * len(texts), table.source
     places = {label: index for index, label in enumerate(task.labels)}
-    if task.name in TASKS:  # whose own data hold the indices
+    if task.hub is not None or task.packaged:  # a task of the table, whose own data hold the indices
         places |= {str(index): index for index in range(len(task.labels))}
     labels = _labels(table, own)
     for (where, _), label in zip(table.rows, labels, strict=True):
@@ -173,7 +183,8 @@ def _text_columns(table: Table, own: OwnData) -> tuple[str, ...]:
     """Those that are named, or the one beside the label. A column without a name is an index that pandas wrote."""
     if own.text_columns is not None:
         return own.text_columns
-    others = [column for column in table.columns if column not in (own.label_column, "")]
+    columns = table.columns if table.texts is None else table.texts
+    others = [column for column in columns if column not in (own.label_column, "")]
     if len(others) != 1:
         raise UserError(
             f"{table.source}: the columns beside {own.label_column!r} are {', '.join(map(repr, others)) or 'none'}; "
@@ -198,6 +209,11 @@ def _texts(table: Table, own: OwnData) -> list[tuple[str, ...]]:
 
 
 def _labels(table: Table, own: OwnData) -> list[str]:
+    if table.classes is not None:  # names as the dataset has them
+        place = table.place(own.label_column)
+        if lost := [where for where, row in table.rows if row[place] is None]:
+            raise UserError(f"{table.source}, {lost[0]}: the {own.label_column} is empty; leave the row out")
+        return [row[place] for _, row in table.rows]
     place = _place(table, own.label_column, "--label_column_name")
     return [_class(row[place], f"{table.source}, {where}: the {own.label_column}") for where, row in table.rows]
 

@@ -105,7 +105,7 @@ def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path
             f"--data_dir {data_dir}: {path} is missing{hint}; {task.name} is read from {layout.folder}/*.tsv"
         )
     hidable = split.startswith("test")
-    table = read_delimited(path, "\t", None if hidable else layout.columns, quoted=False)
+    table = read_delimited(path, "\t", None if hidable else layout.columns, quoted=False, broken=layout.broken)
     of_texts = [table.place(name) for name in layout.text_columns]
     hidden = hidable and layout.label_column not in table.columns  # GLUE's server has them
     of_label = None if hidden else table.place(layout.label_column)

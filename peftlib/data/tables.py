@@ -21,12 +21,14 @@ class Table:
         source: where they are, for people.
         rows: where each stands, for people, and its values in the order of the columns; None for one that is missing.
         classes: in order, where the source says.
+        texts: the columns of texts, where the source says.
     """
 
     source: str
     columns: list[str]
     rows: list[tuple[str, list[Any]]]
     classes: tuple[str, ...] | None = None
+    texts: tuple[str, ...] | None = None
 
     def place(self, name: str, hint: str = "") -> int:
         """Where a column is in the rows.
@@ -47,12 +49,20 @@ class Table:
         return self.columns.index(name)
 
 
-def read_delimited(path: Path, delimiter: str, columns: tuple[str, ...] | None = None, *, quoted: bool = True) -> Table:
+def read_delimited(
+    path: Path,
+    delimiter: str,
+    columns: tuple[str, ...] | None = None,
+    *,
+    quoted: bool = True,
+    broken: bool = False,
+) -> Table:
     """A file in UTF-8, with a byte order mark or without.
 
     Args:
         columns: of a file without a header; None reads the header.
         quoted: whether double quotes quote; in GLUE's files they are characters like others.
+        broken: leave out rows that have another number of fields than the header.
 
     Raises:
         UserError: it is something else.
@@ -71,7 +81,7 @@ def read_delimited(path: Path, delimiter: str, columns: tuple[str, ...] | None =
         try:
             header = [name.strip() for name in next(reader, [])] if columns is None else list(columns)
             for row in reader:
-                if not row:
+                if not row or (broken and len(row) != len(header)):
                     continue  # a blank line, as at the end of hand-made files
                 if len(row) != len(header):
                     found, wanted = f"{path}, line {reader.line_num}: {len(row)} fields", len(header)

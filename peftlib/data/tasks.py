@@ -23,6 +23,7 @@ class GlueFolder:
         label_column: of the splits whose classes are known.
         named: whether classes stand there by their names, and go to GLUE's server by them; otherwise by their indices.
         columns: of files without a header, all but the test split's; None where every file has one.
+        broken: whether some rows are cut in two by a line break in a text. The Hub leaves them out, and so do we.
     """
 
     folder: str
@@ -30,6 +31,7 @@ class GlueFolder:
     label_column: str
     named: bool = False
     columns: tuple[str, ...] | None = None
+    broken: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ TASKS: dict[str, Task] = {
             labels=("not_duplicate", "duplicate"),
             metrics=("accuracy", "f1"),
             hub=HubDataset(_GLUE, "qqp", ("question1", "question2")),
-            glue=GlueFolder("QQP", ("question1", "question2"), "is_duplicate"),
+            glue=GlueFolder("QQP", ("question1", "question2"), "is_duplicate", broken=True),
         ),
         Task(
             # Williams et al., 2018 (https://arxiv.org/abs/1704.05426): does one sentence follow from another?

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftlib.data.own_data import LABEL_COLUMN, columns_of, own_data_of
+from peftlib.data.own_data import LABEL_COLUMN, columns_of, own_data_of, task_in_table
 from peftlib.data.sources import Examples, load_examples
-from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS, OwnData, Task
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, OwnData, Task
 from peftlib.errors import UserError
-from peftlib.modeling import ModelSource, find_model, fingerprint, load_classifier, load_tokenizer, name_of_base
+from peftlib.modeling import Fingerprint, ModelSource, find_model, load_classifier, load_tokenizer, name_of_base
 from peftlib.run_files import read_record
 from peftlib.strategies import STRATEGIES, Strategy
 
@@ -73,8 +73,10 @@ class Finished:
         if own is not None:
             guessed = self.record.get("text_columns")  # runs up to 0.1.0 do not say which
             own = own if guessed is None else replace(own, text_columns=tuple(guessed))
+            if own.dataset is not None and "dataset_folder" in self.record:
+                own = replace(own, dataset=(self.record["dataset_folder"], own.dataset[1]))
             return Task(arguments["task_name"], labels, METRICS_OF_OWN_DATA, own=own)
-        task = TASKS.get(arguments["task_name"])
+        task = task_in_table(arguments)
         if task is None or task.labels != labels:
             raise UserError(
                 f"{self.folder}: {arguments['task_name']} of {', '.join(labels)} is no task of this version"
@@ -189,7 +191,7 @@ class Finished:
         source = find_model(base or name_of_base(self.record["model"]), revision, trust_remote_code)
         model, head = load_classifier(source, labels, extent=extent)
         weights = self.record["model"].get("fingerprint")  # runs up to 0.1.0 have none
-        if weights is not None and fingerprint(model, head) != weights:
+        if weights is not None and Fingerprint.of(model, head).weights != weights:
             raise UserError(
                 f"--model_name_or_path {source.name}: its weights are not those that {self.folder} was trained on; "
                 "name the model that it was trained on"

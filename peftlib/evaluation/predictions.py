@@ -72,10 +72,10 @@ def refuse_other_answers(folder: Path, source: str, fingerprint: str) -> None:
         return
     try:
         about = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        before, texts = about.get("place", about["source"]), about["fingerprint"]
+        before, texts = about.get("place", about["source"]), about["fingerprint"]  # of 0.1.0 without a place
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         before = texts = None
-    if before != place_of(source) and texts != fingerprint:
+    if before not in (source, place_of(source)) and texts != fingerprint:
         what = "files of another kind" if before is None else f"the answers to {before}"
         raise UserError(f"{folder}: holds {what}; name another --output_dir")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from peftlib.data.tasks import TASKS
+from peftlib.data.own_data import task_in_table
 from peftlib.flags import NOT_SHAPING
 from peftlib.reporting.runs import Run
 from peftlib.reporting.variants import Variant, plain_number, variants_of
@@ -34,13 +34,13 @@ _METHOD_FLAGS = frozenset(field.name for strategy in STRATEGIES.values() for fie
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Which one it is, wherever it lay: two are the same if their weights are."""
+    """Which one it is, wherever it lay: two are the same if their weights and configurations are."""
 
-    weights: str
+    hashes: str
     name: str = field(compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.name} @ {self.weights}"
+        return f"{self.name} @ {self.hashes}"
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,10 @@ class Comparison:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The task's; the first one chose every run's saved state."""
-        results = self.variants[0].runs[0].results
-        found = [name.removeprefix("best_eval_") for name in results if name.startswith("best_eval_")]
-        names = TASKS[self.task].metrics if self.task in TASKS else [n for n in found if n not in ("loss", "step")]
+        first = self.variants[0].runs[0]
+        found = [name.removeprefix("best_eval_") for name in first.results if name.startswith("best_eval_")]
+        task = task_in_table(first.arguments)
+        names = [name for name in found if name not in ("loss", "step")] if task is None else task.metrics
         return tuple(sorted(names, key=lambda name: name != self.key.get("metric_for_best_model")))
 
     @property
@@ -186,12 +187,12 @@ def _key(run: Run) -> dict[str, Any]:
     data = {f"{split} split": (facts["fingerprint"][:12], facts["examples"]) for split, facts in record["data"].items()}
     # None is what a flag means that an older version did not have.
     names = arguments.keys() - _NO_SETTING - _METHOD_FLAGS
-    weights = record["model"].get("fingerprint")
-    if weights is None:  # runs up to 0.1.0; a name may stand for another model tomorrow, as a folder's does
+    hashes = [record["model"].get(name) for name in ("fingerprint", "configuration")]
+    if None in hashes:  # runs up to 0.1.0; a name may stand for another model tomorrow, as a folder's does
         total = record["parameters"]["total"]
         base: dict[str, Any] = {"base model": record["model"]["name"], "size of the base model": total}
     else:
-        base = {"base model": BaseModel(weights[:12], record["model"]["name"])}
+        base = {"base model": BaseModel(f"{hashes[0][:8]}-{hashes[1][:4]}", record["model"]["name"])}
         names -= {"model_revision"}
     settings = {name: arguments[name] for name in sorted(names) if arguments[name] is not None}
     return {

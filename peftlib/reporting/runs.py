@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from peftlib.data.tasks import TASKS
+from peftlib.data.own_data import task_in_table
 from peftlib.errors import UserError, nearest
 from peftlib.evaluation.predictions import load_predictions
 from peftlib.run_files import last_words, logged_in, read_record
@@ -178,12 +178,12 @@ def _problem(record: dict[str, Any]) -> str | None:
         return "unfinished: still running, or killed"
     if status != "finished":
         return f"{status}: {record.get('error', 'no reason recorded')}"
-    results, task = record.get("results"), _at(record, "arguments.task_name")
+    results, task = record.get("results"), task_in_table(_at(record, "arguments"))
     scores = [name for name in results if name.startswith("best_eval_")] if isinstance(results, dict) else []
     if odd := [name for name in scores if not re.fullmatch(r"\w+", name)]:  # files are called after them
         return f"finished with a score of no usable name ({odd[0]!r})"
     # The task's own metrics, and whatever else it was scored by.
-    scores = [*(f"best_eval_{name}" for name in (TASKS[task].metrics if task in TASKS else ())), *scores]
+    scores = [*(f"best_eval_{name}" for name in (() if task is None else task.metrics)), *scores]
     for path in (*(f"results.{name}" for name in scores), *_MEASURED):
         value = _at(record, path)
         if not isinstance(value, int | float) or not math.isfinite(value):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from peftlib.data.tasks import TASKS
+from peftlib.data.own_data import task_in_table
 from peftlib.modeling import PACKAGED_MODELS
 
 _CARD = """---
@@ -67,7 +66,7 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         "tags": [arguments["method"], arguments["task_name"]],
         "metrics": [name for name in scores if name != "loss"],
     }
-    if (dataset := _on_hub(arguments)) is not None:
+    if (dataset := _on_hub(run)) is not None:
         metadata["datasets"] = [dataset]
     names = enumerate(run["labels"])
     classes = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for index, name in names)
@@ -96,10 +95,9 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
     )
 
 
-def _on_hub(arguments: dict[str, Any]) -> str | None:
+def _on_hub(run: dict[str, Any]) -> str | None:
     """What the Hub calls the data; None for files and folders."""
-    name = arguments.get("dataset_name")
-    if name is not None:
-        return None if Path(name).is_dir() else str(name)
-    task = TASKS.get(arguments["task_name"])
-    return None if task is None or task.hub is None else task.hub.path
+    arguments, task = run["arguments"], task_in_table(run["arguments"])
+    if task is not None:
+        return None if task.hub is None else task.hub.path
+    return None if "dataset_folder" in run else arguments.get("dataset_name")

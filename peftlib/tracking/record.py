@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from peftlib.data.tasks import Task
 from peftlib.errors import Interrupted, UserError
 from peftlib.files import strict, write_json, write_text
-from peftlib.modeling import ModelSource
+from peftlib.modeling import Fingerprint, ModelSource
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.folder import RUN_FILES, clear_results, lock_folder, refuse_finished, remove_leftovers
 
@@ -134,7 +134,7 @@ def _cut_metrics(path: Path, step: int) -> int:
 
 def describe_run(
     source: ModelSource,
-    weights: str,
+    base: Fingerprint,
     task: Task,
     data: dict[str, dict[str, Any]],
     parameters: ParameterCount,
@@ -145,15 +145,22 @@ def describe_run(
     """What there is to say of a run before it starts, in the keys of `run.json`.
 
     Args:
-        weights: the base model's `modeling.fingerprint`.
+        base: the base model's.
         data: split -> its number of examples, fingerprint and source.
         precision: its name, and the reason for it.
         learning_rate: the peak one.
         effective_batch_size: examples per update, over all processes.
     """
-    own = {} if task.own is None else {"text_columns": task.own.text_columns}
+    own: dict[str, Any] = {} if task.own is None else {"text_columns": task.own.text_columns}
+    if task.own is not None and task.own.dataset is not None and Path(task.own.dataset[0]).is_dir():
+        own["dataset_folder"] = str(Path(task.own.dataset[0]).resolve())
     return {
-        "model": {"name": source.name, "location": source.location, "fingerprint": weights},
+        "model": {
+            "name": source.name,
+            "location": source.location,
+            "fingerprint": base.weights,
+            "configuration": base.configuration,
+        },
         "labels": list(task.labels),
         **own,
         "data": data,

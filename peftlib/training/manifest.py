@@ -145,6 +145,7 @@ def identity_of(arguments: dict[str, Any], facts: dict[str, Any], accelerator: A
         "arguments": arguments,
         "data": facts["data"],
         "weights": facts["model"]["fingerprint"],
+        "configuration": facts["model"]["configuration"],
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         "device": accelerator.device.type,
@@ -168,20 +169,21 @@ def matching_manifest(
         return None
     manifest = verify(checkpoint)
     before, now = manifest["identity"], identity
-    if checkpoint.resolve().parent != (folder / "checkpoints").resolve():
+    is_own = checkpoint.resolve().parent == (folder / "checkpoints").resolve()
+    if not is_own:
         manifest["trackers"] = {}
     old, new = before["arguments"], now["arguments"]
     allowed = NOT_SHAPING | (set(_LENGTHS) if extend else set())
     if all(flags.get("train_file") or flags.get("dataset_name") for flags in (old, new)):
         allowed |= {"task_name"}  # where one's own data are, in other words
-    if "weights" in before:  # by which the base model counts; checkpoints up to 0.1.0 do not say
+    if before.get("configuration") == now["configuration"]:  # of the same weights, or else it is refused below
         allowed |= {"model_name_or_path", "model_revision"}
     differences = [
         f"--{name} was {old.get(name)}, is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
         if (name not in allowed and old.get(name) != new.get(name)) or (extend and _shorter(name, old, new, manifest))
     ]
-    done = record_in(folder)
+    done = record_in(folder) if is_own else {}
     if not differences and done.get("status") == "finished":  # a longer life of it has ended since
         lasted = {"step": done["results"]["global_step"]}
         differences += [
@@ -194,7 +196,7 @@ def matching_manifest(
         for split in now["data"]
         if before["data"].get(split, {}).get("fingerprint") != now["data"][split]["fingerprint"]
     ]
-    if before.get("weights", now["weights"]) != now["weights"]:
+    if before.get("weights", now["weights"]) != now["weights"]:  # checkpoints up to 0.1.0 do not say
         differences.append("the base model's weights have changed")
     if before["processes"] != now["processes"]:
         differences.append(f"it ran in {before['processes']} processes, this is {now['processes']}")

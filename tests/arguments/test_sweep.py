@@ -17,7 +17,8 @@ def test_the_flags_of_sweep_py():
 @pytest.mark.parametrize(
     "words",
     ["a.yaml --set seed=3 lora_r=8 --dry_run", "--dry_run --set seed=3 lora_r=8 a.yaml",
-     "--set seed=3 --dry_run --set lora_r=8 a.yaml", "--dry_run=true a.yaml --set seed=3 lora_r=8"],
+     "--set seed=3 --dry_run --set lora_r=8 a.yaml", "--dry_run=true a.yaml --set seed=3 lora_r=8",
+     "--set=seed=3 a.yaml --set lora_r=8 --dry_run"],
 )  # fmt: skip
 def test_the_file_stands_before_or_behind_the_flags(words):
     file, options = parse_sweep_arguments(words.split())

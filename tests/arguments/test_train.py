@@ -258,5 +258,7 @@ def test_the_base_model_s_folder_is_not_the_result_s(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    message = complaint("--model_name_or_path=link", "--output_dir=model", "--overwrite_output_dir")
-    assert message == "--output_dir model: is the base model's folder; name another one"
+    for base in ("link", "model/model"):  # where export.py puts a run's
+        (tmp_path / base).mkdir(exist_ok=True)
+        message = complaint(f"--model_name_or_path={base}", "--output_dir=model", "--overwrite_output_dir")
+        assert message == "--output_dir model: the base model's folder is in it; name another one"

@@ -61,6 +61,34 @@ def test_a_saved_dataset_keeps_its_classes_and_their_order(saved: Path) -> None:
     assert (len(hidden), hidden.labelled) == (8, False)
 
 
+def test_slices_of_a_saved_dataset_and_one_without_splits(tmp_path: Path, saved: Path) -> None:
+    flags = {"train_split_name": "train[:75%]", "validation_split_name": "train[6:]+validation"}
+    task = task_of(saved, **flags)
+    assert len(load_examples(task, "train")) == 6
+    assert load_examples(task, "validation").texts == [(f"text {i}",) for i in (6, 7, 3, 0)]
+    table().save_to_disk(tmp_path / "single")
+    single = task_of(tmp_path / "single", validation_split_name="train[-2:]")
+    assert load_examples(single, "validation").texts == [("text 6",), ("text 7",)]
+
+
+@pytest.mark.parametrize("how", [{"type": "numpy", "columns": ["label"]}, {"type": "torch"}])
+def test_the_format_that_a_dataset_was_saved_in_is_of_no_matter(tmp_path: Path, how: dict[str, Any]) -> None:
+    rows = table()
+    rows.set_format(**how)
+    datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(tmp_path / "news")
+    examples = load_examples(task_of(tmp_path / "news"), "train")
+    assert (examples.texts[1], examples.labels[:2]) == (("text 1",), [0, 1])
+
+
+@pytest.mark.parametrize("names", [["0.5", "1.0"], ["neg ", " pos"]])
+def test_names_of_classes_are_the_dataset_s_own(tmp_path: Path, names: list[str]) -> None:
+    rows = table().cast_column("label", datasets.ClassLabel(names=names))
+    datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(tmp_path / "news")
+    task = task_of(tmp_path / "news")
+    assert task.labels == tuple(names)
+    assert load_examples(task, "validation").labels == [0, 1] * 4
+
+
 def test_a_folder_of_files_in_slices(tmp_path: Path) -> None:
     """As `load_dataset` reads it; classes without names are called as they are written."""
     folder = tmp_path / "mails"
@@ -81,11 +109,13 @@ def test_a_folder_of_files_in_slices(tmp_path: Path) -> None:
         ({"validation_split_name": "dev"}, "news --validation_split_name dev: cannot be read: Unknown split"),
         (
             {"label_column_name": "topic"},
-            ", train: no column 'topic' (there are: text); name it in --label_column_name",
+            ", train: no column 'topic' (there are: idx, text, label, tags); name it in --lab",
         ),
         ({"text_column_names": "idx"}, ", train, row 1: the idx is no text (0); leave the row out"),
         ({"label_column_name": "tags", "text_column_names": "text"}, ", train, row 1: the tags is ['x0']; a class is"),
         ({"train_split_name": "test"}, ", test, row 1: the label is empty; leave the row out"),
+        ({"dataset_config_name": "en"}, "cannot be read: what save_to_disk has written has no configuration en"),
+        ({"train_split_name": "train[:1]"}, "at least two classes are needed, 'label' has only 'sport'"),
     ],
 )
 def test_what_is_not_there_is_one_line(tmp_path: Path, flags: dict[str, str], message: str) -> None:
@@ -102,6 +132,26 @@ def test_a_folder_without_data_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--dataset_name .*empty --train_split_name train: cannot be read: ") as caught:
         task_of(tmp_path / "empty")
     assert "\n" not in str(caught.value)
+
+
+def test_what_datasets_says_of_a_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--dataset_name /.*gone: no such folder$"):
+        task_of(tmp_path / "gone")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "old.py").write_text("class Old: ...")
+    with pytest.raises(UserError, match="Dataset scripts are no longer supported"):
+        task_of(tmp_path / "old")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "train.csv").write_text("text,label\na,b\na,b,c,d\n")
+    with pytest.raises(UserError, match=r"cannot be read: .*Expected 2 fields in line 3, saw 4"):
+        task_of(tmp_path / "odd")
+
+
+def test_a_folder_called_as_a_reader_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "train.csv").write_text("text,label\na,x\nb,y\n")
+    monkeypatch.chdir(tmp_path)
+    assert task_of(Path("csv")).labels == ("x", "y")
 
 
 def test_an_unreachable_hub_names_the_way_out() -> None:
@@ -122,5 +172,10 @@ def test_the_hub_s_cache_is_what_there_is_without_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     found = read_dataset("me/news", "en", "train", texts=None, label="label", split_flag="--train_split_name")
     assert asked == [("me/news", "en", "train", not reached)]
-    assert (found.source, found.columns, found.classes) == ("me/news (en), train", ["text", "label"], tuple(NAMES))
-    assert found.rows[1] == ("row 2", [" text 1 ", "business"])
+    assert (found.source, found.columns, found.classes) == (
+        "me/news (en), train",
+        ["idx", "text", "label"],
+        tuple(NAMES),
+    )
+    assert found.texts == ("text",)
+    assert found.rows[1] == ("row 2", [None, " text 1 ", "business"])  # what nobody asked for is not read

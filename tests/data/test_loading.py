@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import pytest
 
 from peftlib.data.loading import build_eval_loader, build_loaders, load_splits, longest_batch, longest_inputs
@@ -28,6 +29,21 @@ def test_the_first_rows_of_a_file_that_is_sorted_by_class_are_refused(tmp_path: 
     assert first(2) == 2  # for a look at one example or two
     with pytest.raises(UserError, match=r"^--max_eval_samples 20: the first 20 .*sorted.csv are all ham; shuffle"):
         load_splits(task, tokenizer, None, 16, None, 20)
+    assert len(load_splits(task, tokenizer, None, 16, None, 2).validation) == 2
+
+
+def test_a_slice_of_a_dataset_that_is_sorted_by_class_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names = ["ham", "spam"]
+    rows = {"text": [f"so {n}" for n in range(40)], "label": [int(n > 20) for n in range(40)]}
+    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk(tmp_path / "sorted")
+    own = OwnData("train[:60%]", "train[60%:]", None, "label", dataset=(str(tmp_path / "sorted"), None))
+    tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
+    with pytest.raises(UserError, match=r"^16 examples of .*sorted, train\[60%:\] are all spam; shuffle the rows"):
+        load_splits(find_task("x", own), tokenizer, None, 16, None, None)
 
 
 def test_a_split_that_is_scored_again_is_laid_out_as_it_was_in_training(tmp_path: Path) -> None:

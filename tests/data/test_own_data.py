@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftlib.data.own_data import name_of_own_data, own_data_of
+from peftlib.data.own_data import name_of_own_data, own_data_of, task_in_table
 from peftlib.data.sources import find_task, load_examples
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS, OwnData, Task
 from peftlib.errors import UserError
@@ -169,6 +169,18 @@ def test_a_long_text_is_read(tmp_path: Path) -> None:
 def test_a_task_is_called_as_its_file_or_folder(path: str, name: str) -> None:
     assert name_of_own_data(OwnData(path, "dev.csv", None, "label")) == name
     assert name not in TASKS
+
+
+def test_data_of_one_s_own_are_no_task_of_the_table_whatever_they_are_called(tmp_path: Path) -> None:
+    """A run of an older version may be called as a task that came later; its labels are no indices."""
+    assert task_in_table({"task_name": "mnli"}) is TASKS["mnli"]
+    assert task_in_table({"task_name": "mnli", "train_file": "mnli/train.csv"}) is None
+    assert task_in_table({"task_name": "mnli", "dataset_name": "me/mnli"}) is None
+    assert task_in_table({"task_name": "mails"}) is None and task_in_table({}) is None
+    path = write(tmp_path / "dev.csv", [{"text": f"so {label}", "label": label} for label in (1, 2, 3)])
+    own = OwnData(str(path), str(path), None, "label")
+    examples = load_examples(Task("mnli", ("1", "2", "3"), METRICS_OF_OWN_DATA, own=own), "validation")
+    assert examples.labels == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

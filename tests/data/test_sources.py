@@ -292,6 +292,15 @@ def test_every_task_of_glue_as_its_files_are_written(tmp_path, name):
         assert examples.labels == [-1 if split.startswith("test") else label]
 
 
+def test_rows_of_qqp_that_a_line_break_divides_are_left_out_as_the_hub_does(tmp_path):
+    header, row, texts, label, _ = GLUE_ROWS["qqp"]
+    (tmp_path / "QQP").mkdir()
+    broken = row.replace("How is it?", "How\nis it?")
+    (tmp_path / "QQP" / "train.tsv").write_text("\n".join([header, row, broken, row, ""]))
+    examples = load_examples(TASKS["qqp"], "train", tmp_path)
+    assert (examples.texts, examples.labels) == ([texts] * 2, [label] * 2)
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "expected"),
     [

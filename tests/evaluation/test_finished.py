@@ -18,7 +18,7 @@ from peftlib.data.sources import load_examples
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS, Task
 from peftlib.errors import UserError
 from peftlib.evaluation.finished import Finished
-from peftlib.modeling import fingerprint
+from peftlib.modeling import Fingerprint
 from peftlib.strategies import Strategy
 from peftlib.strategies.lora import LoRA
 from tests.conftest import write_glue
@@ -80,7 +80,7 @@ def test_another_base_model_is_refused(tiny_folder: Callable[..., Path], tmp_pat
     base = shutil.copytree(tiny_folder(), tmp_path / "base")
     model, head = classifier(base)
     content = record(METHODS["bitfit"], base)
-    content["model"]["fingerprint"] = fingerprint(model, head)
+    content["model"]["fingerprint"] = Fingerprint.of(model, head).weights
     METHODS["bitfit"].apply(model, head)
     METHODS["bitfit"].save(model, head, tmp_path)
     left(tmp_path, content).load()
@@ -152,6 +152,39 @@ def test_the_splits_of_a_dataset_and_a_file_beside_it(tmp_path: Path, monkeypatc
     path = tmp_path / "new.csv"
     path.write_text("mail,label\nyes,a\n")
     assert run.examples("test", test_file=str(path)).texts == [("yes",)]
+
+
+def test_a_dataset_s_folder_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = datasets.Dataset.from_dict({"text": ["so", "no"], "label": ["a", "b"]})
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "mails")
+    arguments = {"dataset_name": "mails", "task_name": "mails"}
+    run = left(tmp_path / "run", record(arguments=arguments, labels=["a", "b"], dataset_folder=str(tmp_path / "mails")))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(run.examples("test")) == 2
+
+
+@pytest.mark.parametrize(
+    ("padded", "splits", "expected"),
+    [
+        (False, {"train": {"longest": 31}, "validation": {"longest": 13}}, {"pad_to": 0, "widest": 31}),
+        (True, {"train": {"longest": 31}, "validation": {"longest": 130}}, {"pad_to": 128, "widest": 130}),
+        (False, {"train": {}, "validation": {}}, {"pad_to": 0, "widest": 0}),
+    ],
+)
+def test_batches_are_laid_out_as_in_training(
+    tmp_path: Path, padded: bool, splits: dict[str, Any], expected: dict[str, int]
+) -> None:
+    assert left(tmp_path, record(arguments={"pad_to_max_length": padded}, data=splits)).layout == expected
+
+
+def test_a_whole_model_takes_no_base(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    model, head = classifier(tiny_folder())
+    METHODS["full"].save(METHODS["full"].apply(model, head), head, tmp_path)
+    run = left(tmp_path, record(METHODS["full"], tiny_folder()))
+    with pytest.raises(UserError, match=r"--model_name_or_path other: .* holds the whole model; leave it out"):
+        run.load("other")
 
 
 def test_its_own_validation_split_is_what_it_was_scored_on(tmp_path: Path) -> None:

@@ -44,9 +44,11 @@ def test_a_view_of_another_type_is_written_as_what_it_means(tmp_path):
     assert answers is not None and np.array_equal(answers[0], logits) and answers[0].dtype == np.float32
 
 
-def test_answers_replace_those_to_the_same_texts_and_nothing_else(tmp_path):
+def test_answers_replace_those_to_the_same_texts_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     refuse_other_answers(tmp_path / "new", "a.csv", "x")
     refuse_other_answers(tmp_path, "a.csv", "x")
+    (tmp_path / "a.csv").write_text("text\n")
     (tmp_path / "results.json").write_text('{"source": "a.csv", "fingerprint": "x"}')  # of a version that knew no place
     refuse_other_answers(tmp_path, "a.csv", "y")
     refuse_other_answers(tmp_path, "b/a.csv", "x")  # the same texts

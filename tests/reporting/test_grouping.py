@@ -10,7 +10,7 @@ import pytest
 
 from peftlib.evaluation.predictions import save_predictions
 from peftlib.reporting.grouping import compare
-from peftlib.reporting.runs import read_run
+from peftlib.reporting.runs import Run, read_run
 from tests.reporting.made_up import make_run
 
 
@@ -87,14 +87,26 @@ def test_what_only_says_where_or_how_fast_does_not_part_them(make, words):
 
 
 def test_a_base_model_is_known_by_its_weights_wherever_it_lay(make):
-    def on(name, weights, seed):
-        return make("--model_name_or_path", name, seed=seed, changes={"model": {"name": name, "fingerprint": weights}})
+    def on(name, weights, configuration, seed):
+        model = {"name": name, "fingerprint": weights * 64, "configuration": configuration * 64}
+        return make("--model_name_or_path", name, seed=seed, changes={"model": model})
 
-    runs = [on("swap", "a" * 64, 1), on("/models/swap", "a" * 64, 2), on("swap", "b" * 64, 3)]
-    main, apart = compare(runs)
-    assert [len(main.runs), len(apart.runs)] == [2, 1]
-    assert apart.apart == "another base model (swap @ bbbbbbbbbbbb, not swap @ aaaaaaaaaaaa)"
+    runs = [on("swap", "a", "c", 1), on("/models/swap", "a", "c", 2), on("swap", "b", "c", 3), on("swap", "a", "d", 4)]
+    main, *others = compare(runs)
+    assert [len(main.runs), *(len(apart.runs) for apart in others)] == [2, 1, 1]
+    assert {apart.apart for apart in others} == {
+        "another base model (swap @ bbbbbbbb-cccc, not swap @ aaaaaaaa-cccc)",
+        "another base model (swap @ aaaaaaaa-dddd, not swap @ aaaaaaaa-cccc)",
+    }
     assert main.model in ("swap", "/models/swap")
+
+
+def test_own_data_called_as_a_task_are_scored_by_their_own_metrics(make):
+    run = make("--task_name", "sst2")
+    arguments = {**run.arguments, "task_name": "cola", "train_file": "cola/train.csv"}
+    results = {**run.results, "best_eval_macro_f1": 0.5}
+    old = Run(run.folder, {**run.record, "arguments": arguments, "results": results}, None)
+    assert compare([old])[0].metrics == ("accuracy", "macro_f1")
 
 
 def test_tasks_are_compared_each_by_itself(make):

@@ -6,7 +6,7 @@ from typing import Any
 
 from peftlib.arguments import parse_train_arguments
 from peftlib.data.tasks import TASKS
-from peftlib.modeling import ModelSource
+from peftlib.modeling import Fingerprint, ModelSource
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.record import describe_run
 
@@ -16,7 +16,7 @@ def made_facts() -> dict[str, Any]:
     split = {"fingerprint": "0" * 64, "source": "made here"}
     return describe_run(
         ModelSource("some/model", "/models/some"),
-        "f" * 64,
+        Fingerprint("f" * 64, "c" * 64),
         TASKS["mrpc"],
         {"train": {"examples": 3668, **split}, "validation": {"examples": 408, **split}},
         ParameterCount(trainable=1234, total=1_000_000),

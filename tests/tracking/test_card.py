@@ -32,13 +32,10 @@ def test_the_metadata_is_yaml_that_names_base_library_and_metrics(is_adapter, li
     }
 
 
-def test_the_metadata_names_a_dataset_of_the_hub_and_no_folder(tmp_path):
-    for name, expected in (("me/mails", ["me/mails"]), (str(tmp_path), None)):
-        run = {
-            "arguments": {**made_arguments(), "task_name": "mails", "dataset_name": name},
-            **made_facts(),
-            "steps": 1,
-        }
+def test_the_metadata_names_a_dataset_of_the_hub_and_no_folder():
+    arguments = {**made_arguments(), "task_name": "mails", "dataset_name": "me/mails"}
+    for folder, expected in (({}, ["me/mails"]), ({"dataset_folder": "/data/me/mails"}, None)):
+        run = {"arguments": arguments, **made_facts(), **folder, "steps": 1}
         front = model_card(run, SCORES, folder="a", is_adapter=True).split("---\n", 2)[1]
         assert yaml.safe_load(front).get("datasets") == expected
 

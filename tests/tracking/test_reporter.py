@@ -87,6 +87,24 @@ def test_a_whole_run_is_recorded_and_told(tmp_path, capsys):
         assert part in out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--num_warmup_steps", "21"), True),
+        (("--num_warmup_steps", "20"), False),
+        (("--num_warmup_steps", "21", "--lr_scheduler_type", "constant"), False),
+        ((), False),
+    ],
+)
+def test_a_warm_up_longer_than_the_run_is_said(tmp_path, capsys, words, said):
+    facts = made_facts() | {"effective_batch_size": 4000}
+    with reporter_in(tmp_path, *words).watching(20, facts):
+        pass
+    out = capsys.readouterr().out
+    assert ("--num_warmup_steps 21: the run is shorter, its rate rises over all 20 updates" in out) is said
+    assert "20 of 3668 examples" in out  # there are no more
+
+
 def test_no_secret_of_the_environment_reaches_a_file(tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, "s3cr3t")

@@ -30,6 +30,7 @@ IDENTITY = {
     "arguments": {"seed": 1, "num_train_epochs": 2, "max_train_steps": None, "logging_steps": 1, "method": "bitfit"},
     "data": {"train": {"fingerprint": "a"}, "validation": {"fingerprint": "b"}},
     "weights": "c",
+    "configuration": "d",
     "processes": 1,
     "precision": "no",
     "device": "cpu",
@@ -299,6 +300,8 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
         )
     elsewhere = changed(model_name_or_path="/models/copy", model_revision="v2")
     assert matching_manifest(newest, elsewhere, extend=False, folder=two_checkpoints)["step"] == 20
+    with pytest.raises(UserError, match="--model_name_or_path was None, is /models/copy"):  # with other heads, say
+        matching_manifest(newest, {**elsewhere, "configuration": "x"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the base model's weights have changed"):
         matching_manifest(newest, {**IDENTITY, "weights": "x"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="it ran in 1 processes, this is 2"):
