@@ -6,11 +6,14 @@ import gc
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.processes import end_with_launcher
+
+_PATIENCE = 3.0  # seconds
 
 
 def run(main: Callable[[], None]) -> None:
@@ -56,3 +59,5 @@ def importing() -> Iterator[None]:
 def _say(line: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
+    else:  # the launcher ends all processes when the first has ended: the one that speaks may need a moment longer
+        time.sleep(_PATIENCE)

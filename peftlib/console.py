@@ -64,7 +64,8 @@ class Console:
             return
         table = Table(title=title, title_justify="left")
         for place, name in enumerate(header):
-            table.add_column(Text(name), justify="right" if 0 < place <= numbers else "left")
+            # A number that is cut would be another one: what does not fit goes on in the next line.
+            table.add_column(Text(name), justify="right" if 0 < place <= numbers else "left", overflow="fold")
         for line in lines:
             table.add_row(*map(Text, line))
         self._print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from peftlib.arguments.bounds import at_least
 from peftlib.data.own_data import LABEL_COLUMN, SPLIT_NAMES, own_data_of
@@ -16,6 +16,8 @@ from peftlib.strategies import STRATEGIES
 @dataclass(frozen=True)
 class ModelArguments:
     """Which base model."""
+
+    _argument_group_name: ClassVar[str] = "model"
 
     model_name_or_path: str = field(
         default=DEFAULT_MODEL,
@@ -30,6 +32,8 @@ class ModelArguments:
 @dataclass(frozen=True)
 class DataArguments:
     """On what it trains."""
+
+    _argument_group_name: ClassVar[str] = "data"
 
     task_name: str | None = field(
         default=None,
@@ -125,6 +129,8 @@ class DataArguments:
 @dataclass(frozen=True)
 class TrainingArguments:
     """How it trains."""
+
+    _argument_group_name: ClassVar[str] = "training"
 
     method: str = field(default="bitfit", metadata={"help": "what trains", "choices": list(STRATEGIES)})
     learning_rate: float | None = field(
@@ -235,6 +241,8 @@ class TrainingArguments:
 @dataclass(frozen=True)
 class OutputArguments:
     """What it leaves behind, and who watches."""
+
+    _argument_group_name: ClassVar[str] = "output and checkpoints"
 
     output_dir: str | None = field(
         default=None,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from peftlib.arguments.bounds import at_least
 from peftlib.arguments.parser import Parser, words_of
+from peftlib.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ def _with_parameters_last(words: list[str]) -> list[str]:
     """What stands behind each `--set` goes to the end, up to the first word that sets nothing: the file, or a flag."""
     others: list[str] = []
     settings: list[str] = []
-    taking = False
+    before, taking = "", False
     for word in itertools.chain(*(word.split("=", 1) if word.startswith("--set=") else [word] for word in words)):
-        taking = word == "--set" or (taking and "=" in word and not word.startswith("--"))
+        if before == "--set" and "=" not in word:
+            raise UserError(f"--set {word}: must be a parameter and its value, as in --set seed=3")
+        before, taking = word, word == "--set" or (taking and "=" in word and not word.startswith("--"))
         if taking and word != "--set":
             settings.append(word)
         elif not taking:

@@ -21,6 +21,8 @@ _COSTS: dict[str, tuple[str, bool, Callable[[Row], float]]] = {
     "time": ("training time (s)", False, lambda row: row.costs["train_seconds"].mean),
     "memory": ("peak memory (MB)", False, lambda row: row.costs["peak_memory_bytes"].mean / 1e6),
 }
+#: Of the axis beyond what a score can be: a point at its end is seen whole.
+_MARGIN = 0.02
 
 
 class NoData(Exception):
@@ -68,7 +70,7 @@ def draw_pareto(comparison: Comparison, rows: list[Row], cost: str, folder: Path
         axes.errorbar(x, interval.mean, yerr=interval.half_width, capsize=3, elinewidth=1, label=row.label, **style)
     front = pareto_front([(x, row.metrics[metric].mean) for row, x in points])
     axes.step(*zip(*front, strict=True), where="post", color="#999999", lw=1, zorder=0, label="Pareto front")
-    axes.set(xlabel=label, ylabel=metric)
+    axes.set(xlabel=label, ylabel=metric, ylim=_possible(axes, metric))
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -93,7 +95,7 @@ def draw_rank(comparison: Comparison, folder: Path, slug: str) -> Plot:
     family = sorted(family, key=lambda variant: int(variant.flags["lora_r"]))
     ranks = [int(variant.flags["lora_r"]) for variant in family]
     _line_with_intervals(axes, ranks, family, metric, index=0)
-    axes.set(xlabel="rank r", ylabel=metric, xscale="log")
+    axes.set(xlabel="rank r", ylabel=metric, xscale="log", ylim=_possible(axes, metric))
     _tick_at(axes, ranks)
     return write_figure(
         figure, folder, f"{slug}-{metric}-by-rank", f"{metric.capitalize()} by rank",
@@ -119,7 +121,7 @@ def draw_rate(comparison: Comparison, folder: Path, slug: str) -> Plot:
         rates |= {variant.rate for variant in same}
     if not rates:
         raise NoData(f"{metric.capitalize()} against the learning rate: every method was trained at one rate only.")
-    axes.set(xlabel="peak learning rate", ylabel=metric, xscale="log")
+    axes.set(xlabel="peak learning rate", ylabel=metric, xscale="log", ylim=_possible(axes, metric))
     _tick_at(axes, sorted(rates))
     legend_below(figure, axes)
     caption = "Means with 95 % intervals over seeds. Of several warm-ups at one rate the one with most seeds is shown."
@@ -147,6 +149,13 @@ def _line_with_intervals(
     halves = [interval.half_width or 0.0 for interval in intervals]
     means = [interval.mean for interval in intervals]
     axes.errorbar(places, means, yerr=halves, capsize=3, elinewidth=1, label=label, **look(index))
+
+
+def _possible(axes: Axes, metric: str) -> tuple[float, float]:
+    """The axis as it is, as far as scores can go: intervals of two seeds go further."""
+    low, high = axes.get_ylim()
+    least = -1.0 if metric == "matthews_correlation" else 0.0
+    return max(low, least - _MARGIN), min(high, 1 + _MARGIN)
 
 
 def _tick_at(axes: Axes, places: Sequence[float]) -> None:

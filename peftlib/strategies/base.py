@@ -16,7 +16,10 @@ if TYPE_CHECKING:  # torch takes a second to import and `--help` only reads the 
 
 @dataclass(frozen=True)
 class Strategy(ABC):
-    """One way to fine-tune a sequence classifier. Fields of subclasses become command-line flags."""
+    """One way to fine-tune a sequence classifier. Fields of subclasses become command-line flags.
+
+    Those that have any name their group in `--help` as HfArgumentParser asks for it, in `_argument_group_name`.
+    """
 
     #: Peak learning rate when `--learning_rate` is not given.
     default_learning_rate: ClassVar[float]

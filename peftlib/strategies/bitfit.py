@@ -34,6 +34,7 @@ BIAS_TERMS: dict[str, tuple[str, ...]] = {
 class BitFit(Strategy):
     """Every bias of the encoder and, as in the paper (section 3), the new classification head."""
 
+    _argument_group_name: ClassVar[str] = "--method bitfit"
     default_learning_rate: ClassVar[float] = 3e-3
     # A thousandth of the parameters underfits: it learns better without (docs/results.md), and faster.
     default_dropout: ClassVar[float | None] = 0.0

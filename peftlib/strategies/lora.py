@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class LoRA(Strategy):
     """Low-rank updates on Linear layers, and the new classification head."""
 
+    _argument_group_name: ClassVar[str] = "--method lora"
     default_learning_rate: ClassVar[float] = 5e-4
 
     lora_r: int = field(default=16, metadata={"help": "lora: the rank r of the update matrices"})

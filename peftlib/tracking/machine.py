@@ -7,14 +7,17 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 _VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "safetensors", "tokenizers", "torch",
              "transformers", "wandb")  # fmt: skip
+_LEAST_SECONDS = 0.5
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -47,6 +50,31 @@ def git_state(file: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+class Neighbours:
+    """Who else computes on the cores that this process may use, from when it is made.
+
+    Threads that share a product wait for each other at its end, and OpenMP's wait by computing nothing as fast as they
+    can: with both of two cores taken, a run on two threads has been seen to take eight to fifty times as long.
+    """
+
+    def __init__(self) -> None:
+        self._usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        self._start = self._now()
+
+    def busy_cores(self) -> float:
+        """How many cores others have kept busy, on average; 0 as long as there is little to go by."""
+        wall, all_of_us, own = (now - before for now, before in zip(self._now(), self._start, strict=True))
+        return max(0.0, (all_of_us - own) / wall) if wall >= _LEAST_SECONDS else 0.0
+
+    def _now(self) -> tuple[float, float, float]:
+        """Seconds: of the clock, of all cores' work, of this process's."""
+        cores = psutil.cpu_times(percpu=True)
+        chosen = cores if self._usable is None else [cores[core] for core in self._usable if core < len(cores)]
+        own = os.times()
+        busy = sum(core.user + core.system + getattr(core, "nice", 0.0) for core in chosen)
+        return time.monotonic(), busy, own.user + own.system + own.children_user + own.children_system
 
 
 def peak_memory(device: torch.device) -> int:

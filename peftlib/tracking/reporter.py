@@ -16,7 +16,7 @@ from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
 from peftlib.tracking.console import RunConsole
 from peftlib.tracking.folder import lock_folder, sweep_of_run
-from peftlib.tracking.machine import environment, peak_memory
+from peftlib.tracking.machine import Neighbours, environment, peak_memory
 from peftlib.tracking.record import RunRecord
 from peftlib.tracking.trackers import end_wandb_run, leave_wandb, start_trackers
 
@@ -37,6 +37,7 @@ class Reporter:
         self._arguments = arguments
         self._trackers = trackers
         self._created = time.perf_counter()
+        self._neighbours = Neighbours()
         self._record: RunRecord | None = None
         self._lock: TextIO | None = None
         self._logged_step = -1
@@ -123,7 +124,7 @@ class Reporter:
                 self._trackers, accelerator.trackers = [], []  # half a tracker would fail again at every log
             if self._trackers:
                 closing.push(self._end_trackers)  # last of all: the record is complete by then
-            self._announce(facts, steps, notice)
+            self._announce(facts, steps, notice, resumed)
             self._track({**parameters, "train/global_step": 0}, step=0)
             self.update(setup_seconds=time.perf_counter() - self._created)
             self.console.total_steps = steps
@@ -210,8 +211,9 @@ class Reporter:
                 self._silenced.add(who)
                 self.warn(f"WARNING: {who} failed, the run goes on without it: {type(error).__name__}: {error}")
 
-    def _announce(self, facts: dict[str, Any], steps: int, notice: str | None) -> None:
+    def _announce(self, facts: dict[str, Any], steps: int, notice: str | None, resumed: dict[str, Any] | None) -> None:
         parameters, data = facts["parameters"], facts["data"]
+        threads, on_cpu = facts["machine"]["threads"], facts["machine"]["device_type"] == "cpu"
         examples = min(facts["effective_batch_size"], data["train"]["examples"])
         self.console.facts(
             "run",
@@ -221,11 +223,10 @@ class Reporter:
                 "classes": _listed(facts["labels"]),
                 "model": facts["model"]["name"],
                 "method": f"{self._arguments['method']}, learning rate {facts['learning_rate']:g}",
-                "updates": f"{steps:,} of {examples} examples, "
-                f"{facts['processes']} process{'es' if facts['processes'] > 1 else ''}",
+                "updates": f"{steps:,} of {examples} examples, {_counted(facts['processes'], 'process')}",
+                **({} if resumed is None else {"resumed": _resumed(int(resumed["step"]), steps)}),
                 "precision": f"{facts['precision']['name']} ({facts['precision']['reason']})",
-                "device": f"{facts['machine']['device']}"
-                + (f", {facts['machine']['threads']} threads" if facts["machine"]["device_type"] == "cpu" else ""),
+                "device": f"{facts['machine']['device']}" + (f", {_counted(threads, 'thread')}" if on_cpu else ""),
                 "output": str(self.folder),
             },
         )
@@ -242,8 +243,23 @@ class Reporter:
             self.console.note(
                 f"--num_warmup_steps {warmup}: the run is shorter, its rate rises over all {steps} updates"
             )
+        others = self._neighbours.busy_cores()
+        free = max(1, threads - round(others))
+        if on_cpu and facts["processes"] == 1 and others >= 0.5 and free < threads:
+            self.console.note(
+                f"note: other processes keep {others:.1f} cores busy, and threads that wait for each other can be many "
+                f"times slower: try --num_cpu_threads {free}"
+            )
         if notice is not None:
             self.console.note(notice)
+
+
+def _resumed(step: int, steps: int) -> str:
+    return f"after step {step:,}" if step < steps else f"after step {step:,}, the last: nothing is left to train"
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}" + ("" if number == 1 else "es" if name.endswith("s") else "s")
 
 
 def _listed(labels: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import signal
 import time
 from functools import partial
@@ -195,8 +196,10 @@ def stop_if_asked(training: Training) -> None:
     number = training.interruption.requested()
     if number is None:
         return
-    way = "continue with --resume_from_checkpoint auto"
-    if training.keeper is None or not _keep(training, training.keeper):
+    keeper = training.keeper
+    place = "" if keeper is None else f"--output_dir {shlex.quote(str(keeper.folder.parent))} "
+    way = f"continue with {place}--resume_from_checkpoint auto"
+    if keeper is None or not _keep(training, keeper):
         way = f"this step could not be kept; an older one, if there is any, is whole: {way}"
     message = f"stopped by {number.name} after step {training.progress.step}; {way}"
     raise Interrupted(message, EXIT_STATUS[number], by_hand=number is signal.SIGINT)

@@ -39,7 +39,9 @@ class Watcher(Protocol):
 
 
 class Keeper(Protocol):
-    """Who writes checkpoints (see `training/checkpointing.py`)."""
+    """Who writes checkpoints (see `training/checkpointing.py`), into `folder`, which is in the run's."""
+
+    folder: Path
 
     def is_due(self, step: int, epoch_ends: bool, run_ends: bool) -> bool:
         """Whether one is wanted after this update."""

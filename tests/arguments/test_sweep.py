@@ -32,6 +32,7 @@ def test_the_file_stands_before_or_behind_the_flags(words):
         (["a.yaml", "--workers", "0"], "--workers 0: must be at least 1"),
         (["a.yaml", "--workers", "x"], "--workers: invalid int value: 'x'"),
         ([], "the following arguments are required: FILE"),
+        (["a.yaml", "--set", "seed"], "--set seed: must be a parameter and its value, as in --set seed=3"),
     ],
 )
 def test_a_wrong_flag_of_sweep_py_is_one_line(words, message):

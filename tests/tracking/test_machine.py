@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import time
+from types import SimpleNamespace
 
+import psutil
+import pytest
 import torch
 
-from peftlib.tracking.machine import environment, git_state, peak_memory
+from peftlib.tracking.machine import Neighbours, environment, git_state, peak_memory
 from tests.conftest import ROOT
 
 
@@ -58,6 +63,53 @@ def test_without_a_checkout_or_without_git_there_is_no_commit(tmp_path, monkeypa
     assert git_state(tmp_path / "a.py") is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_state(ROOT / "README.md") is None
+
+
+def times(user: float) -> SimpleNamespace:
+    return SimpleNamespace(user=user, system=0.0, nice=0.0, children_user=0.0, children_system=0.0)
+
+
+class Machine:
+    """Two cores whose work, and this process's, goes on as a test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock, self.own, self.all = 100.0, 5.0, 300.0
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2}, raising=False)
+        monkeypatch.setattr(time, "monotonic", lambda: self.clock)
+        monkeypatch.setattr(os, "times", lambda: times(self.own))
+        monkeypatch.setattr(
+            psutil, "cpu_times", lambda percpu: [times(1e6 * self.clock), times(self.all / 2), times(self.all / 2)]
+        )
+
+    def goes_on(self, seconds: float, own: float, others: float) -> None:
+        self.clock += seconds
+        self.own += own
+        self.all += own + others
+
+
+@pytest.mark.parametrize(("own", "others", "busy"), [(4.0, 0.0, 0.0), (2.0, 2.0, 1.0), (4.0, 3.0, 1.5)])
+def test_the_work_of_others_on_the_cores_that_one_may_use(
+    monkeypatch: pytest.MonkeyPatch, own: float, others: float, busy: float
+) -> None:
+    machine = Machine(monkeypatch)
+    neighbours = Neighbours()
+    machine.goes_on(2.0, own, others)
+    assert neighbours.busy_cores() == pytest.approx(busy)
+
+
+def test_a_moment_says_nothing_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    neighbours = Neighbours()
+    machine.goes_on(0.1, 0.0, 0.2)
+    assert neighbours.busy_cores() == 0.0
+
+
+def test_this_machine_can_be_asked() -> None:
+    neighbours = Neighbours()
+    end = time.monotonic() + 0.6
+    while time.monotonic() < end:
+        pass
+    assert 0.0 <= neighbours.busy_cores() <= (os.cpu_count() or 1) + 1
 
 
 def test_peak_memory_is_in_bytes_and_grows_with_what_is_held():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 
 from peftlib.errors import RunError, UserError
+from peftlib.tracking.machine import Neighbours
 from peftlib.tracking.reporter import Reporter
 from tests.tracking.facts import made_arguments, made_facts
 
@@ -85,6 +87,25 @@ def test_a_whole_run_is_recorded_and_told(tmp_path, capsys):
         f"result: {folder}",
     ):
         assert part in out
+
+
+@pytest.mark.parametrize(
+    ("others", "threads", "said"), [(1.2, 2, "--num_cpu_threads 1"), (0.4, 2, None), (2.0, 1, None), (3.0, 8, "5")]
+)
+def test_neighbours_that_keep_threads_waiting_are_said(tmp_path, capsys, monkeypatch, others, threads, said):
+    monkeypatch.setattr(Neighbours, "busy_cores", lambda self: others)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with reporter_in(tmp_path).watching(20, made_facts()):
+        pass
+    out = capsys.readouterr().out
+    assert ("cores busy" in out) is (said is not None) and (said or "") in out
+
+
+@pytest.mark.parametrize(("step", "said"), [(7, "resumed: after step 7\n"), (20, "the last: nothing is left to train")])
+def test_a_run_that_goes_on_says_from_where(tmp_path, capsys, step, said):
+    with reporter_in(tmp_path).watching(20, made_facts(), {"step": step, "trackers": {}}):
+        pass
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
