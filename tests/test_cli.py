@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -40,11 +41,14 @@ def test_an_ending_has_its_status_and_one_line_on_stderr(error, status, line, ca
 @pytest.mark.parametrize(("error", "status", "line"), ENDINGS)
 @pytest.mark.parametrize("rank", [0, 1, 3])
 def test_only_the_first_process_speaks_and_all_leave_alike(error, status, line, rank, capsys, monkeypatch):
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.setenv("RANK", str(rank))
     with pytest.raises(SystemExit) as caught:
         cli.run(raising(error))
     assert caught.value.code == status
     assert capsys.readouterr() == ("", line if rank == 0 else "")
+    assert len(waited) == (rank > 0), "the launcher ends all with the first that has ended"
 
 
 def test_a_run_that_ends_well_says_nothing(capsys):

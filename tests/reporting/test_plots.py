@@ -12,9 +12,9 @@ from matplotlib import colors, image
 
 from peftlib.evaluation.statistics import mean_interval
 from peftlib.reporting import plots
-from peftlib.reporting.figures import look
+from peftlib.reporting.figures import look, new_figure
 from peftlib.reporting.grouping import compare
-from peftlib.reporting.plots import draw_scores, pareto_front
+from peftlib.reporting.plots import _possible, draw_scores, pareto_front
 from peftlib.reporting.runs import read_run
 from peftlib.reporting.table import rows
 from peftlib.reporting.weight_plots import draw_weights
@@ -224,3 +224,14 @@ def test_the_front_is_what_nothing_beats(points):
 def test_weights_that_are_not_there_are_said(tmp_path, words, reasons):
     (comparison,) = compare([read_run(make_run(tmp_path / "run", *words))])
     assert draw_weights(comparison, tmp_path, "x") == ([], reasons)
+
+
+@pytest.mark.parametrize(("metric", "limits"), [("accuracy", (-0.02, 1.02)), ("matthews_correlation", (-1.02, 1.02))])
+def test_an_axis_ends_where_scores_do(metric: str, limits: tuple[float, float]) -> None:
+    """The interval of two seeds goes on for ever."""
+    _, axes = new_figure()
+    axes.errorbar([1, 2], [0.5, 0.6], yerr=[8.0, 0.1])
+    assert _possible(axes, metric) == limits
+    _, axes = new_figure()
+    axes.errorbar([1, 2], [0.5, 0.6], yerr=[0.05, 0.1])
+    assert _possible(axes, metric) == axes.get_ylim()
