@@ -92,7 +92,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             group_by_length=data.group_by_length, pad_to=data.pad_to, num_workers=data.dataloader_num_workers,
         )  # fmt: skip
         base, head = load_classifier(source, task.labels, args.dropout)
-        base_size, weights = size(base), Fingerprint.of(base, head)
+        base_size, fingerprint = size(base), Fingerprint.of(base, head)
         adapted = freeze_unread(strategy.apply(base, head), longest_inputs(train_loader))
         parameters = ParameterCount.of(base_size, adapted)
         if job.system == "ours":
@@ -115,7 +115,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
         score = partial(_score, accelerator, model, eval_loader, splits.validation.labels)
         facts = describe_run(
-            source, weights, task, splits.facts(), parameters, precision, args.learning_rate, batches.window_size
+            source, fingerprint, task, splits.facts(), parameters, precision, args.learning_rate, batches.window_size
         )
         with reporter.watching(plan.steps, facts):
             set_seed(how.seed, device_specific=True)

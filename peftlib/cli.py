@@ -57,6 +57,7 @@ def importing() -> Iterator[None]:
 
 
 def _say(line: str) -> None:
+    """On the first process; the others give it the time."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
     else:  # the launcher ends all processes when the first has ended: the one that speaks may need a moment longer

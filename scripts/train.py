@@ -70,10 +70,10 @@ def main() -> None:
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels, args.dropout, splits.extent(data.pad_to))
-    base_size, weights = size(base), Fingerprint.of(base, head)
+    base_size, fingerprint = size(base), Fingerprint.of(base, head)
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader))
     parameters = ParameterCount.of(base_size, adapted)
-    facts = describe_run(source, weights, task, splits.facts(), parameters, precision, rate, batches.window_size)
+    facts = describe_run(source, fingerprint, task, splits.facts(), parameters, precision, rate, batches.window_size)
     checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), facts, accelerator)
     manifest = matching_manifest(checkpoint, identity, extend=out.extend_training, folder=folder)
     accelerate_model(

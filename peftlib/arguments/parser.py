@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from transformers.hf_argparser import HfArgumentParser
+from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from peftlib.errors import UserError, nearest
 
 _Flags = TypeVar("_Flags")
 #: How the names of flags end that take a path, or may take one.
 _PATHS = ("_dir", "_file", "_or_path", "dataset_name")
-#: What HfArgumentParser takes for the value of a switch.
-_TRUTHS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 
 
 class Parser(HfArgumentParser):
@@ -61,7 +60,7 @@ class Parser(HfArgumentParser):
         actions = self._option_string_actions.items()
         switches = {option for option, action in actions if action.nargs == "?" and action.const is True}
         return [
-            f"{word}=true" if word in switches and (after.lower() not in _TRUTHS or Path(after).exists()) else word
+            f"{word}=true" if word in switches and (not _is_truth(after) or Path(after).exists()) else word
             for word, after in itertools.pairwise([*words, ""])
         ]
 
@@ -70,6 +69,15 @@ class Parser(HfArgumentParser):
         if flag.startswith("-"):
             raise UserError(f"{flag}: no such flag{nearest('--' + underscored(flag), self.flags())}")
         raise UserError(f"{word!r}: a value without a flag; see --help")
+
+
+def _is_truth(word: str) -> bool:
+    """Whether HfArgumentParser takes it for the value of a switch."""
+    try:
+        string_to_bool(word)
+    except ArgumentTypeError:
+        return False
+    return True
 
 
 def parse_one_run(kind: type[_Flags], prog: str, about: str, argv: Sequence[str] | None) -> tuple[str, _Flags]:

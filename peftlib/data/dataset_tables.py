@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def load_split(path: str, config: str | None, split: str, *, flag: str, split_fl
     folder = Path(path)
     if not folder.is_dir() and folder.is_absolute():
         raise UserError(f"{flag}: no such folder")
-    offline = not folder.is_dir() and not hub_access(path, repo_type="dataset", flag=flag, ways_out=ways_out)
+    offline = not folder.is_dir() and not _hub_answers(path, flag, ways_out)
     import datasets  # a second to import, and only these tasks need it
 
     if not sys.stderr.isatty():
@@ -47,6 +48,12 @@ def load_split(path: str, config: str | None, split: str, *, flag: str, split_fl
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:300]
         raise UserError(f"{flag}{split_flag}: cannot be read: {reason}") from error
+
+
+@functools.cache
+def _hub_answers(path: str, flag: str, ways_out: str) -> bool:
+    """Asked once for all splits: each time takes a request, or without an answer eight seconds and a warning."""
+    return hub_access(path, repo_type="dataset", flag=flag, ways_out=ways_out)
 
 
 def _saved_split(folder: Path, config: str | None, split: str) -> Any:

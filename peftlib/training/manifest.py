@@ -185,7 +185,7 @@ def matching_manifest(
     ]
     done = record_in(folder) if is_own else {}
     if not differences and done.get("status") == "finished":  # a longer life of it has ended since
-        lasted = {"step": done["results"]["global_step"]}
+        lasted = {"step": done.get("results", {}).get("global_step", 0)}
         differences += [
             f"{folder} holds the result of a longer one (--{name} {done['arguments'].get(name)}, not {new.get(name)})"
             for name in _LENGTHS

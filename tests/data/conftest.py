@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from peftlib.data.dataset_tables import _hub_answers
 from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _the_hub_is_asked_again():
+    yield
+    _hub_answers.cache_clear()
 
 
 @pytest.fixture

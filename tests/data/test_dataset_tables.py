@@ -179,3 +179,18 @@ def test_the_hub_s_cache_is_what_there_is_without_it(monkeypatch: pytest.MonkeyP
     )
     assert found.texts == ("text",)
     assert found.rows[1] == ("row 2", [None, " text 1 ", "business"])  # what nobody asked for is not read
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_the_hub_is_asked_once_for_all_splits(monkeypatch: pytest.MonkeyPatch, reached: bool) -> None:
+    asked: list[str] = []
+
+    def hub_access(path: str, **options: Any) -> bool:
+        asked.append(path)
+        return reached
+
+    monkeypatch.setattr(dataset_tables, "hub_access", hub_access)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *words, **options: table())
+    for name in ("train", "validation", "train"):
+        read_dataset("me/news", None, name, texts=None, label="label", split_flag=f"--{name}_split_name")
+    assert asked == ["me/news"]
