@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from peftlib.arguments.compare import CompareArguments, parse_compare_arguments
 from peftlib.arguments.export import ExportArguments, parse_export_arguments
-from peftlib.arguments.groups import DataArguments, ModelArguments, OutputArguments, TrainingArguments
+from peftlib.arguments.inputs import DataArguments, ModelArguments
+from peftlib.arguments.output import OutputArguments
 from peftlib.arguments.predict import PredictArguments, parse_predict_arguments
 from peftlib.arguments.reproduce import ReproduceArguments, parse_reproduce_arguments
 from peftlib.arguments.sweep import SweepArguments, parse_sweep_arguments
 from peftlib.arguments.train import TrainArguments, parse_train_arguments, train_parser
+from peftlib.arguments.training import TrainingArguments
 
 __all__ = [
     "CompareArguments",

@@ -11,8 +11,10 @@ from typing import Any
 
 from peftlib.arguments.agent import without_groups, without_records
 from peftlib.arguments.config_file import flags_of_file
-from peftlib.arguments.groups import DataArguments, ModelArguments, OutputArguments, TrainingArguments
+from peftlib.arguments.inputs import DataArguments, ModelArguments
+from peftlib.arguments.output import OutputArguments
 from peftlib.arguments.parser import Parser, words_of
+from peftlib.arguments.training import TrainingArguments
 from peftlib.data.own_data import name_of_own_data
 from peftlib.data.tasks import DEFAULT_TASK, TASKS, Task
 from peftlib.errors import UserError
