@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 
+from peftlib.arguments.parser import underscored
 from peftlib.errors import UserError
 
 
@@ -12,7 +13,7 @@ def without_groups(argv: list[str], known: list[str]) -> list[str]:
     flags: list[str] = []
     for word in argv:
         name, _, text = word.partition("=")
-        if name.startswith("--") and name not in known and text.startswith("{"):
+        if name.startswith("--") and f"--{underscored(name)}" not in known and text.startswith("{"):
             try:
                 group = ast.literal_eval(text)
             except (ValueError, SyntaxError) as error:

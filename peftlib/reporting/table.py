@@ -13,6 +13,7 @@ from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.reference import references
 from peftlib.reporting.runs import Run
 from peftlib.reporting.variants import Variant
+from peftlib.strategies import STRATEGIES
 
 #: A row's field -> the column's title, and how a mean is written.
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -93,8 +94,8 @@ def _what(run: Run) -> str:
     arguments: dict[str, Any] = run.arguments
     if not arguments:
         return "not recorded"
-    rank = f" r={arguments['lora_r']}" if "lora_r" in arguments else ""
-    return f"{run.task}, {run.method}{rank}, seed {run.seed}"
+    name = STRATEGIES[run.method].named(arguments) if run.method in STRATEGIES else run.method
+    return f"{run.task}, {name}, seed {run.seed}"
 
 
 def plus_minus(interval: Interval, write: Callable[[float], str] = lambda value: f"{value:.4f}") -> str:

@@ -112,13 +112,11 @@ def _flags(run: Run) -> dict[str, Any]:
 
 
 def _strategy_label(method: str, flags: dict[str, Any]) -> str:
-    """`LoRA r=8`, `BitFit, train_head=False`: the rank always, other flags where they are not the default."""
+    """`LoRA r=8`, `BitFit, train_head=False`: flags where they are not the default, or tell methods apart."""
     if method not in STRATEGIES:
         return method
     kind = STRATEGIES[method]
     defaults = {field.name: field.default for field in dataclasses.fields(kind)} | {"dropout": kind.default_dropout}
-    parts = [f"{kind.__name__} r={flags['lora_r']}" if "lora_r" in flags else kind.__name__]
-    parts += [
-        f"{name}={value}" for name, value in flags.items() if name != "lora_r" and value != defaults.get(name, value)
-    ]
-    return ", ".join(parts)
+    others = {name: value for name, value in flags.items() if name not in kind.named_by}
+    changed = [f"{name}={value}" for name, value in others.items() if value != defaults.get(name, value)]
+    return ", ".join([kind.named(flags), *changed])

@@ -11,11 +11,17 @@ from peftlib.strategies.base import Strategy
 from peftlib.strategies.bitfit import BitFit
 from peftlib.strategies.full import Full
 from peftlib.strategies.head import Head
+from peftlib.strategies.ia3 import IA3
+from peftlib.strategies.ln_tuning import LNTuning
 from peftlib.strategies.lora import LoRA
+from peftlib.strategies.peft_method import PeftMethod
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "bitfit": BitFit,
     "lora": LoRA,
+    "ia3": IA3,
+    "ln_tuning": LNTuning,
+    "peft": PeftMethod,
     "full": Full,
     "head": Head,
 }

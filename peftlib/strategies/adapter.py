@@ -83,11 +83,11 @@ def save_as_adapter(
         bias=bias,
         modules_to_save=head_modules(model, head),
     )
-    get_peft_model(_copy_to_wrap(model), config).save_pretrained(folder)
+    get_peft_model(copy_to_wrap(model), config).save_pretrained(folder)
     _add_what_is_missing(model, folder / WEIGHTS)
 
 
-def _copy_to_wrap(model: PreTrainedModel) -> PreTrainedModel:
+def copy_to_wrap(model: PreTrainedModel) -> PreTrainedModel:
     """Modules of their own, which PEFT rewires in place, around the same weights, on the CPU.
 
     The weights are not copied where they are: a device may have no room for them twice, and a finished run would end
@@ -140,8 +140,16 @@ def load_plain(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def merged(model: Trained) -> PreTrainedModel:
     """The model with its adapter in the weights; itself if it has none."""
     from peft import PeftModel
+    from peft.utils.other import ModulesToSaveWrapper
 
     if not isinstance(model, PeftModel):
         return model
+    # PEFT 0.21 copies a head's `weight` when it takes it out, and RoBERTa's has two Linears and none: it fails with
+    # all methods but LoRA. This is what it means to do.
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, own = name.rpartition(".")
+            head = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            setattr(model.get_submodule(parent), own, head)
     plain: PreTrainedModel = model.merge_and_unload()
     return plain

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 if TYPE_CHECKING:  # torch takes a second to import and `--help` only reads the fields
     from peft import PeftModel
@@ -23,8 +24,15 @@ class Strategy(ABC):
 
     #: Peak learning rate when `--learning_rate` is not given.
     default_learning_rate: ClassVar[float]
+    #: The flags that `named` tells.
+    named_by: ClassVar[tuple[str, ...]] = ()
     #: Probability of the base model's dropout when `--dropout` is not given; None leaves the model's own.
     default_dropout: ClassVar[float | None] = None
+
+    @classmethod
+    def named(cls, flags: Mapping[str, Any]) -> str:
+        """What reports call it with these flags, which may be an older version's and lack some."""
+        return cls.__name__
 
     @property
     def reads_frozen_weights(self) -> bool:

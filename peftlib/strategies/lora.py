@@ -6,17 +6,15 @@ DoRA (https://arxiv.org/abs/2402.09353) and rank-stabilised scaling (https://arx
 from __future__ import annotations
 
 import math
-import re
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlib.errors import UserError
 from peftlib.strategies.base import Strategy
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
     from peftlib.strategies.base import Trained
@@ -28,6 +26,7 @@ class LoRA(Strategy):
 
     _argument_group_name: ClassVar[str] = "--method lora"
     default_learning_rate: ClassVar[float] = 5e-4
+    named_by: ClassVar[tuple[str, ...]] = ("lora_r",)
 
     lora_r: int = field(default=16, metadata={"help": "lora: the rank r of the update matrices"})
     lora_alpha: float = field(
@@ -56,6 +55,10 @@ class LoRA(Strategy):
         if "all-linear" in self._targets()[1:] or self._targets()[:1] == ["all-linear"] != self._targets():
             raise UserError(f"--target_modules {self.target_modules}: all-linear holds the others; leave them out")
 
+    @classmethod
+    def named(cls, flags: Mapping[str, Any]) -> str:
+        return f"LoRA r={flags['lora_r']}" if "lora_r" in flags else "LoRA"
+
     @property
     def reads_frozen_weights(self) -> bool:
         """DoRA divides by the norm of the whole weight, frozen part included (its equation 5)."""
@@ -65,74 +68,39 @@ class LoRA(Strategy):
         return [name.strip() for name in self.target_modules.split(",") if name.strip()]
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
-        from peft import LoraConfig, TaskType, get_peft_model
+        from peft import LoraConfig, TaskType
 
         from peftlib.strategies.adapter import head_modules
+        from peftlib.strategies.wrapping import but_for, is_linear, linears_of, refuse_what_matches_nothing, wrap
 
         if not head:
             raise UserError("--method lora: the model has no classification head to train")
-        modules = head_modules(model, head)
-        widths = [min(module.weight.shape) for module in model.modules() if _is_linear(module)]
+        modules, targets = head_modules(model, head), self._targets()
+        widths = [min(module.weight.shape) for module in model.modules() if is_linear(module)]
         if widths and self.lora_r > max(widths):
             raise UserError(
                 f"--lora_r {self.lora_r}: no layer of {model.config.name_or_path} has a rank above {max(widths)}"
             )
-        targets = self._targets()
-        self._refuse_what_matches_nothing(model, modules)
+        refuse_what_matches_nothing(model, modules, targets, f"--target_modules {self.target_modules}")
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=self.lora_r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             target_modules="all-linear" if targets == ["all-linear"] else targets,
-            # The head trains in full. PEFT guesses only `classifier` and `score`; `all-linear` would put low-rank
-            # updates on DistilBERT's `pre_classifier` or DeBERTa's `pooler`, which start from random weights.
-            exclude_modules=rf"(.*\.)?({'|'.join(map(re.escape, modules))})(\..*)?",
+            exclude_modules=but_for(modules),
             modules_to_save=modules,
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
         )
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
-                wrapped = get_peft_model(model, config)
+            return wrap(model, config)
         except ValueError as error:
             if "target module" not in str(error).lower():  # "... is not supported": a normalisation, say
                 raise
             raise UserError(
-                f"--target_modules {self.target_modules}: not all can be updated; {_linears_of(model)}"
+                f"--target_modules {self.target_modules}: not all can be updated; {linears_of(model)}"
             ) from error
-        for parameter in wrapped.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # PEFT leaves `modules_to_save` in the base's precision
-        return wrapped
-
-    def _refuse_what_matches_nothing(self, model: PreTrainedModel, head: list[str]) -> None:
-        """PEFT is content with one match: a typing error would train less than was asked for.
-
-        Args:
-            head: the modules that hold it, which are never updated.
-        """
-        named = [name for name, _ in model.named_modules()]
-        encoder = [name for name in named if not any(name == one or name.startswith(f"{one}.") for one in head)]
-        for target in self._targets():
-            if target != "all-linear" and not any(f".{name}".endswith(f".{target}") for name in encoder):
-                where = "outside its head" if any(f".{name}".endswith(f".{target}") for name in named) else "at all"
-                raise UserError(
-                    f"--target_modules {self.target_modules}: {model.config.name_or_path} has no {target} {where}; "
-                    f"{_linears_of(model)}"
-                )
 
     def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         model.save_pretrained(folder)
-
-
-def _linears_of(model: nn.Module) -> str:
-    endings = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
-    return f"its Linear layers end in {', '.join(endings)}"
-
-
-def _is_linear(module: nn.Module) -> bool:
-    from torch import nn
-
-    return isinstance(module, nn.Linear)

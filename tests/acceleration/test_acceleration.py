@@ -14,19 +14,24 @@ import torch
 from peftlib.acceleration import accelerate_model, keep_frozen_linears_in, leave_casts_to_autocast
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
-from tests.strategies.classifiers import classifier, sentences
+from tests.strategies.classifiers import METHODS, classifier, sentences
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "deberta"])
-@pytest.mark.parametrize("method", ["bitfit", "lora", "full"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "head"])
 def test_an_accelerated_model_computes_the_same(tiny_folder, architecture, method):
     plain, head = classifier(tiny_folder(architecture))
-    plain = STRATEGIES[method]().apply(plain, head).eval()
+    plain = METHODS[method].apply(plain, head).eval()
     quick = copy.deepcopy(plain)
     accelerate_model(quick, torch.device("cpu"), "no")
-    with torch.no_grad():
-        expected, got = plain(**sentences()).logits, quick(**sentences()).logits
+    found = []
+    for model in (plain, quick):
+        output = model(**sentences(), labels=torch.tensor([0, 1, 0, 1]))
+        output.loss.backward()
+        found.append((output.logits, {name: one.grad for name, one in model.named_parameters() if one.requires_grad}))
+    (expected, gradients), (got, others) = found
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
 
 
 def test_an_adapter_s_input_stays_in_bf16_and_gives_the_same_bits(tiny_folder):
@@ -98,10 +103,10 @@ def test_no_page_of_the_checkpoint_stays_in_the_process(tiny_folder, method):
     assert not is_mapped()
 
 
-@pytest.mark.parametrize("method", ["bitfit", "lora", "head"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "full"])
 def test_frozen_weights_in_bf16_give_the_same_bits_under_autocast(tiny_folder, method):
     plain, head = classifier(tiny_folder("bert"))
-    plain = STRATEGIES[method]().apply(plain, head).eval()
+    plain = METHODS[method].apply(plain, head).eval()
     kept = copy.deepcopy(plain)
     keep_frozen_linears_in(kept, torch.bfloat16)
     assert any(parameter.dtype == torch.bfloat16 for parameter in kept.parameters())

@@ -160,6 +160,18 @@ def test_only_what_is_trained_has_gradients():
     assert [*gradients(ours, laid)[1]] == ["classifier.bias"]
 
 
+def test_normalisation_alone_is_trained_as_in_transformers():
+    plain = classifier(layers=3)
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_("LayerNorm" in name)
+    ours, padded, laid = in_both(plain, 9)
+    _, expected = gradients(plain, padded)
+    _, found = gradients(ours, laid)
+    assert found.keys() == expected.keys() and len(found) == 14
+    for name in expected:
+        assert_close(found[name], expected[name], 3e-5)
+
+
 def test_padded_batches_are_left_to_transformers(monkeypatch):
     plain = classifier()
     ours, padded, laid = in_both(plain, 5)

@@ -78,6 +78,10 @@ SAMPLES = {
     "target_modules": ("query,value", "query,value"),
     "use_dora": ("true", True),
     "use_rslora": ("t", True),
+    "ia3_target_modules": ("key", "key"),
+    "ia3_feedforward_modules": ("output.dense", "output.dense"),
+    "peft_type": ("loha", "loha"),
+    "peft_kwargs": ('{"r": 4}', '{"r": 4}'),
 }
 
 #: Flags that say nothing without others.
@@ -106,8 +110,9 @@ def test_a_flag_is_the_same_in_both_spellings_and_in_a_file(name, config):
     hyphenated = f"--{name.replace('_', '-')}"
     for words in ((f"--{name}={text}",), (f"--{name}", text), (f"{hyphenated}={text}",), (hyphenated, text)):
         assert parse(*method, *words).flat()[name] == value, words
+    written = f"'{text}'" if text.startswith("{") else text
     for key in (name, name.replace("_", "-")):
-        assert parse(*method, config(f"{key}: {text}\n")).flat()[name] == value, key
+        assert parse(*method, config(f"{key}: {written}\n")).flat()[name] == value, key
 
 
 @pytest.mark.parametrize("text", ["", "=True", "=true", "=1", "=yes"])
@@ -169,7 +174,7 @@ def test_the_rate_is_the_flags_or_else_the_methods_own(method):
 @pytest.mark.parametrize("method", STRATEGIES)
 def test_the_dropout_is_the_flags_or_else_the_methods_own(method):
     args = parse("--method", method)
-    assert args.dropout == args.flat()["dropout"] == (0.0 if method == "bitfit" else None)
+    assert args.dropout == args.flat()["dropout"] == STRATEGIES[method].default_dropout
     for asked in (0.0, 0.3):
         assert parse("--method", method, f"--dropout={asked}").flat()["dropout"] == asked
 

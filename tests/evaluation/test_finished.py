@@ -19,7 +19,7 @@ from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS, Task
 from peftlib.errors import UserError
 from peftlib.evaluation.finished import Finished
 from peftlib.modeling import Fingerprint
-from peftlib.strategies import Strategy
+from peftlib.strategies import STRATEGIES, Strategy
 from peftlib.strategies.lora import LoRA
 from tests.conftest import write_glue
 from tests.strategies.classifiers import METHODS, classifier, logits, update
@@ -29,7 +29,7 @@ OWN = {"train_file": "mails/train.csv", "validation_file": "mails/dev.csv", "tas
 
 
 def record(strategy: Strategy = METHODS["lora"], base: object = "nowhere", **changes: Any) -> dict[str, Any]:
-    method = "full" if strategy == METHODS["full"] else type(strategy).__name__.lower()
+    method = next(name for name, kind in STRATEGIES.items() if kind is type(strategy))
     arguments = {"method": method, "task_name": "mrpc", "max_length": 128, **dataclasses.asdict(strategy)}
     return {
         "status": "finished",

@@ -151,7 +151,7 @@ def test_the_markdown_page_has_its_plots_and_no_html(report: Path) -> None:
     tables = [line for line in text.splitlines() if line.startswith("|")]
     for line in tables:
         assert re.search(r"(?<!\\)\|$", line)
-    assert "| broken | rotten\\_tomatoes, bitfit, seed 42 | failed: lost \\| \\<script\\>" in text
+    assert "| broken | rotten\\_tomatoes, BitFit, seed 42 | failed: lost \\| \\<script\\>" in text
 
 
 def test_the_foot_says_whether_the_code_was_changed(tmp_path: Path) -> None:

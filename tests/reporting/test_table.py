@@ -72,7 +72,7 @@ def test_without_predictions_there_is_no_majority_row(tmp_path):
 
 
 def test_failed_runs_are_listed_with_their_reason(runs):
-    assert without_result(runs) == [("broken", "mrpc, lora r=16, seed 4", "failed: the loss is nan at step 3")]
+    assert without_result(runs) == [("broken", "mrpc, LoRA r=16, seed 4", "failed: the loss is nan at step 3")]
 
 
 def test_others_numbers_stand_in_a_table_of_their_own(runs):

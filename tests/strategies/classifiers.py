@@ -12,7 +12,10 @@ from peftlib.strategies import Strategy
 from peftlib.strategies.bitfit import BitFit
 from peftlib.strategies.full import Full
 from peftlib.strategies.head import Head
+from peftlib.strategies.ia3 import IA3
+from peftlib.strategies.ln_tuning import LNTuning
 from peftlib.strategies.lora import LoRA
+from peftlib.strategies.peft_method import PeftMethod
 from peftlib.training.optimization import build_optimizer
 
 ARCHITECTURES = ("bert", "roberta", "distilbert", "deberta", "deberta-v1")
@@ -21,6 +24,9 @@ METHODS: dict[str, Strategy] = {
     "bitfit-without-head": BitFit(train_head=False),
     "head": Head(),
     "lora": LoRA(),
+    "ia3": IA3(),
+    "ln_tuning": LNTuning(),
+    "peft": PeftMethod(peft_kwargs='{"r": 16}'),
     "full": Full(),
 }
 

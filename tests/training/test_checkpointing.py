@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from peftlib.errors import Interrupted, RunError, UserError
+from peftlib.strategies import STRATEGIES
 from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.folder import choose_output_dir
 from peftlib.training import checkpointing
@@ -93,7 +94,7 @@ def test_resumed_equals_uninterrupted_wherever_it_stopped(tmp_path, uninterrupte
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("method", ["lora", "full", "head"])
+@pytest.mark.parametrize("method", [name for name in STRATEGIES if name != "bitfit"])
 def test_resumed_equals_uninterrupted_for_every_method_and_precision(tmp_path, method, precision):
     options = {"method": method, "precision": precision}
     assert_resumes(tmp_path / "parts", whole_run(tmp_path / "whole", **options), 21, **options)

@@ -1,0 +1,106 @@
+"""(IA)³: learned vectors scale keys, values and what the feed-forward layers read, by way of PEFT.
+
+Liu et al., 2022 (https://arxiv.org/abs/2205.05638), section 3.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from peftlib.errors import UserError
+from peftlib.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from peftlib.strategies.base import Trained
+
+# Of models that PEFT's table lacks: scaled in what they give, and in what they read.
+_MODULES: dict[str, tuple[list[str], list[str]]] = {
+    "albert": (["key", "value"], ["ffn_output"]),
+    "big_bird": (["key", "value"], ["output.dense"]),
+    "camembert": (["key", "value"], ["output.dense"]),
+    "distilbert": (["k_lin", "v_lin"], ["lin2"]),
+    "electra": (["key", "value"], ["output.dense"]),
+    "funnel": (["k_head", "v_head"], ["linear_2"]),
+    "mpnet": (["attn.k", "attn.v"], ["output.dense"]),
+    "xlm-roberta": (["key", "value"], ["output.dense"]),
+}
+
+
+@dataclass(frozen=True)
+class IA3(Strategy):
+    """A vector on each key, value and second feed-forward layer, and the new classification head."""
+
+    _argument_group_name: ClassVar[str] = "--method ia3"
+    default_learning_rate: ClassVar[float] = 1e-2
+    # As BitFit, which trains about as many parameters.
+    default_dropout: ClassVar[float | None] = 0.0
+
+    ia3_target_modules: str = field(
+        default="auto",
+        metadata={
+            "help": "ia3: whose outputs are scaled, a comma-separated list of module-name endings such as key,value; "
+            "auto is PEFT's choice for the model"
+        },
+    )
+    ia3_feedforward_modules: str = field(
+        default="auto", metadata={"help": "ia3: whose inputs are scaled, such as output.dense; auto likewise"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("ia3_target_modules", "ia3_feedforward_modules"):
+            if not _names(getattr(self, name)):
+                raise UserError(f"--{name} is empty; name endings such as key,value or leave it out")
+
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+        from peft import IA3Config, TaskType
+
+        from peftlib.strategies.adapter import head_modules
+        from peftlib.strategies.wrapping import but_for, linears_of, refuse_what_matches_nothing, wrap
+
+        modules = head_modules(model, head)
+        kind = model.config.model_type
+        outputs, inputs = _choice(kind)
+        asked = {"ia3_target_modules": outputs, "ia3_feedforward_modules": inputs}
+        for name in asked:
+            if (value := getattr(self, name)) != "auto":
+                asked[name] = _names(value)
+                refuse_what_matches_nothing(model, modules, asked[name], f"--{name} {value}")
+        outputs, inputs = asked.values()
+        if not outputs + inputs:
+            raise UserError(
+                f"--method ia3: PEFT has no choice of layers for {kind}; say --ia3_target_modules and "
+                f"--ia3_feedforward_modules ({linears_of(model)})"
+            )
+        config = IA3Config(
+            task_type=TaskType.SEQ_CLS,
+            target_modules=outputs + inputs,
+            feedforward_modules=inputs,
+            exclude_modules=but_for(modules),
+            modules_to_save=modules,
+        )
+        return wrap(model, config)
+
+    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
+        model.save_pretrained(folder)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _choice(model_type: str) -> tuple[list[str], list[str]]:
+    """Whose outputs and whose inputs are scaled in such a model: PEFT's choice, or ours; empty where there is none."""
+    from peft.utils import (
+        TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
+        TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
+    )
+
+    if model_type in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
+        inputs = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[model_type]
+        both = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING[model_type]
+        return [name for name in both if name not in inputs], list(inputs)
+    return _MODULES.get(model_type, ([], []))

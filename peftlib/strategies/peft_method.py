@@ -1,0 +1,137 @@
+"""Other methods that PEFT has and that change a model's layers: VeRA, LoHa, OFT and more, by PEFT's own names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftlib.errors import UserError, nearest
+from peftlib.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from peftlib.strategies.base import Trained
+
+#: PEFT's types that were seen to train, to be saved and loaded, and to be merged here. Not AdaLoRA, which wants to be
+#: told of every update, nor the prompts, which are no part of a model's layers.
+PEFT_TYPES = (
+    "boft", "c3a", "delora", "fourierft", "gralora", "hira", "hra", "loha", "lokr", "miss", "oft", "randlora", "road",
+    "shira", "vblora", "vera", "waveft",
+)  # fmt: skip
+#: Of these, what multiplies or adds to the frozen weights themselves, which must not be rounded first.
+_READ_WEIGHTS = ("hira", "shira")
+#: What of a configuration is known already.
+_SETTLED = ("auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "modules_to_save",
+            "peft_type", "peft_version", "revision", "task_type")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PeftMethod(Strategy):
+    """A method of PEFT's, and the new classification head."""
+
+    _argument_group_name: ClassVar[str] = "--method peft"
+    default_learning_rate: ClassVar[float] = 3e-3
+    named_by: ClassVar[tuple[str, ...]] = ("peft_type",)
+
+    peft_type: str = field(default="vera", metadata={"help": f"peft: which of PEFT's methods: {', '.join(PEFT_TYPES)}"})
+    peft_kwargs: str = field(
+        default="{}",
+        metadata={
+            "help": "peft: a JSON object of what its configuration takes, such as '{\"r\": 256}'; target_modules is "
+            "all-linear where it does not say otherwise"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.peft_type.lower() not in PEFT_TYPES:
+            own = self.peft_type.lower().replace("_", "")
+            hint = {"lora": "; that is --method lora", "ia3": "; that is --method ia3"}.get(own)
+            hint = "; that is --method ln_tuning" if own == "lntuning" else hint
+            raise UserError(
+                f"--peft_type {self.peft_type}: not one of {', '.join(PEFT_TYPES)}"
+                + (hint or nearest(self.peft_type.lower(), PEFT_TYPES))
+            )
+        for name in _SETTLED:
+            if name in self._options():
+                raise UserError(f"--peft_kwargs: {name} is set already; leave it out")
+
+    @classmethod
+    def named(cls, flags: Mapping[str, Any]) -> str:
+        return f"PEFT {flags.get('peft_type', '')}".strip()
+
+    @property
+    def reads_frozen_weights(self) -> bool:
+        return self.peft_type.lower() in _READ_WEIGHTS
+
+    def _options(self) -> dict[str, Any]:
+        try:
+            options = json.loads(self.peft_kwargs)
+        except ValueError as error:
+            raise UserError(f"--peft_kwargs {self.peft_kwargs}: no JSON: {error}") from error
+        if not isinstance(options, dict):
+            raise UserError(f"--peft_kwargs {self.peft_kwargs}: must be a JSON object, such as '{{\"r\": 8}}'")
+        return options
+
+    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+        from peftlib.strategies.adapter import head_modules
+        from peftlib.strategies.wrapping import wrap
+
+        modules = head_modules(model, head)
+        # By their whole names: not every type of PEFT's can be told what to leave out.
+        options = self._options() | {"target_modules": self._targets(model, modules), "modules_to_save": modules}
+        config = self._config(options)
+        try:
+            return wrap(model, config)
+        # What PEFT finds wrong with a configuration and these layers comes as whatever failed first.
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"--peft_type {self.peft_type} --peft_kwargs '{self.peft_kwargs}': {reason}") from error
+
+    def _targets(self, model: PreTrainedModel, head: list[str]) -> list[str]:
+        """The names of the modules that `target_modules` means, outside the head.
+
+        As in PEFT a list holds endings of names and a text is a regular expression for whole names.
+        """
+        from peftlib.strategies.wrapping import ends_in, is_linear, linears_of, outside, refuse_what_matches_nothing
+
+        wanted, flag = self._options().get("target_modules", "all-linear"), "--peft_kwargs target_modules"
+        found: dict[str, nn.Module] = outside(model, head)
+        if wanted == "all-linear":
+            names = [name for name, module in found.items() if is_linear(module)]
+        elif isinstance(wanted, list) and wanted and all(isinstance(one, str) for one in wanted):
+            refuse_what_matches_nothing(model, head, wanted, f"{flag} {', '.join(wanted)}")
+            names = [name for name in found if any(ends_in(name, one) for one in wanted)]
+        elif isinstance(wanted, str):
+            try:
+                names = [name for name in found if re.fullmatch(wanted, name)]
+            except re.error as error:
+                raise UserError(f"{flag} {wanted}: no regular expression: {error}") from error
+        else:
+            raise UserError(f"{flag} {wanted}: must be all-linear, a list of name endings, or a regular expression")
+        if not names:
+            raise UserError(f"{flag} {wanted}: matches nothing in {model.config.name_or_path}; {linears_of(model)}")
+        return names
+
+    def _config(self, options: dict[str, Any]) -> PeftConfig:
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, TaskType
+
+        kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[self.peft_type.upper()]]
+        known = {entry.name for entry in fields(kind)} - set(_SETTLED)
+        for name in options:
+            if name not in known | {"modules_to_save"}:
+                raise UserError(f"--peft_kwargs: {self.peft_type} has no {name}{nearest(name, known)}")
+        try:
+            config: PeftConfig = kind(task_type=TaskType.SEQ_CLS, **options)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"--peft_kwargs '{self.peft_kwargs}': {' '.join(str(error).split())}") from error
+        return config
+
+    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
+        model.save_pretrained(folder)

@@ -1,0 +1,150 @@
+"""PEFT's other methods: each trains, is saved, loaded and merged; and what is wrong with a configuration is a line."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from peftlib.acceleration import keep_frozen_linears_in
+from peftlib.errors import UserError
+from peftlib.strategies.adapter import head_modules, merged
+from peftlib.strategies.peft_method import PEFT_TYPES, PeftMethod
+from tests.strategies.classifiers import classifier, logits, sentences, update
+
+#: What fits layers that are 32 and 64 wide; the others' defaults do.
+SMALL = {
+    "c3a": {"block_size": 16},
+    "fourierft": {"n_frequency": 50},
+    "miss": {"r": 8},
+    "road": {"group_size": 16},
+    "shira": {"r": 4},
+    "vblora": {"vector_length": 16, "num_vectors": 16},
+    "vera": {"r": 16},
+    "waveft": {"n_frequency": 50},
+}
+
+
+def method_of(peft_type: str) -> PeftMethod:
+    return PeftMethod(peft_type, json.dumps(SMALL.get(peft_type, {})))
+
+
+def changed(model: nn.Module) -> set[str]:
+    """The modules with layers of PEFT's, by their name in the base model."""
+    prefix = "base_model.model."
+    return {name.removeprefix(prefix) for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+@pytest.mark.parametrize("peft_type", PEFT_TYPES)
+def test_every_type_trains_and_what_is_saved_is_what_was_trained(
+    tiny_folder: Callable[..., Path], tmp_path: Path, peft_type: str, architecture: str
+) -> None:
+    method, base = method_of(peft_type), tiny_folder(architecture)
+    model, head = classifier(base)
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    adapted = method.apply(model, head)
+    assert changed(adapted) == {name for name in linears if f"{name}.weight" not in head}
+    before = logits(adapted)
+    names = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert sum("modules_to_save" in name for name in names) == len(head)
+    update(adapted)
+    expected = logits(adapted)
+    assert not torch.equal(before, expected)
+
+    method.save(adapted, head, tmp_path)
+    torch.manual_seed(99)
+    loaded = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=2), tmp_path)
+    assert (logits(loaded) - expected).abs().max() == 0.0
+    torch.testing.assert_close(logits(merged(loaded)), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("peft_type", PEFT_TYPES)
+def test_only_those_that_add_to_frozen_weights_see_them_rounded(
+    tiny_folder: Callable[..., Path], peft_type: str
+) -> None:
+    method = method_of(peft_type)
+    plain = method.apply(*classifier(tiny_folder("bert")))
+    update(plain)
+    kept, losses = copy.deepcopy(plain), []
+    keep_frozen_linears_in(kept, torch.bfloat16)
+    for model in (plain, kept):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**sentences(), labels=torch.tensor([0, 1, 0, 1])).loss
+        loss.backward()
+        losses.append(loss)
+    pairs = list(zip(plain.named_parameters(), kept.named_parameters(), strict=True))
+    same = torch.equal(*losses) and all(a.grad is None or torch.equal(a.grad, b.grad) for (_, a), (_, b) in pairs)
+    assert any(b.dtype == torch.bfloat16 for _, (_, b) in pairs)
+    assert same != method.reads_frozen_weights
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (["query", "value"], ["query", "value"]),
+        (["self.query"], ["query"]),
+        (r".*layer\.\d\.attention\.self\.query", ["query"]),
+    ],
+)
+def test_target_modules_are_endings_or_an_expression(
+    tiny_folder: Callable[..., Path], targets: object, expected: list[str]
+) -> None:
+    adapted = PeftMethod("loha", json.dumps({"target_modules": targets})).apply(*classifier(tiny_folder("bert")))
+    layers = {f"bert.encoder.layer.{layer}.attention.self.{name}" for layer in (0, 1) for name in expected}
+    assert changed(adapted) == layers
+
+
+def test_the_head_is_never_a_target(tiny_folder: Callable[..., Path]) -> None:
+    """VeRA has no `exclude_modules`."""
+    model, head = classifier(tiny_folder("roberta"))
+    adapted = PeftMethod("vera", '{"r": 16, "target_modules": ["dense"]}').apply(model, head)
+    assert changed(adapted)
+    assert not [name for name in changed(adapted) for one in head_modules(model, head) if name.startswith(one)]
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "options", "message"),
+    [
+        ("vear", "{}", "--peft_type vear: not one of boft, .*, waveft; did you mean vera"),
+        ("LORA", "{}", "--peft_type LORA: not one of .*; that is --method lora"),
+        ("LN_TUNING", "{}", "--peft_type LN_TUNING: not one of .*; that is --method ln_tuning"),
+        ("adalora", "{}", "--peft_type adalora: not one of "),
+        ("vera", "{r: 8}", "--peft_kwargs {r: 8}: no JSON: "),
+        ("vera", "[8]", r"--peft_kwargs \[8\]: must be a JSON object, such as '{\"r\": 8}'"),
+        ("vera", '{"modules_to_save": []}', "--peft_kwargs: modules_to_save is set already; leave it out"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_before_anything_is_loaded(peft_type: str, options: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}") as caught:
+        PeftMethod(peft_type, options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "options", "message"),
+    [
+        ("vera", {"rank": 8}, "--peft_kwargs: vera has no rank"),
+        ("VERA", {"r": 0}, "--peft_type VERA --peft_kwargs '{\"r\": 0}': "),
+        ("c3a", {"block_size": 7}, "--peft_type c3a --peft_kwargs '{\"block_size\": 7}': "),
+        ("loha", {"target_modules": ["qery"]}, "--peft_kwargs target_modules qery: .* has no qery at all; its Linear "),
+        ("loha", {"target_modules": "qery"}, "--peft_kwargs target_modules qery: matches nothing in "),
+        ("loha", {"target_modules": "*"}, r"--peft_kwargs target_modules \*: no regular expression: "),
+        ("loha", {"target_modules": []}, r"--peft_kwargs target_modules \[\]: must be all-linear, a list "),
+        ("loha", {"target_modules": ["LayerNorm"]}, "--peft_type loha --peft_kwargs .*: "),
+    ],
+)
+def test_a_configuration_that_does_not_fit_the_model_is_a_line(
+    tiny_folder: Callable[..., Path], peft_type: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{message}") as caught:
+        PeftMethod(peft_type, json.dumps(options)).apply(*classifier(tiny_folder("bert")))
+    assert "\n" not in str(caught.value)
