@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from argparse import ArgumentTypeError
+from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -21,6 +21,14 @@ _PATHS = ("_dir", "_file", "_or_path", "dataset_name")
 
 class Parser(HfArgumentParser):
     """HfArgumentParser with one-line errors that name the nearest right flag or value."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for action in self._actions:
+            if action.option_strings and action.option_strings[0].startswith("--no_"):
+                action.help = SUPPRESS  # it would be the help of the flag that it turns off
+            elif action.nargs == "?" and action.const is True:
+                action.metavar = "BOOL"
 
     def error(self, message: str) -> NoReturn:
         # argparse: "argument --max_length/--max-length: invalid int value: 'x'"

@@ -233,6 +233,7 @@ def test_help_lists_the_flags_and_hides_the_agents(capsys):
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert "--_wandb" not in text
+    assert "--no_" not in text  # argparse would give them the help of the flags that they turn off
     for name in SAMPLES:
         assert f"--{name}" in text
 
