@@ -1,4 +1,4 @@
-"""What the README names exists: files, flags, make targets; its train.py lines parse."""
+"""What the README and the pages under docs/ name exists: files, flags, make targets; their commands parse."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from peftlib.arguments import (
 )
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+TEXT = "\n".join(PAGES.values())
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
 SHELL = "\n".join(text for language, text in BLOCKS if language == "bash").replace("\\\n", " ")
 TREE = next(text for language, text in BLOCKS if "peftlib/" in text and not language)
 
@@ -60,14 +61,25 @@ def test_the_tree_leaves_no_module_out():
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"`((?:scripts|accelerate_configs|benchmarks|peftlib|tests)/[\w/.*-]+)`", README)))
+    "path", sorted(set(re.findall(r"`((?:scripts|accelerate_configs|benchmarks|peftlib|tests)/[\w/.*-]+)`", TEXT)))
 )
 def test_a_path_in_the_text_exists(path):
     assert list(ROOT.glob(path.rstrip("/")))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_link_leads_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", PAGES[page]):
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
 def test_every_flag_exists():
-    named = {"--" + flag.replace("-", "_") for flag in re.findall(r"(?<![\w-])--([a-z][\w-]*)", README)}
+    named = {"--" + flag.replace("-", "_") for flag in re.findall(r"(?<![\w-])--([a-z][\w-]*)", TEXT)}
     assert named, "no flags found"
     assert named - set(train_parser().flags()) <= OTHERS | other_scripts_flags()
 
@@ -87,7 +99,7 @@ def test_a_predicting_command_parses(line):
 
 @pytest.mark.parametrize("line", [line for line in SHELL.splitlines() if "scripts/train.py" in line])
 def test_a_training_command_parses(line, tmp_path):
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line.replace("$seed", "42"), comments=True)
     flags = words[words.index("scripts/train.py") + 1 :]
     if "--config" in flags:
         file = tmp_path / "run.yaml"
@@ -98,5 +110,5 @@ def test_a_training_command_parses(line, tmp_path):
 
 def test_every_make_target_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", README, flags=re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", TEXT, flags=re.MULTILINE))
     assert {name for pair in named for name in pair if name} <= targets

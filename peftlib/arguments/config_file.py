@@ -31,9 +31,7 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
         if names.setdefault(flag, key) != key:
             raise UserError(f"--config {path}: {names[flag]} and {key} are the same flag; keep one")
         if isinstance(value, dict):
-            raise UserError(
-                f"--config {path}: {key} is a mapping; flags take values, lists, or JSON in quotes"
-            )
+            raise UserError(f"--config {path}: {key} is a mapping; flags take values, lists, or JSON in quotes")
         if value not in ("", "~", "null"):
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             argv.append(f"{flag}={text}")

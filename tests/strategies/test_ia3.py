@@ -69,9 +69,7 @@ def test_no_names_at_all_are_refused() -> None:
 
 def test_a_model_that_nobody_has_a_choice_for_needs_the_flags(tiny_folder: Callable[..., Path]) -> None:
     model, head = classifier(tiny_folder("modernbert"))
-    with pytest.raises(
-        UserError, match=r"^--method ia3: PEFT has no choice of layers for modernbert; say --ia3"
-    ):
+    with pytest.raises(UserError, match=r"^--method ia3: PEFT has no choice of layers for modernbert; say --ia3"):
         IA3().apply(model, head)
     found = scaled(IA3(ia3_target_modules="Wqkv", ia3_feedforward_modules="mlp.Wo").apply(model, head))
     assert {(name.rpartition(".")[2], inputs) for name, inputs in found.items()} == {("Wqkv", False), ("Wo", True)}
