@@ -141,6 +141,12 @@ def test_the_report_s_grid_is_its_eight_runs():
     assert sorted(ways, key=str) == sorted(((task, *way) for task in ("mrpc", "sst2") for way in methods), key=str)
 
 
+def test_the_methods_are_all_that_there_are():
+    sweep = shipped(ROOT / "scripts" / "sweeps" / "methods.yaml")
+    runs = [sweep.flags(point) for point in sweep.grid()]
+    assert {run["method"] for run in runs} == set(STRATEGIES)
+
+
 def test_the_rates_are_the_same_for_full_fine_tuning_and_for_peft():
     sweep = shipped(ROOT / "scripts" / "sweeps" / "rates.yaml")
     runs = [sweep.flags(point) for point in sweep.grid()]
