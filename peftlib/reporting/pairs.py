@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from peftlib.evaluation.resampling import RESAMPLED, resampled_scores
 from peftlib.evaluation.statistics import (
     ALPHA,
-    RESAMPLED,
     Resampled,
     SeedTest,
     compare_seeds,
     holm,
     mcnemar,
     paired_bootstrap,
-    resampled_scores,
     seeds_for_examples,
 )
 from peftlib.reporting.grouping import Comparison

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from peftlib.evaluation.statistics import RESAMPLED, Interval, mean_interval, score_of
+from peftlib.evaluation.resampling import RESAMPLED, score_of
+from peftlib.evaluation.statistics import Interval, mean_interval
 from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.reference import references
 from peftlib.reporting.runs import Run
