@@ -190,7 +190,7 @@ def write_stsb(folder: Path, train: int = 60, dev: int = 18, test: int = 7) -> P
 
     The test split has none, as GLUE's.
     """
-    words = "apple river stone cloud tiger window music garden silver candle".split()
+    words = ["apple", "river", "stone", "cloud", "tiger", "window", "music", "garden", "silver", "candle"]
     (folder / "STS-B").mkdir(parents=True)
     for name, count in (("train", train), ("dev", dev), ("test", test)):
         lines = [STSB_HEADER if name != "test" else STSB_HEADER.removesuffix("\tscore")]
@@ -198,7 +198,8 @@ def write_stsb(folder: Path, train: int = 60, dev: int = 18, test: int = 7) -> P
             first = [words[(i * 3 + place) % 10] for place in range(5)]
             shared = (i * 7 + len(name)) % 6
             second = first[:shared] + [words[(i * 3 + place) % 10] for place in range(5 + shared, 10)]
-            row = [str(i), "main-news", "MSRvid", "2012test", f"{i:04d}", "none", "none", *map(" ".join, (first, second))]
-            lines.append("\t".join([*row, *([f"{shared - 0.2 * (i % 3) * (shared > 0):.3f}"] * (name != "test"))]))
+            about = f"{i}\tmain-news\tMSRvid\t2012test\t{i:04d}\tnone\tnone"
+            score = [f"{shared - 0.2 * (i % 3) * (shared > 0):.3f}"] * (name != "test")
+            lines.append("\t".join([about, " ".join(first), " ".join(second), *score]))
         (folder / "STS-B" / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

@@ -98,7 +98,7 @@ class _Ranks:
         """The rank of every example, less the mean of ranks, and the sum of the squares of all that are drawn.
 
         Args:
-            drawn: how often each example is, fp64, shape (examples, resamples): rows are faster to reorder than columns.
+            drawn: how often each example is, fp64, shape (examples, resamples).
 
         Returns:
             fp64, shapes (examples, resamples) and (resamples,). Halves, and exact.
@@ -110,11 +110,11 @@ class _Ranks:
 
 
 def _spearman(there: _Ranks, said: Sequence[_Ranks], weights: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of ranks among the drawn examples, shape (resamples, runs); 0 where either are all the same.
+    """Pearson's correlation of the ranks of drawn examples, shape (resamples, runs); 0 where either are all the same.
 
     Source: Spearman, 1904 (https://doi.org/10.2307/1412159); ties as scipy ranks them.
     """
-    drawn = np.ascontiguousarray(weights.T, dtype=np.float64)
+    drawn = np.ascontiguousarray(weights.T, dtype=np.float64)  # rows are faster to reorder than columns
     ranks_there, square_there = there(drawn)
     weighted, scores = ranks_there * drawn, []
     for ranks in said:

@@ -158,7 +158,8 @@ def _test(a: Variant, b: Variant, metric: str, resampled: dict[str, np.ndarray])
     scores_a, scores_b = ([runs[seed].score(metric) for seed in seeds] for runs in (runs_a, runs_b))
     difference = float(np.mean(scores_a) - np.mean(scores_b))
     seed_test = compare_seeds(scores_a, scores_b) if len(seeds) > 1 else None
-    bootstrap = _bootstrap(a, b, *([[*runs].index(seed) for seed in seeds] for runs in (runs_a, runs_b)), resampled)
+    columns_a, columns_b = ([[*runs].index(seed) for seed in seeds] for runs in (runs_a, runs_b))
+    bootstrap = _bootstrap(a, b, columns_a, columns_b, resampled)
     only = _mcnemar(runs_a[seeds[0]], runs_b[seeds[0]]) if len(seeds) == 1 else None
     p_values = [test.p for test in (bootstrap, seed_test) if test is not None]
     return Pair(a.label, b.label, metric, seeds, difference, bootstrap, seed_test, only, max(p_values, default=None))
