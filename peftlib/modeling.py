@@ -38,7 +38,8 @@ PACKAGED_MODELS = {
 #: Tables of absolute positions, as BERT, GPT-2 and BART call them.
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
-
+#: What transformers calls a model's only output, unless told otherwise.
+_SCORE = "LABEL_0"
 
 #: What a configuration says of a checkpoint, of a task, or of who wrote it.
 _NO_ARCHITECTURE = frozenset({
@@ -155,7 +156,7 @@ def load_classifier(
 
     Args:
         source: from `find_model`.
-        labels: the class names, in the order of their indices.
+        labels: the class names, in the order of their indices; none of them for a model of one output, a score.
         dropout: in place of every probability of dropout that the model's configuration names; None leaves them.
         extent: the highest token id that it will be given, and the most tokens.
 
@@ -172,6 +173,7 @@ def load_classifier(
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
 
+    outputs = labels or (_SCORE,)
     # "classifier.weight MISSING" is what fine-tuning is about; the head's size is in our own table.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -180,10 +182,11 @@ def load_classifier(
         config = AutoConfig.from_pretrained(
             source.location,
             **source.options(),
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-            problem_type="single_label_classification",  # another checkpoint's would make pipelines use sigmoids
+            num_labels=len(outputs),
+            id2label=dict(enumerate(outputs)),
+            label2id={output: index for index, output in enumerate(outputs)},
+            # Another checkpoint's would make pipelines use sigmoids.
+            problem_type="single_label_classification" if labels else "regression",
         )
         if dropout is not None and not _set_dropout(config, dropout) and dropout > 0:
             raise UserError(f"--dropout {dropout}: {source.name} ({config.model_type}) has none in its configuration")
@@ -203,7 +206,8 @@ def load_classifier(
         if (Path(source.location) / "pytorch_model.bin").is_file() and "safetensors" in reason:
             reason = "it has pickled weights alone; save it again with model.save_pretrained, which writes safetensors"
         elif "ignore_mismatched_sizes" in reason:
-            reason = f"its head is not of {len(labels)} classes; give the model that it was made from"
+            wanted = f"of {len(labels)} classes" if labels else "of one output"
+            reason = f"its head is not {wanted}; give the model that it was made from"
         raise UserError(
             f"--model_name_or_path {source.location}: cannot be loaded as a classifier: {reason}"
         ) from error

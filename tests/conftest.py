@@ -180,3 +180,26 @@ def write_glue(folder: Path, train: int = 40, dev: int = 10) -> Path:
 def glue_folder(tmp_path: Path) -> Callable[..., Path]:
     """`write_glue` into a folder of the test's own."""
     return lambda train=40, dev=10: write_glue(tmp_path / "glue", train, dev)
+
+
+STSB_HEADER = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
+
+
+def write_stsb(folder: Path, train: int = 60, dev: int = 18, test: int = 7) -> Path:
+    """Fill `folder` with a small STS-B in GLUE's layout: the score is how many words of five two sentences share.
+
+    The test split has none, as GLUE's.
+    """
+    words = ["apple", "river", "stone", "cloud", "tiger", "window", "music", "garden", "silver", "candle"]
+    (folder / "STS-B").mkdir(parents=True)
+    for name, count in (("train", train), ("dev", dev), ("test", test)):
+        lines = [STSB_HEADER if name != "test" else STSB_HEADER.removesuffix("\tscore")]
+        for i in range(count):
+            first = [words[(i * 3 + place) % 10] for place in range(5)]
+            shared = (i * 7 + len(name)) % 6
+            second = first[:shared] + [words[(i * 3 + place) % 10] for place in range(5 + shared, 10)]
+            about = f"{i}\tmain-news\tMSRvid\t2012test\t{i:04d}\tnone\tnone"
+            score = [f"{shared - 0.2 * (i % 3) * (shared > 0):.3f}"] * (name != "test")
+            lines.append("\t".join([about, " ".join(first), " ".join(second), *score]))
+        (folder / "STS-B" / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder

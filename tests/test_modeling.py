@@ -238,6 +238,20 @@ def test_a_head_of_other_classes_is_said_in_words(tiny_folder, tmp_path):
         load_classifier(find_model(str(tmp_path)), ("no", "yes"))
 
 
+def test_without_classes_there_is_one_output_a_score(tiny_folder, own_folder, tmp_path):
+    model, head = load_classifier(find_model(str(tiny_folder())), ())
+    assert model.classifier.weight.shape == (1, 32) and "classifier.bias" in head.new
+    assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
+    model.save_pretrained(tmp_path)
+    again, head = load_classifier(find_model(str(tmp_path)), ())
+    assert not head.new and torch.equal(again.classifier.weight, model.classifier.weight)
+    with pytest.raises(UserError, match="its head is not of 2 classes"):
+        load_classifier(find_model(str(tmp_path)), ("no", "yes"))
+    load_classifier(find_model(str(tiny_folder())), ("no", "yes"))[0].save_pretrained(tmp_path / "two")
+    with pytest.raises(UserError, match="its head is not of one output; give the model that it was made from"):
+        load_classifier(find_model(str(tmp_path / "two")), ())
+
+
 def test_a_decoder_without_a_padding_token_takes_its_tokenizers(tiny_folder, tmp_path):
     config = AutoConfig.for_model("gpt2", vocab_size=30522, n_embd=8, n_layer=1, n_head=2, n_positions=16)
     assert config.pad_token_id is None

@@ -19,7 +19,10 @@ class CompareArguments:
     )
     examples: bool = field(
         default=False,
-        metadata={"help": "of two runs: what one gets right and the other wrong, side by side; writes no report"},
+        metadata={
+            "help": "of two runs: what one gets right and the other wrong, or where its score is nearer, side by side; "
+            "writes no report"
+        },
     )
     max_examples: int = field(default=20, metadata={"help": "examples: show N per side at most"})
 

@@ -22,7 +22,9 @@ class PredictArguments:
     )
     test_file: str | None = field(
         default=None,
-        metadata={"help": "a CSV, TSV, JSON or JSON Lines file in its place, with a column of classes or without"},
+        metadata={
+            "help": "a CSV, TSV, JSON or JSON Lines file in its place, with a column of classes or scores, or without"
+        },
     )
     text_column_names: str | None = field(
         default=None,
@@ -32,7 +34,7 @@ class PredictArguments:
         },
     )
     label_column_name: str | None = field(
-        default=None, metadata={"help": "the column of classes in test_file; None takes the run's"}
+        default=None, metadata={"help": "the column of classes or scores in test_file; None takes the run's"}
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "a folder in GLUE's layout; None takes the run's, or the package or the Hub"}

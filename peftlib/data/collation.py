@@ -56,8 +56,9 @@ class Collator:
         """Lay B examples out one below the other.
 
         Returns:
-            `attention_mask` and the model's input columns, int64 of shape (B, width); `labels` and `example`,
-            int64 of shape (B,); `weight`, fp32 of shape (B,), each example's share in its window's loss.
+            `attention_mask` and the model's input columns, int64 of shape (B, width); `labels` (fp32 where they are
+            scores) and `example`, int64 of shape (B,); `weight`, fp32 of shape (B,), each example's share in its
+            window's loss.
         """
         longest = int(chosen.lengths.max())
         width = max(self.pad_to, longest, min(-(-longest // WIDTH_STEP) * WIDTH_STEP, self.widest))
@@ -133,7 +134,8 @@ def rows_for(tokens: int, width: int) -> tuple[int, int]:
 class Targets(NamedTuple):
     """What a batch holds beside the model's inputs, each of shape (B,).
 
-    `labels` are class indices, `example` the places in the split, `weight` their shares in the loss.
+    `labels` are class indices, int64, or scores, fp32; `example` the places in the split, `weight` their shares in the
+    loss.
     """
 
     labels: torch.Tensor

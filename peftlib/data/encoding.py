@@ -32,7 +32,7 @@ class Chosen(NamedTuple):
     """Some examples of a split, their tokens end to end.
 
     `columns` are the model's inputs, each flat, int32, of shape (total tokens,); `lengths`, `labels` and `example`,
-    the places in the split, are int64, `weight` fp32, all of shape (B,).
+    the places in the split, are int64, `weight` fp32, all of shape (B,). Labels that are scores are fp32.
     """
 
     columns: dict[str, np.ndarray]
@@ -49,7 +49,7 @@ class EncodedExamples(Dataset[Chosen]):
     Attributes:
         columns: the model's inputs without padding or mask, each flat, int32, of shape (total tokens,).
         offsets: int64, shape (examples + 1,).
-        labels: int64, shape (examples,).
+        labels: class indices, int64, or scores, fp32, shape (examples,).
         fingerprint: of the texts and labels, see `Examples.fingerprint`.
         source: where the rows come from, for people.
     """
@@ -128,7 +128,8 @@ def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length
     lengths = np.fromiter((len(ids) for ids in tokens["input_ids"]), dtype=np.int64, count=len(examples))
     arrays = {name: np.concatenate([np.asarray(ids, dtype=np.int32) for ids in rows]) for name, rows in tokens.items()}
     arrays["offsets"] = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-    arrays["labels"] = np.asarray(examples.labels, dtype=np.int64)
+    labels = np.asarray(examples.labels)
+    arrays["labels"] = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
     return arrays
 
 

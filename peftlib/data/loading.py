@@ -72,7 +72,7 @@ def load_splits(
         if is_part and len(split) >= _ENOUGH_FOR_TWO_CLASSES and len(set(split.labels)) == 1:
             part = "" if most is None else f"--max_{flag}_samples {most}: the first "
             raise UserError(
-                f"{part}{len(split)} examples of {split.source} are all {task.labels[split.labels[0]]}; shuffle the "
+                f"{part}{len(split)} examples of {split.source} are all {task.written(split.labels[0])}; shuffle the "
                 "rows, or take more"
             )
     return Splits(encode(train, tokenizer, max_length), encode(validation, tokenizer, max_length))

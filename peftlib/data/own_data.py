@@ -134,8 +134,8 @@ def task_of_own_data(own: OwnData) -> Task:
     return Task(name, tuple(ordered), METRICS_OF_OWN_DATA, own=own)
 
 
-def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], list[int], str]:
-    """Texts, indices of classes, and the place of one split. The test split may lack classes: they are all -1 then.
+def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], list[int] | list[float], str]:
+    """Texts, indices of classes or scores, and the place of one split. The test split may lack them: all are -1 then.
 
     Args:
         task: one with data of one's own.
@@ -153,6 +153,8 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
     texts = _texts(table, own)
     if split == "test" and _has_no_classes(table, own.label_column):
         return texts, [-1] * len(texts), table.source
+    if task.regression:
+        return texts, _scores(table, task, own.label_column), table.source
     places = {label: index for index, label in enumerate(task.labels)}
     if task.hub is not None or task.packaged:  # a task of the table, whose own data hold the indices
         places |= {str(index): index for index in range(len(task.labels))}
@@ -164,6 +166,18 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
                 f"{nearest(label, task.labels)} (known: {_some(task.labels)})"
             )
     return texts, [places[label] for label in labels], table.source
+
+
+def _scores(table: Table, task: Task, column: str) -> list[float]:
+    place = _place(table, column, "--label_column_name")
+    scores = []
+    for where, row in table.rows:
+        score = task.score(row[place])
+        if score is None:
+            found = f"{table.source}, {where}: the {column} is {_short(row[place])}"
+            raise UserError(f"{found}; {task.name} has {task.scores_in_words()}")
+        scores.append(score)
+    return scores
 
 
 def _some(names: tuple[str, ...], most: int = 20) -> str:

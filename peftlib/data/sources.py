@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from peftlib.data.dataset_tables import load_split
 from peftlib.data.own_data import rows_of_own_data, task_of_own_data
@@ -23,12 +27,13 @@ class Examples:
 
     Attributes:
         texts: per example a tuple of one sentence, or of two for sentence pairs.
-        labels: per example the index of its class; all `HIDDEN` in a test split that keeps them to itself.
+        labels: per example the index of its class, or in regression its score, a float that fp32 holds; all `HIDDEN` in
+            a test split that keeps them to itself.
         source: where the rows come from, for people.
     """
 
     texts: list[tuple[str, ...]]
-    labels: list[int]
+    labels: list[int] | list[float]
     source: str
 
     def __len__(self) -> int:
@@ -36,7 +41,7 @@ class Examples:
 
     @property
     def labelled(self) -> bool:
-        """Whether the classes are known."""
+        """Whether the classes or scores are known."""
         return HIDDEN not in self.labels
 
     def first(self, count: int | None) -> Examples:
@@ -78,8 +83,8 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
     if split not in task.splits:
         raise UserError(f"--split {split}: {task.name} has none (known: {', '.join(task.splits)})")
     if task.own is not None:
-        return Examples(*rows_of_own_data(task, split))
-    if data_dir is not None:
+        examples = Examples(*rows_of_own_data(task, split))
+    elif data_dir is not None:
         if task.glue is None:
             others = ", ".join(name for name, other in TASKS.items() if other.glue is not None)
             raise UserError(
@@ -94,6 +99,8 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
         examples = _from_hub(task, task.hub, split)
     if not examples.labels:
         raise UserError(f"{examples.source}: the {split} split of {task.name} has no rows")
+    if task.regression:  # as the Hub has them, in fp32: equal scores give equal fingerprints
+        return replace(examples, labels=np.asarray(examples.labels, np.float32).tolist())
     return examples
 
 
@@ -110,13 +117,15 @@ def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path
     hidden = hidable and layout.label_column not in table.columns  # GLUE's server has them
     of_label = None if hidden else table.place(layout.label_column)
     known = {name: index for index, name in enumerate(task.classes_in_glue())}
-    labels: list[int] = []
+    read: Callable[[str], Any] = task.score if task.regression else known.get
+    labels: list[Any] = []
     for where, row in table.rows:
-        label = "" if of_label is None else row[of_label].strip()
-        if of_label is not None and label not in known:
-            labels_of_task = f"{task.name} has the labels {', '.join(known)}"
-            raise UserError(f"{path}, {where}: the {layout.label_column} is {label!r}; {labels_of_task}")
-        labels.append(known.get(label, HIDDEN))
+        written = "" if of_label is None else row[of_label].strip()
+        label = HIDDEN if of_label is None else read(written)
+        if label is None:
+            there = task.scores_in_words() if task.regression else f"the labels {', '.join(known)}"
+            raise UserError(f"{path}, {where}: the {layout.label_column} is {written!r}; {task.name} has {there}")
+        labels.append(label)
     texts = [tuple(row[place].strip() for place in of_texts) for _, row in table.rows]
     return Examples(texts, labels, str(path))
 
@@ -163,9 +172,10 @@ def _from_hub(task: Task, place: HubDataset, split: str) -> Examples:
     rows = load_split(
         place.path, place.config, task.published_split(split), flag=f"--task_name {task.name}", ways_out=ways_out
     )
-    labels = [int(label) for label in rows[place.label_column]]
+    labels: list[Any] = [float(label) if task.regression else int(label) for label in rows[place.label_column]]
     hidden = split.startswith("test") and set(labels) == {HIDDEN}
-    if not hidden and any(not 0 <= label < len(task.labels) for label in labels):
+    least, most = task.score_range or (0, len(task.labels) - 1)
+    if not hidden and any(not least <= label <= most for label in labels):
         raise UserError(f"the {split} split of {task.name} on the Hub has hidden labels; choose another split")
     # Stripped, as those of GLUE's folders: the Hub's SST-2 has a blank behind every sentence.
     texts = list(zip(*([text.strip() for text in rows[column]] for column in place.text_columns), strict=True))

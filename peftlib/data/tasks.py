@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from peftlib.errors import UserError, nearest
@@ -65,14 +66,15 @@ class OwnData:
 
 @dataclass(frozen=True)
 class Task:
-    """One text-classification task.
+    """One task: texts to sort into classes, or, in regression, to score.
 
     Attributes:
-        labels: the class names; a row's label is an index into them.
+        labels: the class names; a row's label is an index into them. None of them in regression: there it is a number.
         metrics: names from `evaluation/metrics.py`, larger is better; the first one chooses the best model by default.
         num_train_epochs: passes over the training data when nobody says otherwise.
         packaged: whether an installed package carries the rows.
         mismatched: whether there is a second validation and test split, of other genres than were trained on.
+        score_range: the lowest and the highest score that there is; None of classes.
     """
 
     name: str
@@ -81,9 +83,15 @@ class Task:
     num_train_epochs: int = 3
     packaged: bool = False
     mismatched: bool = False
+    score_range: tuple[float, float] | None = None
     hub: HubDataset | None = None
     glue: GlueFolder | None = None
     own: OwnData | None = None
+
+    @property
+    def regression(self) -> bool:
+        """Whether it is about scores in place of classes: one output, trained to the least mean squared error."""
+        return self.score_range is not None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -93,6 +101,26 @@ class Task:
     def published_split(self, split: str) -> str:
         """What the Hub calls a split: MNLI's say "matched" in full."""
         return f"{split}_matched" if self.mismatched and split in ("validation", "test") else split
+
+    def score(self, written: object) -> float | None:
+        """A score from how it is written; None for what is no number, or none within the range."""
+        if self.score_range is None or not isinstance(written, str | int | float) or isinstance(written, bool):
+            return None
+        try:
+            score = float(written)
+        except (ValueError, OverflowError):
+            return None
+        low, high = self.score_range
+        return score if low <= score <= high else None
+
+    def scores_in_words(self) -> str:
+        """Which scores there are."""
+        low, high = self.score_range or (-math.inf, math.inf)
+        return f"scores from {low:g} to {high:g}"
+
+    def written(self, label: float) -> str:
+        """A label as people read it: the class's name, or the score."""
+        return f"{label:g}" if self.regression else self.labels[int(label)]
 
     def classes_in_glue(self) -> tuple[str, ...]:
         """How GLUE's files and its server write the classes, in order."""
@@ -126,7 +154,7 @@ class Task:
 _ENTAILMENT = ("entailment", "not_entailment")
 _GLUE = "nyu-mll/glue"
 
-#: Of GLUE (Wang et al., 2019, https://arxiv.org/abs/1804.07461) every task but STS-B, whose scores are no classes.
+#: Of GLUE (Wang et al., 2019, https://arxiv.org/abs/1804.07461) all nine tasks.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -161,6 +189,15 @@ TASKS: dict[str, Task] = {
             metrics=("matthews_correlation", "accuracy"),
             hub=HubDataset(_GLUE, "cola", ("sentence",)),
             glue=GlueFolder("CoLA", ("sentence",), "label", columns=("source", "label", "mark", "sentence")),
+        ),
+        Task(
+            # Cer et al., 2017 (https://arxiv.org/abs/1708.00055): how similar in meaning are two sentences?
+            name="stsb",
+            labels=(),
+            metrics=("pearson", "spearmanr"),
+            score_range=(0.0, 5.0),
+            hub=HubDataset(_GLUE, "stsb", ("sentence1", "sentence2")),
+            glue=GlueFolder("STS-B", ("sentence1", "sentence2"), "score"),
         ),
         Task(
             # Iyer et al., 2017: do two questions on Quora ask the same?

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from peftlib.data.collation import split_inputs
+from peftlib.evaluation.predictions import answers_of
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class Evaluation:
     """A model's answers on one split.
 
     Attributes:
-        metrics: name -> value, `loss` (mean cross-entropy in nats) among them; nothing where the labels are hidden.
-        logits: fp32, shape (examples, classes), in the split's order.
-        labels: int64, shape (examples,).
+        metrics: name -> value, `loss` (mean cross-entropy in nats, or mean squared error of scores) among them; nothing
+            where the labels are hidden.
+        logits: fp32, shape (examples, classes), or (examples, 1) of scores, in the split's order.
+        labels: class indices, int64, or scores, fp32, shape (examples,).
         seconds: wall time of the forward passes and of gathering them.
     """
 
@@ -76,7 +78,8 @@ def evaluate(
     """Score a model on a split.
 
     Args:
-        labels: class indices in the split's order, shape (examples,); all negative where they are hidden.
+        labels: class indices, int64, or scores, fp32, in the split's order, shape (examples,); all negative where they
+            are hidden.
         metrics: names from `evaluation/metrics.py`.
     """
     start = time.perf_counter()
@@ -86,6 +89,10 @@ def evaluate(
         return Evaluation({}, logits, labels, seconds)
     from peftlib.evaluation.metrics import score  # imports `evaluate`, which takes a second
 
-    loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-    values = score(metrics, logits.argmax(axis=-1), labels)
+    answers = answers_of(logits, labels)
+    if answers.dtype.kind == "f":
+        loss = nn.functional.mse_loss(torch.from_numpy(answers), torch.from_numpy(labels)).item()
+    else:
+        loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+    values = score(metrics, answers, labels)
     return Evaluation({**values, "loss": loss}, logits, labels, seconds)

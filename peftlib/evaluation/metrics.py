@@ -10,9 +10,11 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 _CLASSES = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+_SCORES = datasets.Features({"predictions": datasets.Value("float32"), "references": datasets.Value("float32")})
 
 
 class _Metric(evaluate.Metric):
@@ -67,11 +69,50 @@ class MatthewsCorrelation(_Metric):
         return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}
 
 
+class Pearson(_Metric):
+    """Pearson's correlation of predicted and true scores, -1..1; 0 where either are all the same.
+
+    There it is not defined, and scipy says NaN: an answer that never changes tells nothing, like one by chance. The
+    first score that GLUE reports for STS-B.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        url = "https://docs.scipy.org/doc/scipy/reference/generated/scipy.stats.pearsonr.html"
+        return _info(self, url, "scores", _SCORES)
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {"pearson": _correlation(pearsonr, predictions, references)}
+
+
+class SpearmanR(_Metric):
+    """Spearman's correlation of predicted and true scores, by ranks, -1..1; 0 where either are all the same, as above.
+
+    The second score that GLUE reports for STS-B.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        url = "https://docs.scipy.org/doc/scipy/reference/generated/scipy.stats.spearmanr.html"
+        return _info(self, url, "scores", _SCORES)
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {"spearmanr": _correlation(spearmanr, predictions, references)}
+
+
+def _correlation(function: Any, predictions: np.ndarray, references: np.ndarray) -> float:
+    """In fp64: scipy computes in the precision that it is given."""
+    pair = [np.asarray(values, dtype=np.float64) for values in (predictions, references)]
+    if any(values.min() == values.max() for values in pair):
+        return 0.0
+    return float(function(*pair).statistic)
+
+
 METRICS: dict[str, type[evaluate.Metric]] = {
     "accuracy": Accuracy,
     "f1": F1,
     "macro_f1": MacroF1,
     "matthews_correlation": MatthewsCorrelation,
+    "pearson": Pearson,
+    "spearmanr": SpearmanR,
 }
 
 
@@ -80,8 +121,8 @@ def score(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarra
 
     Args:
         names: keys of `METRICS`.
-        predictions: class indices, shape (examples,).
-        references: class indices, shape (examples,).
+        predictions: class indices or scores, shape (examples,).
+        references: the same of what is true.
     """
     values: dict[str, float] = {}
     for name in names:
@@ -91,11 +132,11 @@ def score(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarra
     return values
 
 
-def _info(metric: Any, url: str) -> evaluate.MetricInfo:
+def _info(metric: Any, url: str, what: str = "class indices", features: Any = _CLASSES) -> evaluate.MetricInfo:
     return evaluate.MetricInfo(
         description=metric.__doc__,
         citation="",
-        inputs_description="class indices",
-        features=_CLASSES,
+        inputs_description=what,
+        features=features,
         reference_urls=[url],
     )

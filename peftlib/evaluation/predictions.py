@@ -24,22 +24,32 @@ PREDICTIONS = "predictions.safetensors"
 RESULTS = "results.json"
 
 
+def answers_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """What was answered: classes, int64, or where the labels are scores, scores, fp32; shape (examples,).
+
+    Args:
+        logits: shape (examples, classes), or (examples, 1) of scores.
+        labels: class indices or scores, known or hidden; their type tells which.
+    """
+    return logits[:, 0] if labels.dtype.kind == "f" else logits.argmax(axis=-1)
+
+
 def save_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> None:
     """Write `predictions.safetensors` into `folder`, which is not yet anybody's to read.
 
     Args:
         logits: fp32, shape (examples, classes), in the split's order.
-        labels: int64, shape (examples,).
+        labels: class indices, or scores, of a float type, shape (examples,).
     """
     tensors: dict[str, np.ndarray] = {
         "logits": np.ascontiguousarray(logits, np.float32),
-        "labels": np.ascontiguousarray(labels, np.int64),
+        "labels": np.ascontiguousarray(labels, np.float32 if labels.dtype.kind == "f" else np.int64),
     }
     save_file(tensors, folder / PREDICTIONS)
 
 
 def load_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Logits, fp32 (examples, classes), and labels, int64 (examples,); None when the run has left none.
+    """Logits, fp32 (examples, classes), and labels, int64 or as scores fp32 (examples,); None when there are none.
 
     Raises:
         UserError: the file is damaged.
@@ -103,29 +113,43 @@ def write_answers(
     try:
         with placed_when_whole(folder) as temporary:
             save_predictions(temporary, evaluation.logits, evaluation.labels)
-            write_text(temporary / "predictions.csv", _table(evaluation, task.labels))
+            write_text(temporary / "predictions.csv", _table(evaluation, task))
             if not scores and glue_answers is not None:
-                write_text(temporary / glue_answers, _for_glue(evaluation.logits, task.classes_in_glue()))
+                write_text(temporary / glue_answers, _for_glue(evaluation, task))
             write_json(temporary / RESULTS, {**scores, **counts, **about})
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
         raise RunError(f"{folder}: cannot be written ({error}); make room there, or name --output_dir") from error
     return scores
 
 
-def _table(evaluation: Evaluation, names: tuple[str, ...]) -> str:
-    """A row for each example: its place in the split, the class and its probability, and the true one where known."""
-    logits, known = evaluation.logits.astype(np.float64), bool(evaluation.metrics)
+def _table(evaluation: Evaluation, task: Task) -> str:
+    """A row for each example: its place in the split, the class and its probability, and the true one where known.
+
+    In regression the score, as it came, and no probability.
+    """
+    answers = answers_of(evaluation.logits, evaluation.labels)
+    columns: dict[str, list[str]] = {}
+    if task.regression:
+        columns["prediction"] = [f"{score:.6f}" for score in answers.tolist()]
+    else:
+        shares = softmax(evaluation.logits.astype(np.float64), axis=-1).max(axis=-1)
+        columns["prediction"] = [task.written(answer) for answer in answers.tolist()]
+        columns["probability"] = [f"{share:.6f}" for share in shares.tolist()]
+    if evaluation.metrics:  # else the labels are hidden
+        columns["label"] = [task.written(label) for label in evaluation.labels.tolist()]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["index", "prediction", "probability", *(["label"] if known else [])])
-    rows = zip(
-        logits.argmax(axis=-1).tolist(), softmax(logits, axis=-1).max(axis=-1).tolist(), evaluation.labels, strict=True
-    )
-    for place, (answer, probability, label) in enumerate(rows):
-        table.writerow([place, names[answer], f"{probability:.6f}", *([names[label]] if known else [])])
+    table.writerow(["index", *columns])
+    table.writerows([place, *row] for place, row in enumerate(zip(*columns.values(), strict=True)))
     return text.getvalue()
 
 
-def _for_glue(logits: np.ndarray, classes: tuple[str, ...]) -> str:
-    rows = [f"{place}\t{classes[answer]}" for place, answer in enumerate(logits.argmax(axis=-1).tolist())]
-    return "\n".join(["index\tprediction", *rows]) + "\n"
+def _for_glue(evaluation: Evaluation, task: Task) -> str:
+    """Scores within their range, to three decimals, as transformers' run_glue.py writes them."""
+    answers = answers_of(evaluation.logits, evaluation.labels)
+    classes = task.classes_in_glue()
+    if task.score_range is not None:
+        written = [f"{score:.3f}" for score in answers.clip(*task.score_range).tolist()]
+    else:
+        written = [classes[answer] for answer in answers.tolist()]
+    return "\n".join(["index\tprediction", *(f"{place}\t{answer}" for place, answer in enumerate(written))]) + "\n"

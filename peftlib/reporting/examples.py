@@ -1,4 +1,4 @@
-"""Two runs, example by example: what one gets right and the other wrong."""
+"""Two runs, example by example: what one gets right and the other wrong, or of scores, where one is nearer."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from peftlib.reporting.sheets import Sheet
 def show_disagreements(runs: Sequence[Run], console: CompareConsole, most: int) -> None:
     """Print both sides: right in the first run and wrong in the second, then the other way round.
 
+    Scores are never quite right: there, where the first run is nearer to the truth, by the most, then the second.
+
     Args:
         most: examples per side.
 
@@ -27,6 +29,9 @@ def show_disagreements(runs: Sequence[Run], console: CompareConsole, most: int) 
     a, b = _two(runs)
     examples = Finished(a.folder, a.record).examples("validation")  # read anew from where the run had it
     (answers_a, labels), (answers_b, _) = (_answers(run) for run in (a, b))
+    if labels.dtype.kind == "f":
+        _show_scores((a, b), (answers_a, answers_b), labels, examples, console, most)
+        return
     right_a, right_b = answers_a == labels, answers_b == labels
     both = int((right_a & right_b).sum())
     neither = int((~right_a & ~right_b).sum())
@@ -42,6 +47,33 @@ def show_disagreements(runs: Sequence[Run], console: CompareConsole, most: int) 
         if len(shown):
             wrong = (answers_b if better is a else answers_a)[shown]
             console.sheet(_sheet(examples, shown, wrong, a.record["labels"], worse.name))
+
+
+def _show_scores(
+    runs: tuple[Run, Run],
+    answers: tuple[np.ndarray, np.ndarray],
+    labels: np.ndarray,
+    examples: Examples,
+    console: CompareConsole,
+    most: int,
+) -> None:
+    a, b = runs
+    errors = [np.abs(one - labels) for one in answers]
+    means = " and ".join(f"{error.mean():.4f} of {run.name}" for run, error in zip(runs, errors, strict=True))
+    console.note(f"{a.task}: mean absolute error {means}, {len(labels):,} examples")
+    ahead = errors[1] - errors[0]
+    for better, worse, by in ((a, b, ahead), (b, a, -ahead)):
+        places = [place for place in np.argsort(-by, kind="stable").tolist() if by[place] > 0]
+        shown = places[:most]
+        limit = f", the {len(shown)} by the most" if len(shown) < len(places) else ""
+        console.note()
+        console.note(f"{better.name} nearer than {worse.name}: {len(places):,}{limit}")
+        if shown:
+            header = ["example", "true", *(f"said by {run.name}" for run in runs), "text"]
+            numbers = [[f"{column[place]:.2f}" for column in (labels, *answers)] for place in shown]
+            texts = [" ‖ ".join(examples.texts[place]) for place in shown]
+            lines = [[str(place), *row, text] for place, row, text in zip(shown, numbers, texts, strict=True)]
+            console.sheet(Sheet(header, lines, numeric=4))
 
 
 def _two(runs: Sequence[Run]) -> tuple[Run, Run]:

@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from peftlib.evaluation.resampling import RESAMPLED, resampled_scores
 from peftlib.evaluation.statistics import (
     ALPHA,
-    RESAMPLED,
     Resampled,
     SeedTest,
     compare_seeds,
     holm,
     mcnemar,
     paired_bootstrap,
-    resampled_scores,
     seeds_for_examples,
 )
 from peftlib.reporting.grouping import Comparison
@@ -43,9 +42,10 @@ class Pair:
 
     Attributes:
         difference: the mean of `a` minus that of `b`, over these seeds.
-        bootstrap: over examples and seeds; None without predictions.
+        bootstrap: over examples and seeds; None without predictions. Of two single runs over examples alone.
         seed_test: over seeds; None with one.
         mcnemar: of the two runs, where they share one seed only, or have no seed in common and one run each; else None.
+            None of scores, which are not right or wrong: there the bootstrap stands in.
         p: of all that could be tested, the largest: a difference has to hold for other examples *and* for other
             seeds (an intersection-union test: Berger, 1982, https://doi.org/10.1080/00401706.1982.10487790).
         corrected: `p` after Holm's correction over all pairs of the comparison; None before it, or without a p.
@@ -89,10 +89,14 @@ class Pair:
     def _of_single_runs(self) -> str:
         if self.seeds:
             opening = f"{self.a} and {self.b} share seed {self.seeds[0]} only: no difference can be claimed."
-        elif self.mcnemar is not None:
+        elif self.mcnemar is not None or self.bootstrap is not None:
             opening = f"{self.a} and {self.b} have one run each: no difference can be claimed."
         else:
             return f"{self.a} and {self.b} have no seed in common and are not tested."
+        if self.mcnemar is None and self.bootstrap is not None:
+            told = "can" if self.bootstrap.p < ALPHA else "cannot"
+            test = f"bootstrap over the examples, p {p_text(self.bootstrap.p)}, uncorrected"
+            return f"{opening} These two runs {told} be told apart by their {self.metric} ({test})."
         if self.mcnemar is None:
             return opening
         differ = "make different errors" if self.mcnemar < ALPHA else "cannot be told apart by their errors"
@@ -145,19 +149,30 @@ def _test(a: Variant, b: Variant, metric: str, resampled: dict[str, np.ndarray])
     seeds = tuple(sorted(runs_a.keys() & runs_b.keys()))
     if not seeds:
         # The same examples have been answered, whatever the seeds: that is all that McNemar's test asks for.
-        only = _mcnemar(a.runs[0], b.runs[0]) if len(a.runs) == len(b.runs) == 1 else None
-        return Pair(a.label, b.label, metric, seeds, a.mean(metric) - b.mean(metric), None, None, only, None)
+        difference = a.mean(metric) - b.mean(metric)
+        if len(a.runs) != 1 or len(b.runs) != 1:
+            return Pair(a.label, b.label, metric, seeds, difference, None, None, None, None)
+        only = _mcnemar(a.runs[0], b.runs[0])
+        bootstrap = _bootstrap(a, b, [0], [0], resampled) if only is None else None
+        return Pair(a.label, b.label, metric, seeds, difference, bootstrap, None, only, None)
     scores_a, scores_b = ([runs[seed].score(metric) for seed in seeds] for runs in (runs_a, runs_b))
     difference = float(np.mean(scores_a) - np.mean(scores_b))
     seed_test = compare_seeds(scores_a, scores_b) if len(seeds) > 1 else None
-    samples_a, samples_b = resampled.get(a.label), resampled.get(b.label)
-    bootstrap = None
-    if samples_a is not None and samples_b is not None:
-        columns_a, columns_b = ([[*runs].index(seed) for seed in seeds] for runs in (runs_a, runs_b))
-        bootstrap = paired_bootstrap(samples_a[:, columns_a], samples_b[:, columns_b])
+    columns_a, columns_b = ([[*runs].index(seed) for seed in seeds] for runs in (runs_a, runs_b))
+    bootstrap = _bootstrap(a, b, columns_a, columns_b, resampled)
     only = _mcnemar(runs_a[seeds[0]], runs_b[seeds[0]]) if len(seeds) == 1 else None
     p_values = [test.p for test in (bootstrap, seed_test) if test is not None]
     return Pair(a.label, b.label, metric, seeds, difference, bootstrap, seed_test, only, max(p_values, default=None))
+
+
+def _bootstrap(
+    a: Variant, b: Variant, runs_a: list[int], runs_b: list[int], resampled: dict[str, np.ndarray]
+) -> Resampled | None:
+    """Of these runs of the two, by their places; None where there are no predictions."""
+    samples_a, samples_b = resampled.get(a.label), resampled.get(b.label)
+    if samples_a is None or samples_b is None:
+        return None
+    return paired_bootstrap(samples_a[:, runs_a], samples_b[:, runs_b])
 
 
 def _resampled(variants: list[Variant], metric: str) -> dict[str, np.ndarray]:
@@ -175,7 +190,7 @@ def _resampled(variants: list[Variant], metric: str) -> dict[str, np.ndarray]:
 
 
 def _mcnemar(a: Run, b: Run) -> float | None:
-    if a.answers is None or b.answers is None:
+    if a.answers is None or b.answers is None or a.answers[1].dtype.kind == "f":
         return None
     return mcnemar(a.answers[0] == a.answers[1], b.answers[0] == b.answers[1])
 

@@ -23,6 +23,8 @@ _COSTS: dict[str, tuple[str, bool, Callable[[Row], float]]] = {
 }
 #: Of the axis beyond what a score can be: a point at its end is seen whole.
 _MARGIN = 0.02
+#: Scores from -1 on; all others begin at 0.
+_CORRELATIONS = ("matthews_correlation", "pearson", "spearmanr")
 
 
 class NoData(Exception):
@@ -154,7 +156,7 @@ def _line_with_intervals(
 def _possible(axes: Axes, metric: str) -> tuple[float, float]:
     """The axis as it is, as far as scores can go: intervals of two seeds go further."""
     low, high = axes.get_ylim()
-    least = -1.0 if metric == "matthews_correlation" else 0.0
+    least = -1.0 if metric in _CORRELATIONS else 0.0
     return max(low, least - _MARGIN), min(high, 1 + _MARGIN)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from peftlib.data.own_data import task_in_table
 from peftlib.errors import UserError, nearest
-from peftlib.evaluation.predictions import load_predictions
+from peftlib.evaluation.predictions import answers_of, load_predictions
 from peftlib.run_files import last_words, logged_in, read_record
 
 #: What a record must have before the run can be told from others, as paths.
@@ -76,13 +76,15 @@ class Run:
 
     @cached_property
     def answers(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Predicted classes and labels, int64, shape (examples,) each; None when the run has left no predictions.
+        """What it answered and labels, shape (examples,) each; None when the run has left no predictions.
+
+        Both int64, of classes, or fp32, of scores.
 
         Raises:
             UserError: the file is damaged.
         """
         loaded = load_predictions(self.folder)
-        return None if loaded is None else (loaded[0].argmax(axis=-1), loaded[1])
+        return None if loaded is None else (answers_of(*loaded), loaded[1])
 
     @cached_property
     def curve(self) -> list[dict[str, float]]:

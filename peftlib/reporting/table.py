@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from peftlib.evaluation.statistics import RESAMPLED, Interval, mean_interval, score_of
+from peftlib.evaluation.resampling import RESAMPLED, score_of
+from peftlib.evaluation.statistics import Interval, mean_interval
 from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.reference import references
 from peftlib.reporting.runs import Run
@@ -28,7 +29,7 @@ class Row:
     """One line of a comparison's table.
 
     Attributes:
-        seeds: of the runs that it stands for; empty for the majority class, which nobody trains.
+        seeds: of the runs that it stands for; empty for an answer that is always the same, which nobody trains.
         metrics: metric -> its mean over the seeds.
         costs: a key of `COSTS` -> its mean over the seeds.
         trainable, ratio, saved_bytes: parameters, their share of the base model, and the size of what was saved.
@@ -48,9 +49,9 @@ class Row:
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """The majority class, where predictions tell it, then the variants in order."""
-    majority = _majority(comparison)
-    return [*([majority] if majority else []), *(_row(comparison, variant) for variant in comparison.variants)]
+    """An answer that is always the same, where predictions tell which, then the variants in order."""
+    constant = _constant(comparison)
+    return [*([constant] if constant else []), *(_row(comparison, variant) for variant in comparison.variants)]
 
 
 def _row(comparison: Comparison, variant: Variant) -> Row:
@@ -74,15 +75,17 @@ def _row(comparison: Comparison, variant: Variant) -> Row:
     )
 
 
-def _majority(comparison: Comparison) -> Row | None:
-    """What always answering the most frequent class scores on the validation split."""
+def _constant(comparison: Comparison) -> Row | None:
+    """What always answering the most frequent class, or the mean score, scores on the validation split."""
     labels = next((run.answers[1] for run in comparison.runs if run.answers is not None), None)
     if labels is None:
         return None
-    answer = np.full((1, len(labels)), np.bincount(labels).argmax())
+    is_score = labels.dtype.kind == "f"
+    answer = np.full((1, len(labels)), labels.mean() if is_score else np.bincount(labels).argmax())
     names = [name for name in comparison.metrics if name in RESAMPLED]
     metrics = {name: mean_interval(score_of(answer, labels, name).tolist()) for name in names}
-    return Row("majority class", (), metrics, {}, 0, 0.0, None, "", (), baseline=True)
+    title = "mean score" if is_score else "majority class"
+    return Row(title, (), metrics, {}, 0, 0.0, None, "", (), baseline=True)
 
 
 def without_result(runs: list[Run]) -> list[tuple[str, str, str]]:

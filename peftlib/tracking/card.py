@@ -21,7 +21,7 @@ _CARD = """---
 |---|---|
 {metrics}
 
-Labels: {labels}. Seed {seed}, learning rate {rate:g}, {steps:,} updates of {batch} examples, precision {precision}.
+{labels}. Seed {seed}, learning rate {rate:g}, {steps:,} updates of {batch} examples, precision {precision}.
 The whole record is in `run.json`, the curves are in `metrics.jsonl`.
 
 ## Use
@@ -29,18 +29,27 @@ The whole record is in `run.json`, the curves are in `metrics.jsonl`.
 ```python
 {usage}
 ```
-{elsewhere}"""
+{below}"""
 
 _ADAPTER = """from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
-model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", id2label={classes})
+model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", {outputs})
 tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
+
+#: Behind the code for a model of scores.
+_OF_SCORES = """
+`model(**tokenizer(sentence1, sentence2, return_tensors="pt")).logits[0, 0]` is the score of a pair, which may lie a
+little outside of the range.
+"""
 
 #: Behind the code for an adapter.
 _ELSEWHERE = """
 `adapter_config.json` says where the base model was: `{location}`. On another machine, put there where it is now{hub}.
 """
+
+#: What the Hub calls a metric that has another name here, which is the one of `evaluate`'s glue.
+_HUB_METRICS = {"pearson": "pearsonr"}
 
 _CHECKPOINT = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -64,15 +73,22 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-classification",
         "tags": [arguments["method"], arguments["task_name"]],
-        "metrics": [name for name in scores if name != "loss"],
+        "metrics": [_HUB_METRICS.get(name, name) for name in scores if name != "loss"],
     }
     if (dataset := _on_hub(run)) is not None:
         metadata["datasets"] = [dataset]
-    names = enumerate(run["labels"])
-    classes = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for index, name in names)
-    usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, classes=f"{{{classes}}}")
+    if "score_range" in run:
+        low, high = run["score_range"]
+        outputs, labels = 'num_labels=1, problem_type="regression"', f"Scores from {low:g} to {high:g}"
+    else:
+        names = enumerate(run["labels"])
+        classes = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for index, name in names)
+        outputs = f"id2label={{{classes}}}"
+        labels = "Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(run["labels"]))
+    usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, outputs=outputs)
     hub = "" if on_hub is None else f", or its name on the Hub, `{on_hub}`"
-    elsewhere = _ELSEWHERE.format(location=run["model"]["location"], hub=hub) if is_adapter else ""
+    below = _OF_SCORES if "score_range" in run else ""
+    below += _ELSEWHERE.format(location=run["model"]["location"], hub=hub) if is_adapter else ""
     return _CARD.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         title=f"{arguments['task_name']} · {arguments['method']}",
@@ -84,14 +100,14 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         ratio=parameters["trainable_ratio"],
         examples=run["data"]["validation"]["examples"],
         metrics="\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items()),
-        labels=", ".join(f"{index} = {label}" for index, label in enumerate(run["labels"])),
+        labels=labels,
         seed=arguments["seed"],
         rate=run["learning_rate"],
         steps=run["steps"],
         batch=run["effective_batch_size"],
         precision=run["precision"]["name"],
         usage=usage,
-        elsewhere=elsewhere,
+        below=below,
     )
 
 

@@ -151,6 +151,7 @@ def describe_run(
         learning_rate: the peak one.
         effective_batch_size: examples per update, over all processes.
     """
+    scores = {} if task.score_range is None else {"score_range": task.score_range}
     own: dict[str, Any] = {} if task.own is None else {"text_columns": task.own.text_columns}
     if task.own is not None and task.own.dataset is not None and Path(task.own.dataset[0]).is_dir():
         own["dataset_folder"] = str(Path(task.own.dataset[0]).resolve())
@@ -162,6 +163,7 @@ def describe_run(
             "configuration": base.configuration,
         },
         "labels": list(task.labels),
+        **scores,
         **own,
         "data": data,
         "parameters": {

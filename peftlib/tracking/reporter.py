@@ -220,7 +220,7 @@ class Reporter:
             {
                 "task": f"{self._arguments['task_name']}, {data['train']['examples']:,} training and "
                 f"{data['validation']['examples']:,} validation examples ({data['train']['source']})",
-                "classes": _listed(facts["labels"]),
+                **_outputs(facts),
                 "model": facts["model"]["name"],
                 "method": f"{self._arguments['method']}, learning rate {facts['learning_rate']:g}",
                 "updates": f"{steps:,} of {examples} examples, {_counted(facts['processes'], 'process')}",
@@ -262,10 +262,14 @@ def _counted(number: int, name: str) -> str:
     return f"{number} {name}" + ("" if number == 1 else "es" if name.endswith("s") else "s")
 
 
-def _listed(labels: list[str]) -> str:
-    """Their number, and the first of them: a typo in one's own file is a class too."""
+def _outputs(facts: dict[str, Any]) -> dict[str, str]:
+    """The classes: their number, and the first of them, for a typo in one's own file is a class too. Or the scores."""
+    if "score_range" in facts:
+        low, high = facts["score_range"]
+        return {"scores": f"{low:g} to {high:g}"}
+    labels = facts["labels"]
     shown = ", ".join(label if len(label) <= 30 else f"{label[:30]}…" for label in labels[:8])
-    return f"{len(labels)}: {shown}" + (", …" if len(labels) > 8 else "")
+    return {"classes": f"{len(labels)}: {shown}" + (", …" if len(labels) > 8 else "")}
 
 
 def _flat(sweep: dict[str, str] | None) -> dict[str, str]:

@@ -113,6 +113,14 @@ def test_every_token_has_one_row_and_every_row_an_example(lengths, first_positio
     assert width >= max(lengths) and width in WIDTHS
 
 
+def test_scores_are_laid_out_as_scores():
+    given = chosen([9, 4, 30])._replace(labels=np.array([0.5, 5.0, 3.8], dtype=np.float32))
+    for collator in (PADDED, PADDED.in_rows(0)):
+        labels = split_inputs(collator(given))[1].labels
+        assert labels.dtype == torch.float32
+        assert torch.equal(labels[:3], torch.tensor([0.5, 5.0, 3.8])) and not labels[3:].any()
+
+
 def test_fillers_take_what_is_left_over():
     """Of any number of tokens: of one row at least, and of the width at most."""
     for tokens in [*range(1, 40_000), *range(70_000, 80_000), *range(290_000, 300_000)]:

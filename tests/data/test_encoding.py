@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,17 @@ def test_the_cache_tells_tokenizers_with_other_columns_apart(cache):
     for _ in range(2):  # filled, then read
         assert set(encode(examples_of(PAIRS), without, 16).columns) == {"input_ids"}
         assert set(encode(examples_of(PAIRS), with_types, 16).columns) == {"input_ids", "token_type_ids"}
+
+
+def test_scores_stay_scores_and_classes_classes_in_the_cache_too(tokenizer, cache):
+    """The same texts with the same numbers: 1 and 0 are classes, 1.0 and 0.0 are not."""
+    scores = [(text, float(label)) for text, label in PAIRS]
+    for _ in range(2):  # filled, then read
+        for rows, kind in ((PAIRS, np.int64), (scores, np.float32), ([(PAIRS[0][0], 3.8)], np.float32)):
+            encoded = encode(examples_of(rows), tokenizer, 16)
+            assert encoded.labels.dtype == kind
+            assert encoded.labels.tolist() == [kind(label) for _, label in rows]
+    assert len(entries(cache)) == 3
 
 
 @pytest.mark.parametrize(("rows", "least"), [(ROWS, 3), (PAIRS, 5)])

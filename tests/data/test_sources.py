@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 
 import datasets
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from peftlib.data import dataset_tables
 from peftlib.data.sources import Examples, load_examples
 from peftlib.data.tasks import SPLITS, TASKS
 from peftlib.errors import UserError
-from tests.conftest import GLUE, needs_glue
+from tests.conftest import GLUE, needs_glue, write_stsb
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +291,40 @@ def test_every_task_of_glue_as_its_files_are_written(tmp_path, name):
         examples = load_examples(task, split, tmp_path)
         assert (examples.texts, examples.labelled) == ([texts], not split.startswith("test"))
         assert examples.labels == [-1 if split.startswith("test") else label]
+
+
+def test_sts_b_has_scores_in_single_precision_and_hides_those_of_its_test_split(tmp_path):
+    write_stsb(tmp_path, train=5, dev=3, test=4)
+    train, dev, test = (load_examples(TASKS["stsb"], split, tmp_path) for split in SPLITS)
+    assert [len(train), len(dev), len(test)] == [5, 3, 4]
+    assert dev.texts[1] == ("cloud tiger window music garden", "cloud tiger window music stone")
+    assert dev.labels == [float(np.float32(score)) for score in (3.0, 3.8, 4.6)] and dev.labelled
+    assert (test.labels, test.labelled) == ([-1.0] * 4, False)
+    assert all(isinstance(label, float) for examples in (train, dev, test) for label in examples.labels)
+    (tmp_path / "STS-B" / "test.tsv").write_text((tmp_path / "STS-B" / "dev.tsv").read_text())  # as others have it
+    assert load_examples(TASKS["stsb"], "test", tmp_path).labels == dev.labels
+
+
+def test_the_hub_s_sts_b_is_that_of_glue_s_folder(tmp_path, monkeypatch):
+    folder = load_examples(TASKS["stsb"], "train", write_stsb(tmp_path))
+    first, second = zip(*folder.texts, strict=True)
+    rows = {"sentence1": [f"{text} " for text in first], "sentence2": [*second], "label": folder.labels}
+    monkeypatch.setattr(dataset_tables, "hub_access", lambda *words, **options: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *words, **options: rows)
+    assert load_examples(TASKS["stsb"], "train").fingerprint() == folder.fingerprint()
+    rows["label"] = [-1.0] * len(folder)
+    assert not load_examples(TASKS["stsb"], "test").labelled
+    with pytest.raises(UserError, match="has hidden labels"):
+        load_examples(TASKS["stsb"], "validation")
+
+
+@pytest.mark.parametrize("written", ["", "5.2", "-1", "nan", "high"])
+def test_what_is_no_score_of_sts_b_is_refused_with_its_line(tmp_path, written):
+    path = write_stsb(tmp_path) / "STS-B" / "dev.tsv"
+    path.write_text(path.read_text().replace("\t3.800\n", f"\t{written}\n", 1))
+    with pytest.raises(UserError) as caught:
+        load_examples(TASKS["stsb"], "validation", tmp_path)
+    assert str(caught.value) == f"{path}, line 3: the score is {written!r}; stsb has scores from 0 to 5"
 
 
 def test_rows_of_qqp_that_a_line_break_divides_are_left_out_as_the_hub_does(tmp_path):

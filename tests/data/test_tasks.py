@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError
@@ -23,6 +25,29 @@ def test_two_classes_where_f1_counts_the_second() -> None:
     """GLUE's F1 is that of class 1."""
     assert {name for name, task in TASKS.items() if "f1" in task.metrics} == {"mrpc", "qqp"}
     assert all(len(TASKS[name].labels) == 2 for name in ("mrpc", "qqp"))
+
+
+def test_sts_b_alone_is_regression() -> None:
+    assert [name for name, task in TASKS.items() if task.regression] == ["stsb"]
+    assert [name for name, task in TASKS.items() if not task.labels] == ["stsb"]
+    assert TASKS["stsb"].best_metric(None) == "pearson"
+    assert (TASKS["stsb"].written(3.799999952316284), TASKS["mrpc"].written(1)) == ("3.8", "equivalent")
+
+
+@given(st.floats(0, 5))
+def test_a_score_is_read_however_it_is_written(score: float) -> None:
+    assert [TASKS["stsb"].score(written) for written in (score, repr(score), f" {score!r} ")] == [score] * 3
+
+
+@pytest.mark.parametrize(
+    "written", ["", "alike", "nan", "inf", "5.001", "-0.1", "4,5", True, None, 6, [1], 10**400, "1e999"]
+)
+def test_what_is_no_score_is_none(written: object) -> None:
+    assert TASKS["stsb"].score(written) is None
+
+
+def test_of_classes_there_is_no_score() -> None:
+    assert TASKS["mrpc"].score("1") is None
 
 
 def test_only_mnli_has_splits_of_other_genres() -> None:

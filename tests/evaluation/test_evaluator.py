@@ -91,6 +91,19 @@ def test_the_scores_are_those_of_the_logits(tmp_path: Path) -> None:
     assert found.seconds > 0
 
 
+def test_the_answers_of_regression_are_scores(tmp_path: Path) -> None:
+    accelerator, _ = build_accelerator("no", 1, [], tmp_path, 1)
+    split, model = encoded(17, regression=True), tiny_bert(outputs=1)
+    expected = plain_logits(model, split)[:, 0]
+    names = ("pearson", "spearmanr")
+    found = evaluate(accelerator, model, accelerator.prepare(loader(split, 4)), split.labels, names)
+    assert list(found.metrics) == [*names, "loss"] and found.logits.shape == (17, 1)
+    assert found.metrics["pearson"] == pytest.approx(np.corrcoef(expected, split.labels)[0, 1], abs=1e-5)
+    assert found.metrics["loss"] == pytest.approx(((expected - split.labels) ** 2).mean(), rel=1e-5)
+    hidden = np.full(17, -1, dtype=np.float32)
+    assert evaluate(accelerator, model, accelerator.prepare(loader(split, 4)), hidden, names).metrics == {}
+
+
 @pytest.mark.parametrize("expected", [4, 6])
 def test_a_missing_or_repeated_example_is_an_error(tmp_path: Path, expected: int) -> None:
     accelerator, _ = build_accelerator("no", 1, [], tmp_path, 1)

@@ -141,6 +141,29 @@ def test_the_task_is_the_table_s_or_that_of_files_of_one_s_own(tmp_path: Path) -
         left(tmp_path, record(arguments={"method": "prefix"})).strategy  # noqa: B018
 
 
+def test_scores_in_a_file_beside_sts_b(tmp_path: Path) -> None:
+    run = left(tmp_path / "run", record(arguments={"task_name": "stsb"}, labels=[]))
+    assert run.task == TASKS["stsb"]
+
+    def asked(name: str, text: str, **options: str) -> Any:
+        (tmp_path / name).write_text(text)
+        return run.examples("test", test_file=str(tmp_path / name), text_columns="a,b", **options)
+
+    assert asked("one.csv", "a,b,label\nx,y,4\nx,z, 0.5 \n").labels == [4.0, 0.5]
+    assert asked(
+        "two.json", '[{"a": "x", "b": "y", "s": 3}, {"a": "x", "b": "y", "s": 2.5}]', label_column="s"
+    ).labels == [
+        3.0,
+        2.5,
+    ]
+    hidden = asked("three.csv", "a,b\nx,y\n")
+    assert (hidden.labels, type(hidden.labels[0]), hidden.labelled) == ([-1.0], float, False)
+    for row, found in (("x,y,7", "'7'"), ("x,y,alike", "'alike'"), ("x,y,", "''"), ("x,y,-1", "'-1'")):
+        with pytest.raises(UserError) as caught:
+            asked("four.csv", f"a,b,label\nx,y,1\n{row}\n")
+        assert str(caught.value).endswith(f"four.csv, line 3: the label is {found}; stsb has scores from 0 to 5")
+
+
 def test_the_splits_of_a_dataset_and_a_file_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = datasets.Dataset.from_dict({"mail": ["so", "no"], "note": ["x", "y"], "label": ["a", "b"]})

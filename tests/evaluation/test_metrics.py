@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score
 
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS
@@ -72,6 +73,38 @@ def test_f1_where_a_class_is_missing(
 ) -> None:
     assert score(("f1",), np.asarray(predictions), np.asarray(references)) == {"f1": pytest.approx(f1)}
     assert not [warning for warning in recwarn if "UndefinedMetric" in warning.category.__name__]
+
+
+scores = st.floats(0, 5, width=32).map(lambda value: round(value, 1))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(scores, scores), min_size=2, max_size=40))
+def test_correlations_are_scipy_s(answers: list[tuple[float, float]]) -> None:
+    predictions, references = np.asarray(answers, dtype=np.float32).T
+    found = score(("pearson", "spearmanr"), predictions, references)
+    if min(np.ptp(predictions), np.ptp(references)) > 0:
+        pair = predictions.astype(float), references.astype(float)
+        expected = {"pearson": pearsonr(*pair).statistic, "spearmanr": spearmanr(*pair).statistic}
+    else:
+        expected = {"pearson": 0.0, "spearmanr": 0.0}
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references"), [([2.7, 2.7], [1, 4]), ([1, 4], [3, 3]), ([2.7] * 3, [2.7] * 3), ([1], [5])]
+)
+def test_without_any_spread_a_correlation_is_0_and_says_nothing(
+    recwarn: pytest.WarningsRecorder, predictions: list[float], references: list[float]
+) -> None:
+    pair = np.asarray(predictions, dtype=np.float32), np.asarray(references, dtype=np.float32)
+    assert score(("pearson", "spearmanr"), *pair) == {"pearson": 0.0, "spearmanr": 0.0}
+    assert not recwarn.list
+
+
+def test_scores_of_a_model_that_diverged_are_no_numbers() -> None:
+    found = score(("pearson", "spearmanr"), np.array([np.nan, 1.0, 2.0], np.float32), np.array([0, 1, 2], np.float32))
+    assert all(np.isnan(value) for value in found.values())
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from peftlib.errors import RunError, UserError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.evaluation.predictions import (
     PREDICTIONS,
+    answers_of,
     load_predictions,
     place_of,
     refuse_other_answers,
@@ -42,6 +43,30 @@ def test_a_view_of_another_type_is_written_as_what_it_means(tmp_path):
     save_predictions(tmp_path, logits, np.arange(6, dtype=np.int32))
     answers = load_predictions(tmp_path)
     assert answers is not None and np.array_equal(answers[0], logits) and answers[0].dtype == np.float32
+
+
+def test_scores_come_back_as_scores(tmp_path):
+    logits, labels = np.array([[2.5], [-0.25]], dtype=np.float32), np.array([3.8, 0.0])
+    save_predictions(tmp_path, logits, labels)
+    answers = load_predictions(tmp_path)
+    assert answers is not None and answers[1].dtype == np.float32 and np.array_equal(answers[1], labels.astype("f4"))
+    assert np.array_equal(answers_of(*answers), [2.5, -0.25])
+    assert np.array_equal(answers_of(np.array([[0.1, 2.0], [1.0, 0.5]]), np.array([0, 0])), [1, 0])
+
+
+def test_a_score_is_written_as_it_came_and_for_glue_s_server_within_its_range(tmp_path):
+    logits = np.array([[-0.3], [2.34567], [5.4]], dtype=np.float32)
+    known = Evaluation({"pearson": 0.5}, logits, np.array([0.0, 3.8, 5.0], dtype=np.float32), 1.0)
+    write_answers(tmp_path, TASKS["stsb"], "STS-B.tsv", known, {"source": "dev"})
+    assert not (tmp_path / "STS-B.tsv").exists()
+    rows = ["index,prediction,label", "0,-0.300000,0", "1,2.345670,3.8", "2,5.400000,5"]
+    assert (tmp_path / "predictions.csv").read_text().splitlines() == rows
+    hidden = Evaluation({}, logits, np.full(3, -1, dtype=np.float32), 1.0)
+    (tmp_path / "test").mkdir()
+    write_answers(tmp_path / "test", TASKS["stsb"], "STS-B.tsv", hidden, {"source": "test"})
+    lines = (tmp_path / "test" / "STS-B.tsv").read_text().splitlines()
+    assert lines == ["index\tprediction", "0\t0.000", "1\t2.346", "2\t5.000"]
+    assert (tmp_path / "test" / "predictions.csv").read_text().splitlines()[:2] == ["index,prediction", "0,-0.300000"]
 
 
 def test_answers_replace_those_to_the_same_texts_and_nothing_else(tmp_path, monkeypatch):

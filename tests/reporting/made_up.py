@@ -10,11 +10,17 @@ import numpy as np
 
 from peftlib.arguments import parse_train_arguments
 from peftlib.data.sources import find_task
+from peftlib.evaluation.metrics import score
 from peftlib.evaluation.predictions import save_predictions
 
 EXAMPLES = 200
 _TRAINED = {"head": 770, "ia3": 16_898, "bitfit": 26_882, "lora": 21_120, "peft": 31_362, "full": 22_713_986}
-_METRICS = {"mrpc": ("accuracy", "f1"), "sst2": ("accuracy",), "rotten_tomatoes": ("accuracy",)}
+_METRICS = {
+    "mrpc": ("accuracy", "f1"),
+    "stsb": ("pearson", "spearmanr"),
+    "sst2": ("accuracy",),
+    "rotten_tomatoes": ("accuracy",),
+}
 
 
 def make_run(
@@ -31,7 +37,7 @@ def make_run(
 
     Args:
         words: flags of train.py, as a user types them.
-        error: the share of wrong answers, drawn by the seed.
+        error: the share of wrong answers, drawn by the seed; of scores the standard deviation of errors, in fives.
         fingerprint: of the validation split.
         changes: what `run.json` says instead.
     """
@@ -43,6 +49,9 @@ def make_run(
     generator = np.random.default_rng([seed, *map(ord, folder.name)])
     wrong = generator.random(EXAMPLES) < error
     answers = np.where(wrong, 1 - labels, labels)
+    if task == "stsb":
+        labels = np.random.default_rng(7).integers(0, 26, EXAMPLES).astype(np.float32) / 5
+        answers = labels + (5 * error * generator.standard_normal(EXAMPLES)).astype(np.float32)
     rate = arguments["learning_rate"] or parsed.strategy.default_learning_rate
     trained = _TRAINED[method] * arguments.get("lora_r", 1)
     record: dict[str, Any] = {
@@ -69,7 +78,8 @@ def make_run(
         scores = _scores(answers, labels, task)
         record |= {"results": _results(scores, trained, generator), "peak_memory_bytes": 900_000_000 + trained * 16}
         if predictions:
-            save_predictions(folder, np.eye(2, dtype=np.float32)[answers], labels)
+            logits = answers[:, None] if task == "stsb" else np.eye(2, dtype=np.float32)[answers]
+            save_predictions(folder, logits, labels)
     elif status == "failed":
         record["error"] = "the loss is nan at step 3"
     (folder / "run.json").write_text(json.dumps(record | (changes or {})))
@@ -78,6 +88,8 @@ def make_run(
 
 
 def _scores(answers: np.ndarray, labels: np.ndarray, task: str) -> dict[str, float]:
+    if task == "stsb":
+        return score(_METRICS[task], answers, labels)
     hits, errors = ((answers == 1) & (labels == 1)).sum(), (answers != labels).sum()
     scores = {"accuracy": float((answers == labels).mean()), "f1": float(2 * hits / (2 * hits + errors))}
     return {name: scores[name] for name in _METRICS.get(task, ("accuracy",))}

@@ -16,7 +16,7 @@ from peftlib.evaluation.predictions import PREDICTIONS, save_predictions
 from peftlib.reporting.console import CompareConsole
 from peftlib.reporting.examples import show_disagreements
 from peftlib.reporting.runs import Run, read_run
-from tests.conftest import write_glue
+from tests.conftest import write_glue, write_stsb
 from tests.reporting.made_up import make_run
 
 
@@ -77,6 +77,25 @@ def test_the_number_of_examples_is_limited(tmp_path: Path, glue: Path, capsys: p
     assert "a right, b wrong: 10, the first 3" in lines
     assert [line.split()[0] for line in lines[4:7]] == ["0", "1", "2"]
     assert lines[-1] == "b right, a wrong: 0"
+
+
+def test_of_scores_both_sides_are_where_one_is_nearer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    glue = write_stsb(tmp_path / "glue")
+    examples = load_examples(TASKS["stsb"], "validation", glue).first(4)
+    labels = np.array(examples.labels, dtype=np.float32)
+    words = ("--task_name", "stsb", "--data_dir", glue, "--max_eval_samples", 4)
+    runs = []
+    for name, errors in (("a", [0.5, 0.1, -2.0, 0.25]), ("b", [-1.5, 0.2, 1.0, 0.25])):
+        folder = make_run(tmp_path / name, *words, fingerprint=examples.fingerprint())
+        save_predictions(folder, (labels + np.array(errors, dtype=np.float32))[:, None], labels)
+        runs.append(read_run(folder))
+    lines = shown(capsys, *runs, most=1)
+    assert lines[0] == "stsb: mean absolute error 0.7125 of a and 0.7375 of b, 4 examples"
+    assert lines[2] == "a nearer than b: 2, the 1 by the most"
+    assert lines[3].split() == ["example", "true", "said", "by", "a", "said", "by", "b", "text"]
+    assert lines[4].split()[:4] == ["0", "3.00", "3.50", "1.50"] and " ‖ ".join(examples.texts[0]) in lines[4]
+    assert lines[6] == "b nearer than a: 1"
+    assert lines[8].split()[:4] == ["2", "4.60", "2.60", "5.60"]
 
 
 def test_what_cannot_be_shown_is_one_line(tmp_path: Path, glue: Path) -> None:

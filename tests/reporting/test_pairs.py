@@ -11,7 +11,7 @@ import pytest
 from peftlib.evaluation.predictions import save_predictions
 from peftlib.evaluation.statistics import compare_seeds, holm, mcnemar, seeds_for_examples
 from peftlib.reporting.grouping import compare
-from peftlib.reporting.pairs import compare_pairs
+from peftlib.reporting.pairs import compare_pairs, p_text
 from peftlib.reporting.runs import read_run
 from tests.reporting.made_up import EXAMPLES, make_run
 
@@ -138,6 +138,43 @@ def test_two_single_runs_of_different_seeds_have_answered_the_same_examples(tmp_
     )
     (pair,) = compare_pairs(compare([head, full, other])[0], "accuracy")
     assert pair.mcnemar is None and pair.words == "Head and Full have no seed in common and are not tested."
+
+
+def scored(folder, errors):
+    """The first comparison of runs on STS-B: (method, seed) -> error."""
+    made = [
+        make_run(folder / f"{method}-{seed}", "--task_name", "stsb", "--method", method, seed=seed, error=error)
+        for (method, seed), error in errors.items()
+    ]
+    return compare([read_run(run) for run in made])[0]
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearmanr"])
+def test_scores_are_told_apart_by_examples_and_seeds(tmp_path, metric):
+    errors = {("head", seed): 0.4 for seed in range(1, 5)} | {("full", seed): 0.1 for seed in range(1, 5)}
+    comparison = scored(tmp_path, errors)
+    (pair,) = compare_pairs(comparison, metric)
+    assert pair.claimed and pair.mcnemar is None and pair.bootstrap.high < 0
+    assert pair.words.startswith(f"Full has a higher {metric} than Head, by 0.")
+    # The bootstrap is of what the runs have scored.
+    assert pair.bootstrap.low < pair.difference < pair.bootstrap.high
+
+
+@pytest.mark.parametrize(("error", "told"), [(0.4, "can"), (0.1, "cannot")])
+def test_two_single_runs_of_scores_are_told_apart_by_the_bootstrap_over_examples(tmp_path, error, told):
+    """No answer is quite right, so that McNemar's test would count none."""
+    (pair,) = compare_pairs(scored(tmp_path / "same", {("head", 1): error, ("full", 1): 0.1}), "pearson")
+    assert pair.seeds == (1,) and not pair.claimed and pair.mcnemar is None
+    opening, p = "Head and Full share seed 1 only: no difference can be claimed.", pair.bootstrap.p
+    test = f"bootstrap over the examples, p {p_text(p)}, uncorrected"
+    assert pair.words == f"{opening} These two runs {told} be told apart by their pearson ({test})."
+    (pair,) = compare_pairs(scored(tmp_path / "other", {("head", 1): error, ("full", 2): 0.1}), "pearson")
+    assert (pair.seeds, pair.p, pair.claimed) == ((), None, False)
+    assert pair.words.startswith("Head and Full have one run each: no difference can be claimed. These two runs")
+    assert f"{told} be told apart by their pearson" in pair.words
+    comparison = scored(tmp_path / "three", {("head", 1): error, ("full", 2): 0.1, ("full", 3): 0.1})
+    (pair,) = compare_pairs(comparison, "pearson")
+    assert pair.bootstrap is None and pair.words == "Head and Full have no seed in common and are not tested."
 
 
 def test_the_seeds_decide_too_not_only_the_examples(tmp_path):

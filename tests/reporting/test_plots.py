@@ -226,7 +226,10 @@ def test_weights_that_are_not_there_are_said(tmp_path, words, reasons):
     assert draw_weights(comparison, tmp_path, "x") == ([], reasons)
 
 
-@pytest.mark.parametrize(("metric", "limits"), [("accuracy", (-0.02, 1.02)), ("matthews_correlation", (-1.02, 1.02))])
+@pytest.mark.parametrize(
+    ("metric", "limits"),
+    [("accuracy", (-0.02, 1.02)), ("matthews_correlation", (-1.02, 1.02)), ("pearson", (-1.02, 1.02))],
+)
 def test_an_axis_ends_where_scores_do(metric: str, limits: tuple[float, float]) -> None:
     """The interval of two seeds goes on for ever."""
     _, axes = new_figure()

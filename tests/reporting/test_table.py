@@ -66,6 +66,14 @@ def test_the_majority_class_is_what_the_labels_say(runs):
     assert majority.baseline and majority.seeds == ()
 
 
+def test_of_scores_the_mean_stands_in_place_of_the_majority_class(tmp_path):
+    run = read_run(make_run(tmp_path / "run", "--task_name", "stsb"))
+    mean, bitfit = rows(compare([run])[0])
+    assert (mean.label, mean.baseline, mean.seeds) == ("mean score", True, ())
+    assert {name: interval.mean for name, interval in mean.metrics.items()} == {"pearson": 0.0, "spearmanr": 0.0}
+    assert bitfit.metrics["pearson"].mean == run.score("pearson") > 0.5
+
+
 def test_without_predictions_there_is_no_majority_row(tmp_path):
     run = read_run(make_run(tmp_path / "run", predictions=False))
     assert [row.label for row in rows(compare([run])[0])] == ["BitFit"]

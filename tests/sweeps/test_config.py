@@ -212,6 +212,8 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
          "parameters.target_modules: --target_modules: ['query'] is no flag's value; write its parts as one text"),
         ({"parameters": {"dropout": {"values": [None, 0.1]}}},
          "parameters.dropout: --dropout: None is no flag's value; leave it out"),
+        ({"metric": {"name": "eval/accuracy"}, "parameters": {"task_name": {"value": "stsb"}}},
+         "metric.name: task stsb does not log eval/accuracy"),
         ({"metric": {"name": "eval/f1"}, "parameters": {"train_file": {"value": "a.csv"}}},
          "metric.name: a task of one's own data does not log eval/f1"),
         ({"run_cap": 0}, "run_cap: 0 must be a whole number from 1 on"),

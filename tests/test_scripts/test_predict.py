@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peftlib.evaluation.predictions import load_predictions
-from tests.conftest import ROOT, write_glue
+from tests.conftest import ROOT, write_glue, write_stsb
 from tests.launching import launch, run_script
 
 pytestmark = pytest.mark.launch
@@ -89,6 +90,45 @@ def test_a_file_of_one_s_own_in_place_of_a_split(run: Path) -> None:
     assert "examples: 5 (mine.json)" in done.stdout
     expected = [("equivalent", "not_equivalent")[i % 2] for i in range(5)]
     assert [row["label"] for row in answers(run.parent / "elsewhere")] == expected
+
+
+def test_sts_b_from_training_to_the_file_that_glue_s_server_takes(
+    tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    """A test split without scores, answers between 0 and 5 and beyond, and a model that stock PEFT loads."""
+    place = tmp_path / "work"
+    glue = write_stsb(place / "glue")
+    words = ["--model_name_or_path", tiny_folder(), "--task_name", "stsb", "--data_dir", glue, "--method", "bitfit"]
+    words += ["--num_train_epochs", 2, "--mixed_precision", "no", "--output_dir", "run", "--num_cpu_threads", 1]
+    done = run_script(ROOT / "scripts" / "train.py", *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "scores: 0 to 5" in done.stdout and "best pearson" in done.stdout
+    results = json.loads((place / "run" / "all_results.json").read_text(), parse_constant=pytest.fail)
+    logits, labels = load_predictions(place / "run") or pytest.fail()
+    assert (logits.shape, labels.dtype) == ((18, 1), np.float32)
+    assert results["best_eval_pearson"] == pytest.approx(np.corrcoef(logits[:, 0], labels)[0, 1], abs=1e-5)
+    assert results["best_eval_loss"] == pytest.approx(((logits[:, 0] - labels) ** 2).mean(), rel=1e-5)
+    assert results["train_loss"] > 1  # of scores around 2.5, from a model that begins around 0
+
+    done = run_script(PREDICT, "run", cwd=place)
+    assert done.returncode == 0, done.stderr
+    folder = place / "run" / "predictions" / "test"
+    answers_, hidden = load_predictions(folder) or pytest.fail()
+    assert hidden.tolist() == [-1.0] * 7
+    lines = (folder / "STS-B.tsv").read_text().splitlines()
+    assert lines == [
+        "index\tprediction",
+        *(f"{i}\t{min(max(x, 0), 5):.3f}" for i, (x,) in enumerate(answers_.tolist())),
+    ]
+    assert [row["prediction"] for row in answers(folder)] == [f"{x:.6f}" for (x,) in answers_.tolist()]
+
+    model = AutoPeftModelForSequenceClassification.from_pretrained(place / "run", num_labels=1).eval()
+    with (glue / "STS-B" / "dev.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    texts = [[row[name] for row in rows] for name in ("sentence1", "sentence2")]
+    with torch.inference_mode():
+        again = model(**AutoTokenizer.from_pretrained(place / "run")(*texts, padding=True, return_tensors="pt")).logits
+    np.testing.assert_allclose(again.numpy(), logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(

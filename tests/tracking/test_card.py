@@ -66,6 +66,18 @@ def test_the_code_to_load_it_is_python_and_names_the_folder(is_adapter):
     assert "peftlib" not in code
 
 
+def test_a_model_of_scores_is_loaded_with_one_output():
+    run = {"arguments": made_arguments(), **made_facts(), "labels": [], "score_range": [0.0, 5.0], "steps": 1}
+    text = model_card(run, {"pearson": 0.9, "spearmanr": 0.89, "loss": 0.4}, folder="outputs/a", is_adapter=True)
+    assert 'from_pretrained("outputs/a", num_labels=1, problem_type="regression")' in text
+    assert "\nScores from 0 to 5. Seed 42," in text and "Labels" not in text and "logits[0, 0]" in text
+    # The Hub's names of the metrics, and evaluate's.
+    assert yaml.safe_load(text.split("---\n", 2)[1])["metrics"] == ["pearsonr", "spearmanr"]
+    assert "| pearson | 0.9000 |" in text
+    assert not re.search(r"\{[a-z_]*\}", text)
+    assert "logits" not in card()
+
+
 def test_nothing_is_left_to_fill_in():
     assert not re.search(r"\{[a-z_]*\}", card())
 

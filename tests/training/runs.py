@@ -25,15 +25,16 @@ VOCABULARY = 50
 TOKENIZER = SimpleNamespace(pad_token_id=0, pad_token_type_id=0)
 
 
-def encoded(examples: int, seed: int = 0) -> EncodedExamples:
-    """Sentences of 3 to 11 random tokens with random labels."""
+def encoded(examples: int, seed: int = 0, regression: bool = False) -> EncodedExamples:
+    """Sentences of 3 to 11 random tokens with random classes, or scores from 0 to 5."""
     generator = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(generator.integers(3, 12, examples))])
     ids = generator.integers(1, VOCABULARY, offsets[-1]).astype(np.int32)
-    return EncodedExamples({"input_ids": ids}, offsets, generator.integers(0, 2, examples), "none", "made up")
+    labels = (generator.random(examples) * 5).astype(np.float32) if regression else generator.integers(0, 2, examples)
+    return EncodedExamples({"input_ids": ids}, offsets, labels, "none", "made up")
 
 
-def tiny_bert(dropout: float = 0.0) -> nn.Module:
+def tiny_bert(dropout: float = 0.0, outputs: int = 2) -> nn.Module:
     """The same weights at every call."""
     torch.manual_seed(0)
     config = BertConfig(
@@ -45,6 +46,7 @@ def tiny_bert(dropout: float = 0.0) -> nn.Module:
         max_position_embeddings=16,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
+        num_labels=outputs,
     )
     return BertForSequenceClassification(config)
 
@@ -109,12 +111,13 @@ def make_run(
     scaler: torch.amp.GradScaler | None = None,
     recorder: bool = False,
     precision: str = "no",
+    regression: bool = False,
     **plan_options: Any,
 ) -> Training:
     """A run that is ready for `train`; its watcher is a `Log`, its evaluation real unless `scores` are given."""
     accelerator, _ = build_accelerator(precision, accumulation, [], folder, 1)
     accelerator.scaler = scaler
-    splits = Splits(encoded(examples), encoded(11, seed=1))
+    splits = Splits(encoded(examples, regression=regression), encoded(11, seed=1, regression=regression))
     train_loader, eval_loader, batches = build_loaders(
         splits,
         TOKENIZER,
@@ -126,7 +129,8 @@ def make_run(
         pad_to=0,
         num_workers=0,
     )
-    model = tiny_bert(dropout)
+    model = tiny_bert(dropout, outputs=1 if regression else 2)
+    metric = "pearson" if regression else "accuracy"
     head = frozenset({"classifier.weight", "classifier.bias"})
     model = STRATEGIES[method]().apply(model, head)
     options = {
@@ -134,14 +138,14 @@ def make_run(
         "logging_steps": 1,
         "max_grad_norm": 0.0,
         "patience": 0,
-        "best_metric": "accuracy",
+        "best_metric": metric,
         **plan_options,
     }
     plan = Plan.of(batches.windows_per_epoch, epochs, max_steps, **options)
     optimizer = GradientRecorder(model) if recorder else build_optimizer(model, rate, 0.0, accelerator.device)
     scheduler = build_scheduler(optimizer, schedule, plan.steps, warmup, 0.0)
     prepared, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
-    score = partial(evaluate, accelerator, prepared, eval_loader, splits.validation.labels, ("accuracy",))
+    score = partial(evaluate, accelerator, prepared, eval_loader, splits.validation.labels, (metric,))
     torch.manual_seed(0)
     return Training(
         accelerator,

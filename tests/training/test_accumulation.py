@@ -23,7 +23,9 @@ CUTS = [(16, 1), (8, 2), (4, 4), (2, 8), (1, 16)]
 Gradients = list[dict[str, torch.Tensor]]
 
 
-def gradients_of_run(folder: Path, examples: int, micro: int, accumulation: int, epochs: int = 1) -> Gradients:
+def gradients_of_run(
+    folder: Path, examples: int, micro: int, accumulation: int, epochs: int = 1, regression: bool = False
+) -> Gradients:
     """The gradient of every update of a real run."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
@@ -35,16 +37,19 @@ def gradients_of_run(folder: Path, examples: int, micro: int, accumulation: int,
         epochs=epochs,
         recorder=True,
         scores=[0.0] * epochs,
+        regression=regression,
+        best_metric="accuracy",  # which the made-up scores are called
     )
     train(run)
     return run.optimizer.optimizer.seen
 
 
-def gradients_of_whole_windows(examples: int, epochs: int = 1) -> Gradients:
+def gradients_of_whole_windows(examples: int, epochs: int = 1, regression: bool = False) -> Gradients:
     """The same without accelerate or micro-batches: one padded batch and torch's own mean for each window."""
     from peftlib.data.batching import Slot, WindowBatches
 
-    split, model, collate = encoded(examples), tiny_bert().train(), Collator.for_tokenizer(TOKENIZER)
+    split, model = encoded(examples, regression=regression), tiny_bert(outputs=1 if regression else 2).train()
+    collate = Collator.for_tokenizer(TOKENIZER)
     batches = WindowBatches(split.lengths, EFFECTIVE_BATCH, seed=7)
     gradients = []
     for epoch in range(epochs):
@@ -52,7 +57,10 @@ def gradients_of_whole_windows(examples: int, epochs: int = 1) -> Gradients:
             batch = collate(split.__getitems__([Slot(int(index), 0.0) for index in window]))
             model.zero_grad()
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            torch.nn.functional.cross_entropy(logits, batch["labels"]).backward()
+            if regression:
+                torch.nn.functional.mse_loss(logits[:, 0], batch["labels"]).backward()
+            else:
+                torch.nn.functional.cross_entropy(logits, batch["labels"]).backward()
             gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
     return gradients
 
@@ -77,10 +85,13 @@ def test_every_cut_of_the_effective_batch_gives_the_big_batches_gradient(
     assert_equal(found, gradients_of_whole_windows(37, epochs=2))
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(examples=st.integers(1, 40), cut=st.sampled_from(CUTS))
-def test_any_number_of_examples_and_any_cut(tmp_path: Path, examples: int, cut: tuple[int, int]) -> None:
-    assert_equal(gradients_of_run(tmp_path, examples, *cut), gradients_of_whole_windows(examples))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(examples=st.integers(1, 40), cut=st.sampled_from(CUTS), regression=st.booleans())
+def test_any_number_of_examples_and_any_cut(
+    tmp_path: Path, examples: int, cut: tuple[int, int], regression: bool
+) -> None:
+    found = gradients_of_run(tmp_path, examples, *cut, regression=regression)
+    assert_equal(found, gradients_of_whole_windows(examples, regression=regression))
 
 
 def test_the_launchers_variable_does_not_change_the_accumulation(
@@ -99,6 +110,16 @@ def test_the_loss_is_the_weighted_sum_of_cross_entropies(weights: list[float]) -
         weight * -torch.log_softmax(row, -1)[label] for weight, row, label in zip(weights, logits, labels, strict=True)
     )
     torch.testing.assert_close(weighted_loss(logits, labels, torch.tensor(weights)), torch.as_tensor(expected))
+
+
+@given(weights=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8))
+@settings(max_examples=30)
+def test_the_loss_of_scores_is_the_weighted_sum_of_squared_errors(weights: list[float]) -> None:
+    torch.manual_seed(0)
+    logits, scores = torch.randn(len(weights), 1), torch.rand(len(weights)) * 5
+    expected = sum(weight * (x - y) ** 2 for weight, (x,), y in zip(weights, logits, scores, strict=True))
+    torch.testing.assert_close(weighted_loss(logits, scores, torch.tensor(weights)), torch.as_tensor(expected))
+    assert weighted_loss(logits.bfloat16(), scores, torch.tensor(weights)).dtype == torch.float32
 
 
 def test_the_loss_of_half_precision_logits_is_computed_in_fp32() -> None:

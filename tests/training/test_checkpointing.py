@@ -107,6 +107,10 @@ def test_resumed_equals_uninterrupted_without_accumulation(tmp_path, micro_batch
     assert_resumes(tmp_path / "parts", whole_run(tmp_path / "whole", **options), micro_batch, **options)
 
 
+def test_resumed_equals_uninterrupted_in_regression(tmp_path):
+    assert_resumes(tmp_path, whole_run(tmp_path / "whole", regression=True), 27, regression=True)
+
+
 def test_resumed_equals_uninterrupted_in_bf16(tmp_path):
     assert_resumes(tmp_path / "parts", whole_run(tmp_path / "whole", precision="bf16"), 21, precision="bf16")
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -323,6 +324,21 @@ def test_a_micro_batch_makes_the_host_wait_for_nothing(tmp_path: Path, monkeypat
         assert synchronisations.count == 0
         assert share.item() > 0
         assert synchronisations.count == 1, "the counter counts"
+
+
+def test_the_kernel_of_the_loss_steps_aside_for_scores() -> None:
+    """It knows classes alone, and of one class every logit is right."""
+    batch = {"attention_mask": torch.zeros(3, 1, 1, 32, dtype=torch.int32)}
+    batch |= {
+        "example": torch.arange(3),
+        "labels": torch.tensor([1.0, 5.0, 0.0]),
+        "weight": torch.tensor([0.5, 0.5, 0]),
+    }
+    logits = torch.tensor([[2.0], [3.0], [7.0]], requires_grad=True)
+    accelerator = SimpleNamespace(num_processes=1, scaler=None)
+    loss = train_step(accelerator, lambda **inputs: SimpleNamespace(logits=logits), batch)
+    assert loss.item() == 0.5 * 1 + 0.5 * 4
+    assert logits.grad.tolist() == [[1.0], [-2.0], [0.0]]
 
 
 @pytest.mark.parametrize("logging_steps", [1, 5, 10])

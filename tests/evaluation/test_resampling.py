@@ -1,0 +1,105 @@
+"""Scores on resampled examples against scikit-learn's and scipy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from peftlib.evaluation.metrics import METRICS
+from peftlib.evaluation.resampling import RESAMPLED, resampled_scores, score_of, streams
+
+SCORERS = {
+    "accuracy": accuracy_score,
+    "f1": lambda y, p: f1_score(y, p, zero_division=0.0),
+    "macro_f1": lambda y, p: f1_score(y, p, average="macro", zero_division=0.0),
+    "matthews_correlation": matthews_corrcoef,
+}
+CORRELATIONS = {"pearson": pearsonr, "spearmanr": spearmanr}
+
+
+def drawn_scores(seed, examples, runs):
+    """Labels in fifths, as STS-B's, so that some are alike, and fp32 answers that follow them more or less."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 26, examples).astype(np.float32) / 5
+    noise = generator.normal(size=(runs, examples)) * generator.choice([0.1, 1, 10])
+    predictions = (labels + noise).astype(np.float32)
+    return predictions.round(1) if seed % 2 else predictions, labels
+
+
+def scipys(function, labels, predictions):
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return 0.0
+    return function(labels.astype(float), predictions.astype(float)).statistic
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(list(CORRELATIONS)))
+def test_correlations_are_scipys(examples, runs, seed, metric):
+    predictions, labels = drawn_scores(seed, examples, runs)
+    expected = [scipys(CORRELATIONS[metric], labels, row) for row in predictions]
+    assert score_of(predictions, labels, metric) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=30)
+@given(st.integers(2, 30), st.integers(0, 1000), st.sampled_from(list(CORRELATIONS)))
+def test_a_resampled_correlation_is_that_of_the_drawn_examples(examples, seed, metric):
+    predictions, labels = drawn_scores(seed, examples, 2)
+    found = resampled_scores(predictions, labels, metric, resamples=5, seed=seed)
+    drawn = np.random.default_rng(streams(seed)[0]).integers(0, examples, (5, examples))
+    expected = [[scipys(CORRELATIONS[metric], labels[row], run[row]) for run in predictions] for row in drawn]
+    assert found == pytest.approx(np.array(expected), abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", CORRELATIONS)
+def test_draws_of_one_example_alone_correlate_with_nothing(metric):
+    """What sums leave of their variance is rounding, which correlates with anything."""
+    for seed in range(20):
+        predictions, labels = drawn_scores(seed, 3, 2)
+        drawn = np.random.default_rng(streams(seed)[0]).integers(0, 3, (200, 3))
+        alone = np.ptp(drawn, axis=1) == 0
+        assert alone.any() and not resampled_scores(predictions, labels, metric, resamples=200, seed=seed)[alone].any()
+
+
+@pytest.mark.parametrize("metric", CORRELATIONS)
+def test_an_answer_that_never_changes_correlates_with_nothing(metric):
+    labels = drawn_scores(0, 50, 1)[1]
+    always = np.full((1, 50), labels.mean())
+    assert score_of(always, labels, metric) == [0.0]
+    assert not resampled_scores(always, labels, metric, resamples=20).any()
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@settings(max_examples=50)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(list(SCORERS)))
+def test_scores_are_scikit_learns(examples, runs, seed, metric):
+    generator = np.random.default_rng(seed)
+    classes = 2 if metric == "f1" else 4
+    labels, predictions = generator.integers(0, classes, examples), generator.integers(0, classes, (runs, examples))
+    expected = [SCORERS[metric](labels, row) for row in predictions]
+    assert score_of(predictions, labels, metric) == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@settings(max_examples=15)
+@given(st.integers(2, 30), st.integers(0, 1000), st.sampled_from(list(SCORERS)))
+def test_a_resample_is_the_score_of_the_drawn_examples(examples, seed, metric):
+    generator = np.random.default_rng(seed)
+    classes = 2 if metric == "f1" else 4
+    labels, predictions = generator.integers(0, classes, examples), generator.integers(0, classes, (2, examples))
+    found = resampled_scores(predictions, labels, metric, resamples=5, seed=seed)
+    drawn = np.random.default_rng(np.random.SeedSequence(seed).spawn(2)[0]).integers(0, examples, (5, examples))
+    expected = [[SCORERS[metric](labels[row], run[row]) for run in predictions] for row in drawn]
+    assert found == pytest.approx(np.array(expected))
+
+
+def test_every_metric_can_be_resampled():
+    assert set(RESAMPLED) == {*SCORERS, *CORRELATIONS} == set(METRICS)
+
+
+def test_more_resamples_than_fit_at_a_time():
+    labels = np.array([0, 1, 1, 0])
+    assert resampled_scores(labels[None], labels, "accuracy", resamples=1203).shape == (1203, 1)
