@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from peftlib.data.own_data import task_in_table
-from peftlib.modeling import PACKAGED_MODELS
+from peftlib.modeling import PACKAGED_MODELS, hub_name_of_base
 
 _CARD = """---
 {metadata}---
@@ -22,7 +23,7 @@ _CARD = """---
 {metrics}
 
 Labels: {labels}. Seed {seed}, learning rate {rate:g}, {steps:,} updates of {batch} examples, precision {precision}.
-The whole record is in `run.json`, the curves are in `metrics.jsonl`.
+{record}
 
 ## Use
 
@@ -37,9 +38,18 @@ from transformers import AutoTokenizer
 model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", id2label={classes})
 tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
 
-#: Behind the code for an adapter.
+#: Only beside the run.
+_RECORD = "The whole record is in `run.json`, the curves are in `metrics.jsonl`.\n"
+
+#: Behind the code for an adapter, beside the run.
 _ELSEWHERE = """
 `adapter_config.json` says where the base model was: `{location}`. On another machine, put there where it is now{hub}.
+"""
+
+#: The same on the Hub, of a base model that was in a folder.
+_UNKNOWN = """
+`adapter_config.json` calls the base model `{base}`, after the folder that it was in. Where the Hub has no model of that
+name, or another one, put there where it is.
 """
 
 _CHECKPOINT = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -48,7 +58,9 @@ model = AutoModelForSequenceClassification.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
 
 
-def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is_adapter: bool) -> str:
+def model_card(
+    run: dict[str, Any], scores: dict[str, float], *, folder: str, is_adapter: bool, public: bool = False
+) -> str:
     """Markdown with the Hub's metadata on top.
 
     Args:
@@ -56,11 +68,14 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         scores: metric -> value on the validation split.
         folder: the name under which the result will be loaded.
         is_adapter: whether it is a PEFT adapter or a plain checkpoint.
+        public: to be handed on: it names no place on this machine but `folder`, and no file that stays with the run.
     """
     arguments, parameters, base = run["arguments"], run["parameters"], run["model"]["name"]
-    on_hub = PACKAGED_MODELS[base].hub_id if base in PACKAGED_MODELS else None
+    on_hub = hub_name_of_base(run["model"])
+    if public:
+        base = name_for_others(run["model"])
     metadata: dict[str, Any] = {
-        "base_model": on_hub or base,
+        **({} if on_hub is None else {"base_model": on_hub}),  # the Hub takes no other name
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-classification",
         "tags": [arguments["method"], arguments["task_name"]],
@@ -71,8 +86,12 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
     names = enumerate(run["labels"])
     classes = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for index, name in names)
     usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, classes=f"{{{classes}}}")
-    hub = "" if on_hub is None else f", or its name on the Hub, `{on_hub}`"
-    elsewhere = _ELSEWHERE.format(location=run["model"]["location"], hub=hub) if is_adapter else ""
+    elsewhere = ""
+    if is_adapter and not public:
+        hub = f", or its name on the Hub, `{on_hub}`" if base in PACKAGED_MODELS else ""
+        elsewhere = _ELSEWHERE.format(location=run["model"]["location"], hub=hub)
+    elif is_adapter and on_hub is None:
+        elsewhere = _UNKNOWN.format(base=base)
     return _CARD.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         title=f"{arguments['task_name']} · {arguments['method']}",
@@ -90,9 +109,32 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         steps=run["steps"],
         batch=run["effective_batch_size"],
         precision=run["precision"]["name"],
+        record="" if public else _RECORD,
         usage=usage,
         elsewhere=elsewhere,
     )
+
+
+def best_scores(results: dict[str, Any]) -> dict[str, float]:
+    """Metric -> value of the saved state on the validation split.
+
+    Args:
+        results: the content of `all_results.json`.
+    """
+    return {
+        name.removeprefix("best_eval_"): value
+        for name, value in results.items()
+        if name.startswith("best_eval_") and name != "best_eval_step"
+    }
+
+
+def name_for_others(model: dict[str, Any]) -> str:
+    """What to call a base model on other machines: as the Hub does, or as the folder that it was in is called.
+
+    Args:
+        model: what `run.json` says of it.
+    """
+    return hub_name_of_base(model) or Path(model["location"]).name
 
 
 def _on_hub(run: dict[str, Any]) -> str | None:
