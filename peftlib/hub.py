@@ -95,7 +95,7 @@ def signed_in(flag: str) -> Account:
             f"{flag}: this machine has no token for the Hub; run `hf auth login`, or set HF_TOKEN"
         ) from error
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-        way = "set another" if os.environ.get("HF_TOKEN") else "run `hf auth login --force`"
+        way = "set another HF_TOKEN" if os.environ.get("HF_TOKEN") else "run `hf auth login --force`"
         raise UserError(f"{flag}: the Hub does not take this machine's token; {way}") from error
     if error is not None:
         raise _unreachable(flag, error) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from unittest import mock
 
 from huggingface_hub import constants
 
-TOKEN = "hf_s3cr3tT0ken"  # noqa: S105 - of nobody
+TOKEN = "hf_s3cr3tT0ken"
 
 
 @dataclass
@@ -58,6 +59,8 @@ class LocalHub:
             return 200, {"errors": [], "warnings": []}
         if path == "/api/repos/create":
             return self._create(json.loads(body))
+        if not path.startswith("/api/models/"):
+            return 404, {"error": "no such page"}
         owner, name, *verb = path.removeprefix("/api/models/").split("/")
         place = f"{owner}/{name}"
         if place not in self.repositories:
@@ -125,6 +128,7 @@ def local_hub() -> Iterator[LocalHub]:
         with (
             mock.patch.object(constants, "ENDPOINT", hub.endpoint),
             mock.patch.object(constants, "HF_HUB_OFFLINE", False),
+            mock.patch.object(constants, "HF_TOKEN_PATH", os.devnull),  # not that of whoever runs the tests
             mock.patch.dict("os.environ", hub.environment),
         ):
             yield hub

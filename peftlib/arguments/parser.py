@@ -18,7 +18,7 @@ from peftlib.errors import UserError, nearest
 _PATHS = ("_dir", "_file", "_or_path", "dataset_name")
 
 #: Flags that other programs have and these do not, each with what to do instead.
-_REFUSED = {"hub_token": "would end in histories, process lists and records; run `hf auth login`, or set HF_TOKEN"}
+REFUSED = {"hub_token": "would end in histories, process lists and records; run `hf auth login`, or set HF_TOKEN"}
 
 
 class Parser(HfArgumentParser):
@@ -68,8 +68,8 @@ class Parser(HfArgumentParser):
 
     def _refuse(self, word: str) -> NoReturn:
         flag = word.partition("=")[0]
-        if underscored(flag) in _REFUSED:
-            raise UserError(f"{flag}: {_REFUSED[underscored(flag)]}")
+        if underscored(flag) in REFUSED:
+            raise UserError(f"{flag}: {REFUSED[underscored(flag)]}")
         if flag.startswith("-"):
             raise UserError(f"{flag}: no such flag{nearest('--' + underscored(flag), self.flags())}")
         raise UserError(f"{word!r}: a value without a flag; see --help")

@@ -46,7 +46,7 @@ def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]],
                     raise UserError(f"{place}: {spelled} is given by the sweep itself; see --sweep_dir")
                 if spelled == "--push_to_hub":
                     raise UserError(
-                        f"{place}: would push every run; push the best one in the end, with scripts/export.py"
+                        f"{place}: {spelled} would push every run; push the best one in the end, with scripts/export.py"
                     )
                 if spelled not in names:
                     raise UserError(f"{place}: train.py has no {spelled}{nearest(spelled, names)}")

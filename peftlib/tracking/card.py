@@ -24,7 +24,6 @@ _CARD = """---
 
 Labels: {labels}. Seed {seed}, learning rate {rate:g}, {steps:,} updates of {batch} examples, precision {precision}.
 {record}
-
 ## Use
 
 ```python

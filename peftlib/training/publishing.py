@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from peftlib.errors import RunError, UserError
 from peftlib.hub import is_public, signed_in
+from peftlib.modeling import hub_name_of_base
 from peftlib.tracking.card import best_scores, model_card, name_for_others
 from peftlib.tracking.folder import RUN_FILES, sweep_of_run
 from peftlib.tracking.reporter import Reporter
@@ -50,14 +51,14 @@ def find_repository(wanted: str | None, name: str, private: bool) -> Repository:
     from huggingface_hub.utils import validate_repo_id
 
     account = signed_in("--push_to_hub")
-    flag = f"--push_to_hub: the folder's name {name!r}" if wanted is None else f"--hub_model_id {wanted}"
+    flag = f"--push_to_hub: {name!r}" if wanted is None else f"--hub_model_id {wanted}"
     place = name if wanted is None else wanted
     place = place if "/" in place else f"{account.name}/{place}"
     try:
         validate_repo_id(place)
     except HFValidationError as error:
         raise UserError(
-            f"{flag}: no name that the Hub could have; --hub_model_id takes letters, digits, -, _ and ., as in "
+            f"{flag}: is no name that the Hub takes (letters, digits, -, _ and .); give one in --hub_model_id, as in "
             f"{account.name}/reviews"
         ) from error
     if account.role == "read":
@@ -167,6 +168,9 @@ def push_checkpoint(folder: Path, repository: Repository) -> str:
 def _adapter_config(path: Path, run: dict[str, Any]) -> bytes:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = name_for_others(run["model"])
+    revision = run["arguments"].get("model_revision")
+    if revision != "main" and hub_name_of_base(run["model"]) == run["model"]["name"]:
+        config["revision"] = revision  # the base model's, to PEFT
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
@@ -195,6 +199,6 @@ def _push(folder: Path, files: Mapping[str, Path | bytes], repository: Repositor
     except Exception as error:  # of the client, its HTTP library or the system: they share no other class
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RunError(
-            f"{folder} holds the whole result, but it was not pushed to {repository.id} ({reason}); to push it again: {way}"
+            f"{folder} holds the whole result, but it was not pushed to {repository.id} ({reason}); push it with: {way}"
         ) from error
     return str(address)
