@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 from huggingface_hub import constants
@@ -160,23 +161,20 @@ def test_the_hub_says_whose_token_it_is():
         ("hf_wrong", "--flag: the Hub does not take this machine's token; set another HF_TOKEN"),
     ],
 )
-def test_a_token_that_is_missing_or_wrong_names_the_way_to_one(monkeypatch, token, message):
-    with local_hub():
-        monkeypatch.setenv("HF_TOKEN", token)
+def test_a_token_that_is_missing_or_wrong_names_the_way_to_one(token, message):
+    with local_hub(), mock.patch.dict("os.environ", HF_TOKEN=token):
         assert refusal(signed_in, "--flag") == message
 
 
-def test_a_stored_token_that_is_wrong_is_replaced_by_signing_in(monkeypatch, tmp_path):
+def test_a_stored_token_that_is_wrong_is_replaced_by_signing_in(tmp_path):
     (tmp_path / "token").write_text("hf_wrong")
-    with local_hub():
-        monkeypatch.delenv("HF_TOKEN")
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    stored = mock.patch.object(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    with local_hub(), mock.patch.dict("os.environ", HF_TOKEN=""), stored:
         assert refusal(signed_in, "--flag").endswith("run `hf auth login --force`")
 
 
-def test_offline_nobody_is_asked(monkeypatch):
-    with local_hub() as hub:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+def test_offline_nobody_is_asked():
+    with local_hub() as hub, mock.patch.object(constants, "HF_HUB_OFFLINE", True):
         assert refusal(signed_in, "--flag") == "--flag: the environment says offline; unset HF_HUB_OFFLINE"
     assert hub.requests == []
 
