@@ -1,11 +1,12 @@
-"""Whether the Hugging Face Hub can be reached, found out in seconds instead of minutes of retries."""
+"""Whether the Hugging Face Hub can be reached, and as whom, found out in seconds instead of minutes of retries."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 from peftlib.errors import UserError
 
@@ -31,20 +32,7 @@ def hub_access(repo_id: str, *, repo_type: Literal["model", "dataset"], flag: st
     from huggingface_hub import HfApi, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    outcome: list[Exception | None] = []
-
-    def ask() -> None:
-        try:
-            HfApi().repo_info(repo_id, repo_type=repo_type, timeout=_REQUEST_TIMEOUT)
-            outcome.append(None)
-        except Exception as error:  # handed over and judged below
-            outcome.append(error)
-
-    # A daemon thread, since a name that does not resolve ignores the request's own time-out.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_DEADLINE)
-    error = outcome[0] if outcome else TimeoutError(f"no answer in {_DEADLINE} s")
+    _, error = _asked(lambda: HfApi().repo_info(repo_id, repo_type=repo_type, timeout=_REQUEST_TIMEOUT))
     if error is None:
         return True
     if isinstance(error, GatedRepoError):
@@ -71,3 +59,85 @@ def hub_access(repo_id: str, *, repo_type: Literal["model", "dataset"], flag: st
         f"{flag}: the Hugging Face Hub cannot be reached ({type(error).__name__}) and the cache has no {repo_id}; "
         f"use {ways_out}"
     ) from error
+
+
+class Account(NamedTuple):
+    """Whose token this machine has.
+
+    Attributes:
+        name: the user.
+        organisations: those that the user is in.
+        role: "read" or "write"; others ("fineGrained", say) do not tell what they allow.
+    """
+
+    name: str
+    organisations: tuple[str, ...]
+    role: str | None
+
+
+def signed_in(flag: str) -> Account:
+    """Who pushes from here: the owner of the token that `huggingface_hub` finds.
+
+    Args:
+        flag: the flag that asked for it, for the error.
+
+    Raises:
+        UserError: the environment says offline, there is no token, the Hub does not know it, or does not answer.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{flag}: the environment says offline; unset HF_HUB_OFFLINE")
+    answer, error = _asked(HfApi().whoami)
+    if isinstance(error, LocalTokenNotFoundError):
+        raise UserError(
+            f"{flag}: this machine has no token for the Hub; run `hf auth login`, or set HF_TOKEN"
+        ) from error
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        way = "set another HF_TOKEN" if os.environ.get("HF_TOKEN") else "run `hf auth login --force`"
+        raise UserError(f"{flag}: the Hub does not take this machine's token; {way}") from error
+    if error is not None:
+        raise _unreachable(flag, error) from error
+    token = answer.get("auth", {}).get("accessToken") or {}
+    return Account(answer["name"], tuple(one["name"] for one in answer.get("orgs", ())), token.get("role"))
+
+
+def is_public(repo_id: str, flag: str) -> bool:
+    """Whether there is such a model on the Hub, for everybody to read.
+
+    Args:
+        flag: the flag that asked for it, for the error.
+
+    Raises:
+        UserError: the Hub does not say.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    found, error = _asked(lambda: HfApi().repo_info(repo_id, timeout=_REQUEST_TIMEOUT))
+    if error is not None and not isinstance(error, RepositoryNotFoundError):
+        raise _unreachable(flag, error) from error
+    return error is None and not found.private
+
+
+def _unreachable(flag: str, error: Exception) -> UserError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return UserError(f"{flag}: the Hugging Face Hub cannot be reached ({reason}); try again, or leave the flag out")
+
+
+def _asked(question: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """What the client returns, or raises; a TimeoutError when that takes too long."""
+    outcome: list[tuple[Any, Exception | None]] = []
+
+    def ask() -> None:
+        try:
+            outcome.append((question(), None))
+        except Exception as error:  # handed over, for the caller to judge
+            outcome.append((None, error))
+
+    # A daemon thread, since a name that does not resolve ignores the request's own time-out.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_DEADLINE)
+    return outcome[0] if outcome else (None, TimeoutError(f"no answer in {_DEADLINE} s"))

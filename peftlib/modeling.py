@@ -128,6 +128,18 @@ def name_of_base(model: Mapping[str, Any]) -> str:
     return str(location) if was_folder and location.is_dir() else name
 
 
+def hub_name_of_base(model: Mapping[str, Any]) -> str | None:
+    """What the Hub calls the base model of a finished run; None for one from a folder.
+
+    Args:
+        model: what `run.json` says of it.
+    """
+    name = str(model["name"])
+    if name in PACKAGED_MODELS:
+        return PACKAGED_MODELS[name].hub_id
+    return None if Path(model.get("location", "")).is_absolute() else name
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The fast tokenizer that belongs to the model.
 

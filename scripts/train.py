@@ -15,7 +15,7 @@ def main() -> None:
     from peftlib.arguments import parse_train_arguments
 
     args = parse_train_arguments()
-    which, data, how, out, name = args.model, args.data, args.training, args.output, args.task_name
+    which, data, how, out, hub, name = args.model, args.data, args.training, args.output, args.hub, args.task_name
     with cli.importing():
         from functools import partial
 
@@ -38,6 +38,7 @@ def main() -> None:
         from peftlib.training.manifest import choose_checkpoint, identity_of, matching_manifest
         from peftlib.training.memory import fit_micro_batch
         from peftlib.training.optimization import build_optimizer, build_scheduler
+        from peftlib.training.publishing import choose_repository, push_result
         from peftlib.training.saving import flat_results, save_result
         from peftlib.training.state import Plan, Training
 
@@ -45,27 +46,23 @@ def main() -> None:
     resume = choose_resume(out.resume_from_checkpoint, out.output_dir, out.overwrite_output_dir)
     folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=resume)
 
-    # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── Accelerator, seed ────────────────────────────────────────────────────────────────────────────────────
     accelerator, precision = build_accelerator(
         how.mixed_precision, how.gradient_accumulation_steps, trackers, folder, how.num_cpu_threads
     )
     reporter = Reporter(accelerator, folder, args.flat(), trackers)
     reporter.notes(args.ignored)
-
-    # ── Seed ─────────────────────────────────────────────────────────────────────────────────────────────────
+    repository = choose_repository(hub.push_to_hub, hub.hub_model_id, hub.hub_private_repo, reporter)
     set_seed(how.seed)
 
     # ── Data ─────────────────────────────────────────────────────────────────────────────────────────────────
     source = find_model(which.model_name_or_path, which.model_revision, which.trust_remote_code)
     tokenizer = load_tokenizer(source)
     with accelerator.local_main_process_first():  # it tokenises, the others find its cache
-        splits = load_splits(
-            task, tokenizer, data.data_dir, data.max_length, data.max_train_samples, data.max_eval_samples
-        )
+        splits = load_splits(task, tokenizer, data.data_dir, data.max_length, *data.limits)
     train_loader, eval_loader, batches = build_loaders(
-        splits, tokenizer, (how.per_device_train_batch_size, how.per_device_eval_batch_size),
-        how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed, group_by_length=data.group_by_length,
-        pad_to=data.pad_to, num_workers=data.dataloader_num_workers,
+        splits, tokenizer, how.batch_sizes, how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed,
+        group_by_length=data.group_by_length, pad_to=data.pad_to, num_workers=data.dataloader_num_workers,
     )  # fmt: skip
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
@@ -114,6 +111,9 @@ def main() -> None:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             saved = save_result(folder, args.strategy, trained, head, tokenizer, reporter.facts, evaluation)
             reporter.finish(flat_results(progress, evaluation, parameters, saved))
+
+    # ── Push ─────────────────────────────────────────────────────────────────────────────────────────────────
+    push_result(repository, reporter)
 
 
 if __name__ == "__main__":

@@ -177,13 +177,13 @@ def launch(config: str, script: Path, *words: object, cwd: Path, **changes: str)
     return finished(start_launcher(config, script, *words, cwd=cwd, **changes), script, *words)
 
 
-def start_two(script: Path, *words: object, cwd: Path) -> list[Forked | subprocess.Popen[str]]:
+def start_two(script: Path, *words: object, cwd: Path, **changes: str) -> list[Forked | subprocess.Popen[str]]:
     """Start a script in two processes, with what a launcher gives them but without the launcher."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     return [
-        start_script(script, *words, cwd=cwd, PYTHONPATH=str(ROOT), **common, RANK=rank, LOCAL_RANK=rank)
+        start_script(script, *words, cwd=cwd, PYTHONPATH=str(ROOT), **common, RANK=rank, LOCAL_RANK=rank, **changes)
         for rank in ("0", "1")
     ]
 

@@ -9,10 +9,15 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
+from huggingface_hub import constants
 
+from peftlib.errors import UserError
+from peftlib.hub import Account, is_public, signed_in
 from tests.launching import run_python
+from tests.local_hub import local_hub
 
 # Prints what `hub_access` says, as a user's command would see it.
 ASK = """
@@ -135,3 +140,55 @@ def test_a_host_that_never_answers_is_given_up_in_under_ten_seconds(tmp_path):
     assert said.startswith(UNREACHABLE)
     assert said.endswith("use the way out")
     assert seconds < 10
+
+
+def refusal(call, *arguments):
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_hub_says_whose_token_it_is():
+    with local_hub():
+        assert signed_in("--flag") == Account("me", ("acme",), "write")
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("", "--flag: this machine has no token for the Hub; run `hf auth login`, or set HF_TOKEN"),
+        ("hf_wrong", "--flag: the Hub does not take this machine's token; set another HF_TOKEN"),
+    ],
+)
+def test_a_token_that_is_missing_or_wrong_names_the_way_to_one(token, message):
+    with local_hub(), mock.patch.dict("os.environ", HF_TOKEN=token):
+        assert refusal(signed_in, "--flag") == message
+
+
+def test_a_stored_token_that_is_wrong_is_replaced_by_signing_in(tmp_path):
+    (tmp_path / "token").write_text("hf_wrong")
+    stored = mock.patch.object(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    with local_hub(), mock.patch.dict("os.environ", HF_TOKEN=""), stored:
+        assert refusal(signed_in, "--flag").endswith("run `hf auth login --force`")
+
+
+def test_offline_nobody_is_asked():
+    with local_hub() as hub, mock.patch.object(constants, "HF_HUB_OFFLINE", True):
+        assert refusal(signed_in, "--flag") == "--flag: the environment says offline; unset HF_HUB_OFFLINE"
+    assert hub.requests == []
+
+
+def test_a_hub_in_trouble_says_nothing():
+    with local_hub() as hub:
+        hub.broken = "whoami-v2"
+        assert refusal(signed_in, "--flag").startswith("--flag: the Hugging Face Hub cannot be reached (HfHubHTTPError")
+        hub.broken = "me/reviews"
+        assert refusal(is_public, "me/reviews", "--flag").startswith("--flag: the Hugging Face Hub cannot be reached")
+
+
+def test_who_may_read_a_model():
+    with local_hub() as hub:
+        hub.repositories = {"me/open": {}, "me/closed": {}}
+        hub.public = {"me/open"}
+        assert [is_public(f"me/{name}", "--flag") for name in ("open", "closed", "none")] == [True, False, False]

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "sweeps": {"console", "tracking", "data", "modeling", "strategies", "processes"} | _FLOOR,
     # Reads what runs have left; trains and sweeps nothing.
     "reporting": {"console", "evaluation", *_ROOMS, *_FLOOR},
-    "training": {"evaluation", "tracking", "acceleration", "processes"} | _ROOMS | _FLOOR,
+    "training": {"evaluation", "tracking", "acceleration", "processes", "hub"} | _ROOMS | _FLOOR,
     # The command line reads the tables of tasks, models and methods, and nothing that trains.
     "arguments": _ROOMS | _FLOOR,
 }

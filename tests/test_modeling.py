@@ -18,6 +18,7 @@ from peftlib.modeling import (
     Fingerprint,
     ModelSource,
     find_model,
+    hub_name_of_base,
     load_classifier,
     load_tokenizer,
     name_of_base,
@@ -68,6 +69,15 @@ def test_a_finished_run_s_base_model_is_where_its_folder_was(tiny_folder, monkey
     assert name_of_base({"name": "bert-base-uncased", "location": "bert-base-uncased"}) == "bert-base-uncased"
     assert name_of_base({"name": DEFAULT_MODEL, "location": str(folder)}) == DEFAULT_MODEL  # of another environment
     assert name_of_base({"name": "some/model"}) == "some/model"
+
+
+def test_the_hub_knows_packaged_models_and_its_own_and_no_folder(tmp_path):
+    packaged = {"name": DEFAULT_MODEL, "location": str(tmp_path)}
+    assert hub_name_of_base(packaged) == "sentence-transformers/all-MiniLM-L6-v2"
+    for name in ("some/model", "bert-base-uncased"):
+        assert hub_name_of_base({"name": name, "location": name}) == name
+        assert hub_name_of_base({"name": name, "location": str(tmp_path / name)}) is None
+    assert hub_name_of_base({"name": "some/model"}) == "some/model"  # records of old do not say where
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path):

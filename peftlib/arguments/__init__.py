@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peftlib.arguments.compare import CompareArguments, parse_compare_arguments
 from peftlib.arguments.export import ExportArguments, parse_export_arguments
+from peftlib.arguments.hub import HubArguments
 from peftlib.arguments.inputs import DataArguments, ModelArguments
 from peftlib.arguments.output import OutputArguments
 from peftlib.arguments.predict import PredictArguments, parse_predict_arguments
@@ -16,6 +17,7 @@ __all__ = [
     "CompareArguments",
     "DataArguments",
     "ExportArguments",
+    "HubArguments",
     "ModelArguments",
     "OutputArguments",
     "PredictArguments",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from peftlib.arguments.parser import Parser, underscored
+from peftlib.arguments.parser import REFUSED, Parser, underscored
 from peftlib.errors import UserError, nearest
 from peftlib.files import load_yaml
 
@@ -26,6 +26,8 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
     argv, names = [], dict[str, str]()
     for key, value in content.items():
         flag = f"--{underscored(str(key))}"
+        if flag[2:] in REFUSED:
+            raise UserError(f"--config {path}: {key} {REFUSED[flag[2:]]}")
         if flag not in known:
             raise UserError(f"--config {path}: {key} is no flag of train.py{nearest(flag, known).replace('--', '')}")
         if names.setdefault(flag, key) != key:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import ClassVar, Literal
 
+from peftlib.arguments.hub import HubArguments
 from peftlib.arguments.parser import parse_one_run
+from peftlib.errors import UserError
 
 
 @dataclass(frozen=True)
 class ExportArguments:
     """Where a finished run's model goes, and in which form."""
+
+    _argument_group_name: ClassVar[str] = "checkpoint"
 
     output_dir: str | None = field(
         default=None, metadata={"help": "the new model's folder; None means model in the run's folder"}
@@ -23,13 +28,34 @@ class ExportArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "let code that comes with the model run on this machine"}
     )
+    adapter: bool = field(
+        default=False, metadata={"help": "with push_to_hub: push the run's adapter as it is; no checkpoint is made"}
+    )
+
+    def name_for(self, run: Path) -> str:
+        """What the result of the run in this folder is called, as its own folder: an adapter's is the run's."""
+        name = run.resolve().name
+        if self.adapter:
+            return name
+        return f"{name}-model" if self.output_dir is None else Path(self.output_dir).resolve().name
 
 
-def parse_export_arguments(argv: Sequence[str] | None = None) -> tuple[str, ExportArguments]:
-    """Parse the flags of `scripts/export.py`: the run's folder, and what is made of it.
+def parse_export_arguments(argv: Sequence[str] | None = None) -> tuple[str, ExportArguments, HubArguments]:
+    """Parse the flags of `scripts/export.py`: the run's folder, what is made of it, and whether that is pushed.
 
     Raises:
-        UserError: an unknown flag or a wrong value, or not one run.
+        UserError: an unknown flag or a wrong value, or one that another lacks or contradicts, or not one run.
         SystemExit: after `--help`.
     """
-    return parse_one_run(ExportArguments, "export.py", "Make a plain checkpoint of a finished run.", argv)
+    about = "Make a plain checkpoint of a finished run, or push the run to the Hub."
+    run, (options, hub) = parse_one_run([ExportArguments, HubArguments], "export.py", about, argv)
+    given = [
+        entry.name for group in (options, hub) for entry in fields(group) if getattr(group, entry.name) != entry.default
+    ]
+    of_hub = ("adapter", "hub_model_id", "hub_private_repo")
+    if not hub.push_to_hub and (alone := [name for name in of_hub if name in given]):
+        raise UserError(f"--{alone[0]}: is of --push_to_hub; add that too")
+    others = [name for name in given if name != "adapter" and hasattr(options, name)]
+    if options.adapter and others:
+        raise UserError(f"--{others[0]}: is of a checkpoint, and --adapter makes none; leave one of the two out")
+    return run, options, hub

@@ -106,6 +106,11 @@ class DataArguments:
         at_least(self, 0, "dataloader_num_workers")
 
     @property
+    def limits(self) -> tuple[int | None, int | None]:
+        """Examples of the training and the validation split at most; None for all."""
+        return self.max_train_samples, self.max_eval_samples
+
+    @property
     def pad_to(self) -> int:
         """Tokens to pad every batch to; 0 pads to its longest example."""
         return self.max_length if self.pad_to_max_length else 0

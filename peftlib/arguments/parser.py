@@ -8,15 +8,17 @@ import sys
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from peftlib.errors import UserError, nearest
 
-_Flags = TypeVar("_Flags")
 #: How the names of flags end that take a path, or may take one.
 _PATHS = ("_dir", "_file", "_or_path", "dataset_name")
+
+#: Flags that other programs have and these do not, each with what to do instead.
+REFUSED = {"hub_token": "would end in histories, process lists and records; run `hf auth login`, or set HF_TOKEN"}
 
 
 class Parser(HfArgumentParser):
@@ -74,6 +76,8 @@ class Parser(HfArgumentParser):
 
     def _refuse(self, word: str) -> NoReturn:
         flag = word.partition("=")[0]
+        if underscored(flag) in REFUSED:
+            raise UserError(f"{flag}: {REFUSED[underscored(flag)]}")
         if flag.startswith("-"):
             raise UserError(f"{flag}: no such flag{nearest('--' + underscored(flag), self.flags())}")
         raise UserError(f"{word!r}: a value without a flag; see --help")
@@ -88,19 +92,19 @@ def _is_truth(word: str) -> bool:
     return True
 
 
-def parse_one_run(kind: type[_Flags], prog: str, about: str, argv: Sequence[str] | None) -> tuple[str, _Flags]:
+def parse_one_run(kinds: Sequence[type], prog: str, about: str, argv: Sequence[str] | None) -> tuple[str, list[Any]]:
     """The folder of a run, and flags: for scripts that do something with one finished run.
 
     Args:
-        kind: the flags' dataclass.
+        kinds: the flags' dataclasses.
 
     Raises:
         UserError: an unknown flag or a wrong value, or not one run.
         SystemExit: after `--help`.
     """
-    parser = Parser([kind], prog=prog, description=about, allow_abbrev=False)
+    parser = Parser(list(kinds), prog=prog, description=about, allow_abbrev=False)
     parser.add_argument("runs", metavar="RUN", nargs="*", help="the folder of a finished run")
-    options, rest = parser.parse_words(words_of(argv))
+    *options, rest = parser.parse_words(words_of(argv))
     if len(rest.runs) != 1:
         raise UserError(f"{len(rest.runs)} runs: name one run's folder, as in {prog} outputs/my-run")
     return rest.runs[0], options

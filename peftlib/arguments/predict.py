@@ -81,4 +81,5 @@ def parse_predict_arguments(argv: Sequence[str] | None = None) -> tuple[str, Pre
         SystemExit: after `--help`.
     """
     about = "Score a finished run, or let it answer texts without classes."
-    return parse_one_run(PredictArguments, "predict.py", about, argv)
+    run, (options,) = parse_one_run([PredictArguments], "predict.py", about, argv)
+    return run, options

@@ -11,6 +11,7 @@ from typing import Any
 
 from peftlib.arguments.agent import without_groups, without_records
 from peftlib.arguments.config_file import flags_of_file
+from peftlib.arguments.hub import HubArguments
 from peftlib.arguments.inputs import DataArguments, ModelArguments
 from peftlib.arguments.output import OutputArguments
 from peftlib.arguments.parser import Parser, words_of
@@ -35,6 +36,7 @@ class TrainArguments:
     data: DataArguments
     training: TrainingArguments
     output: OutputArguments
+    hub: HubArguments
     strategy: Strategy
     ignored: tuple[str, ...] = ()
 
@@ -68,7 +70,7 @@ class TrainArguments:
 
     def flat(self) -> dict[str, Any]:
         """Flag name -> value, of all groups and of the chosen method; with the defaults of the method and the task."""
-        groups = (self.model, self.data, self.training, self.output, self.strategy)
+        groups = (self.model, self.data, self.training, self.output, self.hub, self.strategy)
         values = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
         settled = ("task_name", "learning_rate", "num_train_epochs", "dropout")
         return values | {name: getattr(self, name) for name in settled}
@@ -77,7 +79,7 @@ class TrainArguments:
 def train_parser() -> Parser:
     """The parser of `scripts/train.py`; its `flags()` are what a sweep may set."""
     parser = Parser(
-        [ModelArguments, DataArguments, TrainingArguments, OutputArguments, *STRATEGIES.values()],
+        [ModelArguments, DataArguments, TrainingArguments, OutputArguments, HubArguments, *STRATEGIES.values()],
         prog="train.py",
         description="Fine-tune an encoder on a text-classification task.",
         allow_abbrev=False,
@@ -104,15 +106,15 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         parser.error(str(error))
     if config is not None:
         argv = flags_of_file(Path(config), parser) + argv
-    model, data, training, output, *rest, _ = parser.parse_words(argv)
+    model, data, training, output, hub, *rest, _ = parser.parse_words(argv)
     strategies: dict[str, Strategy] = dict(zip(STRATEGIES, rest, strict=True))
-    groups = model, data, training, output
+    groups = model, data, training, output, hub
     return TrainArguments(*groups, strategies[training.method], tuple(_without_effect(*groups, strategies)))
 
 
 def _without_effect(
     model: ModelArguments, data: DataArguments, training: TrainingArguments, output: OutputArguments,
-    strategies: dict[str, Strategy],
+    hub: HubArguments, strategies: dict[str, Strategy],
 ) -> Iterator[str]:  # fmt: skip
     """A line for each flag that differs from its default in vain."""
     of_others = [
@@ -120,12 +122,14 @@ def _without_effect(
     ]
     if of_others:
         yield f"--method {training.method} does not use {', '.join(of_others)}"
-    given = {name for group in (model, data, training, output) for name in _set(group)}
+    given = {name for group in (model, data, training, output, hub) for name in _set(group)}
     beside = {
         "warmup_ratio": ("num_warmup_steps", True),
         "num_train_epochs": ("max_train_steps", True),
         "extend_training": ("resume_from_checkpoint", False),
         "checkpoints_total_limit": ("checkpointing_steps", False),
+        "hub_model_id": ("push_to_hub", False),
+        "hub_private_repo": ("push_to_hub", False),
     }
     for name, (other, with_it) in beside.items():
         if name in given and (other in given) == with_it:

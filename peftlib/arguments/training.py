@@ -120,3 +120,8 @@ class TrainingArguments:
             )
         if self.seed >= 2**31:  # NumPy takes less than 2**32, and each process adds its number
             raise UserError(f"--seed {self.seed}: must be less than 2**31")
+
+    @property
+    def batch_sizes(self) -> tuple[int, int]:
+        """Examples per batch and process, in training and in evaluation."""
+        return self.per_device_train_batch_size, self.per_device_eval_batch_size

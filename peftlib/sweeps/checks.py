@@ -44,6 +44,10 @@ def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]],
                 spelled = f"--{flag.replace('-', '_')}"
                 if spelled.strip("-") in _OWN_FLAGS:
                     raise UserError(f"{place}: {spelled} is given by the sweep itself; see --sweep_dir")
+                if spelled == "--push_to_hub":
+                    raise UserError(
+                        f"{place}: {spelled} would push every run; push the best one in the end, with scripts/export.py"
+                    )
                 if spelled not in names:
                     raise UserError(f"{place}: train.py has no {spelled}{nearest(spelled, names)}")
                 flags.add(spelled)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from peftlib.data.own_data import task_in_table
-from peftlib.modeling import PACKAGED_MODELS
+from peftlib.modeling import PACKAGED_MODELS, hub_name_of_base
+from peftlib.strategies import STRATEGIES
 
 _CARD = """---
 {metadata}---
@@ -22,8 +24,7 @@ _CARD = """---
 {metrics}
 
 {labels}. Seed {seed}, learning rate {rate:g}, {steps:,} updates of {batch} examples, precision {precision}.
-The whole record is in `run.json`, the curves are in `metrics.jsonl`.
-
+{record}
 ## Use
 
 ```python
@@ -37,15 +38,24 @@ from transformers import AutoTokenizer
 model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", {outputs})
 tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
 
+#: Only beside the run.
+_RECORD = "The whole record is in `run.json`, the curves are in `metrics.jsonl`.\n"
+
 #: Behind the code for a model of scores.
 _OF_SCORES = """
 `model(**tokenizer(sentence1, sentence2, return_tensors="pt")).logits[0, 0]` is the score of a pair, which may lie a
 little outside of the range.
 """
 
-#: Behind the code for an adapter.
+#: Behind the code for an adapter, beside the run.
 _ELSEWHERE = """
 `adapter_config.json` says where the base model was: `{location}`. On another machine, put there where it is now{hub}.
+"""
+
+#: The same on the Hub, of a base model that was in a folder.
+_UNKNOWN = """
+`adapter_config.json` calls the base model `{base}`, after the folder that it was in. Where the Hub has no model of that
+name, or another one, put there where it is.
 """
 
 #: What the Hub calls a metric that has another name here, which is the one of `evaluate`'s glue.
@@ -57,7 +67,9 @@ model = AutoModelForSequenceClassification.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
 
 
-def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is_adapter: bool) -> str:
+def model_card(
+    run: dict[str, Any], scores: dict[str, float], *, folder: str, is_adapter: bool, public: bool = False
+) -> str:
     """Markdown with the Hub's metadata on top.
 
     Args:
@@ -65,11 +77,14 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         scores: metric -> value on the validation split.
         folder: the name under which the result will be loaded.
         is_adapter: whether it is a PEFT adapter or a plain checkpoint.
+        public: to be handed on: it names no place on this machine but `folder`, and no file that stays with the run.
     """
     arguments, parameters, base = run["arguments"], run["parameters"], run["model"]["name"]
-    on_hub = PACKAGED_MODELS[base].hub_id if base in PACKAGED_MODELS else None
+    on_hub = hub_name_of_base(run["model"])
+    if public:
+        base = name_for_others(run["model"])
     metadata: dict[str, Any] = {
-        "base_model": on_hub or base,
+        **({} if on_hub is None else {"base_model": on_hub}),  # the Hub takes no other name
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-classification",
         "tags": [arguments["method"], arguments["task_name"]],
@@ -86,15 +101,18 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         outputs = f"id2label={{{classes}}}"
         labels = "Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(run["labels"]))
     usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, outputs=outputs)
-    hub = "" if on_hub is None else f", or its name on the Hub, `{on_hub}`"
     below = _OF_SCORES if "score_range" in run else ""
-    below += _ELSEWHERE.format(location=run["model"]["location"], hub=hub) if is_adapter else ""
+    if is_adapter and not public:
+        hub = f", or its name on the Hub, `{on_hub}`" if base in PACKAGED_MODELS else ""
+        below += _ELSEWHERE.format(location=run["model"]["location"], hub=hub)
+    elif is_adapter and on_hub is None:
+        below += _UNKNOWN.format(base=base)
     return _CARD.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         title=f"{arguments['task_name']} · {arguments['method']}",
         base=base,
         task=arguments["task_name"],
-        method=arguments["method"],
+        method=STRATEGIES[arguments["method"]].named(arguments),
         trainable=parameters["trainable"],
         total=parameters["total"],
         ratio=parameters["trainable_ratio"],
@@ -106,9 +124,32 @@ def model_card(run: dict[str, Any], scores: dict[str, float], *, folder: str, is
         steps=run["steps"],
         batch=run["effective_batch_size"],
         precision=run["precision"]["name"],
+        record="" if public else _RECORD,
         usage=usage,
         below=below,
     )
+
+
+def best_scores(results: dict[str, Any]) -> dict[str, float]:
+    """Metric -> value of the saved state on the validation split.
+
+    Args:
+        results: the content of `all_results.json`.
+    """
+    return {
+        name.removeprefix("best_eval_"): value
+        for name, value in results.items()
+        if name.startswith("best_eval_") and name != "best_eval_step"
+    }
+
+
+def name_for_others(model: dict[str, Any]) -> str:
+    """What to call a base model on other machines: as the Hub does, or as the folder that it was in is called.
+
+    Args:
+        model: what `run.json` says of it.
+    """
+    return hub_name_of_base(model) or Path(model["location"]).name
 
 
 def _on_hub(run: dict[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ from peftlib.evaluation.predictions import save_predictions
 from peftlib.files import placed_when_whole, write_text
 from peftlib.strategies import Strategy
 from peftlib.strategies.parameters import ParameterCount
-from peftlib.tracking.card import model_card
+from peftlib.tracking.card import best_scores, model_card
 from peftlib.training.state import Progress
 
 if TYPE_CHECKING:
@@ -63,25 +63,22 @@ def save_result(
 
 
 def save_checkpoint(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: dict[str, Any]
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: dict[str, Any], name: str
 ) -> None:
     """Write a plain checkpoint, its tokenizer and a model card into `folder`.
 
     Args:
         run: the content of `run.json`, for the card.
+        name: under which it will be loaded: a folder, or a repository of the Hub.
 
     Raises:
         RunError: the disk refused.
     """
-    scores = {
-        name.removeprefix("best_eval_"): value
-        for name, value in run["results"].items()
-        if name.startswith("best_eval_") and name != "best_eval_step"
-    }
+    card = model_card(run, best_scores(run["results"]), folder=name, is_adapter=False, public=True)
     with _quietly_placed(folder, "export it again") as temporary:
         model.save_pretrained(temporary)
         _save_tokenizer(tokenizer, temporary)
-        write_text(temporary / "README.md", model_card(run, scores, folder=str(folder), is_adapter=False))
+        write_text(temporary / "README.md", card)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -22,7 +22,18 @@ from tests.arguments.parsing import complaint
         (("--seed",), "--seed: expected one argument"),
         (("--config",), "--config: expected one argument"),
         (("--use_dora=maybe",), "--use_dora: "),
+        (
+            ("--hub_token", "hf_abc"),
+            "--hub_token: would end in histories, process lists and records; run `hf auth login`",
+        ),
+        (("--hub-token=hf_abc",), "--hub-token: would end in"),
     ],
 )
 def test_a_mistyped_word_gets_the_nearest_right_one(words, expected):
     assert expected in complaint(*words)
+
+
+def test_a_token_is_not_said_again(config):
+    for words in (("--hub_token", "hf_abc"), ("--hub_token=hf_abc",), (config("hub_token: hf_abc\n"),)):
+        said = complaint(*words)
+        assert "hf auth login" in said and "hf_abc" not in said

@@ -7,14 +7,21 @@ import math
 
 import pytest
 
-from peftlib.arguments import DataArguments, ModelArguments, OutputArguments, TrainingArguments, train_parser
+from peftlib.arguments import (
+    DataArguments,
+    HubArguments,
+    ModelArguments,
+    OutputArguments,
+    TrainingArguments,
+    train_parser,
+)
 from peftlib.data.tasks import TASKS, OwnData
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
 from tests.arguments.parsing import complaint, parse
 from tests.launching import run_python
 
-GROUPS = (ModelArguments, DataArguments, TrainingArguments, OutputArguments)
+GROUPS = (ModelArguments, DataArguments, TrainingArguments, OutputArguments, HubArguments)
 
 # For every flag a value that is not its default, as it is written and as it is understood.
 SAMPLES = {
@@ -70,6 +77,9 @@ SAMPLES = {
     "project_name": ("project", "project"),
     "run_name": ("010", "010"),
     "logging_steps": ("1", 1),
+    "push_to_hub": ("true", True),
+    "hub_model_id": ("me/reviews", "me/reviews"),
+    "hub_private_repo": ("yes", True),
     "train_head": ("no", False),
     "bias_terms": ("query,intermediate", "query,intermediate"),
     "lora_r": ("4", 4),

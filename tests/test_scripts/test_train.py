@@ -329,6 +329,7 @@ def _wrong_inputs(place: Path) -> dict[str, tuple[list[object], str]]:
         "no such model folder": (["--model_name_or_path", "./none"], "--model_name_or_path ./none: no such folder"),
         "no such model": (["--model_name_or_path", "all-MiniLM-L6"], "did you mean all-MiniLM-L6-v2"),
         "fp16 on a CPU": (["--mixed_precision", "fp16"], "--mixed_precision fp16 needs a GPU"),
+        "push offline": (["--push_to_hub"], "--push_to_hub: the environment says offline; unset HF_HUB_OFFLINE"),
         "used output folder": (["--output_dir", used], f"--output_dir {used}: holds files, and none of a run"),
         "no data file": ([*sst2, no_file], f"{no_file}/SST-2/dev.tsv is missing"),
         "missing column": ([*sst2, no_column], "no column 'label'; did you mean lable?"),
@@ -339,8 +340,8 @@ def _wrong_inputs(place: Path) -> dict[str, tuple[list[object], str]]:
 
 WRONG = [
     "unknown method", "unknown task", "unknown flag", "batch size 0", "negative rate", "unknown tracker",
-    "no such model folder", "no such model", "fp16 on a CPU", "used output folder", "no data file", "missing column",
-    "label out of range", "empty split",
+    "no such model folder", "no such model", "fp16 on a CPU", "push offline", "used output folder", "no data file",
+    "missing column", "label out of range", "empty split",
 ]  # fmt: skip
 
 

