@@ -29,6 +29,8 @@ _NO_SETTING = NOT_SHAPING | frozenset({
 })  # fmt: skip
 #: Methods that are tested, plotted and set beside others' numbers: plots tell so many apart.
 MOST_CONTENDERS = 8
+#: In the key of a comparison.
+_VALIDATION = "validation split"
 _METHOD_FLAGS = frozenset(field.name for strategy in STRATEGIES.values() for field in dataclasses.fields(strategy))
 
 
@@ -209,11 +211,15 @@ def _difference(key: dict[str, Any], main: dict[str, Any]) -> str:
     parts = []
     for name in dict.fromkeys((*key, *main)):
         here, there = key.get(name), main.get(name)
-        # Runs that have left no predictions differ by that from nobody.
-        if here == there or (name == "validation labels" and None in (here, there)):
+        if here == there:
+            continue
+        # Runs that have left no predictions differ by that from nobody, and another split has other labels.
+        if name == "validation labels" and (None in (here, there) or key[_VALIDATION] != main[_VALIDATION]):
             continue
         if name.endswith(" split") and here and there:
-            parts.append(f"another {name} ({here[1]:,} examples {here[0]}, not {there[1]:,} examples {there[0]})")
+            as_many = here[1] == there[1]
+            which, usual = (f" {hashed}" if as_many else "" for hashed, _ in (here, there))
+            parts.append(f"another {name} ({here[1]:,} examples{which}, not {there[1]:,}{usual})")
         else:
             parts.append(f"another {name} ({here}, not {there})")
     return "; ".join(parts)

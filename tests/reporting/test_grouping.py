@@ -64,7 +64,7 @@ def test_a_methods_own_flags_are_in_its_name(make, words, label):
         ),
         (
             {"fingerprint": "a" * 64},
-            "another validation split (200 examples aaaaaaaaaaaa, not 200 examples ffffffffffff)",
+            "another validation split (200 examples aaaaaaaaaaaa, not 200 ffffffffffff)",
         ),
     ],
 )
@@ -249,6 +249,15 @@ def test_answers_to_other_examples_stand_apart(make):
         r"another validation labels \(\w{12} \(150 examples\), not \w{12} \(200 examples\)\)", apart.apart
     )
     assert "labels" not in main.settings
+
+
+def test_another_split_is_said_once(make):
+    usual = make(seed=1)
+    split = {**usual.record["data"]["validation"], "examples": 150}
+    odd = make(seed=1, changes={"data": {**usual.record["data"], "validation": split}})
+    save_predictions(odd.folder, np.zeros((150, 2)), np.zeros(150))
+    _, apart = compare([odd, usual, make(seed=2)])
+    assert apart.apart == "another validation split (150 examples, not 200)"
 
 
 def test_no_predictions_part_nobody(make):
