@@ -38,6 +38,7 @@ def main() -> None:
         from peftlib.training.manifest import choose_checkpoint, identity_of, matching_manifest
         from peftlib.training.memory import fit_micro_batch
         from peftlib.training.optimization import build_optimizer, build_scheduler
+        from peftlib.training.preview import preview
         from peftlib.training.saving import flat_results, save_result
         from peftlib.training.state import Plan, Training
 
@@ -45,14 +46,12 @@ def main() -> None:
     resume = choose_resume(out.resume_from_checkpoint, out.output_dir, out.overwrite_output_dir)
     folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=resume)
 
-    # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── Accelerator, seed ────────────────────────────────────────────────────────────────────────────────────
     accelerator, precision = build_accelerator(
         how.mixed_precision, how.gradient_accumulation_steps, trackers, folder, how.num_cpu_threads
     )
     reporter = Reporter(accelerator, folder, args.flat(), trackers)
     reporter.notes(args.ignored)
-
-    # ── Seed ─────────────────────────────────────────────────────────────────────────────────────────────────
     set_seed(how.seed)
 
     # ── Data ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -92,24 +91,25 @@ def main() -> None:
     # ── Prepare ──────────────────────────────────────────────────────────────────────────────────────────────
     model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
     score = partial(evaluate, accelerator, model, eval_loader, splits.validation.labels, task.metrics)
+    run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
+    run.cuda_graphs = how.cuda_graphs
+    run.keeper = CheckpointKeeper(folder, out.checkpointing_steps, out.checkpoints_total_limit, identity, reporter)
 
-    with Interruption(accelerator) as interruption, reporter.watching(plan.steps, facts, manifest):
+    with Interruption(accelerator) as run.interruption, reporter.watching(plan.steps, facts, manifest):
         # ── Train ────────────────────────────────────────────────────────────────────────────────────────────
         set_seed(how.seed, device_specific=True)  # dropout differs between processes; the head's start did not
-        run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
-        run.interruption, run.cuda_graphs = interruption, how.cuda_graphs
-        run.keeper = CheckpointKeeper(folder, out.checkpointing_steps, out.checkpoints_total_limit, identity, reporter)
         if checkpoint is not None:
             restore(run, checkpoint)
         elif how.auto_find_batch_size:
             fit_micro_batch(run)
+        if out.dry_run:
+            preview(run, eval_loader, head, reporter, args.flat())
+            return
         progress = train(run)
 
-        # ── Evaluate ─────────────────────────────────────────────────────────────────────────────────────────
+        # ── Evaluate, save ───────────────────────────────────────────────────────────────────────────────────
         keep_best(run)
         evaluation = score()
-
-        # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────
         if accelerator.is_main_process:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             saved = save_result(folder, args.strategy, trained, head, tokenizer, reporter.facts, evaluation)

@@ -44,6 +44,8 @@ def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]],
                 spelled = f"--{flag.replace('-', '_')}"
                 if spelled.strip("-") in _OWN_FLAGS:
                     raise UserError(f"{place}: {spelled} is given by the sweep itself; see --sweep_dir")
+                if spelled == "--dry_run":
+                    raise UserError(f"{place}: a run that trains nothing has no score; see sweep.py's own --dry_run")
                 if spelled not in names:
                     raise UserError(f"{place}: train.py has no {spelled}{nearest(spelled, names)}")
                 flags.add(spelled)
