@@ -18,6 +18,8 @@ from peftlib.training.state import Training
 
 #: A checkpoint holds each trained number four times in fp32: as it is, at its best, and AdamW's two moments.
 _CHECKPOINT_BYTES = 4 * 4
+_UNITS = (("h", 3600), ("min", 60), ("s", 1))
+_ENOUGH = 2  # of a unit, to be told in it
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,13 @@ def _plan(training: Training, left: Left, scalars: int, arguments: dict[str, Any
         "updates": f"{left.updates:,}{early}{part}; {batches.windows_per_epoch:,} an epoch; warm-up over {warmup:,}",
         "micro-batches": f"{batches.accumulation_steps} of {batches.micro_batch_size} examples per update and process",
         "evaluations": f"{left.evaluations:,}{early}, and one of the state that is saved",
-        "checkpoints": "none, see --checkpointing_steps",
+        "checkpoints": "none, see --checkpointing_steps" if arguments["checkpointing_steps"] is None else "0",
     }
     if left.checkpoints:
-        kept = min(left.checkpoints, arguments["checkpoints_total_limit"] or left.checkpoints)
-        each = _bytes(scalars * _CHECKPOINT_BYTES)
-        rows["checkpoints"] = f"{left.checkpoints:,}{early} of about {each}, of which {kept:,} stay"
+        limit = arguments["checkpoints_total_limit"]
+        rows["checkpoints"] = f"{left.checkpoints:,}{early} of about {_bytes(scalars * _CHECKPOINT_BYTES)} each" + (
+            "" if limit is None else f", the newest {limit:,} are kept"
+        )
     return rows
 
 
@@ -136,17 +139,12 @@ def _about(parts: Iterable[tuple[Timing, int]]) -> str:
         sum(of(timing) * count for timing, count in parts)
         for of in (lambda timing: timing.mean, lambda timing: min(timing.seconds), lambda timing: max(timing.seconds))
     )
-    return f"about {_duration(mean)} ({_duration(low)} to {_duration(high)})"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+    name, unit = next((name, unit) for name, unit in _UNITS if mean >= _ENOUGH * unit or unit == 1)
+    digits = 1 if mean / unit < 10 else 0
+    return f"about {mean / unit:.{digits}f} {name} ({low / unit:.{digits}f} to {high / unit:.{digits}f})"
 
 
 def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} kB"
+    if count >= 1e9:
+        return f"{count / 1e9:,.2f} GB"
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,13 +19,14 @@ from peftlib.data.batching import WindowBatches
 from peftlib.data.collation import split_inputs
 from peftlib.data.loading import laid_out
 from peftlib.errors import Interrupted, RunError
+from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.machine import peak_memory
 from peftlib.training.interruption import EXIT_STATUS
 from peftlib.training.loop import make_ready, update
 from peftlib.training.state import Training
 
-#: Timed are so many samples of at most so many windows, in about so many seconds for all of them.
-SAMPLES, _WINDOWS, _SECONDS = 3, 12, 12.0
+#: So many samples of at most so many windows are timed, in about so many seconds for all of them.
+SAMPLES, _WINDOWS, _SECONDS = 3, 12, 10.0
 _LONGEST = 3  # AdamW makes its moments in the first update; a graph is recorded in the second
 
 
@@ -66,7 +66,7 @@ class Rehearsal:
 
 
 def rehearse(training: Training, eval_loader: DataLoader, eval_batch_size: int) -> Rehearsal:
-    """Make the longest updates that the run can have, then a sample of its own, then evaluation batches.
+    """Make evaluation batches, then the longest updates that the run can have, then a sample of its own.
 
     The model learns from them, and is of no use for the run itself. Called on every process.
 
@@ -81,8 +81,10 @@ def rehearse(training: Training, eval_loader: DataLoader, eval_batch_size: int) 
     """
     accelerator = training.accelerator
     try:
-        updates = _rehearse_updates(training)
         evaluation, windows = _rehearse_evaluation(training, eval_loader, eval_batch_size)
+        # In most of a run's updates the best state is there, which may be as large as the model.
+        training.best_state = trained_state(accelerator.unwrap_model(training.model))
+        updates = _rehearse_updates(training)
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
@@ -114,6 +116,8 @@ def _rehearse_updates(training: Training) -> Timing:
 
 def _rehearse_evaluation(training: Training, loader: DataLoader, batch_size: int) -> tuple[Timing, int]:
     """And the number of windows in the whole split."""
+    import peftlib.evaluation.metrics  # noqa: F401 - a run's first evaluation does, and it takes a hundred MB
+
     accelerator = training.accelerator
     batches = WindowBatches(loader.dataset.lengths, batch_size, num_processes=accelerator.num_processes)  # type: ignore[attr-defined]
     windows = batches.windows(0)  # longest first
@@ -152,7 +156,7 @@ def _time(training: Training, work: _Work, windows: list[np.ndarray], longest: f
         longest: seconds that one may take.
     """
     slowest = _highest(training.accelerator, longest)  # all processes have to make the same ones
-    size = max(1, min(int(_SECONDS / SAMPLES / slowest), _WINDOWS, math.ceil(len(windows) / SAMPLES)))
+    size = max(1, min(int(_SECONDS / SAMPLES / slowest), _WINDOWS, len(windows)))
     samples = [spread(windows, size, (number + 0.5) / SAMPLES) for number in range(SAMPLES)]
     if isinstance(training.step, GraphedStep):
         for _ in range(2):  # a shape is recorded when it is seen for the second time
