@@ -157,7 +157,7 @@ def _time(training: Training, work: _Work, windows: list[np.ndarray], longest: f
     """
     slowest = _highest(training.accelerator, longest)  # all processes have to make the same ones
     size = max(1, min(int(_SECONDS / SAMPLES / slowest), _WINDOWS, len(windows)))
-    samples = [spread(windows, size, (number + 0.5) / SAMPLES) for number in range(SAMPLES)]
+    samples = [spread(windows, size, number) for number in range(SAMPLES)]
     if isinstance(training.step, GraphedStep):
         for _ in range(2):  # a shape is recorded when it is seen for the second time
             for sample in samples:
@@ -166,9 +166,13 @@ def _time(training: Training, work: _Work, windows: list[np.ndarray], longest: f
     return Timing(seconds, size * SAMPLES)
 
 
-def spread(windows: list[np.ndarray], size: int, offset: float) -> list[np.ndarray]:
-    """So many windows, one from each of as many equal parts, at `offset` (0..1) in its part."""
-    return [windows[int((number + offset) / size * len(windows))] for number in range(size)]
+def spread(windows: list[np.ndarray], size: int, sample: int) -> list[np.ndarray]:
+    """A sample of so many windows, one from each of as many equal parts; each of the `SAMPLES` at another place in it.
+
+    The middle one's are the middles.
+    """
+    places = [2 * (SAMPLES * part + sample) + 1 for part in range(size)]
+    return [windows[place * len(windows) // (2 * SAMPLES * size)] for place in places]
 
 
 def _seconds(training: Training, work: _Work, windows: list[np.ndarray]) -> float:
