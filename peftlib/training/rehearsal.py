@@ -82,9 +82,11 @@ def rehearse(training: Training, eval_loader: DataLoader, eval_batch_size: int) 
     accelerator = training.accelerator
     try:
         evaluation, windows = _rehearse_evaluation(training, eval_loader, eval_batch_size)
-        # In most of a run's updates the best state is there, which may be as large as the model.
+        # In most of a run's updates the best state is there, which may be as large as the model; and a better one is
+        # copied before it goes.
         training.best_state = trained_state(accelerator.unwrap_model(training.model))
         updates = _rehearse_updates(training)
+        training.best_state = trained_state(accelerator.unwrap_model(training.model))
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
