@@ -86,10 +86,10 @@ def preview(
 
 def _data(lengths: dict[str, np.ndarray], most: int) -> dict[str, str]:
     rows = {f"{split} tokens": f"median {np.median(each):.0f}, longest {each.max()}" for split, each in lengths.items()}
-    full = sum(int((each >= most).sum()) for each in lengths.values())
+    cut = sum(int((each >= most).sum()) for each in lengths.values())
     examples = sum(map(len, lengths.values()))
-    rows["truncated"] = f"at most {full:,} of {examples:,} examples, which are --max_length {most} tokens long"
-    if not full:
+    rows["truncated"] = f"at most {cut:,} of {examples:,} examples, which are --max_length {most} tokens long"
+    if not cut:
         rows["truncated"] = f"none, --max_length is {most}"
     return rows
 
