@@ -5,7 +5,7 @@
 NOT_SHAPING = frozenset({
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "extend_training", "checkpointing_steps",
     "checkpoints_total_limit", "report_to", "project_name", "run_name", "logging_steps", "dataloader_num_workers",
-    "num_cpu_threads", "per_device_eval_batch_size", "auto_find_batch_size", "data_dir",
+    "num_cpu_threads", "per_device_eval_batch_size", "auto_find_batch_size", "data_dir", "dry_run",
     "push_to_hub", "hub_model_id", "hub_private_repo",
     "cuda_graphs",  # up to the masks of dropout; a recording that fails must not end the run for good
     # The data count by their fingerprint.

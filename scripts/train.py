@@ -38,6 +38,7 @@ def main() -> None:
         from peftlib.training.manifest import choose_checkpoint, identity_of, matching_manifest
         from peftlib.training.memory import fit_micro_batch
         from peftlib.training.optimization import build_optimizer, build_scheduler
+        from peftlib.training.preview import preview
         from peftlib.training.publishing import choose_repository, push_result
         from peftlib.training.saving import flat_results, save_result
         from peftlib.training.state import Plan, Training
@@ -73,9 +74,7 @@ def main() -> None:
     facts = describe_run(source, fingerprint, task, splits.facts(), parameters, precision, rate, batches.window_size)
     checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), facts, accelerator)
     manifest = matching_manifest(checkpoint, identity, extend=out.extend_training, folder=folder)
-    accelerate_model(
-        adapted, accelerator.device, precision.name, how.frozen_dtype, args.strategy.reads_frozen_weights, train_loader
-    )  # fmt: skip
+    accelerate_model(adapted, accelerator.device, precision.name, how.frozen_dtype, args.reads_frozen, train_loader)
 
     # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────
     plan = Plan.of(
@@ -89,24 +88,25 @@ def main() -> None:
     # ── Prepare ──────────────────────────────────────────────────────────────────────────────────────────────
     model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
     score = partial(evaluate, accelerator, model, eval_loader, splits.validation.labels, task.metrics)
+    run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
+    run.cuda_graphs = how.cuda_graphs
+    run.keeper = CheckpointKeeper(folder, out.checkpointing_steps, out.checkpoints_total_limit, identity, reporter)
 
-    with Interruption(accelerator) as interruption, reporter.watching(plan.steps, facts, manifest):
+    with Interruption(accelerator) as run.interruption, reporter.watching(plan.steps, facts, manifest):
         # ── Train ────────────────────────────────────────────────────────────────────────────────────────────
         set_seed(how.seed, device_specific=True)  # dropout differs between processes; the head's start did not
-        run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
-        run.interruption, run.cuda_graphs = interruption, how.cuda_graphs
-        run.keeper = CheckpointKeeper(folder, out.checkpointing_steps, out.checkpoints_total_limit, identity, reporter)
         if checkpoint is not None:
             restore(run, checkpoint)
         elif how.auto_find_batch_size:
             fit_micro_batch(run)
+        if out.dry_run:
+            preview(run, eval_loader, head, reporter, args.flat())
+            return
         progress = train(run)
 
-        # ── Evaluate ─────────────────────────────────────────────────────────────────────────────────────────
+        # ── Evaluate, save ───────────────────────────────────────────────────────────────────────────────────
         keep_best(run)
         evaluation = score()
-
-        # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────
         if accelerator.is_main_process:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             saved = save_result(folder, args.strategy, trained, head, tokenizer, reporter.facts, evaluation)

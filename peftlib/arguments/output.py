@@ -15,6 +15,13 @@ class OutputArguments:
 
     _argument_group_name: ClassVar[str] = "output and checkpoints"
 
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "say what would be trained, and how much memory and time it would take, by a few updates that are "
+            "measured; write nothing"
+        },
+    )
     output_dir: str | None = field(
         default=None,
         metadata={

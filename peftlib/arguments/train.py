@@ -68,6 +68,11 @@ class TrainArguments:
         asked = self.training.dropout
         return self.strategy.default_dropout if asked is None else asked
 
+    @property
+    def reads_frozen(self) -> bool:
+        """Whether the method reads frozen weights other than through their layers."""
+        return self.strategy.reads_frozen_weights
+
     def flat(self) -> dict[str, Any]:
         """Flag name -> value, of all groups and of the chosen method; with the defaults of the method and the task."""
         groups = (self.model, self.data, self.training, self.output, self.hub, self.strategy)

@@ -130,7 +130,13 @@ def longest_batch(loader: DataLoader, size: int) -> dict[str, torch.Tensor]:
     """The longest examples, at most `size` of them, as the loader's collator lays them out; none counts in a loss."""
     split: Any = loader.dataset
     longest = np.argsort(-split.lengths, kind="stable")[:size]
-    batch: dict[str, torch.Tensor] = loader.collate_fn(split.__getitems__([Slot(int(one), 0.0) for one in longest]))
+    return laid_out(loader, [Slot(int(one), 0.0) for one in longest])
+
+
+def laid_out(loader: DataLoader, slots: list[Slot]) -> dict[str, torch.Tensor]:
+    """A micro-batch of these examples, as the loader's collator lays it out."""
+    split: Any = loader.dataset
+    batch: dict[str, torch.Tensor] = loader.collate_fn(split.__getitems__(slots))
     return batch
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -77,6 +79,40 @@ def _leaves(output: torch.Tensor) -> set[torch.Tensor]:
 def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The (name, parameter) pairs that receive gradients, in model order."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+class TrainedGroup(NamedTuple):
+    """Trained parameters that differ in the number of their layer alone.
+
+    `name` has a * in place of that number, and nothing of what PEFT puts around a parameter's name in the base model;
+    `shape` is that of each of the `tensors`; `in_head` says whether they are the classification head's.
+    """
+
+    name: str
+    tensors: int
+    shape: tuple[int, ...]
+    in_head: bool
+
+    @property
+    def scalars(self) -> int:
+        """In all tensors together."""
+        return self.tensors * math.prod(self.shape)
+
+
+def trained_groups(model: nn.Module, head: frozenset[str]) -> list[TrainedGroup]:
+    """All that trains, in model order, the head's last.
+
+    Args:
+        head: the names of its parameters in the base model.
+    """
+    counts: dict[tuple[bool, str, tuple[int, ...]], int] = {}
+    for name, parameter in trained(model):
+        plain = name.removeprefix("base_model.model.").replace(".modules_to_save.", ".").replace(".default.", ".")
+        pattern = re.sub(r"\.\d+(?=\.)", ".*", plain)
+        key = plain in head, pattern, tuple(parameter.shape)
+        counts[key] = counts.get(key, 0) + 1
+    groups = [TrainedGroup(name, tensors, shape, in_head) for (in_head, name, shape), tensors in counts.items()]
+    return sorted(groups, key=lambda group: group.in_head)
 
 
 def size(model: nn.Module) -> int:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 # Given by the sweep itself: each run has its own folder, and a run that was cut off goes on.
 _OWN_FLAGS = ("output_dir", "resume_from_checkpoint")
+# Of one run, and not of all runs of a sweep.
+_OF_ONE_RUN = {
+    "dry_run": "trains nothing, and such a run has no score; see sweep.py's own --dry_run",
+    "push_to_hub": "would push every run; push the best one in the end, with scripts/export.py",
+}
 
 
 def check_plain(value: Any, place: str = "") -> None:
@@ -44,10 +49,8 @@ def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]],
                 spelled = f"--{flag.replace('-', '_')}"
                 if spelled.strip("-") in _OWN_FLAGS:
                     raise UserError(f"{place}: {spelled} is given by the sweep itself; see --sweep_dir")
-                if spelled == "--push_to_hub":
-                    raise UserError(
-                        f"{place}: {spelled} would push every run; push the best one in the end, with scripts/export.py"
-                    )
+                if spelled.strip("-") in _OF_ONE_RUN:
+                    raise UserError(f"{place}: {spelled} {_OF_ONE_RUN[spelled.strip('-')]}")
                 if spelled not in names:
                     raise UserError(f"{place}: train.py has no {spelled}{nearest(spelled, names)}")
                 flags.add(spelled)

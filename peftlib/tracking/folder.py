@@ -112,6 +112,17 @@ def refuse_finished(folder: Path) -> None:
         )
 
 
+def refuse_busy(folder: Path) -> None:
+    """`lock_folder`, for a look: the folder stays free, and as it is.
+
+    Raises:
+        UserError: another run has it.
+        OSError: it cannot be written.
+    """
+    if (folder / ".lock").exists():
+        lock_folder(folder).close()
+
+
 def choose_resume(wanted: str | None, output_dir: str | None, overwrite: bool) -> str | None:
     """What to go on from: as asked, else "auto" inside a sweep.
 

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
 from peftlib.tracking.console import RunConsole
-from peftlib.tracking.folder import lock_folder, sweep_of_run
+from peftlib.tracking.folder import lock_folder, refuse_busy, refuse_finished, sweep_of_run
 from peftlib.tracking.machine import Neighbours, environment, peak_memory
 from peftlib.tracking.record import RunRecord
 from peftlib.tracking.trackers import end_wandb_run, leave_wandb, start_trackers
@@ -75,9 +75,18 @@ class Reporter:
         """
         if self.folder.is_dir():
             try:
-                self._lock = lock_folder(self.folder)
+                if self._arguments["dry_run"]:
+                    refuse_busy(self.folder)
+                else:
+                    self._lock = lock_folder(self.folder)
             except OSError as error:
                 raise UserError(f"--output_dir {self.folder}: cannot be written ({error.strerror})") from error
+
+    def _refuse_folder(self, resumed: dict[str, Any] | None) -> None:
+        """What `_open_record` would refuse, and nothing written."""
+        self.claim()
+        if resumed is None and not self._arguments["overwrite_output_dir"]:
+            refuse_finished(self.folder)
 
     def _open_record(self, facts: dict[str, Any], resumed: dict[str, Any] | None) -> None:
         step, overwrite = None if resumed is None else int(resumed["step"]), self._arguments["overwrite_output_dir"]
@@ -87,6 +96,8 @@ class Reporter:
     @contextmanager
     def watching(self, steps: int, facts: dict[str, Any], resumed: dict[str, Any] | None = None) -> Iterator[None]:
         """Open the records and trackers, announce the run, and close everything when the block ends.
+
+        With `--dry_run` there are no records and trackers, and the run is announced.
 
         Args:
             steps: updates in the whole run.
@@ -102,6 +113,11 @@ class Reporter:
         facts |= {"steps": steps, "processes": accelerator.num_processes}
         if (sweep := sweep_of_run()) is not None:
             facts["sweep"] = sweep
+        if arguments["dry_run"]:
+            self.on_main(lambda: self._refuse_folder(resumed))
+            self._announce(facts, steps, "dry run: a few updates are measured, nothing is kept", resumed)
+            yield
+            return
         self.on_main(lambda: self._open_record(facts, resumed))
         parameters = {f"params/{name}": value for name, value in facts["parameters"].items()}
         with ExitStack() as closing, self._record.running() if self._record is not None else nullcontext():

@@ -54,6 +54,15 @@ def choose_step(training: Training) -> Step:
     return step
 
 
+def make_ready(training: Training) -> None:
+    """Before the first `update`: the model trains, and what the updates work with is there."""
+    training.model.train()
+    training.step = choose_step(training)
+    if training.accelerator.scaler is not None:
+        training.loss_scale = training.accelerator.scaler.get_scale()
+    training.parameters = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+
+
 def update(training: Training) -> torch.Tensor | None:
     """Clip, step the optimizer, and step the schedule unless fp16's scaler refused the update.
 
@@ -109,11 +118,7 @@ def train(training: Training) -> Progress:
     """
     progress = training.progress
     progress.windows_per_epoch = training.batches.windows_per_epoch
-    training.model.train()
-    training.step = choose_step(training)
-    if training.accelerator.scaler is not None:
-        training.loss_scale = training.accelerator.scaler.get_scale()
-    training.parameters = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+    make_ready(training)
     if training.random:
         restore_random(training.random)
     else:
@@ -171,10 +176,10 @@ def finish_window(training: Training) -> None:
         progress.epoch, progress.window = progress.epoch + 1, 0
     training.watcher.advance(progress.step)
 
-    evaluates = epoch_ends if plan.eval_steps is None else progress.step % plan.eval_steps == 0
-    if evaluates or progress.step == plan.steps or progress.step % plan.logging_steps == 0:
+    evaluates = plan.evaluates(progress.step, epoch_ends)
+    if evaluates or progress.step % plan.logging_steps == 0:
         values = _flush(training)
-        if evaluates or progress.step == plan.steps:
+        if evaluates:
             values |= _evaluate(training)
         training.watcher.log(values, progress.step)
         training.start_clock()

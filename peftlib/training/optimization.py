@@ -120,14 +120,21 @@ def build_scheduler(
         name: "linear", "cosine", "constant" or "constant_with_warmup".
         warmup: updates over which the rate rises from 0; None takes `warmup_ratio` of all.
     """
-    if warmup is None:  # the first update of a warm-up has a rate of 0: one that is shorter than an update is none
-        warmup = math.ceil(steps * warmup_ratio) if steps * warmup_ratio >= 1 else 0
-    rising = min(steps, warmup)
+    rising = warmup_steps(name, steps, warmup, warmup_ratio)
 
     def factor(step: int) -> float:
         return _SHAPES[name](step, rising, steps)
 
     return LambdaLR(optimizer, factor)
+
+
+def warmup_steps(name: str, steps: int, warmup: int | None, warmup_ratio: float) -> int:
+    """The updates over which the rate rises, of all `steps`; arguments as in `build_scheduler`."""
+    if name == "constant":
+        return 0
+    if warmup is None:  # the first update of a warm-up has a rate of 0: one that is shorter than an update is none
+        warmup = math.ceil(steps * warmup_ratio) if steps * warmup_ratio >= 1 else 0
+    return min(steps, warmup)
 
 
 def _linear(step: int, rising: int, steps: int) -> float:

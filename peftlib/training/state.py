@@ -81,6 +81,11 @@ class Plan:
         steps = epochs * windows_per_epoch if max_steps is None else max_steps
         return cls(steps=steps, epochs=math.ceil(steps / windows_per_epoch), **options)
 
+    def evaluates(self, step: int, epoch_ends: bool) -> bool:
+        """Whether the model is scored after this update."""
+        due = epoch_ends if self.eval_steps is None else step % self.eval_steps == 0
+        return due or step == self.steps
+
 
 @dataclass
 class Progress:

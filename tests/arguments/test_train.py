@@ -71,6 +71,7 @@ SAMPLES = {
     "metric_for_best_model": ("f1", "f1"),
     "seed": ("0", 0),
     "num_cpu_threads": ("1", 1),
+    "dry_run": ("true", True),
     "output_dir": ("results/a", "results/a"),
     "overwrite_output_dir": ("1", True),
     "report_to": ("wandb,tensorboard", "wandb,tensorboard"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,13 +13,16 @@ from torch import nn
 
 from peftlib.strategies.parameters import (
     ParameterCount,
+    TrainedGroup,
     load_trained_state,
     size,
     train_only,
     trained,
+    trained_groups,
     trained_in_fp32,
     trained_state,
 )
+from tests.strategies.classifiers import ARCHITECTURES, METHODS, classifier
 
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight"]
 NUMBERS = {"0.weight": 12, "0.bias": 4, "1.weight": 4, "1.bias": 4, "2.weight": 8}
@@ -52,6 +58,34 @@ def test_shared_parameters_count_once() -> None:
     network = nn.Sequential(shared, shared)
     assert size(network) == 9
     assert ParameterCount.of(size(network), network).trainable == 9
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_groups_are_all_that_trains(tiny_folder: Callable[..., Path], architecture: str, method: str) -> None:
+    network, head = classifier(tiny_folder(architecture))
+    base, in_head = size(network), {name: parameter.numel() for name, parameter in network.named_parameters()}
+    adapted = METHODS[method].apply(network, head)
+    groups = trained_groups(adapted, head)
+    assert sum(group.scalars for group in groups) == ParameterCount.of(base, adapted).trainable
+    assert sum(group.tensors for group in groups) == len(trained(adapted))
+    assert len(groups) < len(trained(adapted)) or method == "head"
+    heads = [group for group in groups if group.in_head]
+    assert groups[len(groups) - len(heads) :] == heads, "the head comes last"
+    expected = {name for name in head if method != "bitfit-without-head" or "bias" in name}
+    assert {group.name for group in heads} == expected, "by their names in the base model"
+    assert sum(group.scalars for group in heads) == sum(in_head[name] for name in expected)
+
+
+def test_layers_are_one_group_for_each_shape() -> None:
+    layers = [nn.ModuleList([nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False)]) for _ in range(5)]
+    network = nn.ModuleDict({"layer": nn.ModuleList(layers), "scale": nn.ParameterList([nn.Parameter(torch.ones(()))])})
+    assert trained_groups(network, frozenset({"scale.0"})) == [
+        TrainedGroup("layer.*.*.weight", 5, (4, 3), False),
+        TrainedGroup("layer.*.*.weight", 5, (3, 4), False),
+        TrainedGroup("scale.0", 1, (), True),
+    ]
+    assert [group.scalars for group in trained_groups(network, frozenset())] == [60, 60, 1]
 
 
 @given(subsets)

@@ -239,6 +239,7 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
         ({"parameters": {"method": {"values": ["lora", "bitfitt"]}}}, "parameters.method: --method bitfitt: unkn"),
         ({"parameters": {"output_dir": {"value": "x"}}}, "parameters.output_dir: --output_dir is given by the sweep"),
         ({"parameters": {"a": {"value": {"push_to_hub": True}}}}, "parameters.a: --push_to_hub would push every run"),
+        ({"parameters": {"dry_run": {"value": True}}}, "parameters.dry_run: --dry_run trains nothing, "),
         ({"parameters": {"seed": {"value": 1}, "a": {"value": {"seed": 2}}}}, "parameters.seed: --seed is set by "),
         ({"parameters": {"seed": {"distribution": "normal"}}}, "parameters.seed: normal has no grid"),
         ({"method": "random", "parameters": {"lora_dropout": {"min": 0.0, "max": 2.0}}}, "parameters.lora_dropout: "),

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from peftlib.errors import UserError
-from peftlib.tracking.folder import RUN_FILES, choose_output_dir, choose_resume, sweep_of_run
+from peftlib.tracking.folder import (
+    RUN_FILES,
+    choose_output_dir,
+    choose_resume,
+    lock_folder,
+    refuse_busy,
+    sweep_of_run,
+)
 
 
 def test_the_default_folder_names_task_method_and_time(tmp_path, monkeypatch):
@@ -50,6 +57,15 @@ def test_going_on_takes_what_a_run_killed_at_its_start_has_left(tmp_path):
     for name in (".lock", "metrics.jsonl", ".run.json.abc.tmp"):
         (tmp_path / name).write_text("")
     assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
+
+
+def test_a_look_at_a_folder_finds_who_writes_there_and_leaves_it_free(tmp_path):
+    refuse_busy(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with lock_folder(tmp_path), pytest.raises(UserError, match="another run is writing there"):
+        refuse_busy(tmp_path)
+    refuse_busy(tmp_path)
+    lock_folder(tmp_path).close()
 
 
 def test_going_on_does_not_throw_a_finished_run_away(tmp_path, monkeypatch):

@@ -186,6 +186,36 @@ def test_a_folder_that_is_claimed_stays_so_until_the_run_ends(tmp_path):
     second.on_main(second.claim)
 
 
+def test_a_dry_run_is_announced_and_leaves_no_trace(tmp_path, capsys):
+    reporter = reporter_in(tmp_path / "run", "--dry_run", trackers=["tensorboard"])
+    reporter.on_main(reporter.claim)
+    with reporter.watching(20, made_facts()):
+        reporter.update(a=1)
+    (tmp_path / "run").mkdir()
+    with reporter.watching(20, made_facts(), {"step": 7, "trackers": {}}):
+        pass
+    assert reporter.facts == {} and reporter.tracker_ids == {}
+    assert [path.name for path in tmp_path.rglob("*")] == ["run"]
+    out = capsys.readouterr().out
+    assert "dry run: a few updates are measured, nothing is kept" in out
+    assert "20 of 16 examples, 1 process\n" in out and "trainable: 1,234\n" in out and "resumed: after step 7\n" in out
+
+
+def test_a_dry_run_is_refused_where_the_run_would_be(tmp_path):
+    dry, real = reporter_in(tmp_path, "--dry_run"), reporter_in(tmp_path)
+    with real.watching(20, made_facts()):
+        with pytest.raises(UserError, match="another run is writing there"), dry.watching(20, made_facts()):
+            pytest.fail("unreachable")
+        with pytest.raises(UserError, match="another run is writing there"):
+            dry.on_main(dry.claim)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="holds a finished run"), dry.watching(20, made_facts()):
+        pytest.fail("unreachable")
+    with reporter_in(tmp_path, "--dry_run", "--overwrite_output_dir").watching(20, made_facts()):
+        real.on_main(real.claim)  # the folder stays free
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_results_that_find_no_room_are_one_line(tmp_path):
     reporter = reporter_in(tmp_path)
     with pytest.raises(RunError, match=r"no room for all_results\.json"), reporter.watching(20, made_facts()):

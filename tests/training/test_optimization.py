@@ -15,7 +15,7 @@ from transformers import get_scheduler
 
 from peftlib.strategies.full import Full
 from peftlib.strategies.lora import LoRA
-from peftlib.training.optimization import build_optimizer, build_scheduler
+from peftlib.training.optimization import build_optimizer, build_scheduler, warmup_steps
 from tests.training.runs import tiny_bert
 
 
@@ -120,6 +120,14 @@ def rates(name: str, steps: int, warmup: int | None, warmup_ratio: float) -> lis
         scheduler.step()
         found.append(scheduler.get_last_lr()[0])
     return found
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant", "constant_with_warmup"])
+@given(st.integers(1, 60), st.none() | st.integers(0, 80), st.floats(0, 1))
+def test_the_warm_up_is_how_long_the_rate_rises(name: str, steps: int, warmup: int | None, ratio: float) -> None:
+    found = rates(name, steps, warmup, ratio)[:steps]
+    rising = len(list(itertools.takewhile(lambda rate: rate < 1.0, found)))
+    assert warmup_steps(name, steps, warmup, ratio) == rising
 
 
 @given(st.integers(1, 200), st.none() | st.integers(0, 300), st.floats(0, 1))

@@ -1,0 +1,150 @@
+"""What a run would be, before it is run: `scripts/train.py --dry_run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from peftlib.strategies.parameters import trained_groups
+from peftlib.tracking.reporter import Reporter
+from peftlib.training.optimization import warmup_steps
+from peftlib.training.rehearsal import SAMPLES, Rehearsal, Timing, rehearse
+from peftlib.training.state import Training
+
+#: A checkpoint holds each trained number four times in fp32: as it is, at its best, and AdamW's two moments.
+_CHECKPOINT_BYTES = 4 * 4
+_UNITS = (("h", 3600), ("min", 60), ("s", 1))
+_ENOUGH = 2  # of a unit, to be told in it
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run has still to do, if nothing ends it early.
+
+    Attributes:
+        evaluations: without the one of the saved state, at the very end.
+        checkpoints: that it will write.
+    """
+
+    updates: int
+    evaluations: int
+    checkpoints: int
+
+    @classmethod
+    def of(cls, training: Training) -> Left:
+        """From where `training` is."""
+        progress, plan, keeper = training.progress, training.plan, training.keeper
+        first = plan.steps if progress.stopped_early else progress.step
+        steps = [(step, step % training.batches.windows_per_epoch == 0) for step in range(first + 1, plan.steps + 1)]
+        return cls(
+            len(steps),
+            sum(plan.evaluates(step, epoch_ends) for step, epoch_ends in steps),
+            sum(keeper.is_due(step, ends, step == plan.steps) for step, ends in steps) if keeper is not None else 0,
+        )
+
+
+def preview(
+    training: Training, eval_loader: DataLoader, head: frozenset[str], reporter: Reporter, arguments: dict[str, Any]
+) -> None:
+    """Say what trains, on what and how long; then measure a few updates, and say what the whole run will take.
+
+    Called on every process, behind the run's announcement. The model is changed, and nothing is written.
+
+    Args:
+        training: ready for `loop.train`, with a keeper.
+        eval_loader: prepared.
+        head: the names of the head's parameters in the base model.
+        arguments: flag -> value.
+
+    Raises:
+        RunError: an update has too little memory.
+        Interrupted: a signal asked for it.
+    """
+    console, left = reporter.console, Left.of(training)
+    lengths = {"training": training.batches.lengths, "validation": eval_loader.dataset.lengths}  # type: ignore[attr-defined]
+    console.facts("data", _data(lengths, arguments["max_length"]))
+    groups = trained_groups(training.accelerator.unwrap_model(training.model), head)
+    scalars = sum(group.scalars for group in groups)
+    console.facts("plan", _plan(training, left, scalars, arguments))
+    rows = [
+        [group.name, str(group.tensors), " × ".join(map(str, group.shape)) or "1", f"{group.scalars:,}"]
+        for group in groups
+    ]
+    in_head = sum(group.scalars for group in groups if group.in_head)
+    rows.append(
+        [f"all, {in_head:,} of them in the head", str(sum(group.tensors for group in groups)), "", f"{scalars:,}"]
+    )
+    console.table(("trained", "tensors", "shape", "parameters"), rows, numbers=3)
+    seen = rehearse(training, eval_loader, arguments["per_device_eval_batch_size"])
+    console.facts("measured", _measured(training, seen, left))
+
+
+def _data(lengths: dict[str, np.ndarray], most: int) -> dict[str, str]:
+    rows = {f"{split} tokens": f"median {np.median(each):.0f}, longest {each.max()}" for split, each in lengths.items()}
+    cut = sum(int((each >= most).sum()) for each in lengths.values())
+    examples = sum(map(len, lengths.values()))
+    rows["truncated"] = f"at most {cut:,} of {examples:,} examples, which are --max_length {most} tokens long"
+    if not cut:
+        rows["truncated"] = f"none, --max_length is {most}"
+    return rows
+
+
+def _plan(training: Training, left: Left, scalars: int, arguments: dict[str, Any]) -> dict[str, str]:
+    steps, batches = training.plan.steps, training.batches
+    warmup = warmup_steps(
+        arguments["lr_scheduler_type"], steps, arguments["num_warmup_steps"], arguments["warmup_ratio"]
+    )
+    early = " at most" if training.plan.patience else ""
+    part = "" if left.updates == steps else f" of {steps:,}, the others are done"
+    rows = {
+        "updates": f"{left.updates:,}{early}{part}; {batches.windows_per_epoch:,} an epoch; warm-up over {warmup:,}",
+        "micro-batches": f"{batches.accumulation_steps} of {batches.micro_batch_size} examples per update and process",
+        "evaluations": f"{left.evaluations:,}{early}, and one of the state that is saved",
+        "checkpoints": "none, see --checkpointing_steps" if arguments["checkpointing_steps"] is None else "0",
+    }
+    if left.checkpoints:
+        limit = arguments["checkpoints_total_limit"]
+        rows["checkpoints"] = f"{left.checkpoints:,}{early} of about {_bytes(scalars * _CHECKPOINT_BYTES)} each" + (
+            "" if limit is None else f", the newest {limit:,} are kept"
+        )
+    return rows
+
+
+def _measured(training: Training, seen: Rehearsal, left: Left) -> dict[str, str]:
+    device, processes = training.accelerator.device, training.accelerator.num_processes
+    batches = (left.evaluations + 1) * seen.evaluation_windows
+    parts = [(seen.updates, left.updates), (seen.evaluation, batches)]
+    whose = "by tensors on the GPU" if device.type == "cuda" else "resident"
+    if device.type == "cuda":
+        whose += f", which has {_bytes(torch.cuda.get_device_properties(device).total_memory)}"
+    return {
+        "peak memory": f"{_bytes(seen.peak_memory)} {whose}" + ("" if processes == 1 else ", per process at most"),
+        "training": _about(parts[:1]),
+        "evaluation": _about(parts[1:]),
+        "together": f"{_about(parts)}, start-up and checkpoints left out",
+        "by": f"{SAMPLES} samples, {seen.updates.windows} updates and {seen.evaluation.windows} evaluation batches in "
+        "all, from the shortest to the longest; memory by the longest",
+    }
+
+
+def _about(parts: Iterable[tuple[Timing, int]]) -> str:
+    """The time of so many windows each, with that of the fastest and slowest sample."""
+    parts = list(parts)
+    mean, low, high = (
+        sum(of(timing) * count for timing, count in parts)
+        for of in (lambda timing: timing.mean, lambda timing: min(timing.seconds), lambda timing: max(timing.seconds))
+    )
+    name, unit = next((name, unit) for name, unit in _UNITS if mean >= _ENOUGH * unit or unit == 1)
+    digits = 1 if mean / unit < 10 else 0
+    return f"about {mean / unit:.{digits}f} {name} ({low / unit:.{digits}f} to {high / unit:.{digits}f})"
+
+
+def _bytes(count: float) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:,.2f} GB"
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
