@@ -18,6 +18,7 @@ from peftlib.acceleration import keep_frozen_linears_in
 from peftlib.errors import UserError
 from peftlib.strategies.adapter import head_modules, merged
 from peftlib.strategies.peft_method import PEFT_TYPES, PeftMethod
+from tests.conftest import ROOT
 from tests.strategies.classifiers import classifier, logits, sentences, update
 
 #: What fits layers that are 32 and 64 wide; the others' defaults do.
@@ -109,6 +110,11 @@ def test_the_head_is_never_a_target(tiny_folder: Callable[..., Path]) -> None:
     adapted = PeftMethod("vera", '{"r": 16, "target_modules": ["dense"]}').apply(model, head)
     assert changed(adapted)
     assert not [name for name in changed(adapted) for one in head_modules(model, head) if name.startswith(one)]
+
+
+def test_the_readme_names_every_type() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert ", ".join(f"`{name}`" for name in PEFT_TYPES) in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
