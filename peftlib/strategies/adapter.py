@@ -9,6 +9,7 @@ smallest Linear with B = 0, so that it adds exactly nothing. `PeftModel.from_pre
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 #: The file of an adapter's tensors, and what PEFT puts before the names of the base model's.
 WEIGHTS, _PREFIX = "adapter_model.safetensors", "base_model.model."
+#: The file that says what they are.
+CONFIG = "adapter_config.json"
 
 
 def head_modules(model: PreTrainedModel, head: frozenset[str]) -> list[str]:
@@ -83,8 +86,23 @@ def save_as_adapter(
         bias=bias,
         modules_to_save=head_modules(model, head),
     )
-    get_peft_model(copy_to_wrap(model), config).save_pretrained(folder)
+    write_adapter(get_peft_model(copy_to_wrap(model), config), folder)
     _add_what_is_missing(model, folder / WEIGHTS)
+
+
+def write_adapter(model: PeftModel, folder: Path) -> None:
+    """PEFT's own files, the same for the same training: what it keeps as sets would come in the order of their hashes.
+
+    Args:
+        folder: an existing one.
+    """
+    model.save_pretrained(folder)
+    path = folder / CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("target_modules", "feedforward_modules"):
+        if isinstance(config.get(name), list):
+            config[name].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def copy_to_wrap(model: PreTrainedModel) -> PreTrainedModel:

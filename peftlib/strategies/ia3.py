@@ -85,7 +85,9 @@ class IA3(Strategy):
         return wrap(model, config)
 
     def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
-        model.save_pretrained(folder)
+        from peftlib.strategies.adapter import write_adapter
+
+        write_adapter(model, folder)
 
 
 def _names(text: str) -> list[str]:

@@ -42,7 +42,7 @@ class LNTuning(Strategy):
     def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         from peft import LNTuningConfig, TaskType
 
-        from peftlib.strategies.adapter import copy_to_wrap, head_modules
+        from peftlib.strategies.adapter import copy_to_wrap, head_modules, write_adapter
         from peftlib.strategies.wrapping import wrap
 
         config = LNTuningConfig(
@@ -51,7 +51,7 @@ class LNTuning(Strategy):
             target_modules=sorted(_normalisations(model, head)),
             modules_to_save=head_modules(model, head),
         )
-        wrap(copy_to_wrap(model), config).save_pretrained(folder)
+        write_adapter(wrap(copy_to_wrap(model), config), folder)
 
     def load(self, model: PreTrainedModel, folder: Path) -> Trained:
         from peftlib.strategies.adapter import load_plain

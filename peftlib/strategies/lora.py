@@ -103,4 +103,6 @@ class LoRA(Strategy):
             ) from error
 
     def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
-        model.save_pretrained(folder)
+        from peftlib.strategies.adapter import write_adapter
+
+        write_adapter(model, folder)

@@ -134,4 +134,6 @@ class PeftMethod(Strategy):
         return config
 
     def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
-        model.save_pretrained(folder)
+        from peftlib.strategies.adapter import write_adapter
+
+        write_adapter(model, folder)
