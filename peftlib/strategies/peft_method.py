@@ -37,10 +37,11 @@ class PeftMethod(Strategy):
     """A method of PEFT's, and the new classification head."""
 
     _argument_group_name: ClassVar[str] = "--method peft"
+    # LoHa's and LoKr's. Others want their own: VeRA 1e-2, OFT less than 3e-3 (README.md).
     default_learning_rate: ClassVar[float] = 3e-3
     named_by: ClassVar[tuple[str, ...]] = ("peft_type",)
 
-    peft_type: str = field(default="vera", metadata={"help": f"peft: which of PEFT's methods: {', '.join(PEFT_TYPES)}"})
+    peft_type: str = field(default="loha", metadata={"help": f"peft: which of PEFT's methods: {', '.join(PEFT_TYPES)}"})
     peft_kwargs: str = field(
         default="{}",
         metadata={

@@ -91,7 +91,7 @@ SAMPLES = {
     "use_rslora": ("t", True),
     "ia3_target_modules": ("key", "key"),
     "ia3_feedforward_modules": ("output.dense", "output.dense"),
-    "peft_type": ("loha", "loha"),
+    "peft_type": ("vera", "vera"),
     "peft_kwargs": ('{"r": 4}', '{"r": 4}'),
 }
 

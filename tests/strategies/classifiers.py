@@ -26,7 +26,7 @@ METHODS: dict[str, Strategy] = {
     "lora": LoRA(),
     "ia3": IA3(),
     "ln_tuning": LNTuning(),
-    "peft": PeftMethod(peft_kwargs='{"r": 16}'),
+    "peft": PeftMethod("vera", '{"r": 16}'),
     "full": Full(),
 }
 
