@@ -10,6 +10,7 @@ import numpy as np
 
 from peftlib.evaluation.resampling import RESAMPLED, score_of
 from peftlib.evaluation.statistics import Interval, mean_interval
+from peftlib.files import bytes_in_words
 from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.reference import references
 from peftlib.reporting.runs import Run
@@ -109,7 +110,5 @@ def plus_minus(interval: Interval, write: Callable[[float], str] = lambda value:
 
 
 def size(count: int | None) -> str:
-    """Bytes in kB or MB, as file managers count them."""
-    if count is None:
-        return "–"
-    return f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
+    """Bytes in words, where they are known."""
+    return "–" if count is None else bytes_in_words(count)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +18,7 @@ from torch import nn
 
 from peftlib.errors import UserError
 from peftlib.strategies.parameters import trained
+from peftlib.strategies.wrapping import is_linear, outside, without_asides
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,12 +49,8 @@ def smallest_linear(model: PreTrainedModel, head: frozenset[str]) -> str:
     Raises:
         UserError: there is none (GPT-2 has layers of another kind).
     """
-    heads = head_modules(model, head)
-    linears = [
-        (module.weight.numel(), name)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not any(name == m or name.startswith(f"{m}.") for m in heads)
-    ]
+    encoder = outside(model, head_modules(model, head))
+    linears = [(module.weight.numel(), name) for name, module in encoder.items() if is_linear(module)]
     if not linears:
         raise UserError(
             f"{model.config.name_or_path} ({model.config.model_type}): has no Linear layer outside its head, without "
@@ -142,8 +138,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     if not (folder / WEIGHTS).is_file():  # PEFT would go on to look for pickled weights
         raise UserError(f"{folder}: has no {WEIGHTS}; train it again")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
+        with without_asides():
             return PeftModel.from_pretrained(model, folder)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -1,6 +1,7 @@
 """(IA)³: learned vectors scale keys, values and what the feed-forward layers read, by way of PEFT.
 
-Liu et al., 2022 (https://arxiv.org/abs/2205.05638), section 3.3.
+Liu et al., 2022 (https://arxiv.org/abs/2205.05638), section 3.3. PEFT's choice for BERT-like models also scales what
+the attention's output layer reads, whose name ends as the feed-forward one's does.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _MODULES: dict[str, tuple[list[str], list[str]]] = {
 
 @dataclass(frozen=True)
 class IA3(Strategy):
-    """A vector on each key, value and second feed-forward layer, and the new classification head."""
+    """A vector on each key, value and output layer, and the new classification head."""
 
     _argument_group_name: ClassVar[str] = "--method ia3"
     default_learning_rate: ClassVar[float] = 1e-2
@@ -59,7 +60,13 @@ class IA3(Strategy):
         from peft import IA3Config, TaskType
 
         from peftlib.strategies.adapter import head_modules
-        from peftlib.strategies.wrapping import but_for, linears_of, refuse_what_matches_nothing, wrap
+        from peftlib.strategies.wrapping import (
+            but_for,
+            linears_of,
+            refuse_what_matches_nothing,
+            spare_from_decay,
+            wrap,
+        )
 
         modules = head_modules(model, head)
         kind = model.config.model_type
@@ -82,7 +89,9 @@ class IA3(Strategy):
             exclude_modules=but_for(modules),
             modules_to_save=modules,
         )
-        return wrap(model, config)
+        wrapped = wrap(model, config)
+        spare_from_decay(wrapped, "ia3_l")
+        return wrapped
 
     def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         from peftlib.strategies.adapter import write_adapter

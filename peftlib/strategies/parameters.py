@@ -52,6 +52,7 @@ def freeze_unread(model: _Model, inputs: Mapping[str, torch.Tensor]) -> _Model:
         model: what a strategy made; changed in place.
         inputs: a batch as training will give it: BigBird attends otherwise ever after where it is shorter.
     """
+    model.eval()  # LoHa and LoKr can drop whole layers in training
     try:
         logits = model(**inputs).logits
     except Exception:  # a model that cannot compute this batch will say so in training, where it may be another one
@@ -107,7 +108,7 @@ def trained_groups(model: nn.Module, head: frozenset[str]) -> list[TrainedGroup]
     """
     counts: dict[tuple[bool, str, tuple[int, ...]], int] = {}
     for name, parameter in trained(model):
-        plain = name.removeprefix("base_model.model.").replace(".modules_to_save.", ".").replace(".default.", ".")
+        plain = re.sub(r"\.(modules_to_save|default|base_layer)(?=\.|$)", "", name.removeprefix("base_model.model."))
         pattern = re.sub(r"\.\d+(?=\.)", ".*", plain)
         key = plain in head, pattern, tuple(parameter.shape)
         counts[key] = counts.get(key, 0) + 1

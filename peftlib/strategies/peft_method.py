@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     from peftlib.strategies.base import Trained
 
 #: PEFT's types that were seen to train, to be saved and loaded, and to be merged here. Not AdaLoRA, which wants to be
-#: told of every update, nor the prompts, which are no part of a model's layers.
+#: told of every update; nor the prompts, which are no part of a model's layers; nor RandLoRA, whose files hold its
+#: random basis once for every layer.
 PEFT_TYPES = (
-    "boft", "c3a", "delora", "fourierft", "gralora", "hira", "hra", "loha", "lokr", "miss", "oft", "randlora", "road",
-    "shira", "vblora", "vera", "waveft",
+    "boft", "c3a", "delora", "fourierft", "gralora", "hira", "hra", "loha", "lokr", "miss", "oft", "road", "shira",
+    "vblora", "vera", "waveft",
 )  # fmt: skip
 #: Of these, what multiplies or adds to the frozen weights themselves, which must not be rounded first.
 _READ_WEIGHTS = ("hira", "shira")
-#: What of a configuration is known already.
-_SETTLED = ("auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "modules_to_save",
-            "peft_type", "peft_version", "revision", "task_type")  # fmt: skip
+#: What of a configuration is known already, or goes by the names of layers, which PEFT is told in full.
+_SETTLED = (
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
+    "layers_to_transform", "modules_to_save", "peft_type", "peft_version", "revision", "task_type",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,25 @@ class PeftMethod(Strategy):
     )
 
     def __post_init__(self) -> None:
-        if self.peft_type.lower() not in PEFT_TYPES:
-            own = self.peft_type.lower().replace("_", "")
+        # One spelling: runs are told apart by their flags.
+        object.__setattr__(self, "peft_type", self.peft_type.lower())
+        object.__setattr__(self, "peft_kwargs", json.dumps(self._options(), sort_keys=True))
+        if self.peft_type not in PEFT_TYPES:
+            own = self.peft_type.replace("_", "")
             hint = {"lora": "; that is --method lora", "ia3": "; that is --method ia3"}.get(own)
             hint = "; that is --method ln_tuning" if own == "lntuning" else hint
             raise UserError(
                 f"--peft_type {self.peft_type}: not one of {', '.join(PEFT_TYPES)}"
-                + (hint or nearest(self.peft_type.lower(), PEFT_TYPES))
+                + (hint or nearest(self.peft_type, PEFT_TYPES))
             )
         for name in _SETTLED:
             if name in self._options():
-                raise UserError(f"--peft_kwargs: {name} is set already; leave it out")
+                way = (
+                    "say it in target_modules, as a regular expression"
+                    if name.startswith("layers_")
+                    else "leave it out"
+                )
+                raise UserError(f"--peft_kwargs: {name} is not for you to set; {way}")
 
     @classmethod
     def named(cls, flags: Mapping[str, Any]) -> str:
@@ -69,7 +80,7 @@ class PeftMethod(Strategy):
 
     @property
     def reads_frozen_weights(self) -> bool:
-        return self.peft_type.lower() in _READ_WEIGHTS
+        return self.peft_type in _READ_WEIGHTS or self._options().get("init_weights") == "bat"  # MiSS's variant
 
     def _options(self) -> dict[str, Any]:
         try:
@@ -82,18 +93,20 @@ class PeftMethod(Strategy):
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.adapter import head_modules
-        from peftlib.strategies.wrapping import wrap
+        from peftlib.strategies.wrapping import spare_from_decay, wrap
 
         modules = head_modules(model, head)
         # By their whole names: not every type of PEFT's can be told what to leave out.
         options = self._options() | {"target_modules": self._targets(model, modules), "modules_to_save": modules}
         config = self._config(options)
         try:
-            return wrap(model, config)
+            wrapped = wrap(model, config)
         # What PEFT finds wrong with a configuration and these layers comes as whatever failed first.
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"--peft_type {self.peft_type} --peft_kwargs '{self.peft_kwargs}': {reason}") from error
+        spare_from_decay(wrapped, "boft_s")
+        return wrapped
 
     def _targets(self, model: PreTrainedModel, head: list[str]) -> list[str]:
         """The names of the modules that `target_modules` means, outside the head.
@@ -124,10 +137,11 @@ class PeftMethod(Strategy):
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, TaskType
 
         kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[self.peft_type.upper()]]
-        known = {entry.name for entry in fields(kind)} - set(_SETTLED)
-        for name in options:
-            if name not in known | {"modules_to_save"}:
+        known = {entry.name: entry.default for entry in fields(kind) if entry.name not in _SETTLED}
+        for name, value in options.items():
+            if name not in {*known, "modules_to_save"}:
                 raise UserError(f"--peft_kwargs: {self.peft_type} has no {name}{nearest(name, known)}")
+            _check(name, value, known.get(name))
         try:
             config: PeftConfig = kind(task_type=TaskType.SEQ_CLS, **options)
         except (ValueError, TypeError) as error:
@@ -138,3 +152,16 @@ class PeftMethod(Strategy):
         from peftlib.strategies.adapter import write_adapter
 
         write_adapter(model, folder)
+
+
+def _check(name: str, value: Any, default: Any) -> None:
+    """Refuse what PEFT takes in silence and fails on in the first update.
+
+    Args:
+        default: of the same option; its type is the value's, where it has one.
+    """
+    numbers = isinstance(default, int | float) and not isinstance(default, bool)
+    if numbers and (not isinstance(value, int | float | None) or isinstance(value, bool)):
+        raise UserError(f"--peft_kwargs: {name} is {json.dumps(value)}, and must be a number")
+    if name.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+        raise UserError(f"--peft_kwargs: {name} is {value}; must be in 0 <= p < 1")

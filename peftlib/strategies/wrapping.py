@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from peftlib.errors import UserError
@@ -14,6 +16,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@contextlib.contextmanager
+def without_asides() -> Iterator[None]:
+    """Leave out what PEFT warns of whatever one does: other warnings, of missing tensors say, come through."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
+        # LN tuning's own layers; BOFT's kernel, and what it does without; SHiRA's sparse tensors.
+        for start in ("Unsupported layer type", "Failed to load the CUDA extension", "Setting boft_n", "Sparse inv"):
+            warnings.filterwarnings("ignore", start, UserWarning)
+        yield
+
+
 def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """The model with PEFT's layers, of which what trains is in fp32.
 
@@ -22,10 +35,7 @@ def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """
     from peft import get_peft_model
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
-        # LN tuning's layer types, about which its own check knows nothing.
-        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+    with without_asides():
         wrapped: PeftModel = get_peft_model(model, config)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
@@ -33,7 +43,18 @@ def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     return wrapped
 
 
-def outside(model: nn.Module, head: list[str]) -> dict[str, nn.Module]:
+def spare_from_decay(model: nn.Module, name: str) -> None:
+    """Mark factors that start at 1, whatever their shape: weight decay would take them, and what they scale, to 0.
+
+    Args:
+        name: of PEFT's parameters in their layers.
+    """
+    for whole, parameter in model.named_parameters():
+        if f".{name}." in whole:
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+
+
+def outside(model: nn.Module, head: list[str]) -> dict[str, Any]:
     """The modules that are neither the head's nor in it, by name.
 
     Args:
@@ -84,7 +105,7 @@ def linears_of(model: nn.Module) -> str:
     return f"its Linear layers end in {', '.join(endings)}"
 
 
-def is_linear(module: Any) -> bool:
+def is_linear(module: nn.Module) -> bool:
     """A Linear, PEFT's layers being none."""
     from torch import nn
 

@@ -22,7 +22,8 @@ def build_optimizer(
 
     Args:
         learning_rate: the peak rate.
-        weight_decay: decoupled decay of matrices; biases, normalisation weights and DoRA's magnitudes never decay.
+        weight_decay: decoupled decay of matrices; biases, normalisation weights and DoRA's magnitudes never decay, nor
+            does what a method has marked with `_no_weight_decay`.
         device: where the updates will be made. CPUs and GPUs get one kernel for many parameters (bert-base's biases on
             a CPU: a quarter of the time), which on GPUs looks for fp16's overflows itself: the host need not wait.
 
@@ -33,7 +34,8 @@ def build_optimizer(
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in trained(model):
-        (kept if parameter.dim() < 2 or name.endswith("_bias") else decayed).append(parameter)  # Funnel's have two
+        never = parameter.dim() < 2 or name.endswith("_bias")  # Funnel's have two dimensions
+        (kept if never or getattr(parameter, "_no_weight_decay", False) else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},

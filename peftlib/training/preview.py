@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from peftlib.files import bytes_in_words
 from peftlib.strategies.parameters import trained_groups
 from peftlib.tracking.reporter import Reporter
 from peftlib.training.optimization import warmup_steps
@@ -109,8 +110,9 @@ def _plan(training: Training, left: Left, scalars: int, arguments: dict[str, Any
     }
     if left.checkpoints:
         limit = arguments["checkpoints_total_limit"]
-        rows["checkpoints"] = f"{left.checkpoints:,}{early} of about {_bytes(scalars * _CHECKPOINT_BYTES)} each" + (
-            "" if limit is None else f", the newest {limit:,} are kept"
+        rows["checkpoints"] = (
+            f"{left.checkpoints:,}{early} of about {bytes_in_words(scalars * _CHECKPOINT_BYTES)} each"
+            + ("" if limit is None else f", the newest {limit:,} are kept")
         )
     return rows
 
@@ -121,9 +123,10 @@ def _measured(training: Training, seen: Rehearsal, left: Left) -> dict[str, str]
     parts = [(seen.updates, left.updates), (seen.evaluation, batches)]
     whose = "by tensors on the GPU" if device.type == "cuda" else "resident"
     if device.type == "cuda":
-        whose += f", which has {_bytes(torch.cuda.get_device_properties(device).total_memory)}"
+        whose += f", which has {bytes_in_words(torch.cuda.get_device_properties(device).total_memory)}"
     return {
-        "peak memory": f"{_bytes(seen.peak_memory)} {whose}" + ("" if processes == 1 else ", per process at most"),
+        "peak memory": f"{bytes_in_words(seen.peak_memory)} {whose}"
+        + ("" if processes == 1 else ", per process at most"),
         "training": _about(parts[:1]),
         "evaluation": _about(parts[1:]),
         "together": f"{_about(parts)}, start-up and checkpoints left out",
@@ -142,9 +145,3 @@ def _about(parts: Iterable[tuple[Timing, int]]) -> str:
     name, unit = next((name, unit) for name, unit in _UNITS if mean >= _ENOUGH * unit or unit == 1)
     digits = 1 if mean / unit < 10 else 0
     return f"about {mean / unit:.{digits}f} {name} ({low / unit:.{digits}f} to {high / unit:.{digits}f})"
-
-
-def _bytes(count: float) -> str:
-    if count >= 1e9:
-        return f"{count / 1e9:,.2f} GB"
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"

@@ -96,7 +96,7 @@ def choose_repository(push: bool, wanted: str | None, private: bool, reporter: R
     name = reporter.folder.resolve().name
     repository = reporter.on_main(lambda: find_repository(wanted, name, private))
     readers = "private if it is new" if private else "for everybody to read"
-    reporter.notes([f"the result will be pushed to {repository.id} on the Hub, {readers}"])
+    reporter.notes([f"what is finished goes to {repository.id} on the Hub, {readers}"])
     return repository
 
 

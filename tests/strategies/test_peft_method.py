@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,13 @@ from transformers import AutoModelForSequenceClassification
 
 from peftlib.acceleration import keep_frozen_linears_in
 from peftlib.errors import UserError
+from peftlib.strategies import Strategy
 from peftlib.strategies.adapter import head_modules, merged
+from peftlib.strategies.ia3 import IA3
+from peftlib.strategies.ln_tuning import LNTuning
+from peftlib.strategies.parameters import freeze_unread
 from peftlib.strategies.peft_method import PEFT_TYPES, PeftMethod
+from peftlib.training.optimization import build_optimizer
 from tests.conftest import ROOT
 from tests.strategies.classifiers import classifier, logits, sentences, update
 
@@ -68,11 +74,12 @@ def test_every_type_trains_and_what_is_saved_is_what_was_trained(
     torch.testing.assert_close(logits(merged(loaded)), expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("peft_type", PEFT_TYPES)
+@pytest.mark.parametrize(
+    "method", [*map(method_of, PEFT_TYPES), PeftMethod("miss", '{"r": 8, "init_weights": "bat"}')], ids=repr
+)
 def test_only_those_that_add_to_frozen_weights_see_them_rounded(
-    tiny_folder: Callable[..., Path], peft_type: str
+    tiny_folder: Callable[..., Path], method: PeftMethod
 ) -> None:
-    method = method_of(peft_type)
     plain = method.apply(*classifier(tiny_folder("bert")))
     update(plain)
     kept, losses = copy.deepcopy(plain), []
@@ -104,6 +111,40 @@ def test_target_modules_are_endings_or_an_expression(
     assert changed(adapted) == layers
 
 
+def test_every_layer_is_trained_where_training_leaves_some_out(tiny_folder: Callable[..., Path]) -> None:
+    """As scripts/train.py does, which freezes what no logit depends on."""
+    adapted = PeftMethod("loha", '{"module_dropout": 0.9}').apply(*classifier(tiny_folder("bert")))
+    before = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    freeze_unread(adapted, sentences())
+    assert {name for name, parameter in adapted.named_parameters() if parameter.requires_grad} == before
+
+
+def test_one_method_has_one_spelling() -> None:
+    """Runs are told apart by their flags."""
+    assert PeftMethod("LoHa", '{"r":4, "alpha": 8}') == PeftMethod("loha", '{ "alpha": 8, "r": 4 }')
+
+
+@pytest.mark.parametrize(("method", "scales"), [(method_of("boft"), "boft_s"), (IA3(), "ia3_l")], ids=repr)
+def test_what_starts_at_one_does_not_decay(tiny_folder: Callable[..., Path], method: Strategy, scales: str) -> None:
+    adapted = method.apply(*classifier(tiny_folder("bert")))
+    groups = build_optimizer(adapted, 1e-3, weight_decay=0.1).param_groups
+    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    found = {name: id(one) in decayed for name, one in adapted.named_parameters() if one.requires_grad}
+    assert not [name for name, decays in found.items() if decays and f".{scales}." in name]
+    assert [name for name in found if f".{scales}." in name] and any(found.values())
+
+
+@pytest.mark.parametrize("method", [LNTuning(), method_of("boft"), method_of("shira")], ids=repr)
+def test_what_the_libraries_say_of_themselves_is_left_out(
+    tiny_folder: Callable[..., Path], tmp_path: Path, method: Strategy
+) -> None:
+    model, head = classifier(tiny_folder("bert"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.save(method.apply(model, head), head, tmp_path)
+        method.load(classifier(tiny_folder("bert"))[0], tmp_path)
+
+
 def test_the_head_is_never_a_target(tiny_folder: Callable[..., Path]) -> None:
     """VeRA has no `exclude_modules`."""
     model, head = classifier(tiny_folder("roberta"))
@@ -121,12 +162,18 @@ def test_the_readme_names_every_type() -> None:
     ("peft_type", "options", "message"),
     [
         ("vear", "{}", "--peft_type vear: not one of boft, .*, waveft; did you mean vera"),
-        ("LORA", "{}", "--peft_type LORA: not one of .*; that is --method lora"),
-        ("LN_TUNING", "{}", "--peft_type LN_TUNING: not one of .*; that is --method ln_tuning"),
+        ("LORA", "{}", "--peft_type lora: not one of .*; that is --method lora"),
+        ("LN_TUNING", "{}", "--peft_type ln_tuning: not one of .*; that is --method ln_tuning"),
         ("adalora", "{}", "--peft_type adalora: not one of "),
         ("vera", "{r: 8}", "--peft_kwargs {r: 8}: no JSON: "),
         ("vera", "[8]", r"--peft_kwargs \[8\]: must be a JSON object, such as '{\"r\": 8}'"),
-        ("vera", '{"modules_to_save": []}', "--peft_kwargs: modules_to_save is set already; leave it out"),
+        ("vera", '{"modules_to_save": []}', "--peft_kwargs: modules_to_save is not for you to set; leave it out"),
+        (
+            "vera",
+            '{"layers_to_transform": [0]}',
+            "--peft_kwargs: layers_to_transform is .*; say it in target_modules",
+        ),
+        ("randlora", "{}", "--peft_type randlora: not one of "),
     ],
 )
 def test_a_wrong_configuration_is_refused_before_anything_is_loaded(peft_type: str, options: str, message: str) -> None:
@@ -139,8 +186,11 @@ def test_a_wrong_configuration_is_refused_before_anything_is_loaded(peft_type: s
     ("peft_type", "options", "message"),
     [
         ("vera", {"rank": 8}, "--peft_kwargs: vera has no rank"),
-        ("VERA", {"r": 0}, "--peft_type VERA --peft_kwargs '{\"r\": 0}': "),
+        ("VERA", {"r": 0}, "--peft_type vera --peft_kwargs '{\"r\": 0}': "),
         ("c3a", {"block_size": 7}, "--peft_type c3a --peft_kwargs '{\"block_size\": 7}': "),
+        ("loha", {"module_dropout": "0.1"}, '--peft_kwargs: module_dropout is "0.1", and must be a number'),
+        ("loha", {"r": True}, "--peft_kwargs: r is true, and must be a number"),
+        ("boft", {"boft_dropout": 1.5}, "--peft_kwargs: boft_dropout is 1.5; must be in 0 <= p < 1"),
         ("loha", {"target_modules": ["qery"]}, "--peft_kwargs target_modules qery: .* has no qery at all; its Linear "),
         ("loha", {"target_modules": "qery"}, "--peft_kwargs target_modules qery: matches nothing in "),
         ("loha", {"target_modules": "*"}, r"--peft_kwargs target_modules \*: no regular expression: "),

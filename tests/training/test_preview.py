@@ -106,7 +106,7 @@ def test_what_is_said(tmp_path, monkeypatch, capsys):
         "updates: 20; 10 an epoch; warm-up over 3\n",
         "micro-batches: 1 of 4 examples per update and process\n",
         "evaluations: 2, and one of the state that is saved\n",
-        "checkpoints: 5 of about 11.3 kB each, the newest 2 are kept\n",  # 16 bytes for each of 706 parameters
+        "checkpoints: 5 of about 11 kB each, the newest 2 are kept\n",  # 16 bytes for each of 706 parameters
         "peak memory: 1.23 GB resident\n",
         "training: about 40 s (30 to 50)\n",
         "evaluation: about 4.5 s (4.5 to 4.5)\n",

@@ -218,7 +218,7 @@ def test_who_will_read_it_is_said_at_the_start(
     for private, readers in ((False, "for everybody to read"), (True, "private if it is new")):
         found = choose_repository(True, None, private, reporter(tmp_path / "run"))
         assert found == Repository("me/run", private)
-        expected = f"note: the result will be pushed to me/run on the Hub, {readers}\n"
+        expected = f"note: what is finished goes to me/run on the Hub, {readers}\n"
         assert capsys.readouterr().out == expected
 
 
