@@ -12,3 +12,5 @@ NOT_SHAPING = frozenset({
     "dataset_name", "dataset_config_name", "train_split_name", "validation_split_name", "test_split_name",
     "train_file", "validation_file", "text_column_names", "label_column_name",
 })  # fmt: skip
+#: How the names of flags end whose value is a JSON object, which YAML may hold as a mapping.
+TAKES_JSON = "_kwargs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import yaml
@@ -9,13 +10,15 @@ import yaml
 from peftlib.arguments.parser import REFUSED, Parser, underscored
 from peftlib.errors import UserError, nearest
 from peftlib.files import load_yaml
+from peftlib.flags import TAKES_JSON
 
 
 def flags_of_file(path: Path, parser: Parser) -> list[str]:
     """The file's mapping as command-line flags, so that both are checked by the same code."""
     try:
         # The base loader keeps every value as it is written: to YAML's others `mixed_precision: no` is False.
-        content = load_yaml(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+        text = path.read_text(encoding="utf-8")
+        content = load_yaml(text, yaml.BaseLoader)
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -32,9 +35,11 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
             raise UserError(f"--config {path}: {key} is no flag of train.py{nearest(flag, known).replace('--', '')}")
         if names.setdefault(flag, key) != key:
             raise UserError(f"--config {path}: {names[flag]} and {key} are the same flag; keep one")
+        if isinstance(value, dict) and flag.endswith(TAKES_JSON):
+            value = json.dumps(load_yaml(text)[key])  # with numbers that are numbers
         if isinstance(value, dict):
-            raise UserError(f"--config {path}: {key} is a mapping; flags take values, lists, or JSON in quotes")
+            raise UserError(f"--config {path}: {key} is a mapping; flags take single values or lists")
         if value not in ("", "~", "null"):
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            argv.append(f"{flag}={text}")
+            word = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            argv.append(f"{flag}={word}")
     return argv

@@ -103,11 +103,13 @@ def parse_one_run(kinds: Sequence[type], prog: str, about: str, argv: Sequence[s
         SystemExit: after `--help`.
     """
     parser = Parser(list(kinds), prog=prog, description=about, allow_abbrev=False)
-    parser.add_argument("runs", metavar="RUN", nargs="*", help="the folder of a finished run")
+    # Checked below: argparse's own message would name no example, and its help a default.
+    parser.add_argument("runs", metavar="RUN", nargs="*", default=SUPPRESS, help="the folder of a finished run")
     *options, rest = parser.parse_words(words_of(argv))
-    if len(rest.runs) != 1:
-        raise UserError(f"{len(rest.runs)} runs: name one run's folder, as in {prog} outputs/my-run")
-    return rest.runs[0], options
+    runs = getattr(rest, "runs", [])
+    if len(runs) != 1:
+        raise UserError(f"{len(runs)} runs: name one run's folder, as in {prog} outputs/my-run")
+    return runs[0], options
 
 
 def words_of(argv: Sequence[str] | None) -> list[str]:

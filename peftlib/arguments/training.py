@@ -9,6 +9,8 @@ from peftlib.arguments.bounds import at_least
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
 
+_RATES = ", ".join(f"{kind.default_learning_rate:g} for {name}" for name, kind in STRATEGIES.items())
+
 
 @dataclass(frozen=True)
 class TrainingArguments:
@@ -18,7 +20,7 @@ class TrainingArguments:
 
     method: str = field(default="bitfit", metadata={"help": "what trains", "choices": list(STRATEGIES)})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "peak learning rate; None takes the method's own default"}
+        default=None, metadata={"help": f"peak learning rate; None takes the method's own default: {_RATES}"}
     )
     per_device_train_batch_size: int = field(
         default=16, metadata={"help": "examples per micro-batch and process in training"}

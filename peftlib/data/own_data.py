@@ -149,7 +149,8 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
     if place is None:
         raise UserError(f"{task.name} is read from files, and has no {split} split; name its file in --{split}_file")
     table = _read(own, place, split)
-    own = replace(own, text_columns=_text_columns(table, own))
+    usual = () if task.hub is None else task.hub.text_columns
+    own = replace(own, text_columns=_text_columns(table, own, usual))
     texts = _texts(table, own)
     if split == "test" and _has_no_classes(table, own.label_column):
         return texts, [-1] * len(texts), table.source
@@ -193,10 +194,16 @@ def _has_no_classes(table: Table, column: str) -> bool:
     return all(row[place] is None or str(row[place]).strip() == "" for _, row in table.rows)
 
 
-def _text_columns(table: Table, own: OwnData) -> tuple[str, ...]:
-    """Those that are named, or the one beside the label. A column without a name is an index that pandas wrote."""
+def _text_columns(table: Table, own: OwnData, usual: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Those that are named, or the one beside the label. A column without a name is an index that pandas wrote.
+
+    Args:
+        usual: what the task's own data call them.
+    """
     if own.text_columns is not None:
         return own.text_columns
+    if usual and set(usual) <= set(table.columns):
+        return usual
     columns = table.columns if table.texts is None else table.texts
     others = [column for column in columns if column not in (own.label_column, "")]
     if len(others) != 1:
@@ -242,7 +249,7 @@ def _class(label: Any, what: str) -> str:
         raise UserError(f"{what} is {_short(label)}; a class is a name or a whole number")
     _refuse_halves(label, what)
     if re.fullmatch(r"\s*[-+]?[0-9]+\.[0-9]+\s*", label):  # as JSON has them without quotes
-        raise UserError(f"{what} is {label.strip()}; a class is a name or a whole number")
+        raise UserError(f"{what} is {label.strip()}; a class is a name or a whole number: write 1, not 1.0")
     return label.strip()
 
 
@@ -262,7 +269,8 @@ def _refuse_halves(text: str, what: str) -> None:
 def _place(table: Table, name: str, flag: str) -> int:
     if table.source.lower().endswith(".csv") and len(table.columns) == 1 and ";" in table.columns[0]:
         raise UserError(f"{table.source}: has semicolons between its columns; write commas, or tabs in a .tsv file")
-    return table.place(name, f"; name it in {flag}")
+    header = ", or write a first line with the columns' names" if Path(table.source).suffix in _DELIMITERS else ""
+    return table.place(name, f"; name it in {flag}{header}")
 
 
 def _read(own: OwnData, place: str, split: str) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Mapping
@@ -84,9 +85,12 @@ class PeftMethod(Strategy):
 
     def _options(self) -> dict[str, Any]:
         try:
-            options = json.loads(self.peft_kwargs)
+            options = json.loads(self.peft_kwargs, object_pairs_hook=_each_once)
         except ValueError as error:
-            raise UserError(f"--peft_kwargs {self.peft_kwargs}: no JSON: {error}") from error
+            try:
+                options = ast.literal_eval(self.peft_kwargs)  # as a W&B agent writes a mapping
+            except (ValueError, SyntaxError):
+                raise UserError(f"--peft_kwargs {self.peft_kwargs}: no JSON: {error}") from error
         if not isinstance(options, dict):
             raise UserError(f"--peft_kwargs {self.peft_kwargs}: must be a JSON object, such as '{{\"r\": 8}}'")
         return options
@@ -154,14 +158,22 @@ class PeftMethod(Strategy):
         write_adapter(model, folder)
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        raise UserError(f"--peft_kwargs: {', '.join(name for name, _ in pairs)}: one is there twice; leave it out")
+    return options
+
+
 def _check(name: str, value: Any, default: Any) -> None:
     """Refuse what PEFT takes in silence and fails on in the first update.
 
     Args:
         default: of the same option; its type is the value's, where it has one.
     """
-    numbers = isinstance(default, int | float) and not isinstance(default, bool)
-    if numbers and (not isinstance(value, int | float | None) or isinstance(value, bool)):
-        raise UserError(f"--peft_kwargs: {name} is {json.dumps(value)}, and must be a number")
+    if isinstance(default, int | float) and not isinstance(default, bool) and value is not None:
+        kind, words = (int, "a whole number") if isinstance(default, int) else (int | float, "a number")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"--peft_kwargs: {name} is {json.dumps(value)}, and must be {words}")
     if name.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
         raise UserError(f"--peft_kwargs: {name} is {value}; must be in 0 <= p < 1")

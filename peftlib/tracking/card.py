@@ -80,7 +80,7 @@ def model_card(
         public: to be handed on: it names no place on this machine but `folder`, and no file that stays with the run.
     """
     arguments, parameters, base = run["arguments"], run["parameters"], run["model"]["name"]
-    on_hub = hub_name_of_base(run["model"])
+    on_hub, method = hub_name_of_base(run["model"]), STRATEGIES[arguments["method"]].named(arguments)
     if public:
         base = name_for_others(run["model"])
     metadata: dict[str, Any] = {
@@ -109,10 +109,10 @@ def model_card(
         below += _UNKNOWN.format(base=base)
     return _CARD.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False),
-        title=f"{arguments['task_name']} · {arguments['method']}",
+        title=f"{arguments['task_name']} · {method}",
         base=base,
         task=arguments["task_name"],
-        method=STRATEGIES[arguments["method"]].named(arguments),
+        method=method,
         trainable=parameters["trainable"],
         total=parameters["total"],
         ratio=parameters["trainable_ratio"],

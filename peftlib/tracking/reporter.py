@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
+from peftlib.strategies import STRATEGIES
 from peftlib.tracking.console import RunConsole
 from peftlib.tracking.folder import lock_folder, refuse_busy, refuse_finished, sweep_of_run
 from peftlib.tracking.machine import Neighbours, environment, peak_memory
@@ -238,7 +239,7 @@ class Reporter:
                 f"{data['validation']['examples']:,} validation examples ({data['train']['source']})",
                 **_outputs(facts),
                 "model": facts["model"]["name"],
-                "method": f"{self._arguments['method']}, learning rate {facts['learning_rate']:g}",
+                "method": f"{_named(self._arguments)}, learning rate {facts['learning_rate']:g}",
                 "updates": f"{steps:,} of {examples} examples, {_counted(facts['processes'], 'process')}",
                 **({} if resumed is None else {"resumed": _resumed(int(resumed["step"]), steps)}),
                 "precision": f"{facts['precision']['name']} ({facts['precision']['reason']})",
@@ -276,6 +277,12 @@ def _resumed(step: int, steps: int) -> str:
 
 def _counted(number: int, name: str) -> str:
     return f"{number} {name}" + ("" if number == 1 else "es" if name.endswith("s") else "s")
+
+
+def _named(arguments: dict[str, Any]) -> str:
+    """The method, and which one of PEFT's others it is."""
+    name = STRATEGIES[arguments["method"]].named(arguments)
+    return name if arguments.get("peft_kwargs", "{}") == "{}" else f"{name} {arguments['peft_kwargs']}"
 
 
 def _outputs(facts: dict[str, Any]) -> dict[str, str]:

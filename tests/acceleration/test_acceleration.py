@@ -13,6 +13,7 @@ import torch
 
 from peftlib.acceleration import accelerate_model, keep_frozen_linears_in, leave_casts_to_autocast
 from peftlib.errors import UserError
+from peftlib.modeling import find_model, load_classifier
 from peftlib.strategies import STRATEGIES
 from tests.strategies.classifiers import METHODS, classifier, sentences
 
@@ -132,3 +133,15 @@ def test_full_fine_tuning_has_nothing_to_keep_in_half_precision(tiny_folder):
 def test_only_a_method_that_reads_frozen_weights_keeps_them():
     assert STRATEGIES["lora"](use_dora=True).reads_frozen_weights
     assert not STRATEGIES["lora"]().reads_frozen_weights
+
+
+@pytest.mark.parametrize("method", ["bitfit", "bitfit-without-head", "lora"])
+def test_scores_are_not_rounded_to_half_precision(tiny_folder, method):
+    torch.manual_seed(1)
+    model, head = load_classifier(find_model(str(tiny_folder("roberta"))), ())
+    model = METHODS[method].apply(model, head).eval()
+    accelerate_model(model, torch.device("cpu"), "bf16")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = model(**sentences()).logits
+    assert scores.dtype == torch.float32 and scores.shape == (4, 1)
+    assert (scores != scores.bfloat16().float()).any()

@@ -49,6 +49,7 @@ def test_no_in_a_file_is_a_word_where_a_word_is_wanted(config):
         ("seed: 1: 2", "no valid YAML"),
         ("seed: [1", "no valid YAML"),
         ("seed: {a: 1}", "seed is a mapping"),
+        ("peft_kwargs: {r: [}", "no valid YAML"),
         ("seed: x", "--seed: invalid int value"),
         ("method: loraa", "did you mean lora?"),
         ("seed: 1\nseed: 2", "no valid YAML (a second seed"),
@@ -65,3 +66,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     assert "latin.yaml: no valid YAML" in complaint(f"--config={tmp_path / 'latin.yaml'}")
     assert "nothing.yaml: cannot be read" in complaint(f"--config={tmp_path / 'nothing.yaml'}")
     assert f"{tmp_path}: cannot be read" in complaint("--config", str(tmp_path))
+
+
+def test_a_mapping_for_a_flag_of_json_is_json(config):
+    strategy = parse("--method=peft", config("peft-kwargs: {r: 4, alpha: 8, use_scalar: yes}\n")).strategy
+    assert strategy.peft_kwargs == '{"alpha": 8, "r": 4, "use_scalar": true}'

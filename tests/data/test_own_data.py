@@ -241,9 +241,11 @@ def test_where_the_text_is_has_to_be_said(refused: Callable[..., str]) -> None:
         "--text_column_names"
     )
     said = "mine.csv: no column 'label'; did you mean lable? (there are: text, lable); name it in --label_column_name"
-    assert refused("text,lable\na,b\n") == said
+    header = ", or write a first line with the columns' names"
+    assert refused("text,lable\na,b\n") == said + header
+    assert refused('{"text": "a", "lable": "b"}', "mine.jsonl") == said.replace(".csv", ".jsonl")
     assert refused("label\na\n").startswith("mine.csv: the columns beside 'label' are none; name the text's")
-    assert refused("text,label\na,b\n", columns="texts").endswith("name it in --text_column_names")
+    assert refused("text,label\na,b\n", columns="texts").endswith(f"name it in --text_column_names{header}")
     assert refused("text,text,label\na,b,c\n", columns="text") == (
         "mine.csv: more than one column is called 'text'; rename the others"
     )
@@ -266,9 +268,8 @@ def test_what_is_no_text_and_no_class(refused: Callable[..., str]) -> None:
     said = "mine.jsonl, line 1: the label is 0.5; a class is a name or a whole number"
     assert refused('{"text": "a", "label": 0.5}', "mine.jsonl") == said
     assert "the label is ['a']; a class is" in refused('{"text": "a", "label": ["a"]}', "mine.jsonl")
-    assert (
-        refused("text,label\na, 1.50\n") == "mine.csv, line 2: the label is 1.50; a class is a name or a whole number"
-    )
+    said = "mine.csv, line 2: the label is 1.50; a class is a name or a whole number: write 1, not 1.0"
+    assert refused("text,label\na, 1.50\n") == said
     assert len(refused(json.dumps({"text": "a", "label": ["b"] * 9999}), "mine.jsonl")) < 150
     assert "has semicolons between its columns; write commas" in refused("text;label\na;b\n")
     assert "the text is no text (3)" in refused('{"text": 3, "label": "a"}', "mine.jsonl")

@@ -258,6 +258,16 @@ def test_a_test_file_of_a_run_on_files(tmp_path: Path) -> None:
         run.examples("test")
 
 
+def test_a_test_file_of_a_task_has_the_task_s_columns(tmp_path: Path) -> None:
+    """As the Hub calls them: people who have pairs call them so."""
+    run = left(tmp_path / "run", record(arguments={"task_name": "mrpc"}, labels=["not_equivalent", "equivalent"]))
+    (tmp_path / "new.csv").write_text("id,sentence1,sentence2\n1,a,b\n")
+    assert run.examples("test", test_file=str(tmp_path / "new.csv")).texts == [("a", "b")]
+    (tmp_path / "other.csv").write_text("left,right\na,b\n")
+    with pytest.raises(UserError, match=r"other.csv: the columns beside 'label' are 'left', 'right'; name the text's"):
+        run.examples("test", test_file=str(tmp_path / "other.csv"))
+
+
 def test_the_column_that_training_took_is_the_one_of_a_test_file(tmp_path: Path) -> None:
     """It was the only one there; a new file may have others, and nobody wants answers to its ids."""
     run = left(tmp_path / "run", record(arguments=OWN, labels=["a", "b"], text_columns=["body"]))

@@ -122,6 +122,8 @@ def test_every_layer_is_trained_where_training_leaves_some_out(tiny_folder: Call
 def test_one_method_has_one_spelling() -> None:
     """Runs are told apart by their flags."""
     assert PeftMethod("LoHa", '{"r":4, "alpha": 8}') == PeftMethod("loha", '{ "alpha": 8, "r": 4 }')
+    as_an_agent_writes_it = str({"r": 4, "use_scalar": True})
+    assert PeftMethod("loha", as_an_agent_writes_it) == PeftMethod("loha", '{"r": 4, "use_scalar": true}')
 
 
 @pytest.mark.parametrize(("method", "scales"), [(method_of("boft"), "boft_s"), (IA3(), "ia3_l")], ids=repr)
@@ -167,6 +169,7 @@ def test_the_readme_names_every_type() -> None:
         ("adalora", "{}", "--peft_type adalora: not one of "),
         ("vera", "{r: 8}", "--peft_kwargs {r: 8}: no JSON: "),
         ("vera", "[8]", r"--peft_kwargs \[8\]: must be a JSON object, such as '{\"r\": 8}'"),
+        ("vera", '{"r": 4, "r": 8}', "--peft_kwargs: r, r: one is there twice; leave it out"),
         ("vera", '{"modules_to_save": []}', "--peft_kwargs: modules_to_save is not for you to set; leave it out"),
         (
             "vera",
@@ -189,7 +192,8 @@ def test_a_wrong_configuration_is_refused_before_anything_is_loaded(peft_type: s
         ("VERA", {"r": 0}, "--peft_type vera --peft_kwargs '{\"r\": 0}': "),
         ("c3a", {"block_size": 7}, "--peft_type c3a --peft_kwargs '{\"block_size\": 7}': "),
         ("loha", {"module_dropout": "0.1"}, '--peft_kwargs: module_dropout is "0.1", and must be a number'),
-        ("loha", {"r": True}, "--peft_kwargs: r is true, and must be a number"),
+        ("loha", {"r": True}, "--peft_kwargs: r is true, and must be a whole number"),
+        ("loha", {"r": 1.5}, "--peft_kwargs: r is 1.5, and must be a whole number"),
         ("boft", {"boft_dropout": 1.5}, "--peft_kwargs: boft_dropout is 1.5; must be in 0 <= p < 1"),
         ("loha", {"target_modules": ["qery"]}, "--peft_kwargs target_modules qery: .* has no qery at all; its Linear "),
         ("loha", {"target_modules": "qery"}, "--peft_kwargs target_modules qery: matches nothing in "),

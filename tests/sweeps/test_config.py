@@ -94,6 +94,13 @@ def test_run_cap_cuts_a_grid(tmp_path):
     assert load(tmp_path, run_cap=1).size == 1
 
 
+def test_a_mapping_for_a_flag_of_json_is_json(tmp_path):
+    """On the command line of a run too, where W&B's agent would write Python's form."""
+    strategy = [{"method": "peft", "peft_kwargs": {"r": 4}}, {"method": "head"}]
+    sweep = load(tmp_path, parameters={"a": {"values": strategy}, "peft_type": {"value": "loha"}})
+    assert [sweep.flags(point).get("peft_kwargs") for point in sweep.grid()] == ['{"r": 4}', None]
+
+
 def test_nested_names_lose_their_group_and_mappings_are_several_flags(tmp_path):
     parameters = {
         "a": {"parameters": {"b": {"parameters": {"seed": {"value": 7}}}}},

@@ -76,7 +76,7 @@ def test_a_whole_run_is_recorded_and_told(tmp_path, capsys):
     out = capsys.readouterr().out
     for part in (
         "mrpc, 3,668 training and 408 validation examples (made here)",
-        "bitfit, learning rate 0.003",
+        "BitFit, learning rate 0.003",
         "20 of 16 examples, 1 process\n",
         "bf16 (auto: this CPU has bf16 instructions)",
         "trainable: 1,234",
