@@ -184,4 +184,4 @@ def test_an_export_in_half_precision(run: Path) -> None:
     assert done.returncode == 0, done.stderr
     kinds = {tensor.dtype for tensor in load_file(run / "model" / "model.safetensors").values()}
     assert kinds == {torch.bfloat16}
-    assert "# mrpc · lora" in (run / "model" / "README.md").read_text()
+    assert "# mrpc · LoRA r=" in (run / "model" / "README.md").read_text()

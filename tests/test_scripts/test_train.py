@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from peftlib.acceleration import cpu_calls
 from peftlib.evaluation.predictions import load_predictions
+from peftlib.strategies import STRATEGIES
 from tests.conftest import ROOT, write_glue
 from tests.launching import launch, run_python, run_script
 
@@ -390,7 +391,7 @@ def test_the_launcher_adds_no_traceback_to_an_error(place: Path) -> None:
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     *_, last = done.stderr.splitlines()
-    assert last == "error: --method bitfti: unknown; did you mean bitfit? (known: bitfit, lora, full, head)"
+    assert last == f"error: --method bitfti: unknown; did you mean bitfit? (known: {', '.join(STRATEGIES)})"
     assert list(work.iterdir()) == []
 
 
