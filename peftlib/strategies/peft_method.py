@@ -134,7 +134,9 @@ class PeftMethod(Strategy):
         else:
             raise UserError(f"{flag} {wanted}: must be all-linear, a list of name endings, or a regular expression")
         if not names:
-            raise UserError(f"{flag} {wanted}: matches nothing in {model.config.name_or_path}; {linears_of(model)}")
+            raise UserError(
+                f"{flag} {wanted}: matches nothing in this {model.config.model_type} model; {linears_of(model)}"
+            )
         return names
 
     def _config(self, options: dict[str, Any]) -> PeftConfig:

@@ -91,7 +91,9 @@ def refuse_what_matches_nothing(model: PreTrainedModel, head: list[str], targets
     for target in targets:
         if target != "all-linear" and not any(ends_in(name, target) for name in encoder):
             where = "outside its head" if any(ends_in(name, target) for name, _ in model.named_modules()) else "at all"
-            raise UserError(f"{flag}: {model.config.name_or_path} has no {target} {where}; {linears_of(model)}")
+            raise UserError(
+                f"{flag}: this {model.config.model_type} model has no {target} {where}; {linears_of(model)}"
+            )
 
 
 def ends_in(name: str, target: str) -> bool:
