@@ -79,7 +79,7 @@ class LoRA(Strategy):
         widths = [min(module.weight.shape) for module in model.modules() if is_linear(module)]
         if widths and self.lora_r > max(widths):
             raise UserError(
-                f"--lora_r {self.lora_r}: this {model.config.model_type} model has no layer of a rank above {max(widths)}"
+                f"--lora_r {self.lora_r}: this {model.config.model_type} model has no layer of rank above {max(widths)}"
             )
         refuse_what_matches_nothing(model, modules, targets, f"--target_modules {self.target_modules}")
         config = LoraConfig(

@@ -29,6 +29,8 @@ PEFT_TYPES = (
 )  # fmt: skip
 #: Of these, what multiplies or adds to the frozen weights themselves, which must not be rounded first.
 _READ_WEIGHTS = ("hira", "shira")
+#: PEFT's types that are methods of their own here.
+_METHODS = ("ia3", "ln_tuning", "lora")
 #: What of a configuration is known already, or goes by the names of layers, which PEFT is told in full.
 _SETTLED = (
     "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
@@ -59,20 +61,13 @@ class PeftMethod(Strategy):
         object.__setattr__(self, "peft_type", self.peft_type.lower())
         object.__setattr__(self, "peft_kwargs", json.dumps(self._options(), sort_keys=True))
         if self.peft_type not in PEFT_TYPES:
-            own = self.peft_type.replace("_", "")
-            hint = {"lora": "; that is --method lora", "ia3": "; that is --method ia3"}.get(own)
-            hint = "; that is --method ln_tuning" if own == "lntuning" else hint
-            raise UserError(
-                f"--peft_type {self.peft_type}: not one of {', '.join(PEFT_TYPES)}"
-                + (hint or nearest(self.peft_type, PEFT_TYPES))
-            )
+            own = self.peft_type in _METHODS
+            hint = f"; that is --method {self.peft_type}" if own else nearest(self.peft_type, PEFT_TYPES)
+            raise UserError(f"--peft_type {self.peft_type}: not one of {', '.join(PEFT_TYPES)}{hint}")
         for name in _SETTLED:
             if name in self._options():
-                way = (
-                    "say it in target_modules, as a regular expression"
-                    if name.startswith("layers_")
-                    else "leave it out"
-                )
+                of_layers = name.startswith("layers_")
+                way = "say it in target_modules, as a regular expression" if of_layers else "leave it out"
                 raise UserError(f"--peft_kwargs: {name} is not for you to set; {way}")
 
     @classmethod
@@ -88,8 +83,8 @@ class PeftMethod(Strategy):
             options = json.loads(self.peft_kwargs, object_pairs_hook=_each_once)
         except ValueError as error:
             try:
-                options = ast.literal_eval(self.peft_kwargs)  # as a W&B agent writes a mapping
-            except (ValueError, SyntaxError):
+                options = json.loads(json.dumps(ast.literal_eval(self.peft_kwargs)))  # a W&B agent writes Python's form
+            except (ValueError, SyntaxError, TypeError):
                 raise UserError(f"--peft_kwargs {self.peft_kwargs}: no JSON: {error}") from error
         if not isinstance(options, dict):
             raise UserError(f"--peft_kwargs {self.peft_kwargs}: must be a JSON object, such as '{{\"r\": 8}}'")

@@ -143,6 +143,6 @@ def test_values_out_of_range_are_refused(fields: dict[str, object], flag: str) -
 
 def test_a_rank_that_no_layer_has_is_refused(tiny_folder):
     model, head = classifier(tiny_folder())
-    with pytest.raises(UserError, match=r"--lora_r 33: this bert model has no layer of a rank above 32"):
+    with pytest.raises(UserError, match=r"--lora_r 33: this bert model has no layer of rank above 32"):
         LoRA(lora_r=33).apply(model, head)
     assert LoRA(lora_r=32).apply(model, head)

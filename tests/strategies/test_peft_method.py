@@ -168,6 +168,7 @@ def test_the_readme_names_every_type() -> None:
         ("LN_TUNING", "{}", "--peft_type ln_tuning: not one of .*; that is --method ln_tuning"),
         ("adalora", "{}", "--peft_type adalora: not one of "),
         ("vera", "{r: 8}", "--peft_kwargs {r: 8}: no JSON: "),
+        ("vera", "{1, 2}", "--peft_kwargs {1, 2}: no JSON: "),
         ("vera", "[8]", r"--peft_kwargs \[8\]: must be a JSON object, such as '{\"r\": 8}'"),
         ("vera", '{"r": 4, "r": 8}', "--peft_kwargs: r, r: one is there twice; leave it out"),
         ("vera", '{"modules_to_save": []}', "--peft_kwargs: modules_to_save is not for you to set; leave it out"),
