@@ -6,9 +6,10 @@ and is as fast as BitFit, and become PEFT's copies when they are saved.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlib.errors import UserError
 from peftlib.strategies.base import Strategy
@@ -26,6 +27,10 @@ class LNTuning(Strategy):
     default_learning_rate: ClassVar[float] = 3e-3
     # As BitFit, which trains about as many parameters.
     default_dropout: ClassVar[float | None] = 0.0
+
+    @classmethod
+    def named(cls, flags: Mapping[str, Any]) -> str:
+        return "LN tuning"
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.parameters import train_only

@@ -14,7 +14,15 @@ from peftlib.evaluation.metrics import score
 from peftlib.evaluation.predictions import save_predictions
 
 EXAMPLES = 200
-_TRAINED = {"head": 770, "ia3": 16_898, "bitfit": 26_882, "lora": 21_120, "peft": 31_362, "full": 22_713_986}
+_TRAINED = {
+    "head": 770,
+    "ia3": 16_898,
+    "ln_tuning": 10_754,
+    "bitfit": 26_882,
+    "lora": 21_120,
+    "peft": 31_362,
+    "full": 22_713_986,
+}
 _METRICS = {
     "mrpc": ("accuracy", "f1"),
     "stsb": ("pearson", "spearmanr"),

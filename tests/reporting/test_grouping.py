@@ -40,6 +40,7 @@ def test_seeds_are_averaged_methods_and_rates_are_not(make):
     [
         (("--method", "peft", "--peft_type=loha", '--peft_kwargs={"r": 4}'), 'PEFT loha, peft_kwargs={"r": 4}'),
         (("--method", "ia3"), "IA3"),
+        (("--method", "ln_tuning"), "LN tuning"),
         (["--method", "lora", "--lora_r", "8"], "LoRA r=8"),
         (["--method", "lora", "--use_dora", "--lora_alpha", "16"], "LoRA r=16, lora_alpha=16.0, use_dora=True"),
         (["--method", "bitfit", "--train_head", "false"], "BitFit, train_head=False"),
