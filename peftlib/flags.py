@@ -1,5 +1,10 @@
 """What some flags of `scripts/train.py` mean beyond their type; the flags themselves are in `arguments/`."""
 
+from __future__ import annotations
+
+import json
+from typing import Any
+
 #: They say where, how often and how fast, not what is computed: a resumed run may change them, and runs that differ in
 #: them alone are the same thing.
 NOT_SHAPING = frozenset({
@@ -14,3 +19,19 @@ NOT_SHAPING = frozenset({
 })  # fmt: skip
 #: How the names of flags end whose value is a JSON object, which YAML may hold as a mapping.
 TAKES_JSON = "_kwargs"
+
+
+def as_json(mapping: dict[str, Any]) -> str:
+    """A mapping of YAML's as such a flag takes it. YAML 1.1 reads 1e-1 as text, for want of a dot: it is a number here.
+
+    Raises:
+        ValueError, TypeError: JSON has no such values.
+    """
+    return json.dumps({name: _number(value) for name, value in mapping.items()}, allow_nan=False)
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -83,13 +83,15 @@ def accelerate_model(
 
 
 def compute_scores_in_fp32(model: nn.Module) -> None:
-    """Let a layer with one output, which is a regression's last, compute in fp32 under autocast too.
+    """Let the layer that gives a regression's scores compute in fp32 under autocast too.
 
     Half precision has few numbers: of bf16's there are 32 between 4 and 5, and scores that are told apart by less
     would be alike to a correlation of ranks. The layer is a millionth of the work.
     """
-    for module in model.modules():
-        if type(module) is nn.Linear and module.out_features == 1:
+    base = unwrapped(model)
+    for name, module in base.named_modules() if base.config.num_labels == 1 else ():
+        in_head = not name.startswith(f"{base.base_model_prefix}.")
+        if in_head and type(module) is nn.Linear and module.out_features == 1:
             module.__class__ = _Fp32Linear
 
 

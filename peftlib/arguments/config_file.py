@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
@@ -10,7 +9,7 @@ import yaml
 from peftlib.arguments.parser import REFUSED, Parser, underscored
 from peftlib.errors import UserError, nearest
 from peftlib.files import load_yaml
-from peftlib.flags import TAKES_JSON
+from peftlib.flags import TAKES_JSON, as_json
 
 
 def flags_of_file(path: Path, parser: Parser) -> list[str]:
@@ -36,7 +35,13 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
         if names.setdefault(flag, key) != key:
             raise UserError(f"--config {path}: {names[flag]} and {key} are the same flag; keep one")
         if isinstance(value, dict) and flag.endswith(TAKES_JSON):
-            value = json.dumps(load_yaml(text)[key])  # with numbers that are numbers
+            try:
+                value = as_json(load_yaml(text)[key])  # with numbers that are numbers
+            except (yaml.YAMLError, ValueError, TypeError) as error:
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"--config {path}: {key} cannot be read as JSON ({reason}); put it in quotes"
+                ) from error
         if isinstance(value, dict):
             raise UserError(f"--config {path}: {key} is a mapping; flags take single values or lists")
         if value not in ("", "~", "null"):

@@ -149,7 +149,7 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
     if place is None:
         raise UserError(f"{task.name} is read from files, and has no {split} split; name its file in --{split}_file")
     table = _read(own, place, split)
-    usual = () if task.hub is None else task.hub.text_columns
+    usual = task.hub.text_columns if task.hub is not None else ("text",) * task.packaged
     own = replace(own, text_columns=_text_columns(table, own, usual))
     texts = _texts(table, own)
     if split == "test" and _has_no_classes(table, own.label_column):
@@ -269,7 +269,9 @@ def _refuse_halves(text: str, what: str) -> None:
 def _place(table: Table, name: str, flag: str) -> int:
     if table.source.lower().endswith(".csv") and len(table.columns) == 1 and ";" in table.columns[0]:
         raise UserError(f"{table.source}: has semicolons between its columns; write commas, or tabs in a .tsv file")
-    header = ", or write a first line with the columns' names" if Path(table.source).suffix in _DELIMITERS else ""
+    header = (
+        ", or write a first line with the columns' names" if Path(table.source).suffix.lower() in _DELIMITERS else ""
+    )
     return table.place(name, f"; name it in {flag}{header}")
 
 

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from peftlib.errors import UserError, nearest
 from peftlib.strategies.base import Strategy
@@ -31,6 +32,8 @@ PEFT_TYPES = (
 _READ_WEIGHTS = ("hira", "shira")
 #: PEFT's types that are methods of their own here.
 _METHODS = ("ia3", "ln_tuning", "lora")
+#: Options that PEFT calls whole numbers, and that may be any: they are multiplied with.
+_SCALES = ("alpha", "delora_lambda")
 #: What of a configuration is known already, or goes by the names of layers, which PEFT is told in full.
 _SETTLED = (
     "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
@@ -59,7 +62,10 @@ class PeftMethod(Strategy):
     def __post_init__(self) -> None:
         # One spelling: runs are told apart by their flags.
         object.__setattr__(self, "peft_type", self.peft_type.lower())
-        object.__setattr__(self, "peft_kwargs", json.dumps(self._options(), sort_keys=True))
+        try:
+            object.__setattr__(self, "peft_kwargs", json.dumps(self._options(), sort_keys=True, allow_nan=False))
+        except ValueError as error:
+            raise UserError(f"--peft_kwargs {self.peft_kwargs}: numbers must be finite") from error
         if self.peft_type not in PEFT_TYPES:
             own = self.peft_type in _METHODS
             hint = f"; that is --method {self.peft_type}" if own else nearest(self.peft_type, PEFT_TYPES)
@@ -81,10 +87,10 @@ class PeftMethod(Strategy):
     def _options(self) -> dict[str, Any]:
         try:
             options = json.loads(self.peft_kwargs, object_pairs_hook=_each_once)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             try:
                 options = json.loads(json.dumps(ast.literal_eval(self.peft_kwargs)))  # a W&B agent writes Python's form
-            except (ValueError, SyntaxError, TypeError):
+            except (ValueError, SyntaxError, TypeError, RecursionError):
                 raise UserError(f"--peft_kwargs {self.peft_kwargs}: no JSON: {error}") from error
         if not isinstance(options, dict):
             raise UserError(f"--peft_kwargs {self.peft_kwargs}: must be a JSON object, such as '{{\"r\": 8}}'")
@@ -138,11 +144,18 @@ class PeftMethod(Strategy):
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, TaskType
 
         kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[self.peft_type.upper()]]
-        known = {entry.name: entry.default for entry in fields(kind) if entry.name not in _SETTLED}
-        for name, value in options.items():
-            if name not in {*known, "modules_to_save"}:
+        hints, known = get_type_hints(kind), {entry.name for entry in fields(kind)} - {*_SETTLED}
+        for name, value in self._options().items():
+            if name not in known:
                 raise UserError(f"--peft_kwargs: {self.peft_type} has no {name}{nearest(name, known)}")
-            _check(name, value, known.get(name))
+            hint = float if name in _SCALES else hints[name]
+            if not _fits(value, hint):
+                wanted = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
+                raise UserError(
+                    f"--peft_kwargs: {name} is {json.dumps(value)}, and must be of type {wanted.replace('typing.', '')}"
+                )
+            if name.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+                raise UserError(f"--peft_kwargs: {name} is {value}; must be in 0 <= p < 1")
         try:
             config: PeftConfig = kind(task_type=TaskType.SEQ_CLS, **options)
         except (ValueError, TypeError) as error:
@@ -162,15 +175,17 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return options
 
 
-def _check(name: str, value: Any, default: Any) -> None:
-    """Refuse what PEFT takes in silence and fails on in the first update.
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether PEFT's annotation of an option allows the value, which PEFT itself does not ask before the first update.
 
-    Args:
-        default: of the same option; its type is the value's, where it has one.
+    Types of other kinds allow everything.
     """
-    if isinstance(default, int | float) and not isinstance(default, bool) and value is not None:
-        kind, words = (int, "a whole number") if isinstance(default, int) else (int | float, "a number")
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"--peft_kwargs: {name} is {json.dumps(value)}, and must be {words}")
-    if name.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
-        raise UserError(f"--peft_kwargs: {name} is {value}; must be in 0 <= p < 1")
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if hint in (bool, str, NoneType):
+        return isinstance(value, hint)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    return value is not None

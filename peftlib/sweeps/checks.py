@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peftlib.data.tasks import DEFAULT_TASK, METRICS_OF_OWN_DATA, TASKS
 from peftlib.errors import UserError, nearest
-from peftlib.flags import TAKES_JSON
+from peftlib.flags import TAKES_JSON, as_json
 
 if TYPE_CHECKING:
     from peftlib.sweeps.config import Sweep
@@ -103,8 +102,8 @@ def _given(sweep: Sweep, name: str) -> list[str | None]:
 def leaves(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Flag and value; a value that is a mapping is several flags, or JSON for a flag that takes it."""
     for name, value in items:
-        if isinstance(value, dict) and name.endswith(TAKES_JSON):
-            yield name, json.dumps(value)
+        if isinstance(value, dict) and name.replace("-", "_").endswith(TAKES_JSON):
+            yield name, as_json(value)
         elif isinstance(value, dict):
             yield from leaves(value.items())
         else:

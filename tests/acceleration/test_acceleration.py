@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import platform
 import subprocess
 import sys
@@ -11,7 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from peftlib.acceleration import accelerate_model, keep_frozen_linears_in, leave_casts_to_autocast
+from peftlib.acceleration import (
+    accelerate_model,
+    compute_scores_in_fp32,
+    keep_frozen_linears_in,
+    leave_casts_to_autocast,
+)
 from peftlib.errors import UserError
 from peftlib.modeling import find_model, load_classifier
 from peftlib.strategies import STRATEGIES
@@ -97,6 +103,7 @@ def test_no_page_of_the_checkpoint_stays_in_the_process(tiny_folder, method):
     def is_mapped() -> bool:
         return str(folder / "model.safetensors") in Path("/proc/self/maps").read_text(encoding="utf-8")
 
+    gc.collect()  # models of other tests, which PEFT ties into rings
     folder = tiny_folder("bert")
     model = STRATEGIES[method]().apply(*classifier(folder))
     assert is_mapped(), "transformers maps no checkpoint any more: leave_the_file can go"
@@ -145,3 +152,14 @@ def test_scores_are_not_rounded_to_half_precision(tiny_folder, method):
         scores = model(**sentences()).logits
     assert scores.dtype == torch.float32 and scores.shape == (4, 1)
     assert (scores != scores.bfloat16().float()).any()
+
+
+def test_nothing_else_with_one_output_is_computed_otherwise(tiny_folder):
+    model = STRATEGIES["lora"](lora_r=1).apply(*classifier(tiny_folder("bert")))
+    kinds = [type(module) for module in model.modules()]
+    compute_scores_in_fp32(model)
+    assert [type(module) for module in model.modules()] == kinds
+    model = STRATEGIES["lora"](lora_r=1).apply(*load_classifier(find_model(str(tiny_folder("bert"))), ()))
+    compute_scores_in_fp32(model)
+    changed = [name for name, module in model.named_modules() if type(module) not in kinds]
+    assert changed and all(".classifier." in name for name in changed)

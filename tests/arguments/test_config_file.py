@@ -69,5 +69,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_a_mapping_for_a_flag_of_json_is_json(config):
-    strategy = parse("--method=peft", config("peft-kwargs: {r: 4, alpha: 8, use_scalar: yes}\n")).strategy
-    assert strategy.peft_kwargs == '{"alpha": 8, "r": 4, "use_scalar": true}'
+    strategy = parse("--method=peft", config("peft-kwargs: {r: 4, alpha: 5e-1, use_scalar: yes}\n")).strategy
+    assert strategy.peft_kwargs == '{"alpha": 0.5, "r": 4, "use_scalar": true}'
+
+
+@pytest.mark.parametrize("rest", ["{r: 2026-01-01}", "{r: .nan}", "{r: 4}\noutput_dir: 2026-99-99", "{1: !!set {a}}"])
+def test_what_is_no_json_is_a_line(config, rest):
+    assert ": peft_kwargs cannot be read as JSON (" in complaint("--method=peft", config(f"peft_kwargs: {rest}\n"))

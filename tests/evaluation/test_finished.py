@@ -263,6 +263,11 @@ def test_a_test_file_of_a_task_has_the_task_s_columns(tmp_path: Path) -> None:
     run = left(tmp_path / "run", record(arguments={"task_name": "mrpc"}, labels=["not_equivalent", "equivalent"]))
     (tmp_path / "new.csv").write_text("id,sentence1,sentence2\n1,a,b\n")
     assert run.examples("test", test_file=str(tmp_path / "new.csv")).texts == [("a", "b")]
+    packaged = left(
+        tmp_path / "packaged", record(arguments={"task_name": "rotten_tomatoes"}, labels=["negative", "positive"])
+    )
+    (tmp_path / "reviews.csv").write_text("id,text\n1,a\n")
+    assert packaged.examples("test", test_file=str(tmp_path / "reviews.csv")).texts == [("a",)]
     (tmp_path / "other.csv").write_text("left,right\na,b\n")
     with pytest.raises(UserError, match=r"other.csv: the columns beside 'label' are 'left', 'right'; name the text's"):
         run.examples("test", test_file=str(tmp_path / "other.csv"))

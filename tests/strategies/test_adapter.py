@@ -95,7 +95,7 @@ def test_the_adapter_holds_the_biases_and_the_head_and_next_to_nothing_else(
     assert all(not tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("method", ["bitfit", "lora", "ia3", "ln_tuning", "peft"])
+@pytest.mark.parametrize("method", ["lora", "ia3", "peft"])
 def test_the_same_training_writes_the_same_configuration(
     tiny_folder: Callable[..., Path], tmp_path: Path, method: str
 ) -> None:

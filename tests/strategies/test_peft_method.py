@@ -147,6 +147,11 @@ def test_what_the_libraries_say_of_themselves_is_left_out(
         method.load(classifier(tiny_folder("bert"))[0], tmp_path)
 
 
+def test_scales_may_be_any_number(tiny_folder: Callable[..., Path]) -> None:
+    adapted = PeftMethod("loha", '{"alpha": 0.5, "r": 8}').apply(*classifier(tiny_folder("bert")))
+    assert {one.scaling["default"] for one in adapted.modules() if isinstance(one, BaseTunerLayer)} == {0.5 / 8}
+
+
 def test_the_head_is_never_a_target(tiny_folder: Callable[..., Path]) -> None:
     """VeRA has no `exclude_modules`."""
     model, head = classifier(tiny_folder("roberta"))
@@ -169,6 +174,8 @@ def test_the_readme_names_every_type() -> None:
         ("adalora", "{}", "--peft_type adalora: not one of "),
         ("vera", "{r: 8}", "--peft_kwargs {r: 8}: no JSON: "),
         ("vera", "{1, 2}", "--peft_kwargs {1, 2}: no JSON: "),
+        ("loha", '{"alpha": 1e999}', "--peft_kwargs .*: numbers must be finite"),
+        ("loha", "[" * 100_000, r"--peft_kwargs \[+: no JSON: "),
         ("vera", "[8]", r"--peft_kwargs \[8\]: must be a JSON object, such as '{\"r\": 8}'"),
         ("vera", '{"r": 4, "r": 8}', "--peft_kwargs: r, r: one is there twice; leave it out"),
         ("vera", '{"modules_to_save": []}', "--peft_kwargs: modules_to_save is not for you to set; leave it out"),
@@ -192,9 +199,12 @@ def test_a_wrong_configuration_is_refused_before_anything_is_loaded(peft_type: s
         ("vera", {"rank": 8}, "--peft_kwargs: vera has no rank"),
         ("VERA", {"r": 0}, "--peft_type vera --peft_kwargs '{\"r\": 0}': "),
         ("c3a", {"block_size": 7}, "--peft_type c3a --peft_kwargs '{\"block_size\": 7}': "),
-        ("loha", {"module_dropout": "0.1"}, '--peft_kwargs: module_dropout is "0.1", and must be a number'),
-        ("loha", {"r": True}, "--peft_kwargs: r is true, and must be a whole number"),
-        ("loha", {"r": 1.5}, "--peft_kwargs: r is 1.5, and must be a whole number"),
+        ("loha", {"module_dropout": "0.1"}, '--peft_kwargs: module_dropout is "0.1", and must be of type float'),
+        ("loha", {"module_dropout": None}, "--peft_kwargs: module_dropout is null, and must be of type float"),
+        ("loha", {"r": True}, "--peft_kwargs: r is true, and must be of type int"),
+        ("loha", {"r": 1.5}, "--peft_kwargs: r is 1.5, and must be of type int"),
+        ("lokr", {"decompose_both": "false"}, '--peft_kwargs: decompose_both is "false", and must be of type bool'),
+        ("shira", {"mask_type": "randm"}, '--peft_kwargs: mask_type is "randm", and must be of type Literal'),
         ("boft", {"boft_dropout": 1.5}, "--peft_kwargs: boft_dropout is 1.5; must be in 0 <= p < 1"),
         ("loha", {"target_modules": ["qery"]}, "--peft_kwargs target_modules qery: .* has no qery at all; its Linear "),
         ("loha", {"target_modules": "qery"}, "--peft_kwargs target_modules qery: matches nothing in "),

@@ -99,6 +99,8 @@ def test_a_mapping_for_a_flag_of_json_is_json(tmp_path):
     strategy = [{"method": "peft", "peft_kwargs": {"r": 4}}, {"method": "head"}]
     sweep = load(tmp_path, parameters={"a": {"values": strategy}, "peft_type": {"value": "loha"}})
     assert [sweep.flags(point).get("peft_kwargs") for point in sweep.grid()] == ['{"r": 4}', None]
+    hyphenated = load(tmp_path, parameters={"method": {"value": "peft"}, "peft-kwargs": {"values": [{"r": 4}]}})
+    assert [hyphenated.flags(point)["peft_kwargs"] for point in hyphenated.grid()] == ['{"r": 4}']
 
 
 def test_nested_names_lose_their_group_and_mappings_are_several_flags(tmp_path):
