@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+#: An adapter's two files, as stock PEFT calls them; a run that left the whole model has neither.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The content of `run.json`.

@@ -12,7 +12,7 @@ from peftlib.data.sources import Examples, load_examples
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, OwnData, Task
 from peftlib.errors import UserError
 from peftlib.modeling import Fingerprint, ModelSource, find_model, load_classifier, load_tokenizer, name_of_base
-from peftlib.run_files import read_record
+from peftlib.run_files import ADAPTER_CONFIG, read_record
 from peftlib.strategies import STRATEGIES, Strategy
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Finished:
                 `extent`.
         """
         labels, place = tuple(self.record["labels"]), str(self.folder)
-        if not (self.folder / "adapter_config.json").is_file():
+        if not (self.folder / ADAPTER_CONFIG).is_file():
             if base is not None:
                 raise UserError(f"--model_name_or_path {base}: {self.folder} holds the whole model; leave it out")
             source = ModelSource(place, place, trust_remote_code=trust_remote_code)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from peftlib.errors import UserError
 from peftlib.modeling import PACKAGED_MODELS, find_model, name_of_base
 from peftlib.reporting.runs import Run
+from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _LAYER = re.compile(r"layers?\.(\d+)\.(.+)[._]bias$")
 _A_MATRIX, _B_MATRIX = ".lora_A.weight", ".lora_B.weight"
@@ -31,7 +32,7 @@ def bias_changes(run: Run) -> dict[str, list[float]] | None:
         Unreadable: one of the two is damaged.
     """
     base = base_weights(run)
-    adapter = run.folder / "adapter_model.safetensors"
+    adapter = run.folder / ADAPTER_WEIGHTS
     if base is None or not adapter.exists():
         return None
     before = {_plain(name): value for name, value in _biases(base).items()}
@@ -71,7 +72,7 @@ def singular_values(run: Run) -> np.ndarray | None:
     Raises:
         Unreadable: the adapter is damaged.
     """
-    adapter, settings = run.folder / "adapter_model.safetensors", run.folder / "adapter_config.json"
+    adapter, settings = run.folder / ADAPTER_WEIGHTS, run.folder / ADAPTER_CONFIG
     if not adapter.exists() or not settings.exists():
         return None
     try:

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from peftlib.errors import UserError
+from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftlib.strategies.parameters import trained
-from peftlib.strategies.wrapping import is_linear, outside, without_asides
+from peftlib.strategies.wrapping import is_linear, outside, without_asides, wrap
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
     from peftlib.strategies.base import Trained
 
 
-#: The file of an adapter's tensors, and what PEFT puts before the names of the base model's.
-WEIGHTS, _PREFIX = "adapter_model.safetensors", "base_model.model."
-#: The file that says what they are.
-CONFIG = "adapter_config.json"
+#: What PEFT puts before the names of the base model's tensors.
+_PREFIX = "base_model.model."
 
 
 def head_modules(model: PreTrainedModel, head: frozenset[str]) -> list[str]:
@@ -71,7 +70,7 @@ def save_as_adapter(
         folder: where to write.
         bias: "all" keeps every bias, "none" only the head.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, TaskType
 
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -82,8 +81,8 @@ def save_as_adapter(
         bias=bias,
         modules_to_save=head_modules(model, head),
     )
-    write_adapter(get_peft_model(copy_to_wrap(model), config), folder)
-    _add_what_is_missing(model, folder / WEIGHTS)
+    write_adapter(wrap(copy_to_wrap(model), config), folder)
+    _add_what_is_missing(model, folder / ADAPTER_WEIGHTS)
 
 
 def write_adapter(model: PeftModel, folder: Path) -> None:
@@ -93,7 +92,7 @@ def write_adapter(model: PeftModel, folder: Path) -> None:
         folder: an existing one.
     """
     model.save_pretrained(folder)
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     for name in ("target_modules", "feedforward_modules"):
         if isinstance(config.get(name), list):
@@ -135,8 +134,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    if not (folder / WEIGHTS).is_file():  # PEFT would go on to look for pickled weights
-        raise UserError(f"{folder}: has no {WEIGHTS}; train it again")
+    if not (folder / ADAPTER_WEIGHTS).is_file():  # PEFT would go on to look for pickled weights
+        raise UserError(f"{folder}: has no {ADAPTER_WEIGHTS}; train it again")
     try:
         with without_asides():
             return PeftModel.from_pretrained(model, folder)

@@ -54,15 +54,19 @@ class Strategy(ABC):
             UserError: this model has nothing for the method to train.
         """
 
-    @abstractmethod
     def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         """Write the trained result into `folder`, in a format that stock PEFT or transformers loads.
+
+        That is PEFT's own for what is in PEFT's wrapper.
 
         Args:
             model: what `apply` returned, without wrappers for precision or processes.
             head: as given to `apply`.
             folder: an existing folder.
         """
+        from peftlib.strategies.adapter import write_adapter
+
+        write_adapter(model, folder)
 
     def load(self, model: PreTrainedModel, folder: Path) -> Trained:
         """Put the adapter that `save` has written onto its base model, for inference; by way of stock PEFT.
@@ -76,3 +80,8 @@ class Strategy(ABC):
         from peftlib.strategies.adapter import load_adapter
 
         return load_adapter(model, folder)
+
+
+def names_in(text: str) -> list[str]:
+    """The names of a flag that takes some, with commas between."""
+    return [name.strip() for name in text.split(",") if name.strip()]

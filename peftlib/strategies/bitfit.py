@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from peftlib.errors import UserError, nearest
-from peftlib.strategies.base import Strategy
+from peftlib.strategies.base import Strategy, names_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +55,7 @@ class BitFit(Strategy):
     )
 
     def __post_init__(self) -> None:
-        terms = self._terms()
+        terms = names_in(self.bias_terms)
         for term in terms:
             if term not in BIAS_TERMS:
                 raise UserError(
@@ -67,9 +67,6 @@ class BitFit(Strategy):
                 "--bias_terms is empty; leave it out for all biases, or name groups as in query,intermediate"
             )
 
-    def _terms(self) -> list[str]:
-        return [term.strip() for term in self.bias_terms.split(",") if term.strip()]
-
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.adapter import smallest_linear
         from peftlib.strategies.parameters import train_only
@@ -77,7 +74,9 @@ class BitFit(Strategy):
         smallest_linear(model, head)  # before it trains what could not be saved
         # Endings, not substrings: T5's `relative_attention_bias.weight` is a weight.
         names = [name for name, _ in model.named_parameters()]
-        groups = {term: {name for name in names if name.endswith(BIAS_TERMS[term])} for term in self._terms()}
+        groups = {
+            term: {name for name in names if name.endswith(BIAS_TERMS[term])} for term in names_in(self.bias_terms)
+        }
         # Each by itself: DeBERTa would otherwise train `intermediate` alone when asked for query,intermediate.
         if missing := [term for term, biases in groups.items() if not biases - head]:
             raise UserError(

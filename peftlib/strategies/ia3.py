@@ -7,11 +7,10 @@ the attention's output layer reads, whose name ends as the feed-forward one's do
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from peftlib.errors import UserError
-from peftlib.strategies.base import Strategy
+from peftlib.strategies.base import Strategy, names_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +52,7 @@ class IA3(Strategy):
 
     def __post_init__(self) -> None:
         for name in ("ia3_target_modules", "ia3_feedforward_modules"):
-            if not _names(getattr(self, name)):
+            if not names_in(getattr(self, name)):
                 raise UserError(f"--{name} is empty; name endings such as key,value or leave it out")
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
@@ -68,15 +67,14 @@ class IA3(Strategy):
             wrap,
         )
 
-        modules = head_modules(model, head)
-        kind = model.config.model_type
+        modules, kind = head_modules(model, head), model.config.model_type
         outputs, inputs = _choice(kind)
-        asked = {"ia3_target_modules": outputs, "ia3_feedforward_modules": inputs}
-        for name in asked:
-            if (value := getattr(self, name)) != "auto":
-                asked[name] = _names(value)
-                refuse_what_matches_nothing(model, modules, asked[name], f"--{name} {value}")
-        outputs, inputs = asked.values()
+        if (asked := self.ia3_target_modules) != "auto":
+            outputs = names_in(asked)
+            refuse_what_matches_nothing(model, modules, outputs, f"--ia3_target_modules {asked}")
+        if (asked := self.ia3_feedforward_modules) != "auto":
+            inputs = names_in(asked)
+            refuse_what_matches_nothing(model, modules, inputs, f"--ia3_feedforward_modules {asked}")
         if not outputs + inputs:
             raise UserError(
                 f"--method ia3: PEFT has no choice of layers for {kind}; say --ia3_target_modules and "
@@ -92,15 +90,6 @@ class IA3(Strategy):
         wrapped = wrap(model, config)
         spare_from_decay(wrapped, "ia3_l")
         return wrapped
-
-    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
-        from peftlib.strategies.adapter import write_adapter
-
-        write_adapter(model, folder)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _choice(model_type: str) -> tuple[list[str], list[str]]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlib.errors import UserError
-from peftlib.strategies.base import Strategy
+from peftlib.strategies.base import Strategy, names_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,9 +49,10 @@ class LoRA(Strategy):
             raise UserError(f"--lora_alpha {self.lora_alpha:g}: must be greater than 0 and finite")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"--lora_dropout {self.lora_dropout:g}: must be in 0 <= p < 1")
-        if not self._targets():
+        targets = names_in(self.target_modules)
+        if not targets:
             raise UserError("--target_modules is empty; name endings such as query,value or say all-linear")
-        if "all-linear" in self._targets()[1:] or self._targets()[:1] == ["all-linear"] != self._targets():
+        if "all-linear" in targets and len(targets) > 1:
             raise UserError(f"--target_modules {self.target_modules}: all-linear holds the others; leave them out")
 
     @classmethod
@@ -64,9 +64,6 @@ class LoRA(Strategy):
         """DoRA divides by the norm of the whole weight, frozen part included (its equation 5)."""
         return self.use_dora
 
-    def _targets(self) -> list[str]:
-        return [name.strip() for name in self.target_modules.split(",") if name.strip()]
-
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peft import LoraConfig, TaskType
 
@@ -75,7 +72,7 @@ class LoRA(Strategy):
 
         if not head:
             raise UserError("--method lora: the model has no classification head to train")
-        modules, targets = head_modules(model, head), self._targets()
+        modules, targets = head_modules(model, head), names_in(self.target_modules)
         widths = [min(module.weight.shape) for module in model.modules() if is_linear(module)]
         if widths and self.lora_r > max(widths):
             raise UserError(
@@ -101,8 +98,3 @@ class LoRA(Strategy):
             raise UserError(
                 f"--target_modules {self.target_modules}: not all can be updated; {linears_of(model)}"
             ) from error
-
-    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
-        from peftlib.strategies.adapter import write_adapter
-
-        write_adapter(model, folder)

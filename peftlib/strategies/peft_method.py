@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -62,19 +61,19 @@ class PeftMethod(Strategy):
     def __post_init__(self) -> None:
         # One spelling: runs are told apart by their flags.
         object.__setattr__(self, "peft_type", self.peft_type.lower())
+        options = self._options()
         try:
-            object.__setattr__(self, "peft_kwargs", json.dumps(self._options(), sort_keys=True, allow_nan=False))
+            object.__setattr__(self, "peft_kwargs", json.dumps(options, sort_keys=True, allow_nan=False))
         except ValueError as error:
             raise UserError(f"--peft_kwargs {self.peft_kwargs}: numbers must be finite") from error
         if self.peft_type not in PEFT_TYPES:
             own = self.peft_type in _METHODS
             hint = f"; that is --method {self.peft_type}" if own else nearest(self.peft_type, PEFT_TYPES)
             raise UserError(f"--peft_type {self.peft_type}: not one of {', '.join(PEFT_TYPES)}{hint}")
-        for name in _SETTLED:
-            if name in self._options():
-                of_layers = name.startswith("layers_")
-                way = "say it in target_modules, as a regular expression" if of_layers else "leave it out"
-                raise UserError(f"--peft_kwargs: {name} is not for you to set; {way}")
+        for name in options.keys() & {*_SETTLED}:
+            of_layers = name.startswith("layers_")
+            way = "say it in target_modules, as a regular expression" if of_layers else "leave it out"
+            raise UserError(f"--peft_kwargs: {name} is not for you to set; {way}")
 
     @classmethod
     def named(cls, flags: Mapping[str, Any]) -> str:
@@ -150,10 +149,8 @@ class PeftMethod(Strategy):
                 raise UserError(f"--peft_kwargs: {self.peft_type} has no {name}{nearest(name, known)}")
             hint = float if name in _SCALES else hints[name]
             if not _fits(value, hint):
-                wanted = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
-                raise UserError(
-                    f"--peft_kwargs: {name} is {json.dumps(value)}, and must be of type {wanted.replace('typing.', '')}"
-                )
+                kinds = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+                raise UserError(f"--peft_kwargs: {name} is {json.dumps(value)}, and must be of type {kinds}")
             if name.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
                 raise UserError(f"--peft_kwargs: {name} is {value}; must be in 0 <= p < 1")
         try:
@@ -161,11 +158,6 @@ class PeftMethod(Strategy):
         except (ValueError, TypeError) as error:
             raise UserError(f"--peft_kwargs '{self.peft_kwargs}': {' '.join(str(error).split())}") from error
         return config
-
-    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
-        from peftlib.strategies.adapter import write_adapter
-
-        write_adapter(model, folder)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TextIO
 
 from peftlib.errors import UserError
-from peftlib.run_files import record_in
+from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, record_in
 
 #: What a run writes into its folder itself.
 RUN_FILES = (
-    "adapter_config.json", "adapter_model.safetensors", "all_results.json", "config.json", "metrics.jsonl",
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, "all_results.json", "config.json", "metrics.jsonl",
     "model.safetensors", "predictions.safetensors", "README.md", "run.json", "special_tokens_map.json",
     "tokenizer.json", "tokenizer_config.json", "vocab.txt",
 )  # fmt: skip

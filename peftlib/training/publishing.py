@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 from peftlib.errors import RunError, UserError
 from peftlib.hub import is_public, signed_in
 from peftlib.modeling import hub_name_of_base
+from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftlib.tracking.card import best_scores, model_card, name_for_others
 from peftlib.tracking.folder import RUN_FILES, sweep_of_run
 from peftlib.tracking.reporter import Reporter
 
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 _CHECKPOINT = ("config.json", "model.safetensors")
 #: The record names folders of this machine, and the answers are of use beside it.
 _STAYS_HERE = ("metrics.jsonl", "predictions.safetensors", "run.json")

@@ -16,6 +16,7 @@ from peftlib.errors import RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.evaluation.predictions import save_predictions
 from peftlib.files import placed_when_whole, write_text
+from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftlib.strategies import Strategy
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.card import best_scores, model_card
@@ -53,8 +54,8 @@ def save_result(
     with _quietly_placed(folder, way) as temporary:
         strategy.save(model, head, temporary)
         _save_tokenizer(tokenizer, temporary)
-        is_adapter = (temporary / "adapter_config.json").is_file()
-        weights = temporary / ("adapter_model.safetensors" if is_adapter else "model.safetensors")
+        is_adapter = (temporary / ADAPTER_CONFIG).is_file()
+        weights = temporary / (ADAPTER_WEIGHTS if is_adapter else "model.safetensors")
         size = weights.stat().st_size
         card = model_card(run, evaluation.metrics, folder=str(folder), is_adapter=is_adapter)
         write_text(temporary / "README.md", card)
