@@ -15,7 +15,7 @@ NOT_SHAPING = frozenset({
     "cuda_graphs",  # up to the masks of dropout; a recording that fails must not end the run for good
     # The data count by their fingerprint.
     "dataset_name", "dataset_config_name", "train_split_name", "validation_split_name", "test_split_name",
-    "train_file", "validation_file", "text_column_names", "label_column_name",
+    "train_file", "validation_file", "text_column_names", "label_column_name", "label_delimiter",
 })  # fmt: skip
 #: How the names of flags end whose value is a JSON object, which YAML may hold as a mapping.
 TAKES_JSON = "_kwargs"

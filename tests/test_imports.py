@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "console": set(),
     "hub": _FLOOR,
     "data": {"hub", *_FLOOR},
-    "modeling": {"hub", *_FLOOR},
+    "embeddings": {"errors"},
+    "modeling": {"hub", "embeddings", *_FLOOR},
     # Knows modules and dtypes, no method and no task.
     "acceleration": {"errors", "files"},
     "strategies": _FLOOR,

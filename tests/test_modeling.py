@@ -248,6 +248,15 @@ def test_a_head_of_other_classes_is_said_in_words(tiny_folder, tmp_path):
         load_classifier(find_model(str(tmp_path)), ("no", "yes"))
 
 
+def test_of_any_number_of_classes_pipelines_compute_sigmoids(tiny_folder, tmp_path):
+    source = find_model(str(tiny_folder()))
+    model, _ = load_classifier(source, ("no", "yes"), problem_type="multi_label_classification")
+    assert model.config.problem_type == "multi_label_classification"
+    model.save_pretrained(tmp_path)
+    again, _ = load_classifier(find_model(str(tmp_path)), ("no", "yes"))  # not what the checkpoint was
+    assert again.config.problem_type == "single_label_classification"
+
+
 def test_without_classes_there_is_one_output_a_score(tiny_folder, own_folder, tmp_path):
     model, head = load_classifier(find_model(str(tiny_folder())), ())
     assert model.classifier.weight.shape == (1, 32) and "classifier.bias" in head.new

@@ -74,7 +74,18 @@ class DataArguments:
             "the one beside the classes"
         },
     )
-    label_column_name: str = field(default=LABEL_COLUMN, metadata={"help": "the column of classes in one's own data"})
+    label_column_name: str = field(
+        default=LABEL_COLUMN,
+        metadata={
+            "help": "the column of classes, lists of classes or numbers in one's own data; or several with commas "
+            "between, one for each class, of 1 and 0"
+        },
+    )
+    label_delimiter: str | None = field(
+        default=None,
+        metadata={"help": "what stands between an example's classes in that column; None for one class, and for lists"},
+    )
+    do_regression: bool = field(default=False, metadata={"help": "predict that column's numbers, not classes"})
     data_dir: str | None = field(
         default=None,
         metadata={"help": "a folder in GLUE's layout (DIR/MRPC/train.tsv); None reads the package or the Hub"},

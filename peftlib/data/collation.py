@@ -56,9 +56,7 @@ class Collator:
         """Lay B examples out one below the other.
 
         Returns:
-            `attention_mask` and the model's input columns, int64 of shape (B, width); `labels` (fp32 where they are
-            scores) and `example`, int64 of shape (B,); `weight`, fp32 of shape (B,), each example's share in its
-            window's loss.
+            `attention_mask` and the model's input columns, int64 of shape (B, width); and `Targets`.
         """
         longest = int(chosen.lengths.max())
         width = max(self.pad_to, longest, min(-(-longest // WIDTH_STEP) * WIDTH_STEP, self.widest))
@@ -94,8 +92,7 @@ class RowCollator:
 
         Returns:
             The model's input columns and `position_ids`, int64, (1, T); as `attention_mask`, int32, (S, 1, 1, width),
-            the rows of each example's tokens, and -1 behind them; `labels`, `example` and `weight`, (S,), zero of
-            fillers.
+            the rows of each example's tokens, and -1 behind them; and `Targets`, zero of fillers.
         """
         longest, tokens = int(chosen.lengths.max()), int(chosen.lengths.sum())
         if longest > WIDTHS[-1]:
@@ -115,7 +112,7 @@ class RowCollator:
             batch[name] = row
         for name in Targets._fields:
             values: np.ndarray = getattr(chosen, name)
-            batch[name] = np.concatenate([values, np.zeros(fillers, values.dtype)])
+            batch[name] = np.concatenate([values, np.zeros((fillers, *values.shape[1:]), values.dtype)])
         return OnePiece.of(batch)
 
 
@@ -132,15 +129,21 @@ def rows_for(tokens: int, width: int) -> tuple[int, int]:
 
 
 class Targets(NamedTuple):
-    """What a batch holds beside the model's inputs, each of shape (B,).
+    """What a batch holds beside the model's inputs.
 
-    `labels` are class indices, int64, or scores, fp32; `example` the places in the split, `weight` their shares in the
-    loss.
+    `labels` are class indices, int64, or scores, fp32, of shape (B,), or for each class whether it is one of the
+    example's, int64, (B, classes); `example` the places in the split, int64, and `weight` their shares in the window's
+    loss, fp32, of shape (B,).
     """
 
     labels: torch.Tensor
     example: torch.Tensor
     weight: torch.Tensor
+
+    @property
+    def are_classes(self) -> bool:
+        """Whether each example has one class."""
+        return self.labels.dim() == 1 and not self.labels.is_floating_point()
 
 
 def split_inputs(batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Targets]:

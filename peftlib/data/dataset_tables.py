@@ -75,14 +75,20 @@ def _saved_split(folder: Path, config: str | None, split: str) -> Any:
 
 
 def read_dataset(
-    path: str, config: str | None, split: str, *, texts: tuple[str, ...] | None, label: str, split_flag: str
+    path: str,
+    config: str | None,
+    split: str,
+    *,
+    texts: tuple[str, ...] | None,
+    labels: tuple[str, ...],
+    split_flag: str,
 ) -> Table:
-    """A split's columns of texts, and the one of classes, if it has one; by their names where the dataset names them.
+    """A split's columns of texts, and those of labels that it has; classes by their names where it names them.
 
     Args:
         path, config, split, split_flag: as `load_split` takes them.
         texts: the columns to read; None for all that hold texts.
-        label: the column of classes.
+        labels: the columns of labels.
 
     Raises:
         UserError: it cannot be had.
@@ -92,12 +98,22 @@ def read_dataset(
     rows = load_split(path, config, split, flag=flag, split_flag=split_flag, ways_out=ways_out)
     rows = rows.with_format(None)  # it may have been saved as one of tensors, or of some columns
     texts_there = tuple(name for name, feature in rows.features.items() if getattr(feature, "dtype", None) in _STRINGS)
-    needed = {label, *(texts_there if texts is None else texts)}
+    needed = {*labels, *(texts_there if texts is None else texts)}
     values = {name: rows[name][:] if name in needed else [None] * len(rows) for name in rows.column_names}
-    classes = getattr(rows.features.get(label), "names", None)
-    if classes is not None:  # a class that is hidden is -1
-        names: dict[Any, str] = dict(enumerate(classes))
-        values[label] = [names.get(index) for index in values[label]]
+    classes: tuple[str, ...] | None = None
+    if len(labels) == 1 and labels[0] in values:
+        feature = rows.features[labels[0]]
+        each = getattr(feature, "feature", feature)  # of lists, what is in them
+        if hasattr(each, "names"):
+            classes = tuple(each.names)
+            values[labels[0]] = [_by_name(value, classes) for value in values[labels[0]]]
     numbered = [(f"row {number}", list(line)) for number, line in enumerate(zip(*values.values(), strict=True), 1)]
     source = f"{path}{f' ({config})' if config else ''}, {split}"
-    return Table(source, rows.column_names, numbered, None if classes is None else tuple(classes), texts_there)
+    return Table(source, rows.column_names, numbered, classes, texts_there)
+
+
+def _by_name(value: Any, classes: tuple[str, ...]) -> Any:
+    """A class, or a list of classes, by their names. One that is hidden is -1."""
+    if isinstance(value, list):
+        return [_by_name(one, classes) for one in value]
+    return classes[value] if value is not None and 0 <= value < len(classes) else None

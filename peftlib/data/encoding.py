@@ -32,7 +32,8 @@ class Chosen(NamedTuple):
     """Some examples of a split, their tokens end to end.
 
     `columns` are the model's inputs, each flat, int32, of shape (total tokens,); `lengths`, `labels` and `example`,
-    the places in the split, are int64, `weight` fp32, all of shape (B,). Labels that are scores are fp32.
+    the places in the split, are int64, `weight` fp32, all of shape (B,). Labels that are scores are fp32; those of any
+    number of classes of shape (B, classes).
     """
 
     columns: dict[str, np.ndarray]
@@ -49,7 +50,8 @@ class EncodedExamples(Dataset[Chosen]):
     Attributes:
         columns: the model's inputs without padding or mask, each flat, int32, of shape (total tokens,).
         offsets: int64, shape (examples + 1,).
-        labels: class indices, int64, or scores, fp32, shape (examples,).
+        labels: class indices, int64, or scores, fp32, shape (examples,); or for each class whether it is one of the
+            example's, int64, shape (examples, classes).
         fingerprint: of the texts and labels, see `Examples.fingerprint`.
         source: where the rows come from, for people.
     """

@@ -71,9 +71,9 @@ def load_splits(
         is_part = most is not None or (task.own is not None and task.own.dataset is not None)
         if is_part and len(split) >= _ENOUGH_FOR_TWO_CLASSES and len(set(split.labels)) == 1:
             part = "" if most is None else f"--max_{flag}_samples {most}: the first "
+            label = task.written(split.labels[0]) or "of no class"
             raise UserError(
-                f"{part}{len(split)} examples of {split.source} are all {task.written(split.labels[0])}; shuffle the "
-                "rows, or take more"
+                f"{part}{len(split)} examples of {split.source} are all {label}; shuffle the rows, or take more"
             )
     return Splits(encode(train, tokenizer, max_length), encode(validation, tokenizer, max_length))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from peftlib.data.dataset_tables import read_dataset
-from peftlib.data.tables import Table, read_delimited, read_json
-from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS, OwnData, Task
-from peftlib.errors import UserError, nearest
+from peftlib.data.own_labels import are_missing, labels_of_rows, task_of_labels
+from peftlib.data.tables import DELIMITERS, Table, read_delimited, read_json, refuse_halves, short
+from peftlib.data.tasks import TASKS, Label, OwnData, Task
+from peftlib.errors import UserError
 
 #: Of the column of classes, when nobody says otherwise.
 LABEL_COLUMN = "label"
 #: What the splits of a dataset are called, when nobody says otherwise.
 SPLIT_NAMES = {"train_split_name": "train", "validation_split_name": "validation", "test_split_name": "test"}
-_DEFAULTS: dict[str, str | None] = {
+_DEFAULTS: dict[str, str | bool | None] = {
     "dataset_name": None,
     "dataset_config_name": None,
     **SPLIT_NAMES,
@@ -26,11 +26,10 @@ _DEFAULTS: dict[str, str | None] = {
     "validation_file": None,
     "text_column_names": None,
     "label_column_name": LABEL_COLUMN,
+    "label_delimiter": None,
+    "do_regression": False,
 }
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_KINDS = (*_DELIMITERS, ".json", ".jsonl")
-#: From so many examples on, classes that are more than half as many are taken for numbers that were measured.
-_ENOUGH_TO_TELL = 20
+_KINDS = (*DELIMITERS, ".json", ".jsonl")
 
 
 def own_data_of(flags: Mapping[str, Any]) -> OwnData | None:
@@ -60,25 +59,48 @@ def own_data_of(flags: Mapping[str, Any]) -> OwnData | None:
         raise UserError(
             f"--{chosen[0]}: data of one's own are a --train_file and a --validation_file, or a --dataset_name"
         )
-    label, columns = said["label_column_name"], said["text_column_names"]
-    texts = None if columns is None else columns_of(columns, label)
+    labels, columns = label_columns_of(said["label_column_name"]), said["text_column_names"]
+    texts = None if columns is None else columns_of(columns, labels)
+    delimiter, regression = said["label_delimiter"], bool(said["do_regression"])
+    if delimiter is not None and (not delimiter.strip() or len(labels) > 1 or regression):
+        why = "is of one column of classes" if delimiter.strip() else "must be something that one can see"
+        raise UserError(f"--label_delimiter {delimiter!r}: {why}; leave it out")
+    if regression and len(labels) > 1:
+        raise UserError(f"--do_regression: is about one column of scores, not {', '.join(labels)}; leave it out")
+    kind = {"label_delimiter": delimiter, "regression": regression}
     if files:
-        return OwnData(said["train_file"], said["validation_file"], texts, label)
+        return OwnData(said["train_file"], said["validation_file"], texts, labels, **kind)
     train, validation, test = (said[name] for name in SPLIT_NAMES)
-    return OwnData(train, validation, texts, label, test, (said["dataset_name"], said["dataset_config_name"]))
+    dataset = (said["dataset_name"], said["dataset_config_name"])
+    return OwnData(train, validation, texts, labels, test, dataset, **kind)
 
 
-def columns_of(text_column_names: str, label_column: str) -> tuple[str, ...]:
+def columns_of(text_column_names: str, label_columns: tuple[str, ...]) -> tuple[str, ...]:
     """One name, or two with a comma between.
 
     Raises:
-        UserError: it is something else, or the label's column.
+        UserError: it is something else, or a label's column.
     """
     columns = tuple(name.strip() for name in text_column_names.split(","))
-    if len({*columns, label_column} - {""}) != len(columns) + 1 or len(columns) > 2:
+    if len({*columns, *label_columns} - {""}) != len(columns) + len(label_columns) or len(columns) > 2:
         raise UserError(
             f"--text_column_names {text_column_names}: must be one column's name, or two with a comma between, and "
-            f"none of them the classes' ({label_column})"
+            f"none of them the classes' ({', '.join(label_columns)})"
+        )
+    return columns
+
+
+def label_columns_of(label_column_name: str) -> tuple[str, ...]:
+    """One name, or those of several columns with commas between.
+
+    Raises:
+        UserError: one of them is empty, or named twice.
+    """
+    columns = tuple(name.strip() for name in label_column_name.split(","))
+    if len({*columns} - {""}) != len(columns):
+        raise UserError(
+            f"--label_column_name {label_column_name}: must be one column's name, or the names of several with commas "
+            "between, one for each class"
         )
     return columns
 
@@ -109,33 +131,21 @@ def plain_name(text: str) -> str:
 
 
 def task_of_own_data(own: OwnData) -> Task:
-    """The task that the training split describes: its classes are the labels in it, or those that the dataset names.
+    """The task that the training split describes: see `own_labels.task_of_labels`.
 
     Raises:
-        UserError: it cannot be read, or holds no texts with classes.
+        UserError: it cannot be read, or holds no texts with labels.
     """
     table = _read(own, own.train, "train")
-    found = _labels(table, own)
+    for name in own.label_columns:  # before the texts' column is looked for beside them
+        table.place_of(name, "--label_column_name")
     own = replace(own, text_columns=_text_columns(table, own))
     _texts(table, own)
-    name = name_of_own_data(own)
-    labels = set(found)
-    numbers = all(re.fullmatch(r"-?\d{1,100}", label) for label in labels)  # Python reads no number of 5,000 digits
-    if len(labels) < 2:
-        raise UserError(f"{table.source}: at least two classes are needed, {own.label_column!r} has only {found[0]!r}")
-    if table.classes is None and len(found) >= _ENOUGH_TO_TELL and len(labels) * 2 > len(found):
-        raise UserError(
-            f"{table.source}: {own.label_column!r} has {len(labels):,} classes in {len(found):,} rows; name the column "
-            "of classes in --label_column_name"
-        )
-    if table.classes is not None:
-        return Task(name, table.classes, METRICS_OF_OWN_DATA, own=own)
-    ordered = sorted(labels, key=lambda label: (int(label) if numbers else 0, label))
-    return Task(name, tuple(ordered), METRICS_OF_OWN_DATA, own=own)
+    return task_of_labels(name_of_own_data(own), table, own)
 
 
-def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], list[int] | list[float], str]:
-    """Texts, indices of classes or scores, and the place of one split. The test split may lack them: all are -1 then.
+def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], list[Label], str]:
+    """Texts, labels, and the place of one split. The test split may lack labels: all are the task's hidden one then.
 
     Args:
         task: one with data of one's own.
@@ -150,48 +160,10 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
         raise UserError(f"{task.name} is read from files, and has no {split} split; name its file in --{split}_file")
     table = _read(own, place, split)
     usual = task.hub.text_columns if task.hub is not None else ("text",) * task.packaged
-    own = replace(own, text_columns=_text_columns(table, own, usual))
-    texts = _texts(table, own)
-    if split == "test" and _has_no_classes(table, own.label_column):
-        return texts, [-1] * len(texts), table.source
-    if task.regression:
-        return texts, _scores(table, task, own.label_column), table.source
-    places = {label: index for index, label in enumerate(task.labels)}
-    if task.hub is not None or task.packaged:  # a task of the table, whose own data hold the indices
-        places |= {str(index): index for index in range(len(task.labels))}
-    labels = _labels(table, own)
-    for (where, _), label in zip(table.rows, labels, strict=True):
-        if label not in places:
-            raise UserError(
-                f"{table.source}, {where}: the {own.label_column} {label!r} is no class of {task.name}"
-                f"{nearest(label, task.labels)} (known: {_some(task.labels)})"
-            )
-    return texts, [places[label] for label in labels], table.source
-
-
-def _scores(table: Table, task: Task, column: str) -> list[float]:
-    place = _place(table, column, "--label_column_name")
-    scores = []
-    for where, row in table.rows:
-        score = task.score(row[place])
-        if score is None:
-            found = f"{table.source}, {where}: the {column} is {_short(row[place])}"
-            raise UserError(f"{found}; {task.name} has {task.scores_in_words()}")
-        scores.append(score)
-    return scores
-
-
-def _some(names: tuple[str, ...], most: int = 20) -> str:
-    """As many names as a line has room for."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
-
-
-def _has_no_classes(table: Table, column: str) -> bool:
-    """No such column, or an empty one, for somebody to fill in."""
-    if column not in table.columns:
-        return True
-    place = table.place(column)
-    return all(row[place] is None or str(row[place]).strip() == "" for _, row in table.rows)
+    texts = _texts(table, replace(own, text_columns=_text_columns(table, own, usual)))
+    if split == "test" and are_missing(table, own):
+        return texts, [task.hidden_label] * len(texts), table.source
+    return texts, labels_of_rows(task, table, own), table.source
 
 
 def _text_columns(table: Table, own: OwnData, usual: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -205,10 +177,11 @@ def _text_columns(table: Table, own: OwnData, usual: tuple[str, ...] = ()) -> tu
     if usual and set(usual) <= set(table.columns):
         return usual
     columns = table.columns if table.texts is None else table.texts
-    others = [column for column in columns if column not in (own.label_column, "")]
+    others = [column for column in columns if column not in (*own.label_columns, "")]
     if len(others) != 1:
+        labels = ", ".join(map(repr, own.label_columns))
         raise UserError(
-            f"{table.source}: the columns beside {own.label_column!r} are {', '.join(map(repr, others)) or 'none'}; "
+            f"{table.source}: the columns beside {labels} are {', '.join(map(repr, others)) or 'none'}; "
             "name the text's, or a pair's with a comma between, in --text_column_names"
         )
     return (others[0],)
@@ -216,63 +189,17 @@ def _text_columns(table: Table, own: OwnData, usual: tuple[str, ...] = ()) -> tu
 
 def _texts(table: Table, own: OwnData) -> list[tuple[str, ...]]:
     names = own.text_columns or ()
-    places = [_place(table, name, "--text_column_names") for name in names]
+    places = [table.place_of(name, "--text_column_names") for name in names]
     texts = []
     for where, row in table.rows:
         for name, place in zip(names, places, strict=True):
             if not isinstance(row[place], str) or not row[place].strip():
                 blank = row[place] is None or isinstance(row[place], str)
-                what = "empty" if blank else f"no text ({_short(row[place])})"
+                what = "empty" if blank else f"no text ({short(row[place])})"
                 raise UserError(f"{table.source}, {where}: the {name} is {what}; leave the row out")
-            _refuse_halves(row[place], f"{table.source}, {where}: the {name}")
+            refuse_halves(row[place], f"{table.source}, {where}: the {name}")
         texts.append(tuple(row[place].strip() for place in places))
     return texts
-
-
-def _labels(table: Table, own: OwnData) -> list[str]:
-    if table.classes is not None:  # names as the dataset has them
-        place = table.place(own.label_column)
-        if lost := [where for where, row in table.rows if row[place] is None]:
-            raise UserError(f"{table.source}, {lost[0]}: the {own.label_column} is empty; leave the row out")
-        return [row[place] for _, row in table.rows]
-    place = _place(table, own.label_column, "--label_column_name")
-    return [_class(row[place], f"{table.source}, {where}: the {own.label_column}") for where, row in table.rows]
-
-
-def _class(label: Any, what: str) -> str:
-    """A class's name; whole numbers and JSON's true and false are names as they are written."""
-    if isinstance(label, int):
-        return json.dumps(label)
-    if label is None or (isinstance(label, str) and not label.strip()):
-        raise UserError(f"{what} is empty; leave the row out")
-    if not isinstance(label, str):
-        raise UserError(f"{what} is {_short(label)}; a class is a name or a whole number")
-    _refuse_halves(label, what)
-    if re.fullmatch(r"\s*[-+]?[0-9]+\.[0-9]+\s*", label):  # as JSON has them without quotes
-        raise UserError(f"{what} is {label.strip()}; a class is a name or a whole number: write 1, not 1.0")
-    return label.strip()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:50]}…"
-
-
-def _refuse_halves(text: str, what: str) -> None:
-    """JSON can hold half of a character, where a text was cut between a pair of UTF-16's words."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{what} has half a character at {error.start}; mend it or leave the row out") from error
-
-
-def _place(table: Table, name: str, flag: str) -> int:
-    if table.source.lower().endswith(".csv") and len(table.columns) == 1 and ";" in table.columns[0]:
-        raise UserError(f"{table.source}: has semicolons between its columns; write commas, or tabs in a .tsv file")
-    header = (
-        ", or write a first line with the columns' names" if Path(table.source).suffix.lower() in _DELIMITERS else ""
-    )
-    return table.place(name, f"; name it in {flag}{header}")
 
 
 def _read(own: OwnData, place: str, split: str) -> Table:
@@ -282,7 +209,7 @@ def _read(own: OwnData, place: str, split: str) -> Table:
         table = _read_file(Path(place), flag)
     else:
         flag = f"--{split}_split_name"
-        table = read_dataset(*own.dataset, place, texts=own.text_columns, label=own.label_column, split_flag=flag)
+        table = read_dataset(*own.dataset, place, texts=own.text_columns, labels=own.label_columns, split_flag=flag)
     if not table.rows:
         raise UserError(f"{flag} {place}: has no rows")
     return table
@@ -293,6 +220,6 @@ def _read_file(path: Path, flag: str) -> Table:
     if kind not in _KINDS:
         raise UserError(f"{flag} {path}: its name must end in {', '.join(_KINDS)}")
     try:
-        return read_delimited(path, _DELIMITERS[kind]) if kind in _DELIMITERS else read_json(path)
+        return read_delimited(path, DELIMITERS[kind]) if kind in DELIMITERS else read_json(path)
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read ({error.strerror})") from error

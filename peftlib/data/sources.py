@@ -15,10 +15,8 @@ import numpy as np
 from peftlib.data.dataset_tables import load_split
 from peftlib.data.own_data import rows_of_own_data, task_of_own_data
 from peftlib.data.tables import read_delimited
-from peftlib.data.tasks import TASKS, GlueFolder, HubDataset, OwnData, Task
+from peftlib.data.tasks import TASKS, GlueFolder, HubDataset, Label, OwnData, Task
 from peftlib.errors import UserError
-
-HIDDEN = -1
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,14 @@ class Examples:
 
     Attributes:
         texts: per example a tuple of one sentence, or of two for sentence pairs.
-        labels: per example the index of its class, or in regression its score, a float that fp32 holds; all `HIDDEN` in
-            a test split that keeps them to itself.
+        labels: per example the index of its class, or, where it may have several, for each whether it is one of them,
+            or in regression its score, a float that fp32 holds; all `Task.hidden_label` in a test split that keeps them
+            to itself.
         source: where the rows come from, for people.
     """
 
     texts: list[tuple[str, ...]]
-    labels: list[int] | list[float]
+    labels: list[Label]
     source: str
 
     def __len__(self) -> int:
@@ -42,7 +41,7 @@ class Examples:
     @property
     def labelled(self) -> bool:
         """Whether the classes or scores are known."""
-        return HIDDEN not in self.labels
+        return not are_hidden(np.asarray(self.labels))
 
     def first(self, count: int | None) -> Examples:
         """The first `count` examples (all of them for None)."""
@@ -58,6 +57,11 @@ class Examples:
                 data = part.encode()
                 digest.update(len(data).to_bytes(8, "little") + data)
         return digest.hexdigest()
+
+
+def are_hidden(labels: np.ndarray) -> bool:
+    """Whether a split keeps its labels to itself, see `Task.hidden_label`."""
+    return bool(np.isnan(labels).all() if labels.dtype.kind == "f" else labels.max() < 0)
 
 
 def find_task(name: str, own: OwnData | None) -> Task:
@@ -118,10 +122,10 @@ def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path
     of_label = None if hidden else table.place(layout.label_column)
     known = {name: index for index, name in enumerate(task.classes_in_glue())}
     read: Callable[[str], Any] = task.score if task.regression else known.get
-    labels: list[Any] = []
+    labels: list[Label] = []
     for where, row in table.rows:
         written = "" if of_label is None else row[of_label].strip()
-        label = HIDDEN if of_label is None else read(written)
+        label = task.hidden_label if of_label is None else read(written)
         if label is None:
             there = task.scores_in_words() if task.regression else f"the labels {', '.join(known)}"
             raise UserError(f"{path}, {where}: the {layout.label_column} is {written!r}; {task.name} has {there}")
@@ -173,7 +177,9 @@ def _from_hub(task: Task, place: HubDataset, split: str) -> Examples:
         place.path, place.config, task.published_split(split), flag=f"--task_name {task.name}", ways_out=ways_out
     )
     labels: list[Any] = [float(label) if task.regression else int(label) for label in rows[place.label_column]]
-    hidden = split.startswith("test") and set(labels) == {HIDDEN}
+    hidden = split.startswith("test") and set(labels) == {-1}
+    if hidden:
+        labels = [task.hidden_label] * len(labels)
     least, most = task.score_range or (0, len(task.labels) - 1)
     if not hidden and any(not least <= label <= most for label in labels):
         raise UserError(f"the {split} split of {task.name} on the Hub has hidden labels; choose another split")

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 from peftlib.errors import UserError, nearest
 
+#: Between columns, by how a file's name ends.
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -47,6 +50,18 @@ class Table:
         if self.columns.count(name) > 1:
             raise UserError(f"{self.source}: more than one column is called {name!r}; rename the others")
         return self.columns.index(name)
+
+    def place_of(self, name: str, flag: str) -> int:
+        """Where a column is that a flag names, or would name.
+
+        Raises:
+            UserError: it is not there, or more than once.
+        """
+        path = Path(self.source)
+        if path.suffix.lower() == ".csv" and len(self.columns) == 1 and ";" in self.columns[0]:
+            raise UserError(f"{self.source}: has semicolons between its columns; write commas, or tabs in a .tsv file")
+        header = ", or write a first line with the columns' names" if path.suffix.lower() in DELIMITERS else ""
+        return self.place(name, f"; name it in {flag}{header}")
 
 
 def read_delimited(
@@ -144,3 +159,21 @@ def read_json(path: Path) -> Table:
             raise UserError(f"{path}, {place}: no object with columns ({str(row)[:40]!r})")
     columns = list(dict.fromkeys(name for _, row in found for name in row))
     return Table(str(path), columns, [(place, [row.get(name) for name in columns]) for place, row in found])
+
+
+def short(value: Any) -> str:
+    """A value as a line has room for it."""
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:50]}…"
+
+
+def refuse_halves(text: str, what: str) -> None:
+    """JSON can hold half of a character, where a text was cut between a pair of UTF-16's words.
+
+    Raises:
+        UserError: one is in it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} has half a character at {error.start}; mend it or leave the row out") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from peftlib.errors import UserError, nearest
 
@@ -12,8 +14,22 @@ SPLITS = ("train", "validation", "test")
 MISMATCHED_SPLITS = ("validation_mismatched", "test_mismatched")
 #: What is trained on when nobody says otherwise; an installed package carries it.
 DEFAULT_TASK = "rotten_tomatoes"
-#: Of data of one's own: which of two classes would be the one that counts, nobody has said.
-METRICS_OF_OWN_DATA = ("accuracy", "macro_f1")
+#: What a model answers with, as transformers' configurations call it: a class, any number of classes, or a score.
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+#: Of data of one's own. No F1 of two classes: nobody has said which of them it is about. Of scores first the metric
+#: that a wrong scale lowers: a correlation would choose a state whose scores are all twice as high.
+METRICS_OF_OWN_DATA = {
+    SINGLE_LABEL: ("accuracy", "macro_f1"),
+    MULTI_LABEL: ("micro_f1", "macro_f1", "subset_accuracy"),
+    REGRESSION: ("r2", "pearson", "spearmanr"),
+}
+#: Between the names of an example's classes where they stand in one field.
+BETWEEN_CLASSES = "|"
+#: Scores without a range of their own: the numbers that fp32 holds.
+_ANY_SCORE = (-3.4028234663852886e38, 3.4028234663852886e38)
+
+#: The index of a class; for each class whether it is one of the example's, 1 or 0; or a score.
+Label = int | tuple[int, ...] | float
 
 
 @dataclass(frozen=True)
@@ -53,15 +69,20 @@ class OwnData:
         train, validation, test: files, which are CSV, TSV, JSON or JSON Lines as their names end; or the names of the
             dataset's splits. The last one may lack the label's column.
         text_columns: one or two; None takes the one beside the label's.
+        label_columns: one, of classes, lists of classes or scores; or several, one of each class, of 1 and 0.
         dataset: its name on the Hub or folder, and its configuration; None for files.
+        label_delimiter: what stands between the names of an example's classes; None for one class, and for lists.
+        regression: whether the labels are scores.
     """
 
     train: str
     validation: str
     text_columns: tuple[str, ...] | None
-    label_column: str
+    label_columns: tuple[str, ...]
     test: str | None = None
     dataset: tuple[str, str | None] | None = None
+    label_delimiter: str | None = None
+    regression: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,12 +90,14 @@ class Task:
     """One task: texts to sort into classes, or, in regression, to score.
 
     Attributes:
-        labels: the class names; a row's label is an index into them. None of them in regression: there it is a number.
+        labels: the class names; a row's label is an index into them, or, where a text may have several, says for each
+            whether it is one of them. None of them in regression: there it is a number.
         metrics: names from `evaluation/metrics.py`, larger is better; the first one chooses the best model by default.
         num_train_epochs: passes over the training data when nobody says otherwise.
         packaged: whether an installed package carries the rows.
         mismatched: whether there is a second validation and test split, of other genres than were trained on.
-        score_range: the lowest and the highest score that there is; None of classes.
+        problem_type: `SINGLE_LABEL`, `MULTI_LABEL` or `REGRESSION`.
+        score_range: the lowest and the highest score that there is; None of classes, and where any number is one.
     """
 
     name: str
@@ -83,6 +106,7 @@ class Task:
     num_train_epochs: int = 3
     packaged: bool = False
     mismatched: bool = False
+    problem_type: str = SINGLE_LABEL
     score_range: tuple[float, float] | None = None
     hub: HubDataset | None = None
     glue: GlueFolder | None = None
@@ -91,7 +115,19 @@ class Task:
     @property
     def regression(self) -> bool:
         """Whether it is about scores in place of classes: one output, trained to the least mean squared error."""
-        return self.score_range is not None
+        return self.problem_type == REGRESSION
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text has any number of the classes: a decision for each, trained to the least cross-entropy."""
+        return self.problem_type == MULTI_LABEL
+
+    @property
+    def hidden_label(self) -> Label:
+        """What stands for a label that is kept back. Of scores NaN, for -1 may be one."""
+        if self.regression:
+            return math.nan
+        return (-1,) * len(self.labels) if self.multi_label else -1
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -104,22 +140,23 @@ class Task:
 
     def score(self, written: object) -> float | None:
         """A score from how it is written; None for what is no number, or none within the range."""
-        if self.score_range is None or not isinstance(written, str | int | float) or isinstance(written, bool):
+        if not self.regression or not isinstance(written, str | int | float) or isinstance(written, bool):
             return None
         try:
             score = float(written)
         except (ValueError, OverflowError):
             return None
-        low, high = self.score_range
+        low, high = self.score_range or _ANY_SCORE
         return score if low <= score <= high else None
 
     def scores_in_words(self) -> str:
         """Which scores there are."""
-        low, high = self.score_range or (-math.inf, math.inf)
-        return f"scores from {low:g} to {high:g}"
+        return "numbers" if self.score_range is None else "scores from {:g} to {:g}".format(*self.score_range)
 
-    def written(self, label: float) -> str:
-        """A label as people read it: the class's name, or the score."""
+    def written(self, label: Label) -> str:
+        """A label as people read it: the class's name, the names of several, or the score."""
+        if isinstance(label, Sequence):
+            return BETWEEN_CLASSES.join(name for name, has in zip(self.labels, label, strict=True) if has)
         return f"{label:g}" if self.regression else self.labels[int(label)]
 
     def classes_in_glue(self) -> tuple[str, ...]:
@@ -149,6 +186,15 @@ class Task:
                 f"--metric_for_best_model {wanted}: {self.name} is scored by {known}{nearest(wanted, self.metrics)}"
             )
         return wanted or self.metrics[0]
+
+
+def problem_type_of(record: Mapping[str, Any]) -> str:
+    """What a run's model answers with, as its record says; of 0.1.0's, which does not, as STS-B's range tells.
+
+    Args:
+        record: the content of `run.json`.
+    """
+    return str(record.get("problem_type", REGRESSION if "score_range" in record else SINGLE_LABEL))
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -195,6 +241,7 @@ TASKS: dict[str, Task] = {
             name="stsb",
             labels=(),
             metrics=("pearson", "spearmanr"),
+            problem_type=REGRESSION,
             score_range=(0.0, 5.0),
             hub=HubDataset(_GLUE, "stsb", ("sentence1", "sentence2")),
             glue=GlueFolder("STS-B", ("sentence1", "sentence2"), "score"),

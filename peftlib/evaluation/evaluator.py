@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from peftlib.data.collation import split_inputs
+from peftlib.data.sources import are_hidden
+from peftlib.evaluation.losses import losses
 from peftlib.evaluation.predictions import answers_of
 
 
@@ -20,10 +22,9 @@ class Evaluation:
     """A model's answers on one split.
 
     Attributes:
-        metrics: name -> value, `loss` (mean cross-entropy in nats, or mean squared error of scores) among them; nothing
-            where the labels are hidden.
+        metrics: name -> value, `loss` (the mean of `losses`) among them; nothing where the labels are hidden.
         logits: fp32, shape (examples, classes), or (examples, 1) of scores, in the split's order.
-        labels: class indices, int64, or scores, fp32, shape (examples,).
+        labels: as `EncodedExamples` has them.
         seconds: wall time of the forward passes and of gathering them.
     """
 
@@ -78,21 +79,16 @@ def evaluate(
     """Score a model on a split.
 
     Args:
-        labels: class indices, int64, or scores, fp32, in the split's order, shape (examples,); all negative where they
-            are hidden.
+        labels: in the split's order, as `EncodedExamples` has them.
         metrics: names from `evaluation/metrics.py`.
     """
     start = time.perf_counter()
     logits = predict(accelerator, model, loader, len(labels))
     seconds = time.perf_counter() - start
-    if labels.max() < 0:
+    if are_hidden(labels):
         return Evaluation({}, logits, labels, seconds)
     from peftlib.evaluation.metrics import score  # imports `evaluate`, which takes a second
 
-    answers = answers_of(logits, labels)
-    if answers.dtype.kind == "f":
-        loss = nn.functional.mse_loss(torch.from_numpy(answers), torch.from_numpy(labels)).item()
-    else:
-        loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-    values = score(metrics, answers, labels)
+    loss = losses(torch.from_numpy(logits), torch.from_numpy(labels)).mean().item()
+    values = score(metrics, answers_of(logits, labels), labels)
     return Evaluation({**values, "loss": loss}, logits, labels, seconds)

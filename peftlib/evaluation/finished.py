@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftlib.data.own_data import LABEL_COLUMN, columns_of, own_data_of, task_in_table
+from peftlib.data.own_data import LABEL_COLUMN, columns_of, label_columns_of, own_data_of, task_in_table
 from peftlib.data.sources import Examples, load_examples
-from peftlib.data.tasks import METRICS_OF_OWN_DATA, OwnData, Task
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, OwnData, Task, problem_type_of
 from peftlib.errors import UserError
 from peftlib.modeling import Fingerprint, ModelSource, find_model, load_classifier, load_tokenizer, name_of_base
 from peftlib.run_files import ADAPTER_CONFIG, read_record
@@ -75,7 +75,8 @@ class Finished:
             own = own if guessed is None else replace(own, text_columns=tuple(guessed))
             if own.dataset is not None and "dataset_folder" in self.record:
                 own = replace(own, dataset=(self.record["dataset_folder"], own.dataset[1]))
-            return Task(arguments["task_name"], labels, METRICS_OF_OWN_DATA, own=own)
+            kind = problem_type_of(self.record)
+            return Task(arguments["task_name"], labels, METRICS_OF_OWN_DATA[kind], problem_type=kind, own=own)
         task = task_in_table(arguments)
         if task is None or task.labels != labels:
             raise UserError(
@@ -105,12 +106,12 @@ class Finished:
             UserError: the rows cannot be had, or are not of this task.
         """
         task, folder = self.task, data_dir or self.arguments.get("data_dir")
-        own = task.own or OwnData("", "", None, LABEL_COLUMN)
+        own = task.own or OwnData("", "", None, (LABEL_COLUMN,))
         columns = own.text_columns if task.hub is None else task.hub.text_columns
         if test_file is not None:
-            label = label_column or own.label_column
-            asked = own.text_columns if text_columns is None else columns_of(text_columns, label)
-            own = replace(own, text_columns=asked, label_column=label, test=test_file, dataset=None)
+            of_labels = own.label_columns if label_column is None else label_columns_of(label_column)
+            asked = own.text_columns if text_columns is None else columns_of(text_columns, of_labels)
+            own = replace(own, text_columns=asked, label_columns=of_labels, test=test_file, dataset=None)
             task = replace(task, own=own)
         try:
             examples = load_examples(task, split, None if folder is None else Path(folder))
@@ -182,14 +183,15 @@ class Finished:
                 `extent`.
         """
         labels, place = tuple(self.record["labels"]), str(self.folder)
+        kind = problem_type_of(self.record)
         if not (self.folder / ADAPTER_CONFIG).is_file():
             if base is not None:
                 raise UserError(f"--model_name_or_path {base}: {self.folder} holds the whole model; leave it out")
             source = ModelSource(place, place, trust_remote_code=trust_remote_code)
-            return load_classifier(source, labels, extent=extent)[0]
+            return load_classifier(source, labels, extent=extent, problem_type=kind)[0]
         revision = self.arguments.get("model_revision", "main")
         source = find_model(base or name_of_base(self.record["model"]), revision, trust_remote_code)
-        model, head = load_classifier(source, labels, extent=extent)
+        model, head = load_classifier(source, labels, extent=extent, problem_type=kind)
         weights = self.record["model"].get("fingerprint")  # runs up to 0.1.0 have none
         if weights is not None and Fingerprint.of(model, head).weights != weights:
             raise UserError(

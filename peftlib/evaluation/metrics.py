@@ -5,15 +5,17 @@ Importing `evaluate` takes about a second, so this module is imported where the 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, r2_score
 
 _CLASSES = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+_SEVERAL = datasets.Features({name: datasets.Sequence(datasets.Value("int64")) for name in _CLASSES})
 _SCORES = datasets.Features({"predictions": datasets.Value("float32"), "references": datasets.Value("float32")})
 
 
@@ -47,13 +49,41 @@ class F1(_Metric):
 
 
 class MacroF1(_Metric):
-    """The mean of the F1 scores of all classes that are there or predicted, each of the same weight, 0..1."""
+    """The mean of the F1 scores of all classes that are there or predicted, each of the same weight, 0..1.
+
+    An example may have one of the classes, or any number of them; 0 where none is there or predicted.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
-        return _info(self, "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.f1_score.html")
+        url = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.f1_score.html"
+        return _info(self, url, features=[_CLASSES, _SEVERAL])
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        return {"macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0.0))}
+        # Of a class that is neither there nor predicted it is NaN, which sklearn leaves out of the mean.
+        value = float(f1_score(references, predictions, average="macro", zero_division=np.nan))
+        return {"macro_f1": 0.0 if math.isnan(value) else value}
+
+
+class MicroF1(_Metric):
+    """F1 over all decisions, one for each example and class, 0..1; 0 where no class is there or predicted."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        url = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.f1_score.html"
+        return _info(self, url, features=_SEVERAL)
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {"micro_f1": float(f1_score(references, predictions, average="micro", zero_division=0.0))}
+
+
+class SubsetAccuracy(_Metric):
+    """The share of examples of which every class is predicted, and no other, 0..1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        url = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.accuracy_score.html"
+        return _info(self, url, features=_SEVERAL)
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {"subset_accuracy": float(accuracy_score(references, predictions))}
 
 
 class MatthewsCorrelation(_Metric):
@@ -69,6 +99,24 @@ class MatthewsCorrelation(_Metric):
         return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}
 
 
+class R2(_Metric):
+    """The coefficient of determination: 1 less the share of the true scores' variance that is left as error, up to 1.
+
+    0 for always answering their mean, and where they are all the same.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        url = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.r2_score.html"
+        return _info(self, url, features=_SCORES)
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        said, true = (np.asarray(values, dtype=np.float64) for values in (predictions, references))
+        if true.min() == true.max():
+            return {"r2": 0.0}
+        # Of a model that diverged it is no number; sklearn would raise.
+        return {"r2": float(r2_score(true, said)) if np.isfinite(said).all() else math.nan}
+
+
 class Pearson(_Metric):
     """Pearson's correlation of predicted and true scores, -1..1; 0 where either are all the same.
 
@@ -78,7 +126,7 @@ class Pearson(_Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         url = "https://docs.scipy.org/doc/scipy/reference/generated/scipy.stats.pearsonr.html"
-        return _info(self, url, "scores", _SCORES)
+        return _info(self, url, features=_SCORES)
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         return {"pearson": _correlation(pearsonr, predictions, references)}
@@ -92,7 +140,7 @@ class SpearmanR(_Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         url = "https://docs.scipy.org/doc/scipy/reference/generated/scipy.stats.spearmanr.html"
-        return _info(self, url, "scores", _SCORES)
+        return _info(self, url, features=_SCORES)
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         return {"spearmanr": _correlation(spearmanr, predictions, references)}
@@ -110,7 +158,10 @@ METRICS: dict[str, type[evaluate.Metric]] = {
     "accuracy": Accuracy,
     "f1": F1,
     "macro_f1": MacroF1,
+    "micro_f1": MicroF1,
+    "subset_accuracy": SubsetAccuracy,
     "matthews_correlation": MatthewsCorrelation,
+    "r2": R2,
     "pearson": Pearson,
     "spearmanr": SpearmanR,
 }
@@ -121,7 +172,7 @@ def score(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarra
 
     Args:
         names: keys of `METRICS`.
-        predictions: class indices or scores, shape (examples,).
+        predictions: as `answers_of` gives them.
         references: the same of what is true.
     """
     values: dict[str, float] = {}
@@ -132,11 +183,11 @@ def score(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarra
     return values
 
 
-def _info(metric: Any, url: str, what: str = "class indices", features: Any = _CLASSES) -> evaluate.MetricInfo:
+def _info(metric: Any, url: str, features: Any = _CLASSES) -> evaluate.MetricInfo:
     return evaluate.MetricInfo(
         description=metric.__doc__,
         citation="",
-        inputs_description=what,
+        inputs_description="what is predicted, and what is true",
         features=features,
         reference_urls=[url],
     )

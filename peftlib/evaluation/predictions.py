@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from peftlib.data.tasks import Task
 from peftlib.errors import RunError, UserError
@@ -25,12 +25,17 @@ RESULTS = "results.json"
 
 
 def answers_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """What was answered: classes, int64, or where the labels are scores, scores, fp32; shape (examples,).
+    """What was answered, in the form of the labels: classes, int64, or scores, fp32, shape (examples,).
+
+    Or for each class whether it is one of the example's, int64, shape (examples, classes): it is at a probability of
+    more than a half.
 
     Args:
         logits: shape (examples, classes), or (examples, 1) of scores.
-        labels: class indices or scores, known or hidden; their type tells which.
+        labels: known or hidden; their type and shape tell which of the three.
     """
+    if labels.ndim == 2:
+        return (logits > 0).astype(np.int64)
     return logits[:, 0] if labels.dtype.kind == "f" else logits.argmax(axis=-1)
 
 
@@ -39,7 +44,7 @@ def save_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> No
 
     Args:
         logits: fp32, shape (examples, classes), in the split's order.
-        labels: class indices, or scores, of a float type, shape (examples,).
+        labels: as `EncodedExamples` has them.
     """
     tensors: dict[str, np.ndarray] = {
         "logits": np.ascontiguousarray(logits, np.float32),
@@ -49,7 +54,7 @@ def save_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> No
 
 
 def load_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Logits, fp32 (examples, classes), and labels, int64 or as scores fp32 (examples,); None when there are none.
+    """Logits, fp32 (examples, classes), and labels, as `EncodedExamples` has them; None when there are none.
 
     Raises:
         UserError: the file is damaged.
@@ -125,16 +130,19 @@ def write_answers(
 def _table(evaluation: Evaluation, task: Task) -> str:
     """A row for each example: its place in the split, the class and its probability, and the true one where known.
 
-    In regression the score, as it came, and no probability.
+    In regression the score, as it came, and no probability. Of any number of classes each one's probability.
     """
     answers = answers_of(evaluation.logits, evaluation.labels)
     columns: dict[str, list[str]] = {}
     if task.regression:
         columns["prediction"] = [f"{score:.6f}" for score in answers.tolist()]
     else:
-        shares = softmax(evaluation.logits.astype(np.float64), axis=-1).max(axis=-1)
         columns["prediction"] = [task.written(answer) for answer in answers.tolist()]
-        columns["probability"] = [f"{share:.6f}" for share in shares.tolist()]
+        logits = evaluation.logits.astype(np.float64)
+        shares = {"probability": softmax(logits, axis=-1).max(axis=-1)}
+        if task.multi_label:
+            shares = {f"probability of {name}": each for name, each in zip(task.labels, expit(logits).T, strict=True)}
+        columns |= {title: [f"{share:.6f}" for share in values.tolist()] for title, values in shares.items()}
     if evaluation.metrics:  # else the labels are hidden
         columns["label"] = [task.written(label) for label in evaluation.labels.tolist()]
     text = io.StringIO()

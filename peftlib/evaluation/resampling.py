@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 #: The metrics that can be computed on resampled examples.
-RESAMPLED = ("accuracy", "f1", "macro_f1", "matthews_correlation", "pearson", "spearmanr")
+RESAMPLED = (
+    "accuracy", "f1", "macro_f1", "micro_f1", "subset_accuracy", "matthews_correlation", "r2", "pearson", "spearmanr",
+)  # fmt: skip
 #: Below this share of the mean square of what was drawn, a variance is the rounding of sums: all that was is the same.
 _NO_VARIANCE = 1e-12
 _CHUNK = 500  # resamples at a time: 500 x 10,000 examples take 40 MB
@@ -21,8 +23,9 @@ def resampled_scores(
     Calls with the same labels, number of resamples and `seed` draw the same examples, so that methods stay paired.
 
     Args:
-        predictions: class indices, or scores for the two correlations, shape (runs, examples).
-        labels: the same of what is true, shape (examples,).
+        predictions: class indices, or scores for the last three, shape (runs, examples); or for each class whether it
+            is one of the example's, shape (runs, examples, classes).
+        labels: the same of what is true, without the first axis.
         metric: one of `RESAMPLED`.
 
     Returns:
@@ -56,9 +59,10 @@ def _scorer(predictions: np.ndarray, labels: np.ndarray, metric: str) -> Callabl
     if metric == "spearmanr":
         there, *said = (_Ranks(values) for values in (labels, *predictions))
         return lambda weights: _spearman(there, said, weights)
-    if metric == "pearson":
-        parts = _products(predictions.astype(np.float64), labels.astype(np.float64))
-        return lambda weights: _pearson(weights.astype(np.float64) @ parts.transpose(0, 2, 1))
+    if metric in ("pearson", "r2"):
+        add, score = (_products, _pearson) if metric == "pearson" else (_squares, _r2)
+        parts = add(predictions.astype(np.float64), labels.astype(np.float64))
+        return lambda weights: score(weights.astype(np.float64) @ parts.transpose(0, 2, 1))
     counts = _counts(predictions, labels, metric)
     return lambda weights: _score(weights.astype(np.float32) @ counts.transpose(0, 2, 1), metric)
 
@@ -77,6 +81,20 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
     of_x, of_y = xx - x * x / count, yy - y * y / count
     varied = (of_x > _NO_VARIANCE * xx) & (of_y > _NO_VARIANCE * yy)
     return np.where(varied, (xy - x * y / count) / np.sqrt(np.where(varied, of_x * of_y, 1.0)), 0.0)
+
+
+def _squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """What the coefficient of determination adds up, per run and example: fp64, shape (4, runs, examples)."""
+    error, around = x - y, np.broadcast_to(y - y.mean(), x.shape)
+    return np.stack([np.ones_like(x), around, around * around, error * error])
+
+
+def _r2(sums: np.ndarray) -> np.ndarray:
+    """From the sums over examples of `_squares`, whose first axis is still there; 0 where labels are all the same."""
+    count, y, yy, errors = sums
+    of_y = yy - y * y / count
+    varied = of_y > _NO_VARIANCE * yy
+    return np.where(varied, 1 - errors / np.where(varied, of_y, 1.0), 0.0)
 
 
 class _Ranks:
@@ -131,6 +149,8 @@ def _counts(predictions: np.ndarray, labels: np.ndarray, metric: str) -> np.ndar
     Right answers and answers, for Matthews' correlation with how often each class was predicted behind the first and
     how often it is there behind the second; or for each class first its hits, then, behind those of all, its errors.
     """
+    if predictions.ndim == 3:
+        return _counts_of_several(predictions, labels, metric)
     right = predictions == labels
     if metric == "accuracy":
         counts = [right, np.ones_like(right)]
@@ -148,10 +168,24 @@ def _counts(predictions: np.ndarray, labels: np.ndarray, metric: str) -> np.ndar
     return np.stack(counts).astype(np.float32)
 
 
+def _counts_of_several(predictions: np.ndarray, labels: np.ndarray, metric: str) -> np.ndarray:
+    """The same where an example may have any number of classes; of a class, or of all of them, hits and errors."""
+    right, there = predictions == labels, labels > 0
+    if metric == "subset_accuracy":
+        whole = right.all(axis=-1)
+        return np.stack([whole, np.ones_like(whole)]).astype(np.float32)
+    hits, errors = (np.moveaxis(each, -1, 0).astype(np.float32) for each in (right & there, ~right))
+    if metric == "micro_f1":
+        return np.stack([hits.sum(axis=0), errors.sum(axis=0)])
+    if metric == "macro_f1":
+        return np.concatenate([hits, errors])
+    raise ValueError(f"no metric {metric}")
+
+
 def _score(sums: np.ndarray, metric: str) -> np.ndarray:
     """Scores from the sums over examples of `_counts`, whose first axis is still there."""
     first, second = np.split(sums.astype(np.float64), 2)
-    if metric == "accuracy":
+    if metric in ("accuracy", "subset_accuracy"):
         return (first / second)[0]
     if metric == "matthews_correlation":
         # R_K of Gorodkin, 2004 (https://doi.org/10.1016/j.compbiolchem.2004.09.006): Matthews' own for two classes.

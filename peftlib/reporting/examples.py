@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from peftlib.data.sources import Examples
+from peftlib.data.tasks import Task
 from peftlib.errors import UserError
 from peftlib.evaluation.finished import Finished
 from peftlib.reporting.console import CompareConsole
@@ -27,12 +28,13 @@ def show_disagreements(runs: Sequence[Run], console: CompareConsole, most: int) 
             be had.
     """
     a, b = _two(runs)
-    examples = Finished(a.folder, a.record).examples("validation")  # read anew from where the run had it
+    run = Finished(a.folder, a.record)
+    examples = run.examples("validation")  # read anew from where the run had it
     (answers_a, labels), (answers_b, _) = (_answers(run) for run in (a, b))
     if labels.dtype.kind == "f":
         _show_scores((a, b), (answers_a, answers_b), labels, examples, console, most)
         return
-    right_a, right_b = answers_a == labels, answers_b == labels
+    right_a, right_b = ((answers == labels).reshape(len(labels), -1).all(axis=1) for answers in (answers_a, answers_b))
     both = int((right_a & right_b).sum())
     neither = int((~right_a & ~right_b).sum())
     console.note(f"{a.task}: both right {both:,}, both wrong {neither:,} of {len(labels):,}")
@@ -46,7 +48,7 @@ def show_disagreements(runs: Sequence[Run], console: CompareConsole, most: int) 
         console.note(f"{better.name} right, {worse.name} wrong: {len(places):,}{limit}")
         if len(shown):
             wrong = (answers_b if better is a else answers_a)[shown]
-            console.sheet(_sheet(examples, shown, wrong, a.record["labels"], worse.name))
+            console.sheet(_sheet(examples, shown, wrong, run.task, worse.name))
 
 
 def _show_scores(
@@ -95,9 +97,13 @@ def _answers(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return run.answers
 
 
-def _sheet(examples: Examples, places: np.ndarray, wrong: np.ndarray, labels: Sequence[str], loser: str) -> Sheet:
+def _sheet(examples: Examples, places: np.ndarray, wrong: np.ndarray, task: Task, loser: str) -> Sheet:
     lines = [
-        [str(place), " ‖ ".join(examples.texts[place]), labels[examples.labels[place]], labels[answer]]
+        [
+            str(place),
+            " ‖ ".join(examples.texts[place]),
+            *(task.written(one) or "–" for one in (examples.labels[place], answer)),
+        ]
         for place, answer in zip(places.tolist(), wrong.tolist(), strict=True)
     ]
     return Sheet(["example", "text", "true, and said by the other", f"said by {loser}"], lines, numeric=1)

@@ -190,7 +190,10 @@ def _resampled(variants: list[Variant], metric: str) -> dict[str, np.ndarray]:
 
 
 def _mcnemar(a: Run, b: Run) -> float | None:
-    if a.answers is None or b.answers is None or a.answers[1].dtype.kind == "f":
+    if a.answers is None or b.answers is None:
+        return None
+    labels = a.answers[1]
+    if labels.dtype.kind == "f" or labels.ndim == 2:  # nothing is simply right or wrong
         return None
     return mcnemar(a.answers[0] == a.answers[1], b.answers[0] == b.answers[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,8 +24,8 @@ _COSTS: dict[str, tuple[str, bool, Callable[[Row], float]]] = {
 }
 #: Of the axis beyond what a score can be: a point at its end is seen whole.
 _MARGIN = 0.02
-#: Scores from -1 on; all others begin at 0.
-_CORRELATIONS = ("matthews_correlation", "pearson", "spearmanr")
+#: The lowest that these scores can be; all others begin at 0.
+_LOWEST = {"matthews_correlation": -1.0, "pearson": -1.0, "spearmanr": -1.0, "r2": -math.inf}
 
 
 class NoData(Exception):
@@ -156,8 +157,7 @@ def _line_with_intervals(
 def _possible(axes: Axes, metric: str) -> tuple[float, float]:
     """The axis as it is, as far as scores can go: intervals of two seeds go further."""
     low, high = axes.get_ylim()
-    least = -1.0 if metric in _CORRELATIONS else 0.0
-    return max(low, least - _MARGIN), min(high, 1 + _MARGIN)
+    return max(low, _LOWEST.get(metric, 0.0) - _MARGIN), min(high, 1 + _MARGIN)
 
 
 def _tick_at(axes: Axes, places: Sequence[float]) -> None:

@@ -76,9 +76,7 @@ class Run:
 
     @cached_property
     def answers(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """What it answered and labels, shape (examples,) each; None when the run has left no predictions.
-
-        Both int64, of classes, or fp32, of scores.
+        """What it answered, as `answers_of` gives it, and labels; None when the run has left no predictions.
 
         Raises:
             UserError: the file is damaged.

@@ -77,16 +77,30 @@ def _row(comparison: Comparison, variant: Variant) -> Row:
 
 
 def _constant(comparison: Comparison) -> Row | None:
-    """What always answering the most frequent class, or the mean score, scores on the validation split."""
+    """What an answer that is always the same scores on the validation split."""
     labels = next((run.answers[1] for run in comparison.runs if run.answers is not None), None)
     if labels is None:
         return None
-    is_score = labels.dtype.kind == "f"
-    answer = np.full((1, len(labels)), labels.mean() if is_score else np.bincount(labels).argmax())
+    title, answer = _most_common(labels)
     names = [name for name in comparison.metrics if name in RESAMPLED]
-    metrics = {name: mean_interval(score_of(answer, labels, name).tolist()) for name in names}
-    title = "mean score" if is_score else "majority class"
+    always = np.broadcast_to(answer, (1, *labels.shape))
+    metrics = {name: mean_interval(score_of(always, labels, name).tolist()) for name in names}
     return Row(title, (), metrics, {}, 0, 0.0, None, "", (), baseline=True)
+
+
+def _most_common(labels: np.ndarray) -> tuple[str, np.ndarray]:
+    """The answer that there is most of, and what it is called.
+
+    Where an example may have several classes, those of more than half of the examples; or the most frequent one, for an
+    answer of none would score nothing.
+    """
+    if labels.dtype.kind == "f":
+        return "mean score", np.asarray(labels.mean())
+    if labels.ndim == 1:
+        return "majority class", np.asarray(np.bincount(labels).argmax())
+    share = labels.mean(axis=0)
+    chosen = share > 0.5 if share.max() > 0.5 else np.arange(len(share)) == share.argmax()
+    return "most frequent classes", chosen.astype(labels.dtype)
 
 
 def without_result(runs: list[Run]) -> list[tuple[str, str, str]]:

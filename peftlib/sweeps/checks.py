@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peftlib.data.tasks import DEFAULT_TASK, METRICS_OF_OWN_DATA, TASKS
+from peftlib.data.tasks import DEFAULT_TASK, METRICS_OF_OWN_DATA, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 from peftlib.errors import UserError, nearest
 from peftlib.flags import TAKES_JSON, as_json
 
@@ -76,7 +76,7 @@ def check_metric(sweep: Sweep) -> None:
     by = _given(sweep, "metric_for_best_model") or [None]
     for name in _given(sweep, "task_name") or [None]:
         task = TASKS[name or DEFAULT_TASK]
-        metrics = METRICS_OF_OWN_DATA if own else task.metrics
+        metrics = _of_own_data(sweep) if own else task.metrics
         best = {metric or metrics[0] for metric in by}  # a run logs one of them
         logged = {f"eval/{metric}" for metric in ("loss", *metrics, *(f"best_{one}" for one in best if len(best) == 1))}
         if sweep.metric not in logged:
@@ -87,6 +87,13 @@ def check_metric(sweep: Sweep) -> None:
             raise UserError(
                 f"metric.name: {whose} does not log {sweep.metric}{hint} (known: {', '.join(sorted(logged))})"
             )
+
+
+def _of_own_data(sweep: Sweep) -> tuple[str, ...]:
+    """What a task of one's own data may be scored by; whether its rows have several classes, only they tell."""
+    if any(_given(sweep, "do_regression")):
+        return METRICS_OF_OWN_DATA[REGRESSION]
+    return tuple(dict.fromkeys(METRICS_OF_OWN_DATA[SINGLE_LABEL] + METRICS_OF_OWN_DATA[MULTI_LABEL]))
 
 
 def _given(sweep: Sweep, name: str) -> list[str | None]:

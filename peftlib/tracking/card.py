@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from peftlib.data.own_data import task_in_table
+from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
 from peftlib.modeling import PACKAGED_MODELS, hub_name_of_base
 from peftlib.strategies import STRATEGIES
 
@@ -43,8 +44,14 @@ _RECORD = "The whole record is in `run.json`, the curves are in `metrics.jsonl`.
 
 #: Behind the code for a model of scores.
 _OF_SCORES = """
-`model(**tokenizer(sentence1, sentence2, return_tensors="pt")).logits[0, 0]` is the score of a pair, which may lie a
-little outside of the range.
+`model(**tokenizer({texts}, return_tensors="pt")).logits[0, 0]` is the score, which may lie a little outside of those
+trained on.
+"""
+
+#: Behind the code for a model of any number of classes.
+_OF_SEVERAL = """
+`model(**tokenizer({texts}, return_tensors="pt")).logits[0].sigmoid()` is each class's probability; those above a half
+are the answer.
 """
 
 #: Behind the code for an adapter, beside the run.
@@ -59,7 +66,7 @@ name, or another one, put there where it is.
 """
 
 #: What the Hub calls a metric that has another name here, which is the one of `evaluate`'s glue.
-_HUB_METRICS = {"pearson": "pearsonr"}
+_HUB_METRICS = {"pearson": "pearsonr", "r2": "r_squared"}
 
 _CHECKPOINT = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -92,16 +99,20 @@ def model_card(
     }
     if (dataset := _on_hub(run)) is not None:
         metadata["datasets"] = [dataset]
-    if "score_range" in run:
-        low, high = run["score_range"]
-        outputs, labels = 'num_labels=1, problem_type="regression"', f"Scores from {low:g} to {high:g}"
+    kind = problem_type_of(run)
+    below = {MULTI_LABEL: _OF_SEVERAL, REGRESSION: _OF_SCORES}.get(kind, "").format(texts=_texts(run))
+    if kind == REGRESSION:
+        outputs, labels = f'num_labels=1, problem_type="{kind}"', "Scores"
+        if "score_range" in run:
+            labels = "Scores from {:g} to {:g}".format(*run["score_range"])
     else:
         names = enumerate(run["labels"])
         classes = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for index, name in names)
         outputs = f"id2label={{{classes}}}"
         labels = "Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(run["labels"]))
+        if kind == MULTI_LABEL:
+            outputs, labels = f'{outputs}, problem_type="{kind}"', f"{labels}; any number of them for a text"
     usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, outputs=outputs)
-    below = _OF_SCORES if "score_range" in run else ""
     if is_adapter and not public:
         hub = f", or its name on the Hub, `{on_hub}`" if base in PACKAGED_MODELS else ""
         below += _ELSEWHERE.format(location=run["model"]["location"], hub=hub)
@@ -150,6 +161,13 @@ def name_for_others(model: dict[str, Any]) -> str:
         model: what `run.json` says of it.
     """
     return hub_name_of_base(model) or Path(model["location"]).name
+
+
+def _texts(run: dict[str, Any]) -> str:
+    """What a tokenizer is given, in the card's code."""
+    task = task_in_table(run["arguments"])
+    columns = run.get("text_columns") if task is None or task.hub is None else task.hub.text_columns
+    return "text" if columns is None or len(columns) == 1 else "sentence1, sentence2"
 
 
 def _on_hub(run: dict[str, Any]) -> str | None:

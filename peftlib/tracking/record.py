@@ -163,6 +163,7 @@ def describe_run(
             "configuration": base.configuration,
         },
         "labels": list(task.labels),
+        "problem_type": task.problem_type,
         **scores,
         **own,
         "data": data,

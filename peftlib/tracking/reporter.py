@@ -12,6 +12,7 @@ from typing import Any, TextIO, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
 from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
 from peftlib.strategies import STRATEGIES
@@ -287,12 +288,13 @@ def _named(arguments: dict[str, Any]) -> str:
 
 def _outputs(facts: dict[str, Any]) -> dict[str, str]:
     """The classes: their number, and the first of them, for a typo in one's own file is a class too. Or the scores."""
-    if "score_range" in facts:
-        low, high = facts["score_range"]
-        return {"scores": f"{low:g} to {high:g}"}
+    kind = problem_type_of(facts)
+    if kind == REGRESSION:
+        return {"scores": "{:g} to {:g}".format(*facts["score_range"]) if "score_range" in facts else "any number"}
     labels = facts["labels"]
     shown = ", ".join(label if len(label) <= 30 else f"{label[:30]}…" for label in labels[:8])
-    return {"classes": f"{len(labels)}: {shown}" + (", …" if len(labels) > 8 else "")}
+    title = "classes, any number of them" if kind == MULTI_LABEL else "classes"
+    return {title: f"{len(labels)}: {shown}" + (", …" if len(labels) > 8 else "")}
 
 
 def _flat(sweep: dict[str, str] | None) -> dict[str, str]:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+
+from peftlib.evaluation.losses import losses
 
 
 def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy or squared error of a micro-batch, each example weighted by its share in the window.
+    """The loss of a micro-batch, each example weighted by its share in the window.
 
     With weights 1/N over the N examples of a window, the sum over its micro-batches and processes is the
     window's mean loss, whatever the cut.
 
     Args:
         logits: shape (B, classes), any float type; the loss is computed in fp32.
-        labels: class indices, shape (B,); or scores, of a float type, for logits of shape (B, 1).
+        labels: as `losses` takes them.
         weight: fp32, shape (B,).
 
     Returns:
         A scalar.
     """
-    if labels.is_floating_point():
-        return (nn.functional.mse_loss(logits.float().squeeze(-1), labels, reduction="none") * weight).sum()
-    return (nn.functional.cross_entropy(logits.float(), labels, reduction="none") * weight).sum()
+    return (losses(logits.float(), labels) * weight).sum()
 
 
 def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:

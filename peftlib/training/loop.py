@@ -32,7 +32,7 @@ def train_step(accelerator: Accelerator, model: nn.Module, batch: dict[str, torc
     """
     inputs, targets = split_inputs(batch)
     logits = model(**inputs).logits
-    if is_in_rows(batch) and not targets.labels.is_floating_point():  # on a GPU where Triton's kernels run anyway
+    if is_in_rows(batch) and targets.are_classes:  # on a GPU where Triton's kernels run anyway
         from peftlib.acceleration.loss import weighted_loss_in_one  # it imports Triton
 
         loss = weighted_loss_in_one(logits, targets.labels, targets.weight)

@@ -46,6 +46,8 @@ SAMPLES = {
     "validation_file": ("dev.csv", "dev.csv"),
     "text_column_names": ("subject,body", "subject,body"),
     "label_column_name": ("folder", "folder"),
+    "label_delimiter": ("|", "|"),
+    "do_regression": ("True", True),
     "max_length": ("64", 64),
     "pad_to_max_length": ("True", True),
     "group_by_length": ("false", False),
@@ -98,7 +100,14 @@ SAMPLES = {
 #: Flags that say nothing without others.
 COMPANIONS = {
     name: [f"--{other}=a.csv" for other in ("train_file", "validation_file") if other != name]
-    for name in ("train_file", "validation_file", "text_column_names", "label_column_name")
+    for name in (
+        "train_file",
+        "validation_file",
+        "text_column_names",
+        "label_column_name",
+        "label_delimiter",
+        "do_regression",
+    )
 } | {
     name: ["--dataset_name=me/mails"]
     for name in ("dataset_config_name", "train_split_name", "validation_split_name", "test_split_name")
@@ -121,7 +130,7 @@ def test_a_flag_is_the_same_in_both_spellings_and_in_a_file(name, config):
     hyphenated = f"--{name.replace('_', '-')}"
     for words in ((f"--{name}={text}",), (f"--{name}", text), (f"{hyphenated}={text}",), (hyphenated, text)):
         assert parse(*method, *words).flat()[name] == value, words
-    written = f"'{text}'" if text.startswith("{") else text
+    written = f"'{text}'" if text[0] in "{|" else text
     for key in (name, name.replace("_", "-")):
         assert parse(*method, config(f"{key}: {written}\n")).flat()[name] == value, key
 
@@ -202,7 +211,7 @@ OWN = ("--train_file", "mails/train.csv", "--validation_file", "mails/dev.csv")
 
 def test_files_of_one_s_own_are_a_task_with_a_name():
     args = parse(*OWN, "--text_column_names", "subject,body")
-    assert args.data.own == OwnData("mails/train.csv", "mails/dev.csv", ("subject", "body"), "label")
+    assert args.data.own == OwnData("mails/train.csv", "mails/dev.csv", ("subject", "body"), ("label",))
     assert args.task_name == args.flat()["task_name"] == "mails"
     assert args.num_train_epochs == 3
     assert parse().data.own is None

@@ -121,6 +121,15 @@ def test_scores_are_laid_out_as_scores():
         assert torch.equal(labels[:3], torch.tensor([0.5, 5.0, 3.8])) and not labels[3:].any()
 
 
+def test_labels_of_any_number_of_classes_are_rows():
+    labels = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 1]])
+    given = chosen([9, 4, 30])._replace(labels=labels)
+    for collator in (PADDED, PADDED.in_rows(0)):
+        targets = split_inputs(collator(given))[1]
+        assert targets.labels.dtype == torch.int64 and not targets.are_classes
+        assert torch.equal(targets.labels[:3], torch.from_numpy(labels)) and not targets.labels[3:].any()
+
+
 def test_fillers_take_what_is_left_over():
     """Of any number of tokens: of one row at least, and of the width at most."""
     for tokens in [*range(1, 40_000), *range(70_000, 80_000), *range(290_000, 300_000)]:

@@ -112,7 +112,6 @@ def test_a_folder_of_files_in_slices(tmp_path: Path) -> None:
             ", train: no column 'topic' (there are: idx, text, label, tags); name it in --lab",
         ),
         ({"text_column_names": "idx"}, ", train, row 1: the idx is no text (0); leave the row out"),
-        ({"label_column_name": "tags", "text_column_names": "text"}, ", train, row 1: the tags is ['x0']; a class is"),
         ({"train_split_name": "test"}, ", test, row 1: the label is empty; leave the row out"),
         ({"dataset_config_name": "en"}, "cannot be read: what save_to_disk has written has no configuration en"),
         ({"train_split_name": "train[:1]"}, "at least two classes are needed, 'label' has only 'sport'"),
@@ -170,7 +169,7 @@ def test_the_hub_s_cache_is_what_there_is_without_it(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(dataset_tables, "hub_access", lambda *words, **options: reached)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    found = read_dataset("me/news", "en", "train", texts=None, label="label", split_flag="--train_split_name")
+    found = read_dataset("me/news", "en", "train", texts=None, labels=("label",), split_flag="--train_split_name")
     assert asked == [("me/news", "en", "train", not reached)]
     assert (found.source, found.columns, found.classes) == (
         "me/news (en), train",
@@ -192,5 +191,5 @@ def test_the_hub_is_asked_once_for_all_splits(monkeypatch: pytest.MonkeyPatch, r
     monkeypatch.setattr(dataset_tables, "hub_access", hub_access)
     monkeypatch.setattr(datasets, "load_dataset", lambda *words, **options: table())
     for name in ("train", "validation", "train"):
-        read_dataset("me/news", None, name, texts=None, label="label", split_flag=f"--{name}_split_name")
+        read_dataset("me/news", None, name, texts=None, labels=("label",), split_flag=f"--{name}_split_name")
     assert asked == ["me/news"]

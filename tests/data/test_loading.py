@@ -17,7 +17,7 @@ from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
 def test_the_first_rows_of_a_file_that_is_sorted_by_class_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "sorted.csv"
     path.write_text("text,label\n" + "".join(f"so {n},{label}\n" for label in ("ham", "spam") for n in range(20)))
-    task = find_task("sorted", OwnData(str(path), str(path), None, "label"))
+    task = find_task("sorted", OwnData(str(path), str(path), None, ("label",)))
     tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
 
     def first(count: int | None) -> int:
@@ -40,7 +40,7 @@ def test_a_slice_of_a_dataset_that_is_sorted_by_class_is_refused(
     rows = {"text": [f"so {n}" for n in range(40)], "label": [int(n > 20) for n in range(40)]}
     features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
     datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk(tmp_path / "sorted")
-    own = OwnData("train[:60%]", "train[60%:]", None, "label", dataset=(str(tmp_path / "sorted"), None))
+    own = OwnData("train[:60%]", "train[60%:]", None, ("label",), dataset=(str(tmp_path / "sorted"), None))
     tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
     with pytest.raises(UserError, match=r"^16 examples of .*sorted, train\[60%:\] are all spam; shuffle the rows"):
         load_splits(find_task("x", own), tokenizer, None, 16, None, None)
@@ -50,7 +50,7 @@ def test_a_split_that_is_scored_again_is_laid_out_as_it_was_in_training(tmp_path
     """In batches of other widths a matrix product may round otherwise."""
     (tmp_path / "train.csv").write_text("text,label\na b c d e f g h i j k,x\na,y\n")
     (tmp_path / "dev.csv").write_text("text,label\na b c,x\na,y\n")
-    own = OwnData(str(tmp_path / "train.csv"), str(tmp_path / "dev.csv"), None, "label")
+    own = OwnData(str(tmp_path / "train.csv"), str(tmp_path / "dev.csv"), None, ("label",))
     tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
     splits = load_splits(find_task("x", own), tokenizer, None, 64, None, None)
     assert [split["longest"] for split in splits.facts().values()] == [13, 5]
@@ -66,7 +66,7 @@ def test_a_split_that_is_scored_again_is_laid_out_as_it_was_in_training(tmp_path
 def test_the_extent_of_splits_is_that_of_the_longer_one(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na b c d,x\na,y\n")
     (tmp_path / "dev.csv").write_text("text,label\na zebra,x\n")
-    own = OwnData(str(tmp_path / "train.csv"), str(tmp_path / "dev.csv"), None, "label")
+    own = OwnData(str(tmp_path / "train.csv"), str(tmp_path / "dev.csv"), None, ("label",))
     tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
     splits = load_splits(find_task("x", own), tokenizer, None, 16, None, None)
     zebra = tokenizer.convert_tokens_to_ids("zebra")
@@ -77,7 +77,9 @@ def test_the_longest_examples_as_the_collator_lays_them_out(tmp_path: Path) -> N
     path = tmp_path / "x.csv"
     path.write_text("text,label\na,x\na b c,y\na b,x\n")
     tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
-    splits = load_splits(find_task("x", OwnData(str(path), str(path), None, "label")), tokenizer, None, 16, None, None)
+    splits = load_splits(
+        find_task("x", OwnData(str(path), str(path), None, ("label",))), tokenizer, None, 16, None, None
+    )
     loader, _, _ = build_loaders(
         splits, tokenizer, (2, 2), 1, 1, seed=1, group_by_length=True, pad_to=9, num_workers=0
     )  # fmt: skip

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from peftlib.data.own_data import name_of_own_data, own_data_of, task_in_table
 from peftlib.data.sources import find_task, load_examples
-from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS, OwnData, Task
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, SINGLE_LABEL, TASKS, OwnData, Task
 from peftlib.errors import UserError
 
 KINDS = ("csv", "tsv", "json", "jsonl")
@@ -86,7 +86,11 @@ def test_the_classes_are_those_of_the_training_file_in_both_splits(tmp_path: Pat
     train = write(tmp_path / "mails.csv", [{"text": name, "label": name} for name in ("spam", "ham", "news", "ham")])
     dev = write(tmp_path / "dev.jsonl", [{"label": "spam", "text": "a"}, {"label": "ham", "text": "b"}])
     task = task_of(train, dev)
-    assert (task.name, task.labels, task.metrics) == ("mails", ("ham", "news", "spam"), METRICS_OF_OWN_DATA)
+    assert (task.name, task.labels, task.metrics) == (
+        "mails",
+        ("ham", "news", "spam"),
+        METRICS_OF_OWN_DATA[SINGLE_LABEL],
+    )
     assert load_examples(task, "train").labels == [2, 0, 1, 0]
     assert load_examples(task, "validation").labels == [2, 0]
     with pytest.raises(UserError, match="mails is read from files, and has no test split"):
@@ -167,7 +171,7 @@ def test_a_long_text_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_task_is_called_as_its_file_or_folder(path: str, name: str) -> None:
-    assert name_of_own_data(OwnData(path, "dev.csv", None, "label")) == name
+    assert name_of_own_data(OwnData(path, "dev.csv", None, ("label",))) == name
     assert name not in TASKS
 
 
@@ -178,8 +182,8 @@ def test_data_of_one_s_own_are_no_task_of_the_table_whatever_they_are_called(tmp
     assert task_in_table({"task_name": "mnli", "dataset_name": "me/mnli"}) is None
     assert task_in_table({"task_name": "mails"}) is None and task_in_table({}) is None
     path = write(tmp_path / "dev.csv", [{"text": f"so {label}", "label": label} for label in (1, 2, 3)])
-    own = OwnData(str(path), str(path), None, "label")
-    examples = load_examples(Task("mnli", ("1", "2", "3"), METRICS_OF_OWN_DATA, own=own), "validation")
+    own = OwnData(str(path), str(path), None, ("label",))
+    examples = load_examples(Task("mnli", ("1", "2", "3"), METRICS_OF_OWN_DATA[SINGLE_LABEL], own=own), "validation")
     assert examples.labels == [0, 1, 2]
 
 
@@ -195,12 +199,14 @@ def test_a_task_is_called_as_its_dataset(dataset: str, name: str) -> None:
 def test_data_are_of_one_s_own_when_flags_say_so() -> None:
     assert own_data_of({}) is None
     files = {"train_file": "a.csv", "validation_file": "b.csv"}
-    assert own_data_of(files) == OwnData("a.csv", "b.csv", None, "label")
+    assert own_data_of(files) == OwnData("a.csv", "b.csv", None, ("label",))
     named = {**files, "text_column_names": " one , other", "label_column_name": "stars"}
-    assert own_data_of(named) == OwnData("a.csv", "b.csv", ("one", "other"), "stars")
-    assert own_data_of({"dataset_name": "x/y"}) == OwnData("train", "validation", None, "label", "test", ("x/y", None))
+    assert own_data_of(named) == OwnData("a.csv", "b.csv", ("one", "other"), ("stars",))
+    assert own_data_of({"dataset_name": "x/y"}) == OwnData(
+        "train", "validation", None, ("label",), "test", ("x/y", None)
+    )
     flags = {"dataset_name": "x", "dataset_config_name": "en", "validation_split_name": "dev", "test_split_name": "all"}
-    assert own_data_of(flags) == OwnData("train", "dev", None, "label", "all", ("x", "en"))
+    assert own_data_of(flags) == OwnData("train", "dev", None, ("label",), "all", ("x", "en"))
 
 
 FILES = {"train_file": "a.csv", "validation_file": "a.csv"}
@@ -267,8 +273,8 @@ def test_missing_texts_and_classes_are_refused(refused: Callable[..., str], text
 def test_what_is_no_text_and_no_class(refused: Callable[..., str]) -> None:
     said = "mine.jsonl, line 1: the label is 0.5; a class is a name or a whole number"
     assert refused('{"text": "a", "label": 0.5}', "mine.jsonl") == said
-    assert "the label is ['a']; a class is" in refused('{"text": "a", "label": ["a"]}', "mine.jsonl")
-    said = "mine.csv, line 2: the label is 1.50; a class is a name or a whole number: write 1, not 1.0"
+    said = "mine.csv, line 2: the label is 1.50; a class is a name or a whole number: write 1, not 1.0, or "
+    said += "say --do_regression"
     assert refused("text,label\na, 1.50\n") == said
     assert len(refused(json.dumps({"text": "a", "label": ["b"] * 9999}), "mine.jsonl")) < 150
     assert "has semicolons between its columns; write commas" in refused("text;label\na;b\n")

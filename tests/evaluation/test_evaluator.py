@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from peftlib.data.batching import Slot, WindowBatches
 from peftlib.data.collation import Collator
 from peftlib.data.encoding import EncodedExamples
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, MULTI_LABEL, REGRESSION
 from peftlib.evaluation.evaluator import evaluate, predict
 from peftlib.training.devices import build_accelerator
 from tests.launching import run_in_two
@@ -93,15 +94,32 @@ def test_the_scores_are_those_of_the_logits(tmp_path: Path) -> None:
 
 def test_the_answers_of_regression_are_scores(tmp_path: Path) -> None:
     accelerator, _ = build_accelerator("no", 1, [], tmp_path, 1)
-    split, model = encoded(17, regression=True), tiny_bert(outputs=1)
+    split, model = encoded(17, kind=REGRESSION), tiny_bert(outputs=1)
     expected = plain_logits(model, split)[:, 0]
     names = ("pearson", "spearmanr")
     found = evaluate(accelerator, model, accelerator.prepare(loader(split, 4)), split.labels, names)
     assert list(found.metrics) == [*names, "loss"] and found.logits.shape == (17, 1)
     assert found.metrics["pearson"] == pytest.approx(np.corrcoef(expected, split.labels)[0, 1], abs=1e-5)
     assert found.metrics["loss"] == pytest.approx(((expected - split.labels) ** 2).mean(), rel=1e-5)
-    hidden = np.full(17, -1, dtype=np.float32)
+    hidden = np.full(17, np.nan, dtype=np.float32)
     assert evaluate(accelerator, model, accelerator.prepare(loader(split, 4)), hidden, names).metrics == {}
+
+
+def test_the_answers_of_any_number_of_classes_are_decisions(tmp_path: Path) -> None:
+    accelerator, _ = build_accelerator("no", 1, [], tmp_path, 1)
+    split, model = encoded(17, kind=MULTI_LABEL), tiny_bert(outputs=3)
+    probabilities = 1 / (1 + np.exp(-plain_logits(model, split)))
+    names = METRICS_OF_OWN_DATA[MULTI_LABEL]
+    found = evaluate(accelerator, model, accelerator.prepare(loader(split, 4)), split.labels, names)
+    assert list(found.metrics) == [*names, "loss"] and found.labels.shape == (17, 3)
+    answers, there = probabilities > 0.5, split.labels > 0
+    assert found.metrics["micro_f1"] == pytest.approx(2 * (answers & there).sum() / (answers.sum() + there.sum()))
+    assert found.metrics["subset_accuracy"] == pytest.approx((answers == there).all(axis=1).mean())
+    given = np.where(there, probabilities, 1 - probabilities)
+    assert found.metrics["loss"] == pytest.approx(-np.log(given).mean(), rel=1e-5)
+    hidden = np.full((17, 3), -1)
+    found = evaluate(accelerator, model, accelerator.prepare(loader(split, 4)), hidden, names)
+    assert found.metrics == {} and found.logits.shape == (17, 3)
 
 
 @pytest.mark.parametrize("expected", [4, 6])

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score
 
-from peftlib.data.tasks import METRICS_OF_OWN_DATA, TASKS
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, MULTI_LABEL, REGRESSION, TASKS
 from peftlib.evaluation.metrics import METRICS, score
 
+OF_SEVERAL = METRICS_OF_OWN_DATA[MULTI_LABEL]
 pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60)
 
 
@@ -103,7 +104,8 @@ def test_without_any_spread_a_correlation_is_0_and_says_nothing(
 
 
 def test_scores_of_a_model_that_diverged_are_no_numbers() -> None:
-    found = score(("pearson", "spearmanr"), np.array([np.nan, 1.0, 2.0], np.float32), np.array([0, 1, 2], np.float32))
+    names = METRICS_OF_OWN_DATA[REGRESSION]
+    found = score(names, np.array([np.nan, 1.0, 2.0], np.float32), np.array([0, 1, 2], np.float32))
     assert all(np.isnan(value) for value in found.values())
 
 
@@ -118,15 +120,52 @@ def test_only_what_is_asked_for_is_computed() -> None:
     assert score(("f1",), np.array([1]), np.array([1])) == {"f1": 1.0}
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_they_are_modules_of_evaluate(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "several"),
+    [*((name, False) for name in METRICS if name not in ("micro_f1", "subset_accuracy")),
+     *((name, True) for name in OF_SEVERAL)],
+)  # fmt: skip
+def test_they_are_modules_of_evaluate(name: str, several: bool) -> None:
     metric = METRICS[name]()
     assert isinstance(metric, evaluate.Metric)
-    metric.add_batch(predictions=[1, 0], references=[1, 1])
-    metric.add_batch(predictions=[1], references=[1])
+    first, second = ([[1, 0], [0, 1]], [[1, 1]]) if several else ([1, 0], [1])
+    metric.add_batch(predictions=first, references=first[::-1])
+    metric.add_batch(predictions=second, references=second)
     assert list(metric.compute()) == [name]
 
 
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=30))
+def test_r2_is_the_share_of_variance_that_is_explained(answers: list[tuple[int, int]]) -> None:
+    predictions, references = np.asarray(answers, dtype=np.float32).T
+    found = score(("r2",), predictions, references)["r2"]
+    spread = ((references - references.mean(dtype=float)) ** 2).sum()
+    expected = 1 - ((predictions - references) ** 2).sum() / spread if np.ptp(references) else 0.0
+    assert found == pytest.approx(expected)
+
+
+#: (predictions, references) of examples that may have any number of three classes.
+decisions = st.lists(st.lists(st.integers(0, 1), min_size=6, max_size=6), min_size=1, max_size=30).map(
+    lambda rows: np.asarray(rows).reshape(-1, 2, 3).transpose(1, 0, 2)
+)
+
+
+@settings(max_examples=60)
+@given(decisions)
+def test_any_number_of_classes_for_an_example(answers: np.ndarray) -> None:
+    predictions, references = answers
+    found = score(OF_SEVERAL, predictions, references)
+    hits, marked = predictions & references, predictions + references
+    each = [2 * hits[:, name].sum() / marked[:, name].sum() for name in range(3) if marked[:, name].any()]
+    assert found == {
+        "micro_f1": pytest.approx(2 * hits.sum() / marked.sum() if marked.any() else 0.0),
+        "macro_f1": pytest.approx(np.mean(each) if each else 0.0),
+        "subset_accuracy": pytest.approx((predictions == references).all(axis=1).mean()),
+    }
+    assert found["micro_f1"] == f1_score(references, predictions, average="micro", zero_division=0)
+
+
 def test_every_task_names_metrics_that_exist() -> None:
-    assert {*METRICS_OF_OWN_DATA, *(name for task in TASKS.values() for name in task.metrics)} <= METRICS.keys()
+    own = {name for names in METRICS_OF_OWN_DATA.values() for name in names}
+    assert {*own, *(name for task in TASKS.values() for name in task.metrics)} == METRICS.keys()
     assert TASKS["mrpc"].metrics == ("accuracy", "f1")

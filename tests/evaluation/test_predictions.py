@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from peftlib.data.tasks import TASKS
+from peftlib.data.tasks import MULTI_LABEL, TASKS, Task
 from peftlib.errors import RunError, UserError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.evaluation.predictions import (
@@ -67,6 +68,23 @@ def test_a_score_is_written_as_it_came_and_for_glue_s_server_within_its_range(tm
     lines = (tmp_path / "test" / "STS-B.tsv").read_text().splitlines()
     assert lines == ["index\tprediction", "0\t0.000", "1\t2.346", "2\t5.000"]
     assert (tmp_path / "test" / "predictions.csv").read_text().splitlines()[:2] == ["index,prediction", "0,-0.300000"]
+
+
+def test_of_several_classes_each_has_its_probability(tmp_path):
+    task = Task("mails", ("ham", "a,d", "spam"), (), problem_type=MULTI_LABEL)
+    logits = np.array([[1.5, -1.5, 0.5], [-3.0, -0.5, 0.0]], dtype=np.float32)
+    labels = np.array([[1, 1, 0], [0, 0, 0]])
+    write_answers(tmp_path, task, None, Evaluation({"micro_f1": 0.5}, logits, labels, 1.0), {"source": "dev"})
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    titles = ["probability of ham", "probability of a,d", "probability of spam"]
+    assert list(rows[0]) == ["index", "prediction", *titles, "label"]
+    assert [(row["prediction"], row["label"]) for row in rows] == [("ham|spam", "ham|a,d"), ("", "")]
+    assert [[float(row[title]) for title in titles] for row in rows] == pytest.approx(
+        1 / (1 + np.exp(-logits)), abs=1e-6
+    )
+    logits, labels = load_predictions(tmp_path)
+    assert answers_of(logits, labels).tolist() == [[1, 0, 1], [0, 0, 0]]  # a half is not more than a half
 
 
 def test_answers_replace_those_to_the_same_texts_and_nothing_else(tmp_path, monkeypatch):

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, r2_score
 
-from peftlib.evaluation.metrics import METRICS
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, MULTI_LABEL
+from peftlib.evaluation.metrics import METRICS, score
 from peftlib.evaluation.resampling import RESAMPLED, resampled_scores, score_of, streams
 
 SCORERS = {
@@ -18,7 +19,10 @@ SCORERS = {
     "macro_f1": lambda y, p: f1_score(y, p, average="macro", zero_division=0.0),
     "matthews_correlation": matthews_corrcoef,
 }
+OF_SEVERAL = METRICS_OF_OWN_DATA[MULTI_LABEL]
 CORRELATIONS = {"pearson": pearsonr, "spearmanr": spearmanr}
+#: Whose value is not bounded below: compared relative to their size.
+OF_SCORES = {**CORRELATIONS, "r2": r2_score}
 
 
 def drawn_scores(seed, examples, runs):
@@ -31,26 +35,27 @@ def drawn_scores(seed, examples, runs):
 
 
 def scipys(function, labels, predictions):
-    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+    if np.ptp(labels) == 0 or (function is not r2_score and np.ptp(predictions) == 0):
         return 0.0
-    return function(labels.astype(float), predictions.astype(float)).statistic
+    found = function(labels.astype(float), predictions.astype(float))
+    return getattr(found, "statistic", found)
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(list(CORRELATIONS)))
-def test_correlations_are_scipys(examples, runs, seed, metric):
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(list(OF_SCORES)))
+def test_scores_of_scores_are_scipys_and_scikit_learns(examples, runs, seed, metric):
     predictions, labels = drawn_scores(seed, examples, runs)
-    expected = [scipys(CORRELATIONS[metric], labels, row) for row in predictions]
+    expected = [scipys(OF_SCORES[metric], labels, row) for row in predictions]
     assert score_of(predictions, labels, metric) == pytest.approx(expected, abs=1e-9)
 
 
 @settings(max_examples=30)
-@given(st.integers(2, 30), st.integers(0, 1000), st.sampled_from(list(CORRELATIONS)))
-def test_a_resampled_correlation_is_that_of_the_drawn_examples(examples, seed, metric):
+@given(st.integers(2, 30), st.integers(0, 1000), st.sampled_from(list(OF_SCORES)))
+def test_a_resampled_score_of_scores_is_that_of_the_drawn_examples(examples, seed, metric):
     predictions, labels = drawn_scores(seed, examples, 2)
     found = resampled_scores(predictions, labels, metric, resamples=5, seed=seed)
     drawn = np.random.default_rng(streams(seed)[0]).integers(0, examples, (5, examples))
-    expected = [[scipys(CORRELATIONS[metric], labels[row], run[row]) for run in predictions] for row in drawn]
+    expected = [[scipys(OF_SCORES[metric], labels[row], run[row]) for run in predictions] for row in drawn]
     assert found == pytest.approx(np.array(expected), abs=1e-9)
 
 
@@ -96,8 +101,21 @@ def test_a_resample_is_the_score_of_the_drawn_examples(examples, seed, metric):
     assert found == pytest.approx(np.array(expected))
 
 
+@settings(max_examples=50)
+@given(st.integers(1, 30), st.integers(1, 3), st.integers(0, 2**32 - 1), st.sampled_from(OF_SEVERAL))
+def test_scores_of_any_number_of_classes_are_the_metrics(examples, runs, seed, metric):
+    generator = np.random.default_rng(seed)
+    labels, predictions = (generator.integers(0, 2, (*first, examples, 3)) for first in ((), (runs,)))
+    expected = [score((metric,), row, labels)[metric] for row in predictions]
+    assert score_of(predictions, labels, metric) == pytest.approx(expected)
+    found = resampled_scores(predictions, labels, metric, resamples=3, seed=1)
+    drawn = np.random.default_rng(streams(1)[0]).integers(0, examples, (3, examples))
+    expected = [[score((metric,), run[row], labels[row])[metric] for run in predictions] for row in drawn]
+    assert found == pytest.approx(np.array(expected))
+
+
 def test_every_metric_can_be_resampled():
-    assert set(RESAMPLED) == {*SCORERS, *CORRELATIONS} == set(METRICS)
+    assert set(RESAMPLED) == {*SCORERS, *OF_SCORES, *OF_SEVERAL} == set(METRICS)
 
 
 def test_more_resamples_than_fit_at_a_time():

@@ -10,6 +10,7 @@ import numpy as np
 
 from peftlib.arguments import parse_train_arguments
 from peftlib.data.sources import find_task
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, MULTI_LABEL
 from peftlib.evaluation.metrics import score
 from peftlib.evaluation.predictions import save_predictions
 
@@ -52,6 +53,7 @@ def make_run(
     parsed = parse_train_arguments([*map(str, words), "--seed", str(seed)])
     arguments = parsed.flat()
     task, method = arguments["task_name"], arguments["method"]
+    found = find_task(task, parsed.data.own)
     # The examples are the task's, the errors are the run's.
     labels = np.random.default_rng(7).integers(0, 2, EXAMPLES)
     generator = np.random.default_rng([seed, *map(ord, folder.name)])
@@ -67,7 +69,8 @@ def make_run(
         "started": f"2026-01-01T00:{seed % 60:02d}:00+00:00",
         "arguments": arguments,
         "model": {"name": arguments["model_name_or_path"], "location": "/models/made-up"},
-        "labels": find_task(task, parsed.data.own).labels,
+        "labels": found.labels,
+        "problem_type": found.problem_type,
         "data": {
             "train": {"examples": 1000, "fingerprint": "e" * 64, "source": "made up"},
             "validation": {"examples": EXAMPLES, "fingerprint": fingerprint, "source": "made up"},
@@ -92,6 +95,25 @@ def make_run(
         record["error"] = "the loss is nan at step 3"
     (folder / "run.json").write_text(json.dumps(record | (changes or {})))
     _write_curve(folder / "metrics.jsonl", 1 - error, generator)
+    return folder
+
+
+def make_run_of_several(folder: Path, *words: object, seed: int = 42, error: float = 0.2) -> Path:
+    """A run on examples that have any number of three classes; of these so many are wrong, drawn by the seed."""
+    labels = (np.random.default_rng(7).random((EXAMPLES, 3)) < (0.6, 0.3, 0.1)).astype(np.int64)
+    wrong = np.random.default_rng([seed, *map(ord, folder.name)]).random(labels.shape) < error
+    answers = np.where(wrong, 1 - labels, labels)
+    mails = folder.parent / "mails.json"
+    mails.write_text(json.dumps([{"text": f"mail {i}", "label": [list("abc")[j] for j in range(3) if row[j]]}
+                                 for i, row in enumerate(labels.tolist())]))  # fmt: skip
+    words = ("--train_file", mails, "--validation_file", mails, *words)
+    make_run(folder, *words, seed=seed, predictions=False)
+    save_predictions(folder, np.where(answers > 0, 2.0, -2.0), labels)
+    record = json.loads((folder / "run.json").read_text())
+    scores = score(METRICS_OF_OWN_DATA[MULTI_LABEL], answers, labels)
+    record["results"] |= {f"best_eval_{name}": value for name, value in scores.items()}
+    del record["results"]["best_eval_accuracy"]
+    (folder / "run.json").write_text(json.dumps(record))
     return folder
 
 

@@ -71,6 +71,23 @@ def test_the_texts_of_files_of_one_s_own(tmp_path: Path, capsys: pytest.CaptureF
     assert lines[4].startswith("1 ") and "buy now" in lines[4]
 
 
+def test_of_several_classes_all_have_to_be_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mails.json"
+    mails = [("hello", ["ham"]), ("buy now", ["ad", "spam"]), ("see you", [])]
+    path.write_text(json.dumps([{"text": text, "label": label} for text, label in mails]))
+    words = ["--train_file", str(path), "--validation_file", str(path)]
+    examples = load_examples(find_task("mails", parse_train_arguments(words).data.own), "validation")
+    runs = []
+    for name, answers in (("a", [[0, 1, 0], [1, 0, 1], [1, 1, 1]]), ("b", [[0, 1, 0], [0, 0, 1], [0, 0, 0]])):
+        folder = make_run(tmp_path / name, *words, fingerprint=examples.fingerprint())
+        save_predictions(folder, np.array(answers) - 0.5, np.array(examples.labels))
+        runs.append(read_run(folder))
+    lines = shown(capsys, *runs)
+    assert lines[0] == "mails: both right 1, both wrong 0 of 3"
+    assert [cell.strip() for cell in lines[4].split("  ") if cell] == ["1", "buy now", "ad|spam", "spam"]
+    assert [cell.strip() for cell in lines[8].split("  ") if cell] == ["2", "see you", "–", "ad|ham|spam"]
+
+
 def test_the_number_of_examples_is_limited(tmp_path: Path, glue: Path, capsys: pytest.CaptureFixture[str]) -> None:
     right, wrong = [0, 1] * 5, [1, 0] * 5
     lines = shown(capsys, answering(tmp_path / "a", glue, right), answering(tmp_path / "b", glue, wrong), most=3)

@@ -13,7 +13,7 @@ from peftlib.evaluation.statistics import compare_seeds, holm, mcnemar, seeds_fo
 from peftlib.reporting.grouping import compare
 from peftlib.reporting.pairs import compare_pairs, p_text
 from peftlib.reporting.runs import read_run
-from tests.reporting.made_up import EXAMPLES, make_run
+from tests.reporting.made_up import EXAMPLES, make_run, make_run_of_several
 
 
 def pairs_of(folder, errors, seeds=(1, 2, 3), metric="accuracy", **options):
@@ -138,6 +138,23 @@ def test_two_single_runs_of_different_seeds_have_answered_the_same_examples(tmp_
     )
     (pair,) = compare_pairs(compare([head, full, other])[0], "accuracy")
     assert pair.mcnemar is None and pair.words == "Head and Full have no seed in common and are not tested."
+
+
+@pytest.mark.parametrize("metric", ["micro_f1", "macro_f1", "subset_accuracy"])
+def test_answers_of_any_number_of_classes_are_told_apart(tmp_path, metric):
+    """No answer is simply right or wrong, so that McNemar's test says nothing."""
+    errors = {("head", seed): 0.3 for seed in range(1, 5)} | {("full", seed): 0.1 for seed in range(1, 5)}
+    made = [
+        make_run_of_several(tmp_path / f"{method}-{seed}", "--method", method, seed=seed, error=error)
+        for (method, seed), error in errors.items()
+    ]
+    runs = [read_run(run) for run in made]
+    (comparison,) = compare(runs)
+    assert set(comparison.metrics) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    (pair,) = compare_pairs(comparison, metric)
+    assert pair.claimed and pair.bootstrap.low < pair.difference < pair.bootstrap.high < 0
+    (pair,) = compare_pairs(compare([runs[0], runs[4]])[0], metric)
+    assert pair.seeds == (1,) and pair.mcnemar is None and pair.bootstrap.high < 0
 
 
 def scored(folder, errors):

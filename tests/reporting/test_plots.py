@@ -228,13 +228,19 @@ def test_weights_that_are_not_there_are_said(tmp_path, words, reasons):
 
 @pytest.mark.parametrize(
     ("metric", "limits"),
-    [("accuracy", (-0.02, 1.02)), ("matthews_correlation", (-1.02, 1.02)), ("pearson", (-1.02, 1.02))],
+    [
+        ("accuracy", (-0.02, 1.02)),
+        ("matthews_correlation", (-1.02, 1.02)),
+        ("pearson", (-1.02, 1.02)),
+        ("r2", (None, 1.02)),
+    ],
 )
-def test_an_axis_ends_where_scores_do(metric: str, limits: tuple[float, float]) -> None:
+def test_an_axis_ends_where_scores_do(metric: str, limits: tuple[float | None, float]) -> None:
     """The interval of two seeds goes on for ever."""
     _, axes = new_figure()
     axes.errorbar([1, 2], [0.5, 0.6], yerr=[8.0, 0.1])
-    assert _possible(axes, metric) == limits
+    low, high = limits
+    assert _possible(axes, metric) == (axes.get_ylim()[0] if low is None else low, high)
     _, axes = new_figure()
     axes.errorbar([1, 2], [0.5, 0.6], yerr=[0.05, 0.1])
     assert _possible(axes, metric) == axes.get_ylim()

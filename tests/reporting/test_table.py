@@ -6,6 +6,7 @@ import csv
 import io
 import statistics
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,9 +28,9 @@ from peftlib.reporting.sheets import (
     to_latex,
     to_markdown,
 )  # fmt: skip
-from peftlib.reporting.table import plus_minus, rows, without_result
+from peftlib.reporting.table import _most_common, plus_minus, rows, without_result
 from peftlib.strategies import STRATEGIES
-from tests.reporting.made_up import make_run
+from tests.reporting.made_up import make_run, make_run_of_several
 
 
 @pytest.fixture
@@ -72,6 +73,18 @@ def test_of_scores_the_mean_stands_in_place_of_the_majority_class(tmp_path):
     assert (mean.label, mean.baseline, mean.seeds) == ("mean score", True, ())
     assert {name: interval.mean for name, interval in mean.metrics.items()} == {"pearson": 0.0, "spearmanr": 0.0}
     assert bitfit.metrics["pearson"].mean == run.score("pearson") > 0.5
+
+
+def test_of_several_classes_the_frequent_ones_stand_in_place_of_the_majority_class(tmp_path):
+    run = read_run(make_run_of_several(tmp_path / "run"))
+    frequent, _ = rows(compare([run])[0])
+    assert (frequent.label, frequent.baseline, frequent.seeds) == ("most frequent classes", True, ())
+    labels = run.answers[1]
+    hits = labels[:, 0].sum()  # the one that more than half have
+    assert frequent.metrics["micro_f1"].mean == pytest.approx(2 * hits / (len(labels) + labels.sum()))
+    assert frequent.metrics["subset_accuracy"].mean == (labels == [1, 0, 0]).all(axis=1).mean()
+    title, answer = _most_common(np.array([[0, 1, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0]]))
+    assert (title, answer.tolist()) == ("most frequent classes", [0, 1, 0])  # none has half: the first of all
 
 
 def test_without_predictions_there_is_no_majority_row(tmp_path):

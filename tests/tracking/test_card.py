@@ -80,7 +80,8 @@ def test_the_code_to_load_it_is_python_and_names_the_folder(is_adapter):
 
 
 def test_a_model_of_scores_is_loaded_with_one_output():
-    run = {"arguments": made_arguments(), **made_facts(), "labels": [], "score_range": [0.0, 5.0], "steps": 1}
+    run = {"arguments": made_arguments(), **made_facts(), "labels": [], "steps": 1}
+    run |= {"problem_type": "regression", "score_range": [0.0, 5.0]}
     text = model_card(run, {"pearson": 0.9, "spearmanr": 0.89, "loss": 0.4}, folder="outputs/a", is_adapter=True)
     assert 'from_pretrained("outputs/a", num_labels=1, problem_type="regression")' in text
     assert "\nScores from 0 to 5. Seed 42," in text and "Labels" not in text and "logits[0, 0]" in text
@@ -89,6 +90,15 @@ def test_a_model_of_scores_is_loaded_with_one_output():
     assert "| pearson | 0.9000 |" in text
     assert not re.search(r"\{[a-z_]*\}", text)
     assert "logits" not in card()
+
+
+def test_of_any_number_of_classes_the_code_computes_probabilities():
+    run = {"arguments": made_arguments(), **made_facts(), "steps": 1, "problem_type": "multi_label_classification"}
+    text = model_card(run, {"micro_f1": 0.9, "loss": 0.4}, folder="outputs/a", is_adapter=True)
+    assert 'id2label={0: "not_equivalent", 1: "equivalent"}, problem_type="multi_label_classification")' in text
+    assert "0 = not_equivalent, 1 = equivalent; any number of them for a text. Seed 42," in text
+    assert "tokenizer(sentence1, sentence2, return_tensors" in text and "logits[0].sigmoid()" in text
+    assert not re.search(r"\{[a-z_]*\}", text)
 
 
 def test_nothing_is_left_to_fill_in():

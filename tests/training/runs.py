@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from peftlib.data.encoding import EncodedExamples
 from peftlib.data.loading import Splits, build_loaders
+from peftlib.data.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from peftlib.evaluation.evaluator import Evaluation, evaluate
 from peftlib.strategies import STRATEGIES
 from peftlib.training.devices import build_accelerator
@@ -25,12 +26,19 @@ VOCABULARY = 50
 TOKENIZER = SimpleNamespace(pad_token_id=0, pad_token_type_id=0)
 
 
-def encoded(examples: int, seed: int = 0, regression: bool = False) -> EncodedExamples:
-    """Sentences of 3 to 11 random tokens with random classes, or scores from 0 to 5."""
+#: By type of problem, what the run is scored by, and how many outputs its model has.
+KINDS = {SINGLE_LABEL: ("accuracy", 2), MULTI_LABEL: ("micro_f1", 3), REGRESSION: ("pearson", 1)}
+
+
+def encoded(examples: int, seed: int = 0, kind: str = SINGLE_LABEL) -> EncodedExamples:
+    """Sentences of 3 to 11 random tokens with a random one of two classes, any of three, or a score from 0 to 5."""
     generator = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(generator.integers(3, 12, examples))])
     ids = generator.integers(1, VOCABULARY, offsets[-1]).astype(np.int32)
-    labels = (generator.random(examples) * 5).astype(np.float32) if regression else generator.integers(0, 2, examples)
+    outputs = KINDS[kind][1]
+    labels = generator.integers(0, 2, (examples, outputs) if kind == MULTI_LABEL else examples)
+    if kind == REGRESSION:
+        labels = (generator.random(examples) * 5).astype(np.float32)
     return EncodedExamples({"input_ids": ids}, offsets, labels, "none", "made up")
 
 
@@ -111,13 +119,13 @@ def make_run(
     scaler: torch.amp.GradScaler | None = None,
     recorder: bool = False,
     precision: str = "no",
-    regression: bool = False,
+    kind: str = SINGLE_LABEL,
     **plan_options: Any,
 ) -> Training:
     """A run that is ready for `train`; its watcher is a `Log`, its evaluation real unless `scores` are given."""
     accelerator, _ = build_accelerator(precision, accumulation, [], folder, 1)
     accelerator.scaler = scaler
-    splits = Splits(encoded(examples, regression=regression), encoded(11, seed=1, regression=regression))
+    splits = Splits(encoded(examples, kind=kind), encoded(11, seed=1, kind=kind))
     train_loader, eval_loader, batches = build_loaders(
         splits,
         TOKENIZER,
@@ -129,8 +137,8 @@ def make_run(
         pad_to=0,
         num_workers=0,
     )
-    model = tiny_bert(dropout, outputs=1 if regression else 2)
-    metric = "pearson" if regression else "accuracy"
+    metric, outputs = KINDS[kind]
+    model = tiny_bert(dropout, outputs=outputs)
     head = frozenset({"classifier.weight", "classifier.bias"})
     model = STRATEGIES[method]().apply(model, head)
     options = {

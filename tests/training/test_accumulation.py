@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from peftlib.data.collation import Collator
+from peftlib.data.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from peftlib.training.accumulation import weighted_loss
 from peftlib.training.loop import train
 from tests.launching import run_in_two
-from tests.training.runs import TOKENIZER, encoded, make_run, tiny_bert
+from tests.training.runs import KINDS, TOKENIZER, encoded, make_run, tiny_bert
 
 EFFECTIVE_BATCH = 16
 CUTS = [(16, 1), (8, 2), (4, 4), (2, 8), (1, 16)]
@@ -24,7 +25,7 @@ Gradients = list[dict[str, torch.Tensor]]
 
 
 def gradients_of_run(
-    folder: Path, examples: int, micro: int, accumulation: int, epochs: int = 1, regression: bool = False
+    folder: Path, examples: int, micro: int, accumulation: int, epochs: int = 1, kind: str = SINGLE_LABEL
 ) -> Gradients:
     """The gradient of every update of a real run."""
     AcceleratorState._reset_state(True)
@@ -37,18 +38,18 @@ def gradients_of_run(
         epochs=epochs,
         recorder=True,
         scores=[0.0] * epochs,
-        regression=regression,
+        kind=kind,
         best_metric="accuracy",  # which the made-up scores are called
     )
     train(run)
     return run.optimizer.optimizer.seen
 
 
-def gradients_of_whole_windows(examples: int, epochs: int = 1, regression: bool = False) -> Gradients:
+def gradients_of_whole_windows(examples: int, epochs: int = 1, kind: str = SINGLE_LABEL) -> Gradients:
     """The same without accelerate or micro-batches: one padded batch and torch's own mean for each window."""
     from peftlib.data.batching import Slot, WindowBatches
 
-    split, model = encoded(examples, regression=regression), tiny_bert(outputs=1 if regression else 2).train()
+    split, model = encoded(examples, kind=kind), tiny_bert(outputs=KINDS[kind][1]).train()
     collate = Collator.for_tokenizer(TOKENIZER)
     batches = WindowBatches(split.lengths, EFFECTIVE_BATCH, seed=7)
     gradients = []
@@ -57,10 +58,13 @@ def gradients_of_whole_windows(examples: int, epochs: int = 1, regression: bool 
             batch = collate(split.__getitems__([Slot(int(index), 0.0) for index in window]))
             model.zero_grad()
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            if regression:
-                torch.nn.functional.mse_loss(logits[:, 0], batch["labels"]).backward()
+            labels = batch["labels"]
+            if kind == REGRESSION:
+                torch.nn.functional.mse_loss(logits[:, 0], labels).backward()
+            elif kind == MULTI_LABEL:
+                torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float()).backward()
             else:
-                torch.nn.functional.cross_entropy(logits, batch["labels"]).backward()
+                torch.nn.functional.cross_entropy(logits, labels).backward()
             gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
     return gradients
 
@@ -86,12 +90,10 @@ def test_every_cut_of_the_effective_batch_gives_the_big_batches_gradient(
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(examples=st.integers(1, 40), cut=st.sampled_from(CUTS), regression=st.booleans())
-def test_any_number_of_examples_and_any_cut(
-    tmp_path: Path, examples: int, cut: tuple[int, int], regression: bool
-) -> None:
-    found = gradients_of_run(tmp_path, examples, *cut, regression=regression)
-    assert_equal(found, gradients_of_whole_windows(examples, regression=regression))
+@given(examples=st.integers(1, 40), cut=st.sampled_from(CUTS), kind=st.sampled_from(list(KINDS)))
+def test_any_number_of_examples_and_any_cut(tmp_path: Path, examples: int, cut: tuple[int, int], kind: str) -> None:
+    found = gradients_of_run(tmp_path, examples, *cut, kind=kind)
+    assert_equal(found, gradients_of_whole_windows(examples, kind=kind))
 
 
 def test_the_launchers_variable_does_not_change_the_accumulation(

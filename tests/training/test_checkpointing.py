@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from peftlib.data.tasks import MULTI_LABEL, REGRESSION
 from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.strategies import STRATEGIES
 from peftlib.strategies.parameters import trained_state
@@ -107,8 +108,9 @@ def test_resumed_equals_uninterrupted_without_accumulation(tmp_path, micro_batch
     assert_resumes(tmp_path / "parts", whole_run(tmp_path / "whole", **options), micro_batch, **options)
 
 
-def test_resumed_equals_uninterrupted_in_regression(tmp_path):
-    assert_resumes(tmp_path, whole_run(tmp_path / "whole", regression=True), 27, regression=True)
+@pytest.mark.parametrize("kind", [MULTI_LABEL, REGRESSION])
+def test_resumed_equals_uninterrupted_whatever_is_answered(tmp_path, kind):
+    assert_resumes(tmp_path, whole_run(tmp_path / "whole", kind=kind), 27, kind=kind)
 
 
 def test_resumed_equals_uninterrupted_in_bf16(tmp_path):
