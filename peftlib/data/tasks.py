@@ -10,6 +10,10 @@ from peftlib.errors import UserError, nearest
 SPLITS = ("train", "validation", "test")
 #: What MNLI has beside them.
 MISMATCHED_SPLITS = ("validation_mismatched", "test_mismatched")
+#: GLUE's diagnostics (section 4 of its paper), as the Hub calls them: sentence pairs for models trained on MNLI.
+DIAGNOSTICS = "ax"
+#: Whose labels GLUE may keep to itself.
+HIDABLE_SPLITS = ("test", "test_mismatched", DIAGNOSTICS)
 #: What is trained on when nobody says otherwise; an installed package carries it.
 DEFAULT_TASK = "rotten_tomatoes"
 #: Of data of one's own: which of two classes would be the one that counts, nobody has said.
@@ -74,6 +78,7 @@ class Task:
         num_train_epochs: passes over the training data when nobody says otherwise.
         packaged: whether an installed package carries the rows.
         mismatched: whether there is a second validation and test split, of other genres than were trained on.
+        diagnostics: whether GLUE's diagnostics are for its models.
         score_range: the lowest and the highest score that there is; None of classes.
     """
 
@@ -83,6 +88,7 @@ class Task:
     num_train_epochs: int = 3
     packaged: bool = False
     mismatched: bool = False
+    diagnostics: bool = False
     score_range: tuple[float, float] | None = None
     hub: HubDataset | None = None
     glue: GlueFolder | None = None
@@ -96,11 +102,23 @@ class Task:
     @property
     def splits(self) -> tuple[str, ...]:
         """What its rows are divided into."""
-        return SPLITS + MISMATCHED_SPLITS * self.mismatched
+        return SPLITS + MISMATCHED_SPLITS * self.mismatched + (DIAGNOSTICS,) * self.diagnostics
 
     def published_split(self, split: str) -> str:
-        """What the Hub calls a split: MNLI's say "matched" in full."""
+        """What a split is called in public: MNLI's say "matched" in full."""
         return f"{split}_matched" if self.mismatched and split in ("validation", "test") else split
+
+    def split_on_hub(self, split: str) -> tuple[str, str]:
+        """A split's configuration and name on the Hub, where the diagnostics are a configuration of their own."""
+        assert self.hub is not None, self.name
+        return (DIAGNOSTICS, "test") if split == DIAGNOSTICS else (self.hub.config, self.published_split(split))
+
+    def file_in_glue(self, split: str) -> str:
+        """A split's file in the classic GLUE download."""
+        assert self.glue is not None, self.name
+        if split == DIAGNOSTICS:
+            return "diagnostic/diagnostic.tsv"
+        return f"{self.glue.folder}/{self.published_split(split).replace('validation', 'dev')}.tsv"
 
     def score(self, written: object) -> float | None:
         """A score from how it is written; None for what is no number, or none within the range."""
@@ -134,6 +152,8 @@ class Task:
         """
         if self.glue is None:
             return None
+        if split == DIAGNOSTICS:
+            return "AX.tsv"
         ending = {"test_matched": "-m", "test_mismatched": "-mm"}.get(self.published_split(split), "")
         return f"{self.glue.folder}{ending}.tsv"
 
@@ -213,6 +233,7 @@ TASKS: dict[str, Task] = {
             labels=("entailment", "neutral", "contradiction"),
             metrics=("accuracy",),
             mismatched=True,
+            diagnostics=True,
             hub=HubDataset(_GLUE, "mnli", ("premise", "hypothesis")),
             glue=GlueFolder("MNLI", ("sentence1", "sentence2"), "gold_label", named=True),
         ),
