@@ -17,13 +17,13 @@ class SubmitArguments:
 
     output_file: str = field(
         default="submission.zip",
-        metadata={"help": "the zip for GLUE's server; an earlier one in its place is replaced"},
+        metadata={"help": "the zip for GLUE's server; an earlier one is replaced"},
     )
-    fill: str = field(
-        default="",
+    fill: str | None = field(
+        default=None,
         metadata={
             "help": "files that no run has answered, with commas between, as WNLI,AX: they get one answer everywhere, "
-            f"the most common class; {REST} means those of tasks without a run"
+            f"the most common class; {REST} means those of all tasks without a run"
         },
     )
 
@@ -38,7 +38,7 @@ class SubmitArguments:
     @property
     def filled(self) -> tuple[str, ...]:
         """The names in `fill`."""
-        return tuple(name.strip().removesuffix(".tsv") for name in self.fill.split(",") if name.strip())
+        return tuple(name.strip().removesuffix(".tsv") for name in (self.fill or "").split(",") if name.strip())
 
 
 def parse_submit_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], SubmitArguments]:

@@ -181,9 +181,9 @@ def _fill(submission: Submission, file: ServerFile) -> None:
 
 
 def _why_absent(path: Path) -> str:
-    """Of answers without the server's file: they are not to GLUE's own split, whose labels are hidden."""
+    """Answers without the server's file are to a file of one's own, or to labels that are known."""
     about = _said_beside(path)
-    return "missing" if about is None else f"missing, {about.get('source')} has labels of its own or is another file"
+    return "missing" if about is None else f"{path.parent} answers {about.get('source')}, not GLUE's own split"
 
 
 def _staleness(path: Path, run: Run) -> str | None:
