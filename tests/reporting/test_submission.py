@@ -100,6 +100,9 @@ def test_the_same_answers_make_the_same_bytes(run: Path, tmp_path: Path) -> None
         gathered(run, fill=("rest",)).write(tmp_path / name)
         digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     assert len(digests) == 1
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:  # whenever, and by whomever, they are written
+        said = {(entry.date_time, entry.external_attr >> 16, entry.create_system) for entry in archive.infolist()}
+    assert said == {((1980, 1, 1, 0, 0, 0), 0o644, 3)}
     answer(run, ServerFile("mrpc", "test", 1725, "1")).joinpath("MRPC.tsv").write_text(SERVER_FILES["MRPC"].filled())
     gathered(run, fill=("rest",)).write(tmp_path / "a.zip")  # in its place
     assert hashlib.sha256((tmp_path / "a.zip").read_bytes()).hexdigest() not in digests
