@@ -15,12 +15,17 @@ import yaml
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` atomically: a reader, or a crash, sees the old file or the new one."""
+    """`write_bytes`, of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` atomically: a reader, or a crash, sees the old file or the new one."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         share(temporary)

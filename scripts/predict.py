@@ -3,6 +3,7 @@
     accelerate launch scripts/predict.py outputs/lora                              # the task's test split
     accelerate launch scripts/predict.py outputs/lora --split validation           # again what the run was scored on
     accelerate launch scripts/predict.py outputs/lora --test_file mails/new.csv
+    accelerate launch scripts/predict.py outputs/mnli --split ax                   # GLUE's diagnostics, AX.tsv
 
 Scores and answers go to predictions/<split or file> in the run's folder.
 """
@@ -59,8 +60,8 @@ def main() -> None:
 
     # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────────
     if accelerator.is_main_process:
-        about = {"run": place, "split": name, "source": split.source, "fingerprint": split.fingerprint}
-        about["place"] = place_of(split.source)
+        about: dict[str, object] = {"run": place, "run_ended": run.record.get("ended"), "split": name}
+        about |= {"source": split.source, "place": place_of(split.source), "fingerprint": split.fingerprint}
         about |= {"precision": precision.name, "global_step": run.record["results"].get("best_eval_step")}
         glue = None if args.test_file else task.glue_answers(args.split)
         scores = write_answers(folder, task, glue, evaluation, about)

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.files import cache_folder, load_yaml, placed_when_whole, strict, write_json, write_text
+from peftlib.files import cache_folder, load_yaml, placed_when_whole, strict, write_bytes, write_json, write_text
 
 
 def names(folder):
@@ -25,6 +25,11 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
     write_text(tmp_path / "a.txt", "new – ünïcode\n")
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "new – ünïcode\n"
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_bytes_stay_what_they_are(tmp_path):
+    write_bytes(tmp_path / "a.zip", b"PK\x00\r\n\xff")
+    assert (tmp_path / "a.zip").read_bytes() == b"PK\x00\r\n\xff" and names(tmp_path) == ["a.zip"]
 
 
 def test_a_reader_of_the_old_file_keeps_it_whole(tmp_path):

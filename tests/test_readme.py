@@ -13,8 +13,10 @@ from peftlib.arguments import (
     ExportArguments,
     PredictArguments,
     ReproduceArguments,
+    SubmitArguments,
     SweepArguments,
     parse_predict_arguments,
+    parse_submit_arguments,
     parse_train_arguments,
     train_parser,
 )
@@ -87,7 +89,7 @@ def test_every_flag_exists():
 def other_scripts_flags() -> set[str]:
     """Flags of the other scripts."""
     chaos = re.findall(r'add_argument\(\s*"(--[\w-]+)"', (ROOT / "tests" / "chaos.py").read_text())
-    groups = (PredictArguments, ExportArguments, SweepArguments, CompareArguments, ReproduceArguments)
+    groups = (PredictArguments, ExportArguments, SweepArguments, CompareArguments, ReproduceArguments, SubmitArguments)
     return {*chaos, *(f"--{field.name}" for group in groups for field in dataclasses.fields(group))}
 
 
@@ -95,6 +97,12 @@ def other_scripts_flags() -> set[str]:
 def test_a_predicting_command_parses(line):
     words = shlex.split(line, comments=True)
     assert parse_predict_arguments(words[words.index("scripts/predict.py") + 1 :])[0] == "outputs/my-run"
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL.splitlines() if "scripts/submit.py" in line])
+def test_a_submitting_command_parses(line):
+    words = shlex.split(line, comments=True)
+    assert parse_submit_arguments(words[words.index("scripts/submit.py") + 1 :])
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL.splitlines() if "scripts/train.py" in line])

@@ -9,6 +9,7 @@ from peftlib.arguments.inputs import DataArguments, ModelArguments
 from peftlib.arguments.output import OutputArguments
 from peftlib.arguments.predict import PredictArguments, parse_predict_arguments
 from peftlib.arguments.reproduce import ReproduceArguments, parse_reproduce_arguments
+from peftlib.arguments.submit import SubmitArguments, parse_submit_arguments
 from peftlib.arguments.sweep import SweepArguments, parse_sweep_arguments
 from peftlib.arguments.train import TrainArguments, parse_train_arguments, train_parser
 from peftlib.arguments.training import TrainingArguments
@@ -22,6 +23,7 @@ __all__ = [
     "OutputArguments",
     "PredictArguments",
     "ReproduceArguments",
+    "SubmitArguments",
     "SweepArguments",
     "TrainArguments",
     "TrainingArguments",
@@ -29,6 +31,7 @@ __all__ = [
     "parse_export_arguments",
     "parse_predict_arguments",
     "parse_reproduce_arguments",
+    "parse_submit_arguments",
     "parse_sweep_arguments",
     "parse_train_arguments",
     "train_parser",

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from peftlib.arguments.bounds import at_least
 from peftlib.data.own_data import LABEL_COLUMN, SPLIT_NAMES, own_data_of
-from peftlib.data.tasks import DEFAULT_TASK, TASKS, OwnData
+from peftlib.data.places import OwnData
+from peftlib.data.tasks import DEFAULT_TASK, TASKS
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL
 

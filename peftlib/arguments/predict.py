@@ -8,7 +8,7 @@ from typing import Literal
 
 from peftlib.arguments.bounds import at_least
 from peftlib.arguments.parser import parse_one_run
-from peftlib.data.tasks import MISMATCHED_SPLITS, SPLITS
+from peftlib.data.tasks import DIAGNOSTICS, MISMATCHED_SPLITS, SPLITS
 from peftlib.errors import UserError
 
 
@@ -18,7 +18,7 @@ class PredictArguments:
 
     split: str = field(
         default="test",
-        metadata={"help": "the split of the run's task", "choices": [*SPLITS[1:], *MISMATCHED_SPLITS]},
+        metadata={"help": "the split of the run's task", "choices": [*SPLITS[1:], *MISMATCHED_SPLITS, DIAGNOSTICS]},
     )
     test_file: str | None = field(
         default=None,

@@ -10,8 +10,9 @@ from typing import Any
 
 from peftlib.data.dataset_tables import read_dataset
 from peftlib.data.own_labels import are_missing, labels_of_rows, task_of_labels
+from peftlib.data.places import OwnData
 from peftlib.data.tables import DELIMITERS, Table, read_delimited, read_json, refuse_halves, short
-from peftlib.data.tasks import TASKS, Label, OwnData, Task
+from peftlib.data.tasks import TASKS, Label, Task
 from peftlib.errors import UserError
 
 #: Of the column of classes, when nobody says otherwise.

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from peftlib.data.places import OwnData
 from peftlib.data.tables import Table, refuse_halves, short
-from peftlib.data.tasks import METRICS_OF_OWN_DATA, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Label, OwnData, Task
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Label, Task
 from peftlib.errors import UserError, nearest
 
 #: From so many rows on, classes that are more than half as many are taken for numbers that were measured.

@@ -14,8 +14,9 @@ import numpy as np
 
 from peftlib.data.dataset_tables import load_split
 from peftlib.data.own_data import rows_of_own_data, task_of_own_data
+from peftlib.data.places import GlueFolder, HubDataset, OwnData
 from peftlib.data.tables import read_delimited
-from peftlib.data.tasks import TASKS, GlueFolder, HubDataset, Label, OwnData, Task
+from peftlib.data.tasks import DIAGNOSTICS, HIDABLE_SPLITS, TASKS, Label, Task
 from peftlib.errors import UserError
 
 
@@ -109,13 +110,12 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
 
 
 def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path) -> Examples:
-    path = data_dir / layout.folder / f"{task.published_split(split).replace('validation', 'dev')}.tsv"
+    path = data_dir / task.file_in_glue(split)
     if not path.is_file():
         hint = "" if data_dir.is_dir() else f" ({data_dir} is no folder)"
-        raise UserError(
-            f"--data_dir {data_dir}: {path} is missing{hint}; {task.name} is read from {layout.folder}/*.tsv"
-        )
-    hidable = split.startswith("test")
+        what = f"the split {split}" if split == DIAGNOSTICS else task.name
+        raise UserError(f"--data_dir {data_dir}: {path} is missing{hint}; {what} is read from {path.parent.name}/*.tsv")
+    hidable = split in HIDABLE_SPLITS
     table = read_delimited(path, "\t", None if hidable else layout.columns, quoted=False, broken=layout.broken)
     of_texts = [table.place(name) for name in layout.text_columns]
     hidden = hidable and layout.label_column not in table.columns  # GLUE's server has them
@@ -173,11 +173,10 @@ def _sha256(text: str) -> str:
 def _from_hub(task: Task, place: HubDataset, split: str) -> Examples:
     folder = f"--data_dir DIR with {task.glue.folder}/ in GLUE's layout" if task.glue else "another task"
     ways_out = f"{folder}, or --task_name rotten_tomatoes (packaged)"
-    rows = load_split(
-        place.path, place.config, task.published_split(split), flag=f"--task_name {task.name}", ways_out=ways_out
-    )
+    config, name = task.split_on_hub(split)
+    rows = load_split(place.path, config, name, flag=f"--task_name {task.name}", ways_out=ways_out)
     labels: list[Any] = [float(label) if task.regression else int(label) for label in rows[place.label_column]]
-    hidden = split.startswith("test") and set(labels) == {-1}
+    hidden = split in HIDABLE_SPLITS and set(labels) == {-1}
     if hidden:
         labels = [task.hidden_label] * len(labels)
     least, most = task.score_range or (0, len(task.labels) - 1)
@@ -185,4 +184,4 @@ def _from_hub(task: Task, place: HubDataset, split: str) -> Examples:
         raise UserError(f"the {split} split of {task.name} on the Hub has hidden labels; choose another split")
     # Stripped, as those of GLUE's folders: the Hub's SST-2 has a blank behind every sentence.
     texts = list(zip(*([text.strip() for text in rows[column]] for column in place.text_columns), strict=True))
-    return Examples(texts, labels, f"{place.path} ({place.config})")
+    return Examples(texts, labels, f"{place.path} ({config})")

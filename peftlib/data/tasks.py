@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peftlib.data.places import GlueFolder, HubDataset, OwnData
 from peftlib.errors import UserError, nearest
 
 SPLITS = ("train", "validation", "test")
 #: What MNLI has beside them.
 MISMATCHED_SPLITS = ("validation_mismatched", "test_mismatched")
+#: GLUE's diagnostics (section 4 of its paper), as the Hub calls them: sentence pairs for models trained on MNLI.
+DIAGNOSTICS = "ax"
+#: Whose labels GLUE may keep to itself.
+HIDABLE_SPLITS = ("test", "test_mismatched", DIAGNOSTICS)
 #: What is trained on when nobody says otherwise; an installed package carries it.
 DEFAULT_TASK = "rotten_tomatoes"
 #: What a model answers with, as transformers' configurations call it: a class, any number of classes, or a score.
@@ -33,59 +38,6 @@ Label = int | tuple[int, ...] | float
 
 
 @dataclass(frozen=True)
-class GlueFolder:
-    """A task's place in the classic GLUE download: `DIR/<folder>/{train,dev,test}.tsv`.
-
-    Attributes:
-        label_column: of the splits whose classes are known.
-        named: whether classes stand there by their names, and go to GLUE's server by them; otherwise by their indices.
-        columns: of files without a header, all but the test split's; None where every file has one.
-        broken: whether some rows are cut in two by a line break in a text. The Hub leaves them out, and so do we.
-    """
-
-    folder: str
-    text_columns: tuple[str, ...]
-    label_column: str
-    named: bool = False
-    columns: tuple[str, ...] | None = None
-    broken: bool = False
-
-
-@dataclass(frozen=True)
-class HubDataset:
-    """A task's place on the Hugging Face Hub."""
-
-    path: str
-    config: str
-    text_columns: tuple[str, ...]
-    label_column: str = "label"
-
-
-@dataclass(frozen=True)
-class OwnData:
-    """A task's place in data of one's own: files, or a dataset on the Hub or in a folder.
-
-    Attributes:
-        train, validation, test: files, which are CSV, TSV, JSON or JSON Lines as their names end; or the names of the
-            dataset's splits. The last one may lack the label's column.
-        text_columns: one or two; None takes the one beside the label's.
-        label_columns: one, of classes, lists of classes or scores; or several, one of each class, of 1 and 0.
-        dataset: its name on the Hub or folder, and its configuration; None for files.
-        label_delimiter: what stands between the names of an example's classes; None for one class, and for lists.
-        regression: whether the labels are scores.
-    """
-
-    train: str
-    validation: str
-    text_columns: tuple[str, ...] | None
-    label_columns: tuple[str, ...]
-    test: str | None = None
-    dataset: tuple[str, str | None] | None = None
-    label_delimiter: str | None = None
-    regression: bool = False
-
-
-@dataclass(frozen=True)
 class Task:
     """One task: texts to sort into classes, or, in regression, to score.
 
@@ -96,6 +48,7 @@ class Task:
         num_train_epochs: passes over the training data when nobody says otherwise.
         packaged: whether an installed package carries the rows.
         mismatched: whether there is a second validation and test split, of other genres than were trained on.
+        diagnostics: whether GLUE's diagnostics are for its models.
         problem_type: `SINGLE_LABEL`, `MULTI_LABEL` or `REGRESSION`.
         score_range: the lowest and the highest score that there is; None of classes, and where any number is one.
     """
@@ -107,6 +60,7 @@ class Task:
     packaged: bool = False
     mismatched: bool = False
     problem_type: str = SINGLE_LABEL
+    diagnostics: bool = False
     score_range: tuple[float, float] | None = None
     hub: HubDataset | None = None
     glue: GlueFolder | None = None
@@ -132,11 +86,23 @@ class Task:
     @property
     def splits(self) -> tuple[str, ...]:
         """What its rows are divided into."""
-        return SPLITS + MISMATCHED_SPLITS * self.mismatched
+        return SPLITS + MISMATCHED_SPLITS * self.mismatched + (DIAGNOSTICS,) * self.diagnostics
 
     def published_split(self, split: str) -> str:
-        """What the Hub calls a split: MNLI's say "matched" in full."""
+        """What a split is called in public: MNLI's say "matched" in full."""
         return f"{split}_matched" if self.mismatched and split in ("validation", "test") else split
+
+    def split_on_hub(self, split: str) -> tuple[str, str]:
+        """A split's configuration and name on the Hub, where the diagnostics are a configuration of their own."""
+        assert self.hub is not None, self.name
+        return (DIAGNOSTICS, "test") if split == DIAGNOSTICS else (self.hub.config, self.published_split(split))
+
+    def file_in_glue(self, split: str) -> str:
+        """A split's file in the classic GLUE download."""
+        assert self.glue is not None, self.name
+        if split == DIAGNOSTICS:
+            return "diagnostic/diagnostic.tsv"
+        return f"{self.glue.folder}/{self.published_split(split).replace('validation', 'dev')}.tsv"
 
     def score(self, written: object) -> float | None:
         """A score from how it is written; None for what is no number, or none within the range."""
@@ -171,6 +137,8 @@ class Task:
         """
         if self.glue is None:
             return None
+        if split == DIAGNOSTICS:
+            return "AX.tsv"
         ending = {"test_matched": "-m", "test_mismatched": "-mm"}.get(self.published_split(split), "")
         return f"{self.glue.folder}{ending}.tsv"
 
@@ -260,6 +228,7 @@ TASKS: dict[str, Task] = {
             labels=("entailment", "neutral", "contradiction"),
             metrics=("accuracy",),
             mismatched=True,
+            diagnostics=True,
             hub=HubDataset(_GLUE, "mnli", ("premise", "hypothesis")),
             glue=GlueFolder("MNLI", ("sentence1", "sentence2"), "gold_label", named=True),
         ),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlib.data.own_data import LABEL_COLUMN, columns_of, label_columns_of, own_data_of, task_in_table
+from peftlib.data.places import OwnData
 from peftlib.data.sources import Examples, load_examples
-from peftlib.data.tasks import METRICS_OF_OWN_DATA, OwnData, Task, problem_type_of
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, Task, problem_type_of
 from peftlib.errors import UserError
 from peftlib.modeling import Fingerprint, ModelSource, find_model, load_classifier, load_tokenizer, name_of_base
 from peftlib.run_files import ADAPTER_CONFIG, read_record

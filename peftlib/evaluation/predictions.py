@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import expit, softmax
 
+from peftlib.data.glue_server import answer_file
 from peftlib.data.tasks import Task
 from peftlib.errors import RunError, UserError
 from peftlib.files import placed_when_whole, write_json, write_text
@@ -160,4 +161,4 @@ def _for_glue(evaluation: Evaluation, task: Task) -> str:
         written = [f"{score:.3f}" for score in answers.clip(*task.score_range).tolist()]
     else:
         written = [classes[answer] for answer in answers.tolist()]
-    return "\n".join(["index\tprediction", *(f"{place}\t{answer}" for place, answer in enumerate(written))]) + "\n"
+    return answer_file(written)

@@ -15,7 +15,8 @@ from peftlib.arguments import (
     TrainingArguments,
     train_parser,
 )
-from peftlib.data.tasks import TASKS, OwnData
+from peftlib.data.places import OwnData
+from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
 from tests.arguments.parsing import complaint, parse

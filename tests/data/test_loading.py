@@ -8,8 +8,8 @@ import datasets
 import pytest
 
 from peftlib.data.loading import build_eval_loader, build_loaders, load_splits, longest_batch, longest_inputs
+from peftlib.data.places import OwnData
 from peftlib.data.sources import find_task
-from peftlib.data.tasks import OwnData
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
 

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftlib.data.own_data import name_of_own_data, own_data_of, task_in_table
+from peftlib.data.places import OwnData
 from peftlib.data.sources import find_task, load_examples
-from peftlib.data.tasks import METRICS_OF_OWN_DATA, SINGLE_LABEL, TASKS, OwnData, Task
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, SINGLE_LABEL, TASKS, Task
 from peftlib.errors import UserError
 
 KINDS = ("csv", "tsv", "json", "jsonl")

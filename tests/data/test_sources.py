@@ -284,14 +284,28 @@ def test_every_task_of_glue_as_its_files_are_written(tmp_path, name):
     known = "\n".join([*([header] if header else []), row, ""])
     hidden = "\n".join([test_header, "\t".join(["0", *texts]), ""])
     for split in task.splits:
-        stem = split.replace("validation", "dev")
+        path = folder / f"{split.replace('validation', 'dev')}.tsv"
         if name == "mnli" and split in ("validation", "test"):
-            stem += "_matched"
-        (folder / f"{stem}.tsv").write_text(hidden if split.startswith("test") else known)
+            path = path.with_name(f"{path.stem}_matched.tsv")
+        if split == "ax":
+            path = tmp_path / "diagnostic" / "diagnostic.tsv"
+            path.parent.mkdir()
+        path.write_text(known if split in ("train", "validation", "validation_mismatched") else hidden)
     for split in task.splits:
         examples = load_examples(task, split, tmp_path)
-        assert (examples.texts, examples.labelled) == ([texts], not split.startswith("test"))
-        assert examples.labels == [-1 if split.startswith("test") else label]
+        labelled = split in ("train", "validation", "validation_mismatched")
+        assert (examples.texts, examples.labelled) == ([texts], labelled)
+        assert examples.labels == [label if labelled else -1]
+
+
+def test_diagnostics_that_are_missing_are_named_with_their_place(tmp_path):
+    (tmp_path / "MNLI").mkdir()
+    with pytest.raises(UserError) as caught:
+        load_examples(TASKS["mnli"], "ax", tmp_path)
+    path = tmp_path / "diagnostic" / "diagnostic.tsv"
+    assert str(caught.value) == f"--data_dir {tmp_path}: {path} is missing; the split ax is read from diagnostic/*.tsv"
+    with pytest.raises(UserError, match=r"--split ax: rte has none \(known: train, validation, test\)"):
+        load_examples(TASKS["rte"], "ax", tmp_path)
 
 
 def test_sts_b_has_scores_in_single_precision_and_hides_those_of_its_test_split(tmp_path):
@@ -362,14 +376,16 @@ def test_the_hub_calls_mnli_s_splits_matched(monkeypatch):
 
     def load_dataset(path, config, *, split, **options):
         asked.append((path, config, split))
-        return {"premise": ["a"], "hypothesis": ["b"], "label": [2]}
+        return {"premise": ["a"], "hypothesis": ["b"], "label": [-1 if split.startswith("test") else 2]}
 
     monkeypatch.setattr(dataset_tables, "hub_access", lambda *words, **options: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for split in TASKS["mnli"].splits:
-        assert load_examples(TASKS["mnli"], split).texts == [("a", "b")]
+        examples = load_examples(TASKS["mnli"], split)
+        assert (examples.texts, examples.labelled) == ([("a", "b")], "test" not in split and split != "ax")
+        assert examples.source == f"nyu-mll/glue ({'ax' if split == 'ax' else 'mnli'})"
     names = ["train", "validation_matched", "test_matched", "validation_mismatched", "test_mismatched"]
-    assert asked == [("nyu-mll/glue", "mnli", name) for name in names]
+    assert asked == [*(("nyu-mll/glue", "mnli", name) for name in names), ("nyu-mll/glue", "ax", "test")]
 
 
 @needs_glue

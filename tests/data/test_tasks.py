@@ -58,8 +58,18 @@ def test_only_mnli_has_splits_of_other_genres() -> None:
         "test_matched",
         "validation_mismatched",
         "test_mismatched",
+        "ax",
     ]
     assert [TASKS["mrpc"].published_split(split) for split in TASKS["mrpc"].splits] == ["train", "validation", "test"]
+
+
+def test_the_diagnostics_are_mnli_s_and_lie_elsewhere() -> None:
+    mnli = TASKS["mnli"]
+    assert [name for name, task in TASKS.items() if "ax" in task.splits] == ["mnli"]
+    assert (mnli.split_on_hub("ax"), mnli.split_on_hub("test")) == (("ax", "test"), ("mnli", "test_matched"))
+    assert mnli.file_in_glue("ax") == "diagnostic/diagnostic.tsv"
+    assert mnli.file_in_glue("validation_mismatched") == "MNLI/dev_mismatched.tsv"
+    assert (TASKS["stsb"].file_in_glue("validation"), mnli.glue_answers("ax")) == ("STS-B/dev.tsv", "AX.tsv")
 
 
 def test_a_task_that_is_not_glue_s_has_nothing_to_send_to_its_server() -> None:

@@ -153,6 +153,7 @@ def test_a_full_disk_costs_the_new_answers_not_the_old_ones(small_disk):
     [
         ("mnli", "test", "MNLI-m.tsv", ["neutral", "entailment", "contradiction"]),
         ("mnli", "test_mismatched", "MNLI-mm.tsv", ["neutral", "entailment", "contradiction"]),
+        ("mnli", "ax", "AX.tsv", ["neutral", "entailment", "contradiction"]),
         ("rte", "test", "RTE.tsv", ["not_entailment", "entailment", "entailment"]),
         ("cola", "test", "CoLA.tsv", ["1", "0", "0"]),
     ],

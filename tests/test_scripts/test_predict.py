@@ -171,7 +171,7 @@ def test_sts_b_from_training_to_the_file_that_glue_s_server_takes(
         (["nowhere"], "nowhere: no run (no run.json in it); name the folder of a finished one"),
         (
             ["run", "--split", "train"],
-            "--split train: unknown (known: validation, test, validation_mismatched, test_mismatched)",
+            "--split train: unknown (known: validation, test, validation_mismatched, test_mismatched, ax)",
         ),
         (["run", "--label_column_name", "x"], "--label_column_name: is of --test_file; name that file too"),
         (["run", "--test_file", "x.csv", "--data_dir", "glue"], "--data_dir glue: --test_file stands in its place"),

@@ -1,0 +1,57 @@
+"""The command line of `scripts/submit.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peftlib.arguments.parser import Parser, words_of
+from peftlib.data.glue_server import REST, SERVER_FILES
+from peftlib.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class SubmitArguments:
+    """What is made of the answers of finished runs."""
+
+    output_file: str = field(
+        default="submission.zip",
+        metadata={"help": "the zip for GLUE's server; an earlier one is replaced"},
+    )
+    fill: str | None = field(
+        default=None,
+        metadata={
+            "help": "files that no run has answered, with commas between, as WNLI,AX: they get one answer everywhere, "
+            f"the most common class; {REST} means those of all tasks without a run"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if Path(self.output_file).suffix != ".zip":
+            raise UserError(f"--output_file {self.output_file}: GLUE's server takes a .zip; end the name in it")
+        known = (*SERVER_FILES, REST)
+        for name in self.filled:
+            if name not in known:
+                raise UserError(f"--fill {name}: no such file{nearest(name, known)} (known: {', '.join(known)})")
+
+    @property
+    def filled(self) -> tuple[str, ...]:
+        """The names in `fill`."""
+        return tuple(name.strip().removesuffix(".tsv") for name in (self.fill or "").split(",") if name.strip())
+
+
+def parse_submit_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], SubmitArguments]:
+    """Parse the flags of `scripts/submit.py`: the runs' folders or globs, and what is made of them.
+
+    Raises:
+        UserError: an unknown flag or a wrong value, or no runs.
+        SystemExit: after `--help`.
+    """
+    about = "Put what finished runs have answered into the zip that GLUE's server takes."
+    parser = Parser([SubmitArguments], prog="submit.py", description=about, allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, or above them, or globs")
+    options, rest = parser.parse_words(words_of(argv))
+    if not rest.runs:
+        raise UserError("no runs: name their folders, as in submit.py outputs/*")
+    return rest.runs, options

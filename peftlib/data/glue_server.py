@@ -1,0 +1,95 @@
+"""What GLUE's server takes: eleven files, each the answers to a split whose labels it keeps to itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peftlib.data.tasks import DIAGNOSTICS, TASKS, Task
+
+_HEADER = "index\tprediction"
+
+
+def answer_file(answers: list[str]) -> str:
+    """What such a file holds.
+
+    Args:
+        answers: classes as GLUE writes them, or scores, in the split's order.
+    """
+    return "\n".join([_HEADER, *(f"{place}\t{answer}" for place, answer in enumerate(answers))]) + "\n"
+
+
+@dataclass(frozen=True)
+class ServerFile:
+    """One of the eleven.
+
+    Attributes:
+        examples: in the split.
+        constant: one answer to all of them that needs no model: the most common class, of classes that are as common as
+            each other the first, of scores the middle of their range.
+    """
+
+    task_name: str
+    split: str
+    examples: int
+    constant: str
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.task_name]
+
+    @property
+    def name(self) -> str:
+        """As the server wants it to be called."""
+        name = self.task.glue_answers(self.split)
+        assert name is not None, self.task_name
+        return name
+
+    def filled(self) -> str:
+        """The file with the one answer everywhere."""
+        return answer_file([self.constant] * self.examples)
+
+    def problem(self, content: bytes) -> str | None:
+        """What the server would not take, or would score as something else; None for a file as it should be."""
+        try:
+            *lines, rest = content.decode().split("\n")
+        except UnicodeDecodeError as error:
+            return f"not UTF-8 (byte {error.start})"
+        if not lines or lines[0] != _HEADER:
+            return "line 1: the header is not index<TAB>prediction"
+        if rest:
+            return f"line {len(lines) + 1}: is cut off"
+        if len(lines) - 1 != self.examples:
+            return f"{len(lines) - 1:,} answers where the server wants {self.examples:,}"
+        classes = self.task.classes_in_glue()
+        for place, line in enumerate(lines[1:]):
+            index, _, answer = line.partition("\t")
+            if index != str(place):
+                return f"line {place + 2}: the index is {index!r}, not {place}"
+            if self.task.regression and self.task.score(answer) is None:
+                return f"line {place + 2}: the answer is {answer!r}; there are {self.task.scores_in_words()}"
+            if not self.task.regression and answer not in classes:
+                return f"line {place + 2}: the answer is {answer!r}; there are {', '.join(classes)}"
+        return None
+
+
+#: Their names without .tsv -> what they are, in the order of GLUE's tasks. Numbers of examples as the data card says
+#: (https://huggingface.co/datasets/nyu-mll/glue); MNLI, QNLI and RTE are balanced.
+SERVER_FILES: dict[str, ServerFile] = {
+    file.name.removesuffix(".tsv"): file
+    for file in (
+        ServerFile("cola", "test", 1063, "1"),
+        ServerFile("sst2", "test", 1821, "1"),
+        ServerFile("mrpc", "test", 1725, "1"),
+        ServerFile("stsb", "test", 1379, "2.500"),
+        ServerFile("qqp", "test", 390_965, "0"),
+        ServerFile("mnli", "test", 9796, "entailment"),
+        ServerFile("mnli", "test_mismatched", 9847, "entailment"),
+        ServerFile("qnli", "test", 5463, "entailment"),
+        ServerFile("rte", "test", 3000, "entailment"),
+        ServerFile("wnli", "test", 146, "0"),
+        ServerFile("mnli", DIAGNOSTICS, 1104, "entailment"),
+    )
+}
+
+#: Stands for the files of all tasks that nobody was trained on.
+REST = "rest"

@@ -1,0 +1,207 @@
+"""One zip of all that GLUE's server takes, from the answers that finished runs have left."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import zipfile
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peftlib.console import Console
+from peftlib.data.glue_server import REST, SERVER_FILES, ServerFile
+from peftlib.data.own_data import task_in_table
+from peftlib.data.tasks import TASKS
+from peftlib.errors import RunError, UserError
+from peftlib.evaluation.predictions import RESULTS
+from peftlib.files import write_bytes
+from peftlib.reporting.runs import Run
+
+
+@dataclass
+class Submission:
+    """What there is for GLUE's server.
+
+    Attributes:
+        contents: a file's name -> its bytes, in the server's order.
+        origins: the same names -> where they come from, in words.
+        missing: for each file that cannot be sent a line that says why, and what makes it.
+        without_run: names in `SERVER_FILES` among them, of tasks without a run.
+        left_out: runs that have nothing to do with it, and why.
+    """
+
+    contents: dict[str, bytes] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    without_run: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def show(self, console: Console) -> None:
+        """Which file comes from where, and what is missing."""
+        for line in self.left_out:
+            console.note(f"left out: {line}")
+        if self.origins:
+            counts = {file.name: f"{file.examples:,}" for file in SERVER_FILES.values()}
+            lines = [[name, counts[name], origin] for name, origin in self.origins.items()]
+            console.table(["file", "answers", "from"], lines, title="submission", numbers=1)
+        for line in self.missing:
+            console.note(line)
+
+    def write(self, path: Path) -> None:
+        """The zip, all at once; the same answers make the same bytes.
+
+        Raises:
+            UserError: files are missing.
+            RunError: the disk refused.
+        """
+        if self.missing:
+            missing = f"{len(self.missing)} of {len(SERVER_FILES)} files missing; what makes them is said above"
+            hint = f", or --fill {','.join(self.without_run)}" if self.without_run else ""
+            raise UserError(f"{path}: not written, {missing}{hint}")
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            for name, content in self.contents.items():
+                about = zipfile.ZipInfo(name)  # dated 1980, whenever that is
+                about.compress_type, about.create_system, about.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
+                file.writestr(about, content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, archive.getvalue())
+        except OSError as error:
+            raise RunError(f"--output_file {path}: cannot be written ({error}); make room, or name another") from error
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place where the zip cannot be written, before there is anything to write.
+
+    Raises:
+        UserError: it is a folder, or a file that is no submission, or below one, or read-only.
+    """
+    if path.is_dir():
+        raise UserError(f"--output_file {path}: is a folder; name a file")
+    if path.exists() and not _is_submission(path):
+        raise UserError(f"--output_file {path}: is a file of another kind; name another")
+    existing = next(place for place in path.absolute().parents if place.exists())
+    if not existing.is_dir():
+        raise UserError(f"--output_file {path}: {existing} is a file; name another place")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--output_file {path}: {existing} is read-only; name another place")
+
+
+def _is_submission(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {*archive.namelist()} == {file.name for file in SERVER_FILES.values()}
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def collect(runs: list[Run], fill: Collection[str] = ()) -> Submission:
+    """What these runs have answered, each file as the server takes it; of several runs of one task the best one's.
+
+    That is the one with the highest validation score, by the task's first metric; of equals the one that is named
+    first. It is chosen before its answers are looked for.
+
+    Args:
+        fill: names in `SERVER_FILES` that get one answer everywhere if no run has answered; with `REST` those of all
+            tasks without a run.
+
+    Raises:
+        UserError: a file is to be filled that a run has answered, or two runs of one task cannot be compared.
+    """
+    submission = Submission()
+    by_task: dict[str, list[Run]] = {}
+    for run in runs:
+        task = None if run.problem else task_in_table(run.arguments)
+        if task is not None and task.glue is not None:
+            by_task.setdefault(task.name, []).append(run)
+        else:
+            submission.left_out.append(f"{run.folder}: {run.problem or f'{run.task} is no task of GLUE'}")
+    best = {task: _best_of(task, several) for task, several in by_task.items()}
+    for name, file in SERVER_FILES.items():
+        if file.task_name in best:
+            _add(submission, file, *best[file.task_name], fill=name in fill)
+        elif name in fill or REST in fill:
+            _fill(submission, file)
+        else:
+            train = f"accelerate launch scripts/train.py --task_name {file.task_name}"
+            submission.missing.append(f"{file.name}: no run of {file.task_name} is named; one is trained by {train}")
+            submission.without_run.append(name)
+    return submission
+
+
+def _best_of(task: str, runs: list[Run]) -> tuple[Run, str]:
+    """The run that answers for a task, and why it is this one."""
+    first, *others = runs
+    if not others:
+        return first, ""
+    for other in others:
+        if _scored_on(other) != _scored_on(first):
+            raise UserError(
+                f"{task}: {first.folder} and {other.folder} were scored on different validation examples; name one"
+            )
+    metric = TASKS[task].metrics[0]
+    best = max(runs, key=lambda run: run.score(metric))
+    return best, f", the best of {len(runs)} by {metric} on the validation split ({best.score(metric):.4f})"
+
+
+def _scored_on(run: Run) -> str:
+    return str(run.record["data"]["validation"]["fingerprint"])
+
+
+def _add(submission: Submission, file: ServerFile, run: Run, why: str, *, fill: bool) -> None:
+    """A file that a run has answered, or what is wrong with its answers."""
+    path = run.folder / "predictions" / file.split / file.name
+    if fill:
+        if path.exists():
+            raise UserError(f"--fill {path.stem}: {path} holds a run's answers; leave one of the two out")
+        _fill(submission, file)
+        return
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        problem: str | None = _why_absent(path) if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        content = b""
+    else:
+        problem = file.problem(content) or _staleness(path, run)
+    if problem is None:
+        submission.contents[file.name], submission.origins[file.name] = content, f"{run.folder}{why}"
+        return
+    predict = f"accelerate launch scripts/predict.py {shlex.quote(str(run.folder))}"
+    split = "" if file.split == "test" else f" --split {file.split}"
+    submission.missing.append(f"{file.name}: of {run.folder}{why}: {problem}; it is made by {predict}{split}")
+
+
+def _fill(submission: Submission, file: ServerFile) -> None:
+    submission.contents[file.name] = file.filled().encode()
+    submission.origins[file.name] = f"--fill: {file.constant} everywhere"
+
+
+def _why_absent(path: Path) -> str:
+    """Answers without the server's file are to a file of one's own, or to labels that are known."""
+    about = _said_beside(path)
+    return "missing" if about is None else f"{path.parent} answers {about.get('source')}, not GLUE's own split"
+
+
+def _staleness(path: Path, run: Run) -> str | None:
+    """Why these are not the answers of the run as it is now; None if they are.
+
+    Up to 0.1.0 answers do not say when their run had ended, and are known by the update that was best alone.
+    """
+    about = _said_beside(path)
+    if about is None:
+        return f"no {RESULTS} beside it says which training has answered"
+    ended = run.record.get("ended")
+    of_now = about.get("run_ended", ended) == ended and about.get("global_step") == run.results.get("best_eval_step")
+    return None if of_now else "answered before the run was trained again"
+
+
+def _said_beside(path: Path) -> dict[str, object] | None:
+    try:
+        about = json.loads((path.parent / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return about if isinstance(about, dict) else None
