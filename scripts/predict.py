@@ -47,7 +47,8 @@ def main() -> None:
     # ── Model ────────────────────────────────────────────────────────────────────────────────────────────────
     tokenizer = run.tokenizer()
     with accelerator.local_main_process_first():  # it tokenises, the others find its cache
-        split = encode(examples, tokenizer, run.arguments["max_length"])
+        most = run.arguments["max_length"]
+        split = encode(examples, tokenizer, most)
     model = run.load(args.model_name_or_path, args.trust_remote_code, split.extent).requires_grad_(False)
     frozen = run.arguments.get("frozen_dtype", "auto")
     accelerate_model(model, accelerator.device, precision.name, frozen, run.strategy.reads_frozen_weights)
@@ -66,7 +67,8 @@ def main() -> None:
         glue = None if args.test_file else task.glue_answers(args.split)
         scores = write_answers(folder, task, glue, evaluation, about)
         shown = {score.removeprefix("eval_").replace("_", " "): f"{value:.4f}" for score, value in scores.items()}
-        lines = {"run": place, "examples": f"{len(split):,} ({split.source})", **shown, "answers": str(folder)}
+        cut = {"cut": f"{split.truncated:,}, longer than {most} tokens"} if split.truncated else {}
+        lines = {"run": place, "examples": f"{len(split):,} ({split.source})", **cut, **shown, "answers": str(folder)}
         Console().facts("evaluation", lines, panel=True)
 
 

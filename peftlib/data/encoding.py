@@ -25,7 +25,7 @@ from peftlib.files import cache_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT = "1"  # raise it when the cached files' content changes
+_FORMAT = "2"  # raise it when the cached files' content changes
 
 
 class Chosen(NamedTuple):
@@ -54,6 +54,7 @@ class EncodedExamples(Dataset[Chosen]):
             example's, int64, shape (examples, classes).
         fingerprint: of the texts and labels, see `Examples.fingerprint`.
         source: where the rows come from, for people.
+        truncated: how many of them were longer than they might be, and have lost their ends.
     """
 
     columns: dict[str, np.ndarray]
@@ -61,6 +62,7 @@ class EncodedExamples(Dataset[Chosen]):
     labels: np.ndarray
     fingerprint: str
     source: str
+    truncated: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,7 +114,8 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
         arrays = _tokenise(examples, tokenizer, max_length)
         _store(arrays, path)
     offsets, labels = arrays.pop("offsets"), arrays.pop("labels")
-    return EncodedExamples(arrays, offsets, labels, fingerprint, examples.source)
+    truncated = int(arrays.pop("truncated").item())
+    return EncodedExamples(arrays, offsets, labels, fingerprint, examples.source, truncated)
 
 
 def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, np.ndarray]:
@@ -129,6 +132,7 @@ def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length
     )
     lengths = np.fromiter((len(ids) for ids in tokens["input_ids"]), dtype=np.int64, count=len(examples))
     arrays = {name: np.concatenate([np.asarray(ids, dtype=np.int32) for ids in rows]) for name, rows in tokens.items()}
+    arrays["truncated"] = np.array(sum(bool(one.overflowing) for one in tokens.encodings), dtype=np.int64)
     arrays["offsets"] = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     labels = np.asarray(examples.labels)
     arrays["labels"] = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)

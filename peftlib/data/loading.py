@@ -42,6 +42,7 @@ class Splits:
             name: {
                 "examples": len(split),
                 "longest": int(split.lengths.max()),  # in tokens
+                "truncated": split.truncated,
                 "fingerprint": split.fingerprint,
                 "source": split.source,
             }

@@ -102,6 +102,12 @@ def read_delimited(
                     found, wanted = f"{path}, line {reader.line_num}: {len(row)} fields", len(header)
                     whose = f"the header has {wanted}" if columns is None else f"there are {wanted} columns"
                     raise UserError(f"{found} where {whose}; {way}")
+                if quoted and delimiter == "\t" and any("\t" in field and "\n" in field for field in row):
+                    # Few tools quote in TSV: a text that begins with a quote would swallow the rows up to the next one.
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: ends a quoted text with tabs and line breaks in it; write "
+                        'quotes that belong to the text twice, inside of others: """Hello"", she said"'
+                    )
                 rows.append((f"line {reader.line_num}", list(row)))
         except csv.Error as error:  # a quote that is never closed, or a lone carriage return, say
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error

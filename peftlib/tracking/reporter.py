@@ -256,6 +256,12 @@ class Reporter:
                 "ratio": f"{parameters['trainable_ratio']:.4%}",
             },
         )
+        for split, name in (("train", "training"), ("validation", "validation")):
+            if cut := data[split]["truncated"]:
+                self.console.note(
+                    f"note: {cut:,} of {data[split]['examples']:,} {name} examples are longer than --max_length "
+                    f"{self._arguments['max_length']} tokens, and were cut"
+                )
         warmup = self._arguments["num_warmup_steps"] or 0
         if warmup > steps and self._arguments["lr_scheduler_type"] != "constant":
             self.console.note(

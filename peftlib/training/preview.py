@@ -67,8 +67,7 @@ def preview(
         Interrupted: a signal asked for it.
     """
     console, left = reporter.console, Left.of(training)
-    lengths = {"training": training.batches.lengths, "validation": eval_loader.dataset.lengths}  # type: ignore[attr-defined]
-    console.facts("data", _data(lengths, arguments["max_length"]))
+    console.facts("data", _data({"training": training.loader.dataset, "validation": eval_loader.dataset}))
     groups = trained_groups(training.accelerator.unwrap_model(training.model), head)
     scalars = sum(group.scalars for group in groups)
     console.facts("plan", _plan(training, left, scalars, arguments))
@@ -85,14 +84,11 @@ def preview(
     console.facts("measured", _measured(training, seen, left))
 
 
-def _data(lengths: dict[str, np.ndarray], most: int) -> dict[str, str]:
-    rows = {f"{split} tokens": f"median {np.median(each):.0f}, longest {each.max()}" for split, each in lengths.items()}
-    cut = sum(int((each >= most).sum()) for each in lengths.values())
-    examples = sum(map(len, lengths.values()))
-    rows["truncated"] = f"at most {cut:,} of {examples:,} examples, which are --max_length {most} tokens long"
-    if not cut:
-        rows["truncated"] = f"none, --max_length is {most}"
-    return rows
+def _data(splits: dict[str, Any]) -> dict[str, str]:
+    return {
+        f"{name} tokens": f"median {np.median(split.lengths):.0f}, longest {split.lengths.max()}"
+        for name, split in splits.items()
+    }
 
 
 def _plan(training: Training, left: Left, scalars: int, arguments: dict[str, Any]) -> dict[str, str]:

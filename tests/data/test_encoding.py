@@ -61,6 +61,14 @@ def test_scores_stay_scores_and_classes_classes_in_the_cache_too(tokenizer, cach
     assert len(entries(cache)) == 3
 
 
+def test_it_is_known_how_many_were_cut(tokenizer, cache):
+    rows = [(("one two three four",), 0), (("one two three",), 1), (("one two three four five six",), 0)]
+    for _ in range(2):  # filled, then read
+        for most, cut in ((8, 0), (6, 1), (5, 2), (3, 3)):
+            encoded = encode(examples_of(rows), tokenizer, most)
+            assert (encoded.truncated, int(encoded.lengths.max())) == (cut, most)
+
+
 @pytest.mark.parametrize(("rows", "least"), [(ROWS, 3), (PAIRS, 5)])
 def test_there_has_to_be_room_for_a_token_of_each_text(tokenizer, cache, rows, least):
     with pytest.raises(UserError, match=f"--max_length {least - 1}: must be at least {least}, special tokens included"):

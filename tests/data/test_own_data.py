@@ -278,6 +278,8 @@ def test_what_is_no_text_and_no_class(refused: Callable[..., str]) -> None:
     said += "say --do_regression"
     assert refused("text,label\na, 1.50\n") == said
     assert len(refused(json.dumps({"text": "a", "label": ["b"] * 9999}), "mine.jsonl")) < 150
+    rows = 'text\tlabel\n"hello world\tpos\nfoo "\tneg\nbar\tpos\nbaz\tneg\n'
+    assert refused(rows, "mine.tsv").startswith("mine.tsv, line 3: ends a quoted text with tabs and line breaks in it;")
     assert "has semicolons between its columns; write commas" in refused("text;label\na;b\n")
     assert "the text is no text (3)" in refused('{"text": 3, "label": "a"}', "mine.jsonl")
 

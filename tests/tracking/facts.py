@@ -13,7 +13,7 @@ from peftlib.tracking.record import describe_run
 
 def made_facts() -> dict[str, Any]:
     """`describe_run` of a made-up BitFit run on MRPC."""
-    split = {"fingerprint": "0" * 64, "source": "made here"}
+    split = {"fingerprint": "0" * 64, "source": "made here", "truncated": 0}
     return describe_run(
         ModelSource("some/model", "/models/some"),
         Fingerprint("f" * 64, "c" * 64),

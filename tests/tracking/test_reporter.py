@@ -261,3 +261,13 @@ def test_trackers_hear_what_the_record_hears_and_the_configuration(tmp_path):
     text = next((folder / "p").rglob("hparams.yml")).read_text()
     assert "learning_rate: 0.003" in text  # the method's own, not the flag's None
     assert "bias_terms: all" in text
+
+
+def test_texts_that_were_cut_are_counted(tmp_path, capsys):
+    facts = made_facts()
+    facts["data"]["train"]["truncated"] = 1234
+    with reporter_in(tmp_path / "cut", "--max_length", "64").watching(20, facts):
+        pass
+    said = "note: 1,234 of 3,668 training examples are longer than --max_length 64 tokens, and were cut\n"
+    out = capsys.readouterr().out
+    assert said in out and "validation examples are longer" not in out

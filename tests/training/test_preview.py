@@ -115,7 +115,7 @@ def test_what_is_said(tmp_path, monkeypatch, capsys):
     ):
         assert line in out
     assert re.search(r"training tokens: median \d+, longest 11\n", out)
-    assert re.search(r"truncated: at most [1-9]\d* of 48 examples, which are --max_length 11 tokens long\n", out)
+    assert re.search(r"validation tokens: median \d+, longest 11\n", out)
     assert re.search(r"bert\.encoder\.layer\.\*\.attention\.self\.query\.bias +2 +32 +64\n", out)
     assert re.search(r"all, 66 of them in the head +\d+ +706\n", out)
 
@@ -125,7 +125,6 @@ def test_what_may_end_early_and_what_is_not_kept(tmp_path, monkeypatch, capsys):
     assert "updates: 20 at most; 10 an epoch" in out
     assert "evaluations: 2 at most, and" in out
     assert "checkpoints: none, see --checkpointing_steps\n" in out
-    assert "truncated: none, --max_length is 128\n" in out
 
 
 @pytest.mark.parametrize(
