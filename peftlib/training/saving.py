@@ -117,12 +117,15 @@ def flat_results(
 ) -> dict[str, Any]:
     """The content of `all_results.json`: flat, in the keys that the `transformers` examples have made usual.
 
+    `eval_*` are the scores of the weights beside it, those of the best update, and `last_eval_*` those of the last one.
+
     Args:
-        evaluation: of the saved state, the best one; `eval_*` are the scores of the last update.
+        evaluation: of the saved state.
         saved_bytes: the size of the file that holds the trained weights.
     """
     return {
-        **{f"eval_{name}": value for name, value in progress.last.items() if name != "step"},
+        **{f"eval_{name}": value for name, value in evaluation.metrics.items()},
+        **{f"last_eval_{name}": value for name, value in progress.last.items() if name != "step"},
         **{f"best_eval_{name}": value for name, value in progress.best.items()},
         "train_loss": progress.loss_sum / progress.step,
         "train_runtime": progress.train_seconds,

@@ -124,7 +124,8 @@ def test_the_results_have_the_usual_keys_and_are_numbers(run: Run) -> None:
     assert (results["global_step"], results["epoch"]) == (STEPS, 2.0)
     assert results["eval_samples"] == DEV, "every example of the split is scored once"
     assert results["trainable_ratio"] == results["trainable_params"] / results["total_params"]
-    assert results["best_eval_accuracy"] == max(run.of("eval/accuracy"))
+    assert results["best_eval_accuracy"] == results["eval_accuracy"] == max(run.of("eval/accuracy"))
+    assert results["last_eval_accuracy"] == run.of("eval/accuracy")[-1]
     assert results["train_loss"] == pytest.approx(sum(run.of("train/loss")) / STEPS)
 
 
