@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from peftlib.data.own_data import task_in_table
 from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
 from peftlib.modeling import PACKAGED_MODELS, hub_name_of_base
 from peftlib.strategies import STRATEGIES
 
 _CARD = """---
-{metadata}---
+{metadata}
+---
 
 # {title}
 
@@ -65,8 +64,10 @@ _UNKNOWN = """
 name, or another one, put there where it is.
 """
 
-#: What the Hub calls a metric that has another name here, which is the one of `evaluate`'s glue.
-_HUB_METRICS = {"pearson": "pearsonr", "r2": "r_squared"}
+#: What the Hub calls a metric that has another name here, those of `evaluate`'s glue and of scikit-learn.
+_HUB_METRICS = {
+    "pearson": "pearsonr", "r2": "r_squared", "macro_f1": "f1", "micro_f1": "f1", "subset_accuracy": "accuracy",
+}  # fmt: skip
 
 _CHECKPOINT = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -90,15 +91,7 @@ def model_card(
     on_hub, method = hub_name_of_base(run["model"]), STRATEGIES[arguments["method"]].named(arguments)
     if public:
         base = name_for_others(run["model"])
-    metadata: dict[str, Any] = {
-        **({} if on_hub is None else {"base_model": on_hub}),  # the Hub takes no other name
-        "library_name": "peft" if is_adapter else "transformers",
-        "pipeline_tag": "text-classification",
-        "tags": [arguments["method"], arguments["task_name"]],
-        "metrics": [_HUB_METRICS.get(name, name) for name in scores if name != "loss"],
-    }
-    if (dataset := _on_hub(run)) is not None:
-        metadata["datasets"] = [dataset]
+    title = f"{arguments['task_name']} · {method}"
     kind = problem_type_of(run)
     below = {MULTI_LABEL: _OF_SEVERAL, REGRESSION: _OF_SCORES}.get(kind, "").format(texts=_texts(run))
     if kind == REGRESSION:
@@ -119,8 +112,8 @@ def model_card(
     elif is_adapter and on_hub is None:
         below += _UNKNOWN.format(base=base)
     return _CARD.format(
-        metadata=yaml.safe_dump(metadata, sort_keys=False),
-        title=f"{arguments['task_name']} · {method}",
+        metadata=_metadata(run, scores, title, is_adapter=is_adapter),
+        title=title,
         base=base,
         task=arguments["task_name"],
         method=method,
@@ -139,6 +132,34 @@ def model_card(
         usage=usage,
         below=below,
     )
+
+
+def _metadata(run: dict[str, Any], scores: dict[str, float], title: str, *, is_adapter: bool) -> str:
+    """What the Hub reads: the scores go to the page's side, and the adapter under its base model's."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    arguments, base, dataset = run["arguments"], hub_name_of_base(run["model"]), _on_hub(run)
+    measured = {name: value for name, value in scores.items() if name != "loss"}
+    data = {"dataset_type": dataset or arguments["task_name"], "dataset_name": arguments["task_name"]}
+    results = [
+        EvalResult(
+            task_type="text-classification", dataset_split="validation", **data,
+            metric_type=_HUB_METRICS.get(name, name), metric_name=name, metric_value=value,
+        )
+        for name, value in measured.items()
+    ]  # fmt: skip
+    metadata = ModelCardData(
+        base_model=base,  # None for one that is not there: the Hub takes no other name
+        base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-classification",
+        tags=[arguments["method"], arguments["task_name"]],
+        metrics=list(dict.fromkeys(_HUB_METRICS.get(name, name) for name in measured)),
+        datasets=None if dataset is None else [dataset],
+        model_name=title,
+        eval_results=results,
+    )
+    return metadata.to_yaml()
 
 
 def best_scores(results: dict[str, Any]) -> dict[str, float]:

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from peftlib.tracking.card import best_scores, model_card, name_for_others
 from tests.tracking.facts import made_arguments, made_facts
@@ -33,16 +34,34 @@ def metadata(text):
     return yaml.safe_load(text.split("---\n", 2)[1])
 
 
-@pytest.mark.parametrize(("is_adapter", "library"), [(True, "peft"), (False, "transformers")])
-def test_the_metadata_is_yaml_that_names_base_library_and_metrics(is_adapter, library):
-    assert metadata(model_card(made_run(**ON_HUB), SCORES, folder="a", is_adapter=is_adapter)) == {
+@pytest.mark.parametrize(
+    ("is_adapter", "library", "relation"), [(True, "peft", "adapter"), (False, "transformers", "finetune")]
+)
+def test_the_metadata_is_yaml_that_names_base_library_and_metrics(is_adapter, library, relation):
+    text = model_card(made_run(**ON_HUB), SCORES, folder="a", is_adapter=is_adapter)
+    found = metadata(text)
+    assert found.pop("model-index")[0]["name"] == "mrpc · BitFit"
+    assert found == {
         "base_model": "some/model",
+        "base_model_relation": relation,
         "library_name": library,
         "pipeline_tag": "text-classification",
         "tags": ["bitfit", "mrpc"],
         "metrics": ["accuracy", "f1"],
         "datasets": ["nyu-mll/glue"],
     }
+
+
+def test_the_scores_are_where_the_hub_looks_for_them():
+    card = ModelCard(model_card(made_run(**ON_HUB), SCORES, folder="a", is_adapter=True))
+    found = [(one.metric_type, one.metric_name, one.metric_value) for one in card.data.eval_results]
+    assert found == [("accuracy", "accuracy", SCORES["accuracy"]), ("f1", "f1", SCORES["f1"])]
+    (about,) = {(one.dataset_type, one.dataset_name, one.dataset_split) for one in card.data.eval_results}
+    assert about == ("nyu-mll/glue", "mrpc", "validation")
+    several = {"micro_f1": 0.5, "macro_f1": 0.25, "subset_accuracy": 0.125}
+    card = ModelCard(model_card(made_run(**ON_HUB), several, folder="a", is_adapter=True))
+    assert card.data.metrics == ["f1", "accuracy"]  # as the Hub calls them, each once
+    assert {one.metric_name: one.metric_value for one in card.data.eval_results} == several
 
 
 def test_the_metadata_names_a_dataset_of_the_hub_and_no_folder():

@@ -157,7 +157,9 @@ def test_the_results_are_flat_and_named_as_usual() -> None:
         last={"accuracy": 0.5, "f1": 0.25, "loss": 0.5, "step": 9},
         windows_per_epoch=6,
     )
-    evaluation = Evaluation({"accuracy": 0.75, "f1": 0.5, "loss": 0.25}, np.zeros((20, 2)), np.zeros(20, dtype=int), 4.0)
+    evaluation = Evaluation(
+        {"accuracy": 0.75, "f1": 0.5, "loss": 0.25}, np.zeros((20, 2)), np.zeros(20, dtype=int), 4.0
+    )
     results = flat_results(progress, evaluation, ParameterCount(25, 100), 117_520)
     assert results == {
         "eval_accuracy": 0.75,
