@@ -97,22 +97,22 @@ def _backward_of_keys(
     v = _head(qkv, at, head, 2, H * DH, DH)
     weights = tl.exp2(_scaled(q, k, scale, at >= 0) - log[:, None])
     dropped = weights
-    of_weights = tl.dot(above, tl.trans(v), input_precision="ieee")
+    grad_weights = tl.dot(above, tl.trans(v), input_precision="ieee")
     if THRESHOLD > 0:
         token = program * 128 + tl.arange(0, BLOCK)
         stays = kept(word, token, start, 0, THRESHOLD, 128, KEYS)
         dropped = tl.where(stays, weights * factor, 0.0)
-        of_weights = tl.where(stays, of_weights * factor, 0.0)
-    of_v = tl.dot(tl.trans(dropped.to(v.dtype)), above, input_precision="ieee")
+        grad_weights = tl.where(stays, grad_weights * factor, 0.0)
+    grad_v = tl.dot(tl.trans(dropped.to(v.dtype)), above, input_precision="ieee")
     if KEYS == BLOCK:
-        common = tl.sum(weights * of_weights, 1)
-    of_scores = (weights * (of_weights - common[:, None]) * scale).to(q.dtype)
-    of_q = tl.dot(of_scores, k, input_precision="ieee")
-    of_k = tl.dot(tl.trans(of_scores), q, input_precision="ieee")
+        common = tl.sum(weights * grad_weights, 1)
+    grad_scores = (weights * (grad_weights - common[:, None]) * scale).to(q.dtype)
+    grad_q = tl.dot(grad_scores, k, input_precision="ieee")
+    grad_k = tl.dot(tl.trans(grad_scores), q, input_precision="ieee")
     place = out + at[:, None] * (3 * H * DH) + (head * DH + tl.arange(0, DH))[None, :]
-    tl.store(place + H * DH, of_k.to(q.dtype), (at >= 0)[:, None])
-    tl.store(place + 2 * H * DH, of_v.to(q.dtype), (at >= 0)[:, None])
-    return of_q, tl.sum(of_v, 0)  # past the last token zeros: the weights are, and what comes from above
+    tl.store(place + H * DH, grad_k.to(q.dtype), (at >= 0)[:, None])
+    tl.store(place + 2 * H * DH, grad_v.to(q.dtype), (at >= 0)[:, None])
+    return grad_q, tl.sum(grad_v, 0)  # past the last token zeros: the weights are, and what comes from above
 
 
 @triton.jit
@@ -129,28 +129,28 @@ def attention_backward(
     above = tl.load(gradient + row, real, other=0.0)
     log = tl.load(logs + program * BLOCK + token)
     if KEYS == BLOCK:
-        of_q, sum_of_v = _backward_of_keys(
+        grad_q, grad_v_sum = _backward_of_keys(
             qkv, out, q, above, log, log, at, 0, program, head, word, scale, factor, THRESHOLD, H, DH, BLOCK, KEYS
         )
     else:
         # A part of the keys does not know the sum: it is what came out times its own gradient (Dao, 2023,
         # https://arxiv.org/abs/2307.08691, section 3.1).
         common = tl.sum(above.to(tl.float32) * tl.load(seen + row, real, other=0.0).to(tl.float32), 1)
-        of_q, sum_of_v = tl.zeros((BLOCK, DH), tl.float32), tl.zeros((DH,), tl.float32)
+        grad_q, grad_v_sum = tl.zeros((BLOCK, DH), tl.float32), tl.zeros((DH,), tl.float32)
         for start in tl.range(0, tl.sum((at >= 0).to(tl.int32), 0), KEYS, num_stages=1):
             at_key = tl.load(places + example * BLOCK + start + tl.arange(0, KEYS))
             more, values = _backward_of_keys(
                 qkv, out, q, above, log, common, at_key, start, program, head, word, scale, factor, THRESHOLD, H, DH,
                 BLOCK, KEYS,
             )  # fmt: skip
-            of_q += more
-            sum_of_v += values
-    tl.store(out + at[:, None] * (3 * H * DH) + column, of_q.to(q.dtype), real)
+            grad_q += more
+            grad_v_sum += values
+    tl.store(out + at[:, None] * (3 * H * DH) + column, grad_q.to(q.dtype), real)
     if SUMMED:
         place = sums + example * stride + head * DH + lane
-        tl.store(place, tl.sum(of_q, 0))
+        tl.store(place, tl.sum(grad_q, 0))
         tl.store(place + H * DH, tl.zeros((DH,), tl.float32))  # softmax does not see what is added to all keys
-        tl.store(place + 2 * H * DH, sum_of_v)
+        tl.store(place + 2 * H * DH, grad_v_sum)
 
 
 @triton.jit
@@ -190,30 +190,30 @@ def mix_forward(
 
 @triton.jit
 def mix_backward(
-    asked, rows, gradient, of_kept, of_asked, of_rows, places, seed, scale, factor, THRESHOLD: tl.constexpr,
+    asked, rows, gradient, grad_kept, grad_asked, grad_rows, places, seed, scale, factor, THRESHOLD: tl.constexpr,
     H: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     example, token, head = tl.program_id(0), tl.arange(0, BLOCK), tl.arange(0, HEADS)
     at, base = tl.load(places + example * BLOCK + token), example * H + head
     weights = _softmax(_scores(asked, rows, base, head < H, at, D, HEADS, BLOCK, CHUNK), scale, at >= 0)
-    of_weights = _scores(gradient, rows, base, head < H, at, D, HEADS, BLOCK, CHUNK)
-    of_weights += tl.load(of_kept + base, head < H, other=0.0)[:, None]
+    grad_weights = _scores(gradient, rows, base, head < H, at, D, HEADS, BLOCK, CHUNK)
+    grad_weights += tl.load(grad_kept + base, head < H, other=0.0)[:, None]
     dropped = weights
     if THRESHOLD > 0:
         stays = kept(tl.load(seed), base, 0, 0, THRESHOLD, 128, BLOCK)
         dropped = tl.where(stays, weights * factor, 0.0)
-        of_weights = tl.where(stays, of_weights * factor, 0.0)
-    of_scores = weights * (of_weights - tl.sum(weights * of_weights, 1)[:, None]) * scale
-    of_scores, dropped = of_scores.to(rows.dtype.element_ty), dropped.to(rows.dtype.element_ty)
+        grad_weights = tl.where(stays, grad_weights * factor, 0.0)
+    grad_scores = weights * (grad_weights - tl.sum(weights * grad_weights, 1)[:, None]) * scale
+    grad_scores, dropped = grad_scores.to(rows.dtype.element_ty), dropped.to(rows.dtype.element_ty)
     for start in range(0, D, CHUNK):
         column = start + tl.arange(0, CHUNK)
         wide = (column < D)[None, :]
         place, real = at[:, None] * D + column[None, :], (at >= 0)[:, None] & wide
         x = tl.load(rows + place, real, other=0.0)
         vector, there = base[:, None] * D + column[None, :], (head < H)[:, None] & wide
-        tl.store(of_asked + vector, tl.dot(of_scores, x, input_precision="ieee").to(x.dtype), there)
+        tl.store(grad_asked + vector, tl.dot(grad_scores, x, input_precision="ieee").to(x.dtype), there)
         one = tl.load(asked + vector, there, other=0.0)
         above = tl.load(gradient + vector, there, other=0.0)
-        below = tl.dot(tl.trans(of_scores), one, input_precision="ieee")
+        below = tl.dot(tl.trans(grad_scores), one, input_precision="ieee")
         below = tl.dot(tl.trans(dropped), above, below, input_precision="ieee")
-        tl.store(of_rows + place, below.to(x.dtype), real)
+        tl.store(grad_rows + place, below.to(x.dtype), real)

@@ -98,13 +98,13 @@ def norm_backward(
     gradient: torch.Tensor, normal: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor, drop: Dropout
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of residual and product, (T, D); those of weight, shift and bias, (3, D)."""
-    of_residual, of_product = torch.empty_like(gradient), torch.empty_like(gradient)
+    grad_residual, grad_product = torch.empty_like(gradient), torch.empty_like(gradient)
     sums = _sums(3, len(weight))
     call(
-        "norm_backward", gradient.dtype, gradient, normal, rstd, weight, of_residual, of_product, sums,
+        "norm_backward", gradient.dtype, gradient, normal, rstd, weight, grad_residual, grad_product, sums,
         *gradient.shape, drop, _PARTS,
     )  # fmt: skip
-    return of_residual, of_product, sums.sum(0)
+    return grad_residual, grad_product, sums.sum(0)
 
 
 def gelu_forward(product: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -138,15 +138,15 @@ def attention_backward(
     seen: Seen, gradient: torch.Tensor, drop: Dropout
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Gradients of rows, query and bias, shaped like them."""
-    of_rows = torch.empty_like(seen.rows)
-    of_query = None if seen.query is None else torch.empty_like(seen.query)
-    of_rows[seen.packing.real :].zero_()
+    grad_rows = torch.empty_like(seen.rows)
+    grad_query = None if seen.query is None else torch.empty_like(seen.query)
+    grad_rows[seen.packing.real :].zero_()
     sums = _sums(len(seen.bias))
     call(
         "attention_backward", gradient.dtype, ctypes.byref(_handed_over(seen, drop)), gradient, None,
-        *_places(of_rows, of_query), sums, seen.packing.width, _PARTS,
+        *_places(grad_rows, grad_query), sums, seen.packing.width, _PARTS,
     )  # fmt: skip
-    return of_rows, of_query, sums.sum(0)
+    return grad_rows, grad_query, sums.sum(0)
 
 
 def mix_forward(asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop: Dropout) -> tuple[torch.Tensor, ...]:
@@ -156,26 +156,26 @@ def mix_forward(asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop:
         Their sums, (B, H, D) as the queries `asked`; and those of the weights, which dropout makes other than 1,
         fp32, (B, H).
     """
-    out, of_weights = torch.empty_like(asked), asked.new_empty(asked.shape[:2], dtype=torch.float32)
+    out, kept = torch.empty_like(asked), asked.new_empty(asked.shape[:2], dtype=torch.float32)
     of = _mixing(asked, rows, packing, drop)
-    call("attention_forward", out.dtype, ctypes.byref(of), out, of_weights, packing.width)
-    return out, of_weights
+    call("attention_forward", out.dtype, ctypes.byref(of), out, kept, packing.width)
+    return out, kept
 
 
 def mix_backward(
     asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop: Dropout, gradient: torch.Tensor,
-    of_weights: torch.Tensor,
+    grad_kept: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of queries and rows."""
-    of_asked, as_keys, as_values = torch.empty_like(asked), torch.empty_like(rows), torch.empty_like(rows)
+    grad_asked, as_keys, as_values = torch.empty_like(asked), torch.empty_like(rows), torch.empty_like(rows)
     for one in (as_keys, as_values):
         one[packing.real :].zero_()
     sums = _sums(3 * rows.size(1))  # of biases that there are none of
     call(
-        "attention_backward", gradient.dtype, ctypes.byref(_mixing(asked, rows, packing, drop)), gradient, of_weights,
-        of_asked, as_keys, as_values, sums, packing.width, _PARTS,
+        "attention_backward", gradient.dtype, ctypes.byref(_mixing(asked, rows, packing, drop)), gradient, grad_kept,
+        grad_asked, as_keys, as_values, sums, packing.width, _PARTS,
     )  # fmt: skip
-    return of_asked, as_keys.add_(as_values)
+    return grad_asked, as_keys.add_(as_values)
 
 
 def _mixing(asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop: Dropout) -> _Attention:

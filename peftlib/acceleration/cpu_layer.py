@@ -53,9 +53,10 @@ class DropoutAddNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         normal, rstd, weight = ctx.saved_tensors
-        of_residual, of_product, sums = calls.norm_backward(gradient.contiguous(), normal, rstd, weight, ctx.drop)
-        for_weight, for_shift, for_bias = sums
-        return of_product, for_bias, of_residual if ctx.residual else None, None, for_weight, for_shift, None, None
+        grad_residual, grad_product, sums = calls.norm_backward(gradient.contiguous(), normal, rstd, weight, ctx.drop)
+        grad_weight, grad_shift, grad_bias = sums
+        residual = grad_residual if ctx.residual else None
+        return grad_product, grad_bias, residual, None, grad_weight, grad_shift, None, None
 
 
 class Gelu(torch.autograd.Function):
@@ -84,14 +85,14 @@ class FrozenLayer(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, packing: Packing, rates: tuple[float, float, float], eps: tuple[float, float],
         matrices: tuple[FrozenMatrix, ...], keep: bool, *vectors: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        of_qkv, of_out, of_inner, of_outer = matrices
+        qkv_matrix, out_matrix, inner_matrix, outer_matrix = matrices
         query, key, value, out, weight, shift, inner, outer, last_weight, last_shift = vectors
         drops = tuple(Dropout.of(rate) for rate in rates)
-        qkv, bias = of_qkv.times(x), torch.cat([query, key, value])
+        qkv, bias = qkv_matrix.times(x), torch.cat([query, key, value])
         seen = calls.attention_forward(Seen(qkv, None, bias, packing), drops[0])
-        middle, normal, rstd = calls.norm_forward(of_out.times(seen), out, x, weight, shift, eps[0], drops[1], keep)
-        before = of_inner.times(middle)
-        product = of_outer.times(calls.gelu_forward(before, inner, out=None if keep else before))
+        middle, normal, rstd = calls.norm_forward(out_matrix.times(seen), out, x, weight, shift, eps[0], drops[1], keep)
+        before = inner_matrix.times(middle)
+        product = outer_matrix.times(calls.gelu_forward(before, inner, out=None if keep else before))
         result, last_normal, last_rstd = calls.norm_forward(
             product, outer, middle, last_weight, last_shift, eps[1], drops[2], keep
         )
@@ -101,19 +102,19 @@ class FrozenLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_qkv, of_out, of_inner, of_outer = ctx.matrices
+        qkv_matrix, out_matrix, inner_matrix, outer_matrix = ctx.matrices
         qkv, bias, normal, rstd, before, last_normal, last_rstd, weight, inner, last_weight = ctx.saved_tensors
         residual, below, last = calls.norm_backward(
             gradient.contiguous(), last_normal, last_rstd, last_weight, ctx.drops[2]
         )
-        below = of_outer.back(below)
-        below, for_inner = calls.gelu_backward(below, before, inner, out=below)
-        below = of_inner.back(below, onto=residual)
+        below = outer_matrix.back(below)
+        below, grad_inner = calls.gelu_backward(below, before, inner, out=below)
+        below = inner_matrix.back(below, onto=residual)
         residual, below, first = calls.norm_backward(below, normal, rstd, weight, ctx.drops[1])
         seen = Seen(qkv, None, bias, ctx.packing)
-        below, _, for_qkv = calls.attention_backward(seen, of_out.back(below), ctx.drops[0])
-        for_x = of_qkv.back(below, onto=residual) if ctx.needs_input_grad[0] else None
+        below, _, grad_qkv = calls.attention_backward(seen, out_matrix.back(below), ctx.drops[0])
+        grad_x = qkv_matrix.back(below, onto=residual) if ctx.needs_input_grad[0] else None
         return (
-            for_x, None, None, None, None, None, *for_qkv.view(3, -1), first[2], first[0], first[1], for_inner,
+            grad_x, None, None, None, None, None, *grad_qkv.view(3, -1), first[2], first[0], first[1], grad_inner,
             last[2], last[0], last[1],
         )  # fmt: skip

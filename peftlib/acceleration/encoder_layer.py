@@ -65,12 +65,12 @@ class Sums:
         self._first = like.new_empty((calls.programs(rows), sum(map(sum, self._sizes))), dtype=torch.float32)
         self._second = like.new_empty((examples, sum(self._of_attention)), dtype=torch.float32)
 
-    def of_layers(self) -> list[OfLayer]:
+    def by_layer(self) -> list[LayerSums]:
         """Each layer's columns."""
         first = self._first.split([sum(sizes) for sizes in self._sizes], 1)
         second = self._second.split(self._of_attention, 1)
         return [
-            OfLayer(one.split(sizes, 1), other) for one, other, sizes in zip(first, second, self._sizes, strict=True)
+            LayerSums(one.split(sizes, 1), other) for one, other, sizes in zip(first, second, self._sizes, strict=True)
         ]
 
     def finish(self) -> list[list[torch.Tensor | None]]:
@@ -85,7 +85,7 @@ class Sums:
         return found
 
 
-class OfLayer(NamedTuple):
+class LayerSums(NamedTuple):
     """A layer's columns in `Sums`: those of all vectors from `out` on, (programs, any); of the three before, (S, 3 D).
 
     Without columns where no gradient is needed.
@@ -116,13 +116,13 @@ class WholeLayer:
         self._attended = calls.attend(self.call, self._qkv)
         return self._finish(self._attended.values, rows)
 
-    def backward(self, gradient: torch.Tensor, sums: OfLayer, for_rows: bool) -> torch.Tensor | None:
+    def backward(self, gradient: torch.Tensor, sums: LayerSums, needs_rows: bool) -> torch.Tensor | None:
         """From the result's gradient that of the rows, if asked for; the vectors' go into `sums`."""
         below, residual = self._finish_backward(gradient, sums.vectors)
-        if not for_rows and not sums.attention.numel():
+        if not needs_rows and not sums.attention.numel():
             return None
         below = calls.attend_backward(self.call, self._back("out", below), self._qkv, self._attended, sums.attention)
-        return self._back("qkv", below, residual) if for_rows else None
+        return self._back("qkv", below, residual) if needs_rows else None
 
     def _times(self, name: str, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """The product of x with one of the matrices, plus a bias in the same precision."""
@@ -149,18 +149,18 @@ class WholeLayer:
         return result
 
     def _finish_backward(
-        self, gradient: torch.Tensor, of_vectors: tuple[torch.Tensor, ...]
+        self, gradient: torch.Tensor, vector_sums: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradients of the product that follows attention, and of the layer's input, both (T, D)."""
         vectors, (first, before, second) = self.vectors, self._kept
-        for_out, for_weight, for_shift, for_inner, for_outer, for_last_weight, for_last_shift = of_vectors
+        grad_out, grad_weight, grad_shift, grad_inner, grad_outer, grad_last_weight, grad_last_shift = vector_sums
         residual, below = calls.norm_backward(
-            self.call, SECOND, gradient, second, vectors.last_weight, for_last_weight, for_last_shift, for_outer
+            self.call, SECOND, gradient, second, vectors.last_weight, grad_last_weight, grad_last_shift, grad_outer
         )
-        below = calls.gelu_backward(self._back("outer", below), before, vectors.inner, for_inner)
+        below = calls.gelu_backward(self._back("outer", below), before, vectors.inner, grad_inner)
         below = self._back("inner", below, residual)
         residual, below = calls.norm_backward(
-            self.call, FIRST, below, first, vectors.weight, for_weight, for_shift, for_out
+            self.call, FIRST, below, first, vectors.weight, grad_weight, grad_shift, grad_out
         )
         return below, residual
 
@@ -177,33 +177,33 @@ class LastLayer(WholeLayer):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (T, D) to (S, D)."""
         call, heads, width = self.call, self.call.heads, rows.size(1)
-        of_query, of_key, of_value = self.matrices.qkv.view(3, heads, -1, width)
+        query_matrix, key_matrix, value_matrix = self.matrices.qkv.view(3, heads, -1, width)
         starts = rows.index_select(0, call.places[:, 0, 0, 0])
-        query = torch.addmm(self.biases[:width], starts, of_query.view(-1, width).t())
-        asked = _of_each_head(query.view(-1, heads, width // heads), of_key)
+        query = torch.addmm(self.biases[:width], starts, query_matrix.view(-1, width).t())
+        asked = _of_each_head(query.view(-1, heads, width // heads), key_matrix)
         mixed, weights = calls.mix(call, asked, rows)
-        seen = _of_each_head(mixed, of_value.mT).addcmul_(weights.unsqueeze(2), self.vectors.value.view(heads, -1))
+        seen = _of_each_head(mixed, value_matrix.mT).addcmul_(weights.unsqueeze(2), self.vectors.value.view(heads, -1))
         self._mixing = rows, asked, weights
         return self._finish(seen.flatten(1), starts)
 
-    def backward(self, gradient: torch.Tensor, sums: OfLayer, for_rows: bool) -> torch.Tensor | None:
+    def backward(self, gradient: torch.Tensor, sums: LayerSums, needs_rows: bool) -> torch.Tensor | None:
         """As of `WholeLayer`, from (S, D) to (T, D)."""
         below, residual = self._finish_backward(gradient, sums.vectors)
-        if not for_rows and not sums.attention.numel():
+        if not needs_rows and not sums.attention.numel():
             return None
         (rows, asked, weights), call, width = self._mixing, self.call, gradient.size(1)
-        of_query, of_key, of_value = self.matrices.qkv.view(3, call.heads, -1, width)
-        of_seen = self._back("out", below).view(-1, call.heads, width // call.heads)
-        of_weights = (of_seen * self.vectors.value.view(call.heads, -1)).sum(2, dtype=torch.float32)
-        of_asked, of_rows = calls.mix_backward(call, asked, rows, _of_each_head(of_seen, of_value), of_weights)
-        for_query = _of_each_head(of_asked, of_key.mT).flatten(1)
-        of_rows.index_add_(0, call.places[:, 0, 0, 0], residual.addmm_(for_query, of_query.view(-1, width)))
+        query_matrix, key_matrix, value_matrix = self.matrices.qkv.view(3, call.heads, -1, width)
+        grad_seen = self._back("out", below).view(-1, call.heads, width // call.heads)
+        grad_kept = (grad_seen * self.vectors.value.view(call.heads, -1)).sum(2, dtype=torch.float32)
+        grad_asked, grad_rows = calls.mix_backward(call, asked, rows, _of_each_head(grad_seen, value_matrix), grad_kept)
+        grad_query = _of_each_head(grad_asked, key_matrix.mT).flatten(1)
+        grad_rows.index_add_(0, call.places[:, 0, 0, 0], residual.addmm_(grad_query, query_matrix.view(-1, width)))
         if sums.attention.numel():
-            for_q, for_k, for_v = sums.attention.chunk(3, 1)
-            for_q.copy_(for_query)
-            for_k.zero_()
-            torch.mul(of_seen, weights.unsqueeze(2), out=for_v.view(of_seen.shape))
-        return of_rows if for_rows else None
+            grad_q, grad_k, grad_v = sums.attention.chunk(3, 1)
+            grad_q.copy_(grad_query)
+            grad_k.zero_()
+            torch.mul(grad_seen, weights.unsqueeze(2), out=grad_v.view(grad_seen.shape))
+        return grad_rows if needs_rows else None
 
 
 def _of_each_head(vectors: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:

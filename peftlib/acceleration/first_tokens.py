@@ -23,9 +23,9 @@ def attend_first(
     heads, width = packing.heads, packing.head_width
     by_key, by_value = (one.weight.to(rows.dtype).view(heads, width, -1) for one in (key, value))
     asked = torch.bmm(query.view(-1, heads, width).transpose(0, 1), by_key)
-    mixed, of_weights = _Mix.apply(asked.transpose(0, 1).contiguous(), rows, key.bias, packing, p)
+    mixed, kept = _Mix.apply(asked.transpose(0, 1).contiguous(), rows, key.bias, packing, p)
     attended = torch.bmm(mixed.transpose(0, 1), by_value.mT).transpose(0, 1)
-    biases = of_weights.unsqueeze(2) * value.bias.float().view(heads, width)
+    biases = kept.unsqueeze(2) * value.bias.float().view(heads, width)
     output: torch.Tensor = (attended + biases).to(rows.dtype).reshape(query.shape)
     return output
 
@@ -45,9 +45,9 @@ class _Mix(torch.autograd.Function):
         return calls.mix_forward(asked, rows, packing, ctx.drop)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor, of_weights: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: torch.Tensor, grad_kept: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         asked, rows = ctx.saved_tensors
-        of_asked, of_rows = calls.mix_backward(
-            asked, rows, ctx.packing, ctx.drop, gradient.contiguous(), of_weights.contiguous()
+        grad_asked, grad_rows = calls.mix_backward(
+            asked, rows, ctx.packing, ctx.drop, gradient.contiguous(), grad_kept.contiguous()
         )
-        return of_asked, of_rows, of_weights.new_zeros(ctx.bias), None, None
+        return grad_asked, grad_rows, grad_kept.new_zeros(ctx.bias), None, None

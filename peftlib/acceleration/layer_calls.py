@@ -88,15 +88,15 @@ def norm_forward(
 
 
 def norm_backward(
-    call: Call, site: int, gradient: torch.Tensor, normal: Normal, weight: torch.Tensor, for_weight: torch.Tensor,
-    for_shift: torch.Tensor, for_bias: torch.Tensor,
+    call: Call, site: int, gradient: torch.Tensor, normal: Normal, weight: torch.Tensor, weight_sums: torch.Tensor,
+    shift_sums: torch.Tensor, bias_sums: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of residual and product, (T, D); `for_...` take the programs' sums, (programs, D), or (programs, 0)."""
     out = torch.empty_like(gradient)
     dropped = torch.empty_like(gradient) if call.rates[site].threshold else out
-    kernels.norm_backward[(for_weight.size(0),)](
-        gradient, *normal, weight, out, dropped, for_weight, for_shift, for_bias, for_weight.stride(0),
-        for_weight.numel() > 0, for_shift.numel() > 0, for_bias.numel() > 0, **_for_norm(call, site, gradient),
+    kernels.norm_backward[(weight_sums.size(0),)](
+        gradient, *normal, weight, out, dropped, weight_sums, shift_sums, bias_sums, weight_sums.stride(0),
+        weight_sums.numel() > 0, shift_sums.numel() > 0, bias_sums.numel() > 0, **_for_norm(call, site, gradient),
     )  # fmt: skip
     return out, dropped
 
@@ -149,14 +149,14 @@ def embed(
 
 
 def embed_backward(
-    gradient: torch.Tensor, normal: torch.Tensor, seed: torch.Tensor, rate: Rate, of_weight: bool, of_shift: bool
+    gradient: torch.Tensor, normal: torch.Tensor, seed: torch.Tensor, rate: Rate, needs_weight: bool, needs_shift: bool
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of weight and shift, (D,), or (0,) of what is not asked for."""
     width, count = gradient.size(1), programs(gradient.size(0))
-    sizes = [width * of_weight, width * of_shift]
+    sizes = [width * needs_weight, width * needs_shift]
     sums = gradient.new_empty((count, sum(sizes)), dtype=torch.float32)
     kernels.embed_backward[(count,)](
-        gradient, normal, *sums.split(sizes, 1), sums.stride(0), of_weight, of_shift,
+        gradient, normal, *sums.split(sizes, 1), sums.stride(0), needs_weight, needs_shift,
         **_for_rows(gradient, seed, rate),
     )  # fmt: skip
     return sums_over_rows(sums, sums[:, :0]).split(sizes)
@@ -221,12 +221,14 @@ def mix(call: Call, asked: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tens
 
 
 def mix_backward(
-    call: Call, asked: torch.Tensor, rows: torch.Tensor, gradient: torch.Tensor, of_kept: torch.Tensor
+    call: Call, asked: torch.Tensor, rows: torch.Tensor, gradient: torch.Tensor, grad_kept: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of queries and rows, of those of the two results."""
-    of_asked, of_rows = torch.empty_like(asked), torch.empty_like(rows)
-    attention.mix_backward[(asked.size(0),)](asked, rows, gradient, of_kept, of_asked, of_rows, **_for_mix(call, asked))
-    return of_asked, of_rows
+    grad_asked, grad_rows = torch.empty_like(asked), torch.empty_like(rows)
+    attention.mix_backward[(asked.size(0),)](
+        asked, rows, gradient, grad_kept, grad_asked, grad_rows, **_for_mix(call, asked)
+    )
+    return grad_asked, grad_rows
 
 
 def _for_mix(call: Call, asked: torch.Tensor) -> dict[str, Any]:

@@ -84,15 +84,15 @@ def _two(first, second, start, column, rows, WIDTH: tl.constexpr, ROWS: tl.const
 @triton.jit(do_not_specialize=["site", "rows"])
 def norm_backward(
     gradient, normal, rstd, weight, out, dropped, weight_sums, shift_sums, bias_sums, stride,
-    OF_WEIGHT: tl.constexpr, OF_SHIFT: tl.constexpr, OF_BIAS: tl.constexpr, site, seed, rows, factor,
+    NEEDS_WEIGHT: tl.constexpr, NEEDS_SHIFT: tl.constexpr, NEEDS_BIAS: tl.constexpr, site, seed, rows, factor,
     THRESHOLD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     program, column, key = tl.program_id(0), tl.arange(0, BLOCK), tl.load(seed)
     start, wide = program * ROWS, column < D
     within = tl.zeros((ROWS, 1), tl.int32) + column[None, :]
     gamma = tl.load(weight + within, wide[None, :], other=0.0).to(tl.float32)
-    of_weight, of_shift = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
-    of_bias = tl.zeros((ROWS, BLOCK), tl.float32)
+    grad_weight, grad_shift = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
+    grad_bias = tl.zeros((ROWS, BLOCK), tl.float32)
     coming = _two(gradient, normal, start, column, rows, D, ROWS)
     row = start + tl.arange(0, ROWS)
     inverse = tl.load(rstd + row, row < rows, other=0.0)
@@ -105,10 +105,10 @@ def norm_backward(
         coming = _two(gradient, normal, start, column, rows, D, ROWS)
         following = start + tl.arange(0, ROWS)
         inverse = tl.load(rstd + following, following < rows, other=0.0)
-        if OF_WEIGHT:
-            of_weight += above * x
-        if OF_SHIFT:
-            of_shift += above
+        if NEEDS_WEIGHT:
+            grad_weight += above * x
+        if NEEDS_SHIFT:
+            grad_shift += above
         above *= gamma
         total, along = tl.reduce((above, above * x), 1, _both)
         below = (above - (total / D)[:, None] - x * (along / D)[:, None]) * scale
@@ -116,15 +116,15 @@ def norm_backward(
         if THRESHOLD > 0:
             below = tl.where(kept(key, row, 0, site, THRESHOLD, D, BLOCK), below * factor, 0.0)
             tl.store(dropped + at, below.to(dropped.dtype.element_ty), real)
-        if OF_BIAS:
-            of_bias += below
+        if NEEDS_BIAS:
+            grad_bias += below
     at = program * stride + column
-    if OF_WEIGHT:
-        tl.store(weight_sums + at, tl.sum(of_weight, 0), wide)
-    if OF_SHIFT:
-        tl.store(shift_sums + at, tl.sum(of_shift, 0), wide)
-    if OF_BIAS:
-        tl.store(bias_sums + at, tl.sum(of_bias, 0), wide)
+    if NEEDS_WEIGHT:
+        tl.store(weight_sums + at, tl.sum(grad_weight, 0), wide)
+    if NEEDS_SHIFT:
+        tl.store(shift_sums + at, tl.sum(grad_shift, 0), wide)
+    if NEEDS_BIAS:
+        tl.store(bias_sums + at, tl.sum(grad_bias, 0), wide)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -153,12 +153,12 @@ def embed_forward(
 
 @triton.jit(do_not_specialize=["rows"])
 def embed_backward(
-    gradient, normal, weight_sums, shift_sums, stride, OF_WEIGHT: tl.constexpr, OF_SHIFT: tl.constexpr, seed, rows,
-    factor, THRESHOLD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    gradient, normal, weight_sums, shift_sums, stride, NEEDS_WEIGHT: tl.constexpr, NEEDS_SHIFT: tl.constexpr, seed,
+    rows, factor, THRESHOLD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     program, column = tl.program_id(0), tl.arange(0, BLOCK)
     start, wide = program * ROWS, column < D
-    of_weight, of_shift = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    grad_weight, grad_shift = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     while start < rows:
         row = start + tl.arange(0, ROWS)
         real = (row < rows)[:, None] & wide[None, :]
@@ -166,13 +166,13 @@ def embed_backward(
         above = tl.load(gradient + at, real, other=0.0).to(tl.float32)
         if THRESHOLD > 0:
             above = tl.where(kept(tl.load(seed), row, 0, 0, THRESHOLD, D, BLOCK), above * factor, 0.0)
-        if OF_WEIGHT:
-            of_weight += tl.sum(above * tl.load(normal + at, real, other=0.0).to(tl.float32), 0)
-        if OF_SHIFT:
-            of_shift += tl.sum(above, 0)
+        if NEEDS_WEIGHT:
+            grad_weight += tl.sum(above * tl.load(normal + at, real, other=0.0).to(tl.float32), 0)
+        if NEEDS_SHIFT:
+            grad_shift += tl.sum(above, 0)
         start += tl.num_programs(0) * ROWS
-    tl.store(weight_sums + program * stride + column, of_weight, wide & OF_WEIGHT)
-    tl.store(shift_sums + program * stride + column, of_shift, wide & OF_SHIFT)
+    tl.store(weight_sums + program * stride + column, grad_weight, wide & NEEDS_WEIGHT)
+    tl.store(shift_sums + program * stride + column, grad_shift, wide & NEEDS_SHIFT)
 
 
 # GELU is x F(x), F the normal distribution; its slope is F + x f. Both are one half and something odd: x p(s), where

@@ -29,10 +29,10 @@ class Layers(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        for_rows, _, *needed = ctx.needs_input_grad
+        needs_rows, _, *needed = ctx.needs_input_grad
         layers, flags = ctx.layers, iter(needed)
         needs = [[next(flags) for _ in layer.trained] for layer in layers]
-        lowest = 0 if for_rows else next(place for place, need in enumerate(needs) if any(need))
+        lowest = 0 if needs_rows else next(place for place, need in enumerate(needs) if any(need))
         below: torch.Tensor | None = gradient.contiguous()
         found: dict[int, Sequence[torch.Tensor | None]] = {}
         with torch.autocast(gradient.device.type, enabled=False):
@@ -45,18 +45,18 @@ class Layers(torch.autograd.Function):
                 if group
             ]
             columns = {
-                place: one for group, sums in gathered for place, one in zip(group, sums.of_layers(), strict=True)
+                place: one for group, sums in gathered for place, one in zip(group, sums.by_layer(), strict=True)
             }
             for place in reversed(range(lowest, len(layers))):
-                onward = for_rows or place > lowest
+                onward = needs_rows or place > lowest
                 if place in columns:
                     below = layers[place].backward(below, columns[place], onward)
                 else:
                     below, found[place] = layers[place].backward_of_updates(below, onward)
             for group, sums in gathered:
                 found |= dict(zip(group, sums.finish(), strict=True))
-        of_trained = [one for place, need in enumerate(needs) for one in found.get(place, [None] * len(need))]
-        return below, None, *_in_fp32(of_trained)
+        grads = [one for place, need in enumerate(needs) for one in found.get(place, [None] * len(need))]
+        return below, None, *_in_fp32(grads)
 
 
 def _in_fp32(gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:

@@ -102,17 +102,17 @@ class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, low, a, b = ctx.saved_tensors
-        of_x, of_trained = ctx.dtypes
-        of_low = (upstream @ b).mul_(ctx.scaling)
-        for_b = (upstream.t() @ low).to(of_trained).mul_(ctx.scaling)
-        for_a = (of_low.t() @ rows).to(of_trained)
-        for_x = None
+        x_dtype, trained_dtype = ctx.dtypes
+        grad_low = (upstream @ b).mul_(ctx.scaling)
+        grad_b = (upstream.t() @ low).to(trained_dtype).mul_(ctx.scaling)
+        grad_a = (grad_low.t() @ rows).to(trained_dtype)
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            low_rank = of_low @ a
-            for_x = ctx.matrix.back(upstream)
-            for_x = ctx.drawn.onto(low_rank, for_x) if ctx.drawn else for_x.add_(low_rank)
-            for_x = for_x.to(of_x)
-        return for_x, None, None, for_a, for_b, None, None
+            low_rank = grad_low @ a
+            grad_x = ctx.matrix.back(upstream)
+            grad_x = ctx.drawn.onto(low_rank, grad_x) if ctx.drawn else grad_x.add_(low_rank)
+            grad_x = grad_x.to(x_dtype)
+        return grad_x, None, None, grad_a, grad_b, None, None
 
 
 class _TiledLowRankLinear(torch.autograd.Function):
@@ -136,14 +136,14 @@ class _TiledLowRankLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dropped, low, a, b = ctx.saved_tensors
-        of_x, of_trained = ctx.dtypes
+        x_dtype, trained_dtype = ctx.dtypes
         upstream = gradient.contiguous()
-        of_low = tile_calls.product(upstream, Tiled.of(b, ctx.scaling))
-        for_a = tile_calls.inner_product(of_low, dropped)[: len(a)].to(of_trained)
-        for_b = tile_calls.inner_product(low, upstream)[: len(a)].t().mul(ctx.scaling).to(of_trained)
-        for_x = None
+        grad_low = tile_calls.product(upstream, Tiled.of(b, ctx.scaling))
+        grad_a = tile_calls.inner_product(grad_low, dropped)[: len(a)].to(trained_dtype)
+        grad_b = tile_calls.inner_product(low, upstream)[: len(a)].t().mul(ctx.scaling).to(trained_dtype)
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            beside = Beside(of_low, Tiled.of(a), ctx.drop)
-            for_x = tile_calls.product(upstream, ctx.matrix.backward, beside=beside)
-            for_x = for_x.to(of_x)
-        return for_x, None, None, for_a, for_b, None, None
+            beside = Beside(grad_low, Tiled.of(a), ctx.drop)
+            grad_x = tile_calls.product(upstream, ctx.matrix.backward, beside=beside)
+            grad_x = grad_x.to(x_dtype)
+        return grad_x, None, None, grad_a, grad_b, None, None

@@ -53,22 +53,23 @@ class Updates(NamedTuple):
         return low
 
     def backward(
-        self, seed: torch.Tensor, x: torch.Tensor, low: torch.Tensor, gradient: torch.Tensor, of_x: torch.Tensor | None
-    ) -> list[torch.Tensor]:
-        """From the products' gradient those of each A, fp32, and B, in pairs; x's is added to `of_x`, if asked for."""
-        of_low, ranks = torch.empty_like(low), self.a.size(0)
+        self, seed: torch.Tensor, x: torch.Tensor, low: torch.Tensor, gradient: torch.Tensor,
+        grad_x: torch.Tensor | None,
+    ) -> list[torch.Tensor]:  # fmt: skip
+        """From the products' gradient those of each A, fp32, and B, in pairs; x's is added to `grad_x`, if given."""
+        grad_low, ranks = torch.empty_like(low), self.a.size(0)
         columns, parts = self._columns(gradient), low.chunk(len(self.b), 1)
-        for part, b, above in zip(of_low.chunk(len(self.b), 1), self.b, columns, strict=True):
+        for part, b, above in zip(grad_low.chunk(len(self.b), 1), self.b, columns, strict=True):
             torch.mm(above, b, out=part)
-        of_b = [above.t() @ part for above, part in zip(columns, parts, strict=True)]
+        grad_b = [above.t() @ part for above, part in zip(columns, parts, strict=True)]
         options, width = self._options(seed, x, _BACKWARD), x.size(1)
         down, across = triton.cdiv(x.size(0), _BACKWARD[0]), triton.cdiv(width, _BACKWARD[1])
-        if of_x is not None:
-            kernels.low_onto[(down, across)](of_low, self.a, of_x, **options)
+        if grad_x is not None:
+            kernels.low_onto[(down, across)](grad_low, self.a, grad_x, **options)
         sums = x.new_empty((min(_PROGRAMS, down), ranks * width), dtype=torch.float32)
-        kernels.low_inner[(len(sums), across, len(self.b))](of_low, x, sums, **options)
-        of_a = calls.sums_over_rows(sums, sums[:, :0]).view(len(self.b), -1, width).unbind()
-        return [one for pair in zip(of_a, of_b, strict=True) for one in pair]
+        kernels.low_inner[(len(sums), across, len(self.b))](grad_low, x, sums, **options)
+        grad_a = calls.sums_over_rows(sums, sums[:, :0]).view(len(self.b), -1, width).unbind()
+        return [one for pair in zip(grad_a, grad_b, strict=True) for one in pair]
 
     def _columns(self, products: torch.Tensor) -> list[torch.Tensor]:
         return [products[:, start : start + b.size(0)] for start, b in zip(self.starts, self.b, strict=True)]
@@ -82,7 +83,7 @@ class Updates(NamedTuple):
         }  # fmt: skip
 
 
-class OfProducts(NamedTuple):
+class ProductUpdates(NamedTuple):
     """The updates of a layer's four products, where there are any."""
 
     qkv: Updates | None
@@ -118,21 +119,21 @@ class LowRankLayer(WholeLayer):
         return self._finish(seen, rows)
 
     def backward_of_updates(
-        self, gradient: torch.Tensor, for_rows: bool
+        self, gradient: torch.Tensor, needs_rows: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """From the result's gradient that of the rows, if asked for, and those of `trained`."""
         nothing = gradient.new_empty((calls.programs(gradient.size(0)), 0), dtype=torch.float32)
         below, residual = self._finish_backward(gradient, (nothing,) * 7)
-        below, of_rows = self._back("out", below), None
-        if for_rows or self.updates.qkv is not None:
+        below, grad_rows = self._back("out", below), None
+        if needs_rows or self.updates.qkv is not None:
             if self.ends:
                 below, residual = (_spread(one, self.call.places, len(self._qkv)) for one in (below, residual))
             above = calls.attend_backward(self.call, below, self._qkv, self._attended, nothing)
-            if for_rows:
-                of_rows = self._back("qkv", above, residual)
+            if needs_rows:
+                grad_rows = self._back("qkv", above, residual)
             else:
                 self._update("qkv", above, None)
-        return of_rows, [one for name in OfProducts._fields for one in self._found.get(name, [])]
+        return grad_rows, [one for name in ProductUpdates._fields for one in self._found.get(name, [])]
 
     def _times(self, name: str, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         products, update = super()._times(name, x, bias), getattr(self.updates, name)
@@ -145,10 +146,10 @@ class LowRankLayer(WholeLayer):
         self._update(name, above, below)
         return below
 
-    def _update(self, name: str, above: torch.Tensor, of_x: torch.Tensor | None) -> None:
+    def _update(self, name: str, above: torch.Tensor, grad_x: torch.Tensor | None) -> None:
         update = getattr(self.updates, name)
         if update is not None:
-            self._found[name] = update.backward(self.call.seed, *self._inputs[name], above, of_x)
+            self._found[name] = update.backward(self.call.seed, *self._inputs[name], above, grad_x)
 
 
 def _spread(vectors: torch.Tensor, places: torch.Tensor, rows: int) -> torch.Tensor:
@@ -168,7 +169,7 @@ class Trained(NamedTuple):
 class LayerUpdates(NamedTuple):
     """A layer's updates in the precision of the rows, and what they are copies of: each A and B, in pairs."""
 
-    of_products: OfProducts
+    product_updates: ProductUpdates
     trained: list[torch.Tensor]
 
 
@@ -209,4 +210,4 @@ def _of_layer(
             updates.append(Updates(stacked, tuple(bs), starts, factor, first.rate, site))
         site += len(group)
     trained = [matrix for group in groups for one in group if one is not None for matrix in (one.a, one.b)]
-    return LayerUpdates(OfProducts(*updates), trained)
+    return LayerUpdates(ProductUpdates(*updates), trained)

@@ -122,8 +122,8 @@ def _layer(layer: Any, rows: torch.Tensor, packing: Packing, parts: Parts, ends:
     p = _rate(attention.dropout)
     if ends:
         starts = rows.index_select(0, packing.first)
-        query, of_query = _product(starts, parts, attention.query)
-        query = query if of_query is None else (query + of_query).to(rows.dtype)
+        query, query_update = _product(starts, parts, attention.query)
+        query = query if query_update is None else (query + query_update).to(rows.dtype)
         if parts.add_biases and _are_frozen(attention.key, attention.value):
             attended = attend_first(query, rows, attention.key, attention.value, packing, p)
         else:  # products with their biases
@@ -190,14 +190,14 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, matrix: FrozenMatrix, *biases: torch.Tensor) -> torch.Tensor:
         ctx.matrix, ctx.sizes = matrix, [len(one) for one in biases]
-        ctx.of_biases = biases[0].dtype if biases else None
+        ctx.bias_dtype = biases[0].dtype if biases else None
         return matrix.times(x, torch.cat(biases).to(x.dtype) if biases else None)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_x, _, *needed = ctx.needs_input_grad
-        for_biases: list[torch.Tensor | None] = [None] * len(needed)
+        needs_x, _, *needed = ctx.needs_input_grad
+        grad_biases: list[torch.Tensor | None] = [None] * len(needed)
         if any(needed):
-            sums = gradient.sum(0).to(ctx.of_biases).split(ctx.sizes)
-            for_biases = [one if need else None for one, need in zip(sums, needed, strict=True)]
-        return ctx.matrix.back(gradient) if of_x else None, None, *for_biases
+            sums = gradient.sum(0).to(ctx.bias_dtype).split(ctx.sizes)
+            grad_biases = [one if need else None for one, need in zip(sums, needed, strict=True)]
+        return ctx.matrix.back(gradient) if needs_x else None, None, *grad_biases

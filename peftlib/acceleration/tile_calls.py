@@ -77,11 +77,11 @@ def product(
 ) -> torch.Tensor:  # fmt: skip
     """x matrix + bias, (T, depth) to (T, width), and what is beside it; with `onto`, added to that in place."""
     out = x.new_empty(len(x), matrix.width) if onto is None else onto
-    low, of_low, drop = beside or (None, None, _NONE)
+    low, low_matrix, drop = beside or (None, None, _NONE)
     call(
-        "tiled_product", x.dtype, x, matrix.tiles, low, None if of_low is None else of_low.tiles,
+        "tiled_product", x.dtype, x, matrix.tiles, low, None if low_matrix is None else low_matrix.tiles,
         None if bias is None else bias.float(), onto is not None, out, len(x), matrix.depth,
-        0 if of_low is None else of_low.depth, matrix.width, drop,
+        0 if low_matrix is None else low_matrix.depth, matrix.width, drop,
     )  # fmt: skip
     return out
 

@@ -39,19 +39,21 @@ class Attend(torch.autograd.Function):
         key, value = heads[-2], heads[-1]
         queries = heads[0] if query is None else query.view(len(key), 1, -1)
         above = packing.to_heads(gradient)[0] if query is None else gradient.reshape(queries.shape)
-        of_heads = torch.empty_like(heads)
-        of_weights = masked(torch.bmm(above, value.mT), mask, ctx.factor)
-        of_scores = torch._softmax_backward_data(of_weights.to(weights.dtype), weights, -1, weights.dtype).to(key.dtype)
-        of_query = of_heads[0] if query is None else torch.empty_like(queries)
+        grad_heads = torch.empty_like(heads)
+        grad_weights = masked(torch.bmm(above, value.mT), mask, ctx.factor)
+        grad_scores = torch._softmax_backward_data(grad_weights.to(weights.dtype), weights, -1, weights.dtype).to(
+            key.dtype
+        )
+        grad_query = grad_heads[0] if query is None else torch.empty_like(queries)
         for left, right, scale, out in (
-            (of_scores, key, ctx.scale, of_query),
-            (of_scores.mT, queries, ctx.scale, of_heads[-2]),
-            (kept.mT, above, 1, of_heads[-1]),
+            (grad_scores, key, ctx.scale, grad_query),
+            (grad_scores.mT, queries, ctx.scale, grad_heads[-2]),
+            (kept.mT, above, 1, grad_heads[-1]),
         ):
             torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
-        of_rows = packing.from_heads(of_heads)
-        of_rows[packing.real :].zero_()
-        return of_rows, None if query is None else of_query.view(query.shape), None, None
+        grad_rows = packing.from_heads(grad_heads)
+        grad_rows[packing.real :].zero_()
+        return grad_rows, None if query is None else grad_query.view(query.shape), None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -77,7 +79,7 @@ class DropoutAddNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         total, mask, mean, rstd, weight, bias = ctx.saved_tensors
         needed = [True, *ctx.needs_input_grad[3:5]]
-        of_total, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_total, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
             gradient.contiguous(), total, weight.shape, mean, rstd, weight, bias, needed
         )
-        return masked(of_total, mask, ctx.factor), of_total, None, of_weight, of_bias, None
+        return masked(grad_total, mask, ctx.factor), grad_total, None, grad_weight, grad_bias, None

@@ -76,8 +76,8 @@ def test_lora_s_updates_are_scaled_by_what_dropout_keeps():
     one = Trained(a, b, 2.5, Rate.of(0.2))
     prepared, nothing = prepare([([None, one, one], [None], [one], [None]), None], torch.float16)
     assert nothing is None
-    qkv, inner = prepared.of_products.qkv, prepared.of_products.inner
-    assert prepared.of_products.out is prepared.of_products.outer is None
+    qkv, inner = prepared.product_updates.qkv, prepared.product_updates.inner
+    assert prepared.product_updates.out is prepared.product_updates.outer is None
     assert qkv.factor == pytest.approx(2.5 / 0.8)
     assert qkv.starts == (6, 12) and inner.starts == (0,)
     assert torch.equal(qkv.a, torch.cat([a, a]).half()) and all(torch.equal(copy, b.half()) for copy in qkv.b)
