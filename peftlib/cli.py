@@ -19,7 +19,7 @@ _PATIENCE = 3.0  # seconds
 def run(main: Callable[[], None]) -> None:
     """Call `main` and exit: 0 done, 1 the run failed, 2 the input was wrong, else a signal's own.
 
-    Only the first process speaks; the others leave with the same status.
+    Only the first process of each node speaks; the others leave with the same status.
     """
     end_with_launcher()
     for stream in (sys.stdout, sys.stderr):  # LC_ALL=C has no letters for the names of classes, which may be any
@@ -57,8 +57,8 @@ def importing() -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    """On the first process; the others give it the time."""
-    if os.environ.get("RANK", "0") == "0":
+    """On the first process of the node, which may have failed alone; the others give it the time."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
     else:  # the launcher ends all processes when the first has ended: the one that speaks may need a moment longer
         time.sleep(_PATIENCE)

@@ -31,7 +31,7 @@ ENDINGS = [
 
 @pytest.mark.parametrize(("error", "status", "line"), ENDINGS)
 def test_an_ending_has_its_status_and_one_line_on_stderr(error, status, line, capsys, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(SystemExit) as caught:
         cli.run(raising(error))
     assert caught.value.code == status
@@ -43,7 +43,7 @@ def test_an_ending_has_its_status_and_one_line_on_stderr(error, status, line, ca
 def test_only_the_first_process_speaks_and_all_leave_alike(error, status, line, rank, capsys, monkeypatch):
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
     with pytest.raises(SystemExit) as caught:
         cli.run(raising(error))
     assert caught.value.code == status
