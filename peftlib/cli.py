@@ -57,8 +57,8 @@ def importing() -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    """On the first process of the node, which may have failed alone; the others give it the time."""
+    """On the first process of each node, which may have failed alone; all others give the first of all the time."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
-    else:  # the launcher ends all processes when the first has ended: the one that speaks may need a moment longer
+    if os.environ.get("RANK", "0") != "0":  # whoever has started them ends all when one has ended: it may need a moment
         time.sleep(_PATIENCE)

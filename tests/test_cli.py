@@ -39,15 +39,18 @@ def test_an_ending_has_its_status_and_one_line_on_stderr(error, status, line, ca
 
 
 @pytest.mark.parametrize(("error", "status", "line"), ENDINGS)
-@pytest.mark.parametrize("rank", [0, 1, 3])
-def test_only_the_first_process_speaks_and_all_leave_alike(error, status, line, rank, capsys, monkeypatch):
+@pytest.mark.parametrize(("rank", "local_rank"), [(0, 0), (1, 1), (3, 3), (4, 0)])
+def test_only_the_first_process_of_a_node_speaks_and_all_leave_alike(
+    error, status, line, rank, local_rank, capsys, monkeypatch
+):
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     with pytest.raises(SystemExit) as caught:
         cli.run(raising(error))
     assert caught.value.code == status
-    assert capsys.readouterr() == ("", line if rank == 0 else "")
+    assert capsys.readouterr() == ("", line if local_rank == 0 else "")
     assert len(waited) == (rank > 0), "the launcher ends all with the first that has ended"
 
 

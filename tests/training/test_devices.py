@@ -12,8 +12,6 @@ import torch
 
 from peftlib.errors import UserError
 from peftlib.training.devices import build_accelerator
-from tests.conftest import ROOT
-from tests.launching import launch
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 
@@ -105,11 +103,3 @@ def test_a_machine_that_does_not_tell_its_cores_uses_what_it_may(
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: None)
     build_accelerator("no", 1, [], tmp_path, 0)
     assert torch.get_num_threads() == 4
-
-
-@pytest.mark.launch
-def test_two_processes_end_in_good_order(tmp_path: Path) -> None:
-    # Without `_free_last` about one of three of these ends hangs or aborts.
-    script = Path(__file__).with_name("end_of_two.py")
-    done = launch("multi_cpu", script, tmp_path, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr[-3000:]
