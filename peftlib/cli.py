@@ -21,6 +21,9 @@ def run(main: Callable[[], None]) -> None:
 
     Only the first process of each node speaks; the others leave with the same status.
     """
+    if sys.platform == "win32":  # has no fcntl, no resource, no SIGUSR1
+        _say("error: Windows is not supported; run it in WSL (wsl --install)")
+        sys.exit(2)
     end_with_launcher()
     for stream in (sys.stdout, sys.stderr):  # LC_ALL=C has no letters for the names of classes, which may be any
         if isinstance(stream, io.TextIOWrapper):

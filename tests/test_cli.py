@@ -94,3 +94,11 @@ def test_a_terminal_without_letters_for_a_name_ends_nothing():
         [sys.executable, "-c", body], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\\xe9\n", b"")
+
+
+def test_windows_is_refused_at_once(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(raising(ZeroDivisionError()))
+    assert caught.value.code == 2
+    assert capsys.readouterr() == ("", "error: Windows is not supported; run it in WSL (wsl --install)\n")

@@ -40,7 +40,9 @@ def build_accelerator(
         mixed_precision=precision.name,
         # A plugin, since accelerate prefers the environment's variable to the plain argument.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation_steps),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        # On Apple's GPUs such a copy may read what the host has freed since (torch 2.13;
+        # https://github.com/pytorch/pytorch/issues/189690).
+        dataloader_config=DataLoaderConfiguration(non_blocking=state.device.type != "mps"),
         log_with=trackers or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
     )

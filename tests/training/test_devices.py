@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
 from peftlib.errors import UserError
+from peftlib.training import devices
 from peftlib.training.devices import build_accelerator
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
@@ -103,3 +105,14 @@ def test_a_machine_that_does_not_tell_its_cores_uses_what_it_may(
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: None)
     build_accelerator("no", 1, [], tmp_path, 0)
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("mps", False), ("cuda", True)])
+def test_the_host_waits_for_copies_to_apples_gpus_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, expected: bool
+) -> None:
+    monkeypatch.setattr(devices, "join", lambda: SimpleNamespace(device=torch.device(kind)))
+    monkeypatch.setattr(devices, "Accelerator", SimpleNamespace)
+    accelerator, precision = build_accelerator("no", 1, [], tmp_path, 0)
+    assert accelerator.dataloader_config.non_blocking is expected
+    assert precision.name == "no"
