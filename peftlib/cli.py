@@ -32,15 +32,20 @@ def run(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         _say(f"error: {error}")
+        _tell_other_nodes(error)
+        _wait_for_the_first()
         sys.exit(2)
     except RunError as error:
         _say(f"failed: {error}")
+        _wait_for_the_first()
         sys.exit(1)
     except Interrupted as stop:
         _say(str(stop))
+        _wait_for_the_first()
         sys.exit(stop.status)
     except KeyboardInterrupt:
         _say("interrupted")
+        _wait_for_the_first()
         sys.exit(130)
 
 
@@ -60,8 +65,21 @@ def importing() -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    """On the first process of each node, which may have failed alone; all others give the first of all the time."""
+    """On the first process of each node, which may have failed alone."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
-    if os.environ.get("RANK", "0") != "0":  # whoever has started them ends all when one has ended: it may need a moment
+
+
+def _wait_for_the_first() -> None:
+    """Whoever has started the processes ends all when one has ended: the first of all may need a moment longer."""
+    if os.environ.get("RANK", "0") != "0":
         time.sleep(_PATIENCE)
+
+
+def _tell_other_nodes(error: UserError) -> None:
+    """Those of this node have a launcher in common, which ends them."""
+    world = os.environ.get("WORLD_SIZE")
+    if os.environ.get("LOCAL_WORLD_SIZE", world) != world:
+        from peftlib.distributed import tell
+
+        tell(error)

@@ -11,7 +11,8 @@ import gc
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -24,12 +25,16 @@ from peftlib.errors import RunError, UserError
 _Answer = TypeVar("_Answer")
 
 
-def join() -> PartialState:
-    """The device of this process and, under a launcher, its place among the others; the same one at every call."""
+def join(timeout: timedelta | None = None) -> PartialState:
+    """The device of this process and, under a launcher, its place among the others; the same one at every call.
+
+    Args:
+        timeout: of what all processes do together, from joining on; None is torch's.
+    """
     if PartialState._shared_state:
         return PartialState()
     # Without a GPU, accelerate joins the processes of a launcher only when it is told that they are on CPUs.
-    state = PartialState(cpu=not has_accelerator())
+    state = PartialState(cpu=not has_accelerator(), **({} if timeout is None else {"timeout": timeout}))
     if dist.is_initialized():
         _free_last(dist.group.WORLD)
     return state
@@ -48,15 +53,13 @@ def everywhere(*, in_turn: bool = False, alike: dict[str, Any] | None = None) ->
 
     Args:
         in_turn: the first process of each node goes ahead, and the others find what it has left in a cache.
-        alike: what has to be the same on all of them before the block begins, see `refuse_differences`.
+        alike: what has to be the same on all of them, see `refuse_differences`.
 
     Raises:
         UserError: one process had it.
         RunError: one process had it, or an error that is nobody's input; there it keeps its own type.
     """
     state = join()
-    if alike is not None:
-        refuse_differences(alike)
     if in_turn and not state.is_local_main_process:
         state.wait_for_everyone()
     problem: Exception | None = None
@@ -66,13 +69,15 @@ def everywhere(*, in_turn: bool = False, alike: dict[str, Any] | None = None) ->
         problem = error
     if in_turn and state.is_local_main_process:
         state.wait_for_everyone()
-    said = gather_object([(platform.node(), _line(problem), isinstance(problem, UserError))])
-    all_say_so = len({line for _, line, _ in said}) == 1
+    said = gather_object([(platform.node(), alike, _line(problem), isinstance(problem, UserError))])
+    all_say_so = len({line for _, _, line, _ in said}) == 1
     if problem is not None and (all_say_so or not isinstance(problem, (UserError, RunError))):
         raise problem
-    for rank, (host, line, by_input) in enumerate(said):
+    for rank, (host, _, line, by_input) in enumerate(said):
         if line is not None:  # not what all of them say: somebody has to know where to look
             raise (UserError if by_input else RunError)(f"in process {rank} on {host}: {line}") from problem
+    if alike is not None:
+        _compare([(host, values) for host, values, *_ in said])
 
 
 def refuse_differences(values: dict[str, Any]) -> None:
@@ -84,7 +89,10 @@ def refuse_differences(values: dict[str, Any]) -> None:
     Raises:
         UserError: one process has another value than the first.
     """
-    of_all = gather_object([(platform.node(), values)])
+    _compare(gather_object([(platform.node(), values)]))
+
+
+def _compare(of_all: list[tuple[str, dict[str, Any]]]) -> None:
     host, first = of_all[0]
     for rank, (other, theirs) in enumerate(of_all):
         if names := [name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name)]:
@@ -92,6 +100,18 @@ def refuse_differences(values: dict[str, Any]) -> None:
                 f"process {rank} on {other} differs from process 0 on {host} in {', '.join(sorted(names))}; start all "
                 "nodes with the same command, and with the same files"
             )
+
+
+def tell(error: UserError) -> None:
+    """End the other processes with an error that this one had before it joined them, at their first `everywhere`.
+
+    They wait for it. For those that do not come either, it waits a minute or two.
+    """
+    if not dist.is_initialized():
+        with suppress(UserError, RuntimeError):  # torch's errors of processes that are away
+            join(timedelta(minutes=1))
+            with everywhere():
+                raise error
 
 
 def on_main(call: Callable[[], _Answer]) -> _Answer:

@@ -179,25 +179,25 @@ def launch(config: str, script: Path, *words: object, cwd: Path, **changes: str)
 
 def start_two(script: Path, *words: object, cwd: Path, **changes: str) -> list[Forked | subprocess.Popen[str]]:
     """Start a script in two processes, with what a launcher gives them but without the launcher."""
-    return _start_both(script, words, [cwd, cwd], ["0", "1"], changes)
+    return _start_both(script, [words, words], [cwd, cwd], ["0", "1"], changes)
 
 
 def start_two_nodes(
-    script: Path, *words: object, cwds: tuple[Path, Path], **changes: str
+    script: Path, *words: object, cwds: tuple[Path, Path], of_second: tuple[object, ...] = (), **changes: str
 ) -> list[Forked | subprocess.Popen[str]]:
     """`start_two`, each on a node of its own: with another working directory and home, no file in common."""
-    return _start_both(script, words, list(cwds), ["0", "0"], changes)
+    return _start_both(script, [words, (*words, *of_second)], list(cwds), ["0", "0"], changes)
 
 
 def _start_both(
-    script: Path, words: tuple[object, ...], cwds: list[Path], local_ranks: list[str], changes: dict[str, str]
+    script: Path, words: list[tuple[object, ...]], cwds: list[Path], local_ranks: list[str], changes: dict[str, str]
 ) -> list[Forked | subprocess.Popen[str]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
     common["LOCAL_WORLD_SIZE"] = str(1 + int(local_ranks[1]))
     return [
-        start_script(script, *words, cwd=cwd, **common, RANK=str(rank), LOCAL_RANK=local, **changes)
+        start_script(script, *words[rank], cwd=cwd, **common, RANK=str(rank), LOCAL_RANK=local, **changes)
         for rank, (cwd, local) in enumerate(zip(cwds, local_ranks, strict=True))
     ]
 

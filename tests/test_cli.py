@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from peftlib import cli
+from peftlib import cli, distributed
 from peftlib.errors import RunError, UserError
 
 
@@ -102,3 +102,20 @@ def test_windows_is_refused_at_once(capsys, monkeypatch):
         cli.run(raising(ZeroDivisionError()))
     assert caught.value.code == 2
     assert capsys.readouterr() == ("", "error: Windows is not supported; run it in WSL (wsl --install)\n")
+
+
+@pytest.mark.parametrize(
+    ("world", "here", "told"), [(None, None, False), ("2", "2", False), ("2", None, False), ("4", "2", True)]
+)
+def test_other_nodes_alone_are_told_of_wrong_input(world, here, told, capsys, monkeypatch):
+    for name, value in (("WORLD_SIZE", world), ("LOCAL_WORLD_SIZE", here)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    heard: list[UserError] = []
+    monkeypatch.setattr(distributed, "tell", heard.append)
+    error = UserError("--seed x: no number")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(raising(error))
+    assert caught.value.code == 2 and capsys.readouterr().err == "error: --seed x: no number\n"
+    assert heard == [error] * told

@@ -36,7 +36,7 @@ class Group:
         assert self._others == [], "the other process waits for this one"
 
 
-WELL = ("other", None, False)
+WELL = ("other", None, None, False)
 
 
 def test_alone_an_error_stays_as_it_is() -> None:
@@ -51,7 +51,7 @@ def test_alone_an_error_stays_as_it_is() -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(("by_input", "kind"), [(True, UserError), (False, RunError)])
 def test_the_others_error_is_raised_here_and_says_where(monkeypatch, rank, by_input, kind) -> None:
-    group = Group(monkeypatch, rank, ("other", "x is missing", by_input))
+    group = Group(monkeypatch, rank, ("other", None, "x is missing", by_input))
     with pytest.raises(kind, match=f"^in process {1 - rank} on other: x is missing$"), everywhere():
         pass
     group.assert_heard_out()
@@ -66,7 +66,7 @@ def test_the_error_of_this_one_says_where_too(monkeypatch) -> None:
 
 
 def test_an_error_that_all_have_is_said_as_it_is(monkeypatch) -> None:
-    Group(monkeypatch, 0, ("other", "x is missing", True))
+    Group(monkeypatch, 0, ("other", None, "x is missing", True))
     with pytest.raises(UserError, match=r"^x is missing$"), everywhere():
         raise UserError("x is missing")
 
@@ -76,7 +76,7 @@ def test_a_bug_keeps_its_type_where_it_is_and_is_told_to_the_others(monkeypatch)
     with pytest.raises(ZeroDivisionError), everywhere():
         1 / 0  # noqa: B018
     group.assert_heard_out()
-    Group(monkeypatch, 0, ("other", "ZeroDivisionError: division by zero", False))
+    Group(monkeypatch, 0, ("other", None, "ZeroDivisionError: division by zero", False))
     with pytest.raises(RunError, match="in process 1 on other: ZeroDivisionError"), everywhere():
         pass
 
@@ -97,21 +97,26 @@ def test_in_turn_each_waits_once_whatever_happens(monkeypatch, rank, fails) -> N
     group.assert_heard_out()
 
 
-def test_what_differs_is_refused_by_its_name_on_all(monkeypatch) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_differs_is_refused_by_its_name_on_all(monkeypatch, rank) -> None:
     monkeypatch.setattr("platform.node", lambda: "here")
     mine, theirs = {"--seed": 1, "--lora_r": 8, "--use_dora": False}, {"--seed": 2, "--lora_r": 8, "the data": "x"}
-    Group(monkeypatch, 0, ("other", theirs), ("other", mine), WELL)
-    differing = "--seed, --use_dora, the data"
-    with pytest.raises(UserError, match=f"process 1 on other differs from process 0 on here in {differing};"):
+    first, second = ("here", "other") if rank == 0 else ("other", "here")
+    line = f"process 1 on {second} differs from process 0 on {first} in --seed, --use_dora, the data;"
+    group = Group(monkeypatch, rank, ("other", theirs), ("other", theirs, None, False), ("other", mine, None, False))
+    with pytest.raises(UserError, match=line):
         refuse_differences(mine)
+    with pytest.raises(UserError, match=line), everywhere(alike=mine):
+        pass
     with everywhere(alike=mine):
         pass
-    Group(monkeypatch, 1, ("other", theirs))
-    with (
-        pytest.raises(UserError, match=f"process 1 on here differs from process 0 on other in {differing};"),
-        everywhere(alike=mine),
-    ):
-        pytest.fail("unreachable")
+    group.assert_heard_out()
+
+
+def test_what_one_could_not_even_parse_comes_before_what_differs(monkeypatch) -> None:
+    Group(monkeypatch, 0, ("other", None, "--seed x: no number", True))
+    with pytest.raises(UserError, match=r"^in process 1 on other: --seed x: no number$"), everywhere(alike={"a": 1}):
+        pass
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "run_files": set(),
     "processes": set(),
     "distributed": {"errors"},
-    "cli": {"errors", "processes"},
+    "cli": {"errors", "processes", "distributed"},
     "console": set(),
     "hub": _FLOOR,
     "data": {"hub", *_FLOOR},

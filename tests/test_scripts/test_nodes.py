@@ -19,6 +19,7 @@ from tests.test_scripts.test_resume import PATIENCE, status, wait_for_steps
 pytestmark = pytest.mark.launch
 TRAIN, PREDICT = ROOT / "scripts" / "train.py", ROOT / "scripts" / "predict.py"
 SLURM = ROOT / "scripts" / "slurm"
+THREAD = {"OMP_NUM_THREADS": "1"}  # as launchers set it; accelerate warns where nobody does
 
 
 @pytest.fixture
@@ -45,14 +46,14 @@ def test_a_checkpoint_of_the_first_node_is_enough_for_both(nodes, flags):
     (nodes[1] / "run").mkdir()
     (nodes[1] / "run" / "notes.txt").write_text("of somebody else")  # where this node would write, if it wrote
     for more in ([], ["--resume_from_checkpoint", "auto"]):
-        ends = ends_of(start_two_nodes(TRAIN, *words, *more, cwds=nodes))
+        ends = ends_of(start_two_nodes(TRAIN, *words, *more, cwds=nodes, **THREAD))
         assert [code for code, *_ in ends] == [0, 0], ends
         weights.append((nodes[0] / "run" / "adapter_model.safetensors").read_bytes())
         shutil.rmtree(nodes[0] / "run" / "checkpoints" / "step_00000012")
     assert weights[0] == weights[1]
     assert json.loads((nodes[0] / "run" / "run.json").read_text())["resumed_at_step"] == 10
     assert [path.name for path in nodes[1].rglob("*")] == ["run", "notes.txt"]
-    ends = ends_of(start_two_nodes(PREDICT, "run", "--split", "validation", cwds=nodes))
+    ends = ends_of(start_two_nodes(PREDICT, "run", "--split", "validation", cwds=nodes, **THREAD))
     line = "run: no run (no run.json in it); name the folder of a finished one\n"
     assert [code for code, *_ in ends] == [2, 2]
     assert all(errors.startswith("error: in process 1 on ") and errors.endswith(line) for _, _, errors in ends), ends
@@ -63,11 +64,18 @@ def test_a_file_that_one_node_lacks_ends_both_with_its_line(nodes, tiny_folder):
         rows = "".join(f"a {kind} text {number},{kind}\n" for number in range(9) for kind in ("good", "bad"))
         (nodes[0] / name).write_text(f"text,label\n{rows}")
     words = ["--model_name_or_path", tiny_folder("bert"), "--train_file", "train.csv", "--validation_file", "dev.csv"]
-    ends = ends_of(start_two_nodes(TRAIN, *words, cwds=nodes))
+    ends = ends_of(start_two_nodes(TRAIN, *words, cwds=nodes, **THREAD))
     assert [code for code, *_ in ends] == [2, 2]
     for _, _, errors in ends:
         assert errors.startswith("error: in process 1 on ") and errors.count("\n") == 1, errors
         assert "--train_file train.csv: cannot be read" in errors
+
+
+def test_a_flag_that_one_node_cannot_parse_ends_both(nodes, flags):
+    first, second = start_two_nodes(TRAIN, *flags, cwds=nodes, of_second=("--config", "absent.yaml"), **THREAD)
+    for code, _, errors in ends_of([first, second]):
+        assert code == 2, errors
+        assert "--config absent.yaml: " in errors and errors.count("\n") == 1
 
 
 SRUN = """
