@@ -17,6 +17,11 @@ NOT_SHAPING = frozenset({
     "dataset_name", "dataset_config_name", "train_split_name", "validation_split_name", "test_split_name",
     "train_file", "validation_file", "text_column_names", "label_column_name", "label_delimiter",
 })  # fmt: skip
+#: They may differ between the nodes of one run: where things are on each, and what its processor is used for.
+OF_A_NODE = frozenset({
+    "output_dir", "data_dir", "dataset_name", "train_file", "validation_file", "task_name", "model_name_or_path",
+    "resume_from_checkpoint", "dataloader_num_workers", "num_cpu_threads",
+})  # fmt: skip
 #: How the names of flags end whose value is a JSON object, which YAML may hold as a mapping.
 TAKES_JSON = "_kwargs"
 

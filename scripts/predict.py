@@ -25,6 +25,7 @@ def main() -> None:
         from peftlib.data.encoding import encode
         from peftlib.data.loading import build_eval_loader
         from peftlib.data.own_data import plain_name
+        from peftlib.distributed import everywhere, on_main
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.evaluation.finished import Finished
         from peftlib.evaluation.predictions import place_of, refuse_other_answers, write_answers
@@ -32,24 +33,26 @@ def main() -> None:
         from peftlib.training.devices import build_accelerator
 
     # ── Run, data ────────────────────────────────────────────────────────────────────────────────────────────
-    run = Finished.read(Path(place))
-    task = run.task
-    examples = run.examples(args.split, args.data_dir, args.test_file, args.text_column_names, args.label_column_name)
+    with everywhere():  # each node reads the run and the data for itself
+        run = Finished.read(Path(place))
+        task, source = run.task, (args.data_dir, args.test_file, args.text_column_names, args.label_column_name)
+        examples = run.examples(args.split, *source)
     name = plain_name(Path(args.test_file).stem) if args.test_file else args.split
     folder = Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name
-    refuse_other_answers(folder, examples.source, examples.fingerprint())
-    writable_folder(folder)
+    on_main(lambda: refuse_other_answers(folder, examples.source, examples.fingerprint()))
+    on_main(lambda: writable_folder(folder))
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
     asked = args.mixed_precision or run.record["precision"]["name"]
     accelerator, precision = build_accelerator(asked, 1, [], folder, args.num_cpu_threads)
 
     # ── Model ────────────────────────────────────────────────────────────────────────────────────────────────
-    tokenizer = run.tokenizer()
-    with accelerator.local_main_process_first():  # it tokenises, the others find its cache
+    with everywhere(in_turn=True):  # a node's first process tokenises, its others find the cache
+        tokenizer = run.tokenizer()
         most = run.arguments["max_length"]
         split = encode(examples, tokenizer, most)
-    model = run.load(args.model_name_or_path, args.trust_remote_code, split.extent).requires_grad_(False)
+    with everywhere():
+        model = run.load(args.model_name_or_path, args.trust_remote_code, split.extent).requires_grad_(False)
     frozen = run.arguments.get("frozen_dtype", "auto")
     accelerate_model(model, accelerator.device, precision.name, frozen, run.strategy.reads_frozen_weights)
     size = args.per_device_eval_batch_size or run.arguments["per_device_eval_batch_size"]

@@ -24,10 +24,11 @@ def main() -> None:
         from peftlib.acceleration import accelerate_model
         from peftlib.data.loading import build_loaders, load_splits, longest_inputs
         from peftlib.data.sources import find_task
+        from peftlib.distributed import everywhere, on_main
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.modeling import Fingerprint, find_model, load_classifier, load_tokenizer
         from peftlib.strategies.parameters import ParameterCount, freeze_unread, size
-        from peftlib.tracking.folder import choose_output_dir, choose_resume
+        from peftlib.tracking.folder import choose_folder
         from peftlib.tracking.record import describe_run
         from peftlib.tracking.reporter import Reporter
         from peftlib.tracking.trackers import choose_trackers
@@ -43,9 +44,9 @@ def main() -> None:
         from peftlib.training.saving import flat_results, save_result
         from peftlib.training.state import Plan, Training
 
-    task, rate, trackers = find_task(name, data.own), args.learning_rate, choose_trackers(out.report_to)
-    resume = choose_resume(out.resume_from_checkpoint, out.output_dir, out.overwrite_output_dir)
-    folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=resume)
+    with everywhere(alike=args.of_all_nodes()):  # what one of several nodes cannot read ends all of them
+        task, rate, trackers = find_task(name, data.own), args.learning_rate, choose_trackers(out.report_to)
+    folder, resume = on_main(lambda: choose_folder(task.name, how.method, *out.place))
 
     # ── Accelerator, seed ────────────────────────────────────────────────────────────────────────────────────
     accelerator, precision = build_accelerator(
@@ -57,9 +58,9 @@ def main() -> None:
     set_seed(how.seed)
 
     # ── Data ─────────────────────────────────────────────────────────────────────────────────────────────────
-    source = find_model(which.model_name_or_path, which.model_revision, which.trust_remote_code)
-    tokenizer = load_tokenizer(source)
-    with accelerator.local_main_process_first():  # it tokenises, the others find its cache
+    with everywhere(in_turn=True):  # a node's first process tokenises, its others find the cache
+        source = find_model(which.model_name_or_path, which.model_revision, which.trust_remote_code)
+        tokenizer = load_tokenizer(source)
         splits = load_splits(task, tokenizer, data.data_dir, data.max_length, *data.limits)
     train_loader, eval_loader, batches = build_loaders(
         splits, tokenizer, how.batch_sizes, how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed,
@@ -67,7 +68,8 @@ def main() -> None:
     )  # fmt: skip
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
-    base, head = load_classifier(source, task.labels, args.dropout, splits.extent(data.pad_to), task.problem_type)
+    with everywhere():
+        base, head = load_classifier(source, task.labels, args.dropout, splits.extent(data.pad_to), task.problem_type)
     base_size, fingerprint = size(base), Fingerprint.of(base, head)
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader))
     parameters = ParameterCount.of(base_size, adapted)
@@ -104,15 +106,13 @@ def main() -> None:
             return
         progress = train(run)
 
-        # ── Evaluate, save ───────────────────────────────────────────────────────────────────────────────────
+        # ── Evaluate, save, push ───────────────────────────────────────────────────────────────────────────────────
         keep_best(run)
         evaluation = score()
         if accelerator.is_main_process:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             saved = save_result(folder, args.strategy, trained, head, tokenizer, reporter.facts, evaluation)
             reporter.finish(flat_results(progress, evaluation, parameters, saved))
-
-    # ── Push ─────────────────────────────────────────────────────────────────────────────────────────────────
     push_result(repository, reporter)
 
 

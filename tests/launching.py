@@ -179,22 +179,40 @@ def launch(config: str, script: Path, *words: object, cwd: Path, **changes: str)
 
 def start_two(script: Path, *words: object, cwd: Path, **changes: str) -> list[Forked | subprocess.Popen[str]]:
     """Start a script in two processes, with what a launcher gives them but without the launcher."""
+    return _start_both(script, [words, words], [cwd, cwd], ["0", "1"], changes)
+
+
+def start_two_nodes(
+    script: Path, *words: object, cwds: tuple[Path, Path], of_second: tuple[object, ...] = (), **changes: str
+) -> list[Forked | subprocess.Popen[str]]:
+    """`start_two`, each on a node of its own: with another working directory and home, no file in common."""
+    return _start_both(script, [words, (*words, *of_second)], list(cwds), ["0", "0"], changes)
+
+
+def _start_both(
+    script: Path, words: list[tuple[object, ...]], cwds: list[Path], local_ranks: list[str], changes: dict[str, str]
+) -> list[Forked | subprocess.Popen[str]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    common["LOCAL_WORLD_SIZE"] = str(1 + int(local_ranks[1]))
     return [
-        start_script(script, *words, cwd=cwd, PYTHONPATH=str(ROOT), **common, RANK=rank, LOCAL_RANK=rank, **changes)
-        for rank in ("0", "1")
+        start_script(script, *words[rank], cwd=cwd, **common, RANK=str(rank), LOCAL_RANK=local, **changes)
+        for rank, (cwd, local) in enumerate(zip(cwds, local_ranks, strict=True))
     ]
 
 
 def run_in_two(script: Path, *words: object, cwd: Path) -> None:
     """`start_two`, to their good end."""
-    ranks = start_two(script, *words, cwd=cwd)
+    for code, output, errors in ends_of(start_two(script, *words, cwd=cwd)):
+        assert code == 0, (output + errors)[-3000:]
+
+
+def ends_of(runs: list[Forked | subprocess.Popen[str]]) -> list[tuple[int | None, str, str]]:
+    """The status of each, and what it has printed on both streams."""
     try:
-        for run in ranks:
-            output, errors = run.communicate(timeout=300)
-            assert run.returncode == 0, (output + errors)[-3000:]
+        said = [run.communicate(timeout=300) for run in runs]
+        return [(run.returncode, *printed) for run, printed in zip(runs, said, strict=True)]
     finally:
-        for run in ranks:  # one that is left alone would wait for the other for ever
+        for run in runs:  # one that is left alone would wait for the other for ever
             run.kill()

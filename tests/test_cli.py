@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from peftlib import cli
+from peftlib import cli, distributed
 from peftlib.errors import RunError, UserError
 
 
@@ -31,7 +31,7 @@ ENDINGS = [
 
 @pytest.mark.parametrize(("error", "status", "line"), ENDINGS)
 def test_an_ending_has_its_status_and_one_line_on_stderr(error, status, line, capsys, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(SystemExit) as caught:
         cli.run(raising(error))
     assert caught.value.code == status
@@ -39,15 +39,18 @@ def test_an_ending_has_its_status_and_one_line_on_stderr(error, status, line, ca
 
 
 @pytest.mark.parametrize(("error", "status", "line"), ENDINGS)
-@pytest.mark.parametrize("rank", [0, 1, 3])
-def test_only_the_first_process_speaks_and_all_leave_alike(error, status, line, rank, capsys, monkeypatch):
+@pytest.mark.parametrize(("rank", "local_rank"), [(0, 0), (1, 1), (3, 3), (4, 0)])
+def test_only_the_first_process_of_a_node_speaks_and_all_leave_alike(
+    error, status, line, rank, local_rank, capsys, monkeypatch
+):
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     with pytest.raises(SystemExit) as caught:
         cli.run(raising(error))
     assert caught.value.code == status
-    assert capsys.readouterr() == ("", line if rank == 0 else "")
+    assert capsys.readouterr() == ("", line if local_rank == 0 else "")
     assert len(waited) == (rank > 0), "the launcher ends all with the first that has ended"
 
 
@@ -91,3 +94,28 @@ def test_a_terminal_without_letters_for_a_name_ends_nothing():
         [sys.executable, "-c", body], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\\xe9\n", b"")
+
+
+def test_windows_is_refused_at_once(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(raising(ZeroDivisionError()))
+    assert caught.value.code == 2
+    assert capsys.readouterr() == ("", "error: Windows is not supported; run it in WSL (wsl --install)\n")
+
+
+@pytest.mark.parametrize(
+    ("world", "here", "told"), [(None, None, False), ("2", "2", False), ("2", None, False), ("4", "2", True)]
+)
+def test_other_nodes_alone_are_told_of_wrong_input(world, here, told, capsys, monkeypatch):
+    for name, value in (("WORLD_SIZE", world), ("LOCAL_WORLD_SIZE", here)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    heard: list[UserError] = []
+    monkeypatch.setattr(distributed, "tell", heard.append)
+    error = UserError("--seed x: no number")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(raising(error))
+    assert caught.value.code == 2 and capsys.readouterr().err == "error: --seed x: no number\n"
+    assert heard == [error] * told

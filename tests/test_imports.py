@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "flags": set(),
     "run_files": set(),
     "processes": set(),
-    "cli": {"errors", "processes"},
+    "distributed": {"errors"},
+    "cli": {"errors", "processes", "distributed"},
     "console": set(),
     "hub": _FLOOR,
     "data": {"hub", *_FLOOR},
@@ -39,12 +40,12 @@ MAY_IMPORT = {
     "acceleration": {"errors", "files"},
     "strategies": _FLOOR,
     "evaluation": _ROOMS | _FLOOR,
-    "tracking": {"console"} | _ROOMS | _FLOOR,
+    "tracking": {"console", "distributed"} | _ROOMS | _FLOOR,
     # A sweep starts trainings as processes of their own; it never imports one.
     "sweeps": {"console", "tracking", "data", "modeling", "strategies", "processes"} | _FLOOR,
     # Reads what runs have left; trains and sweeps nothing.
     "reporting": {"console", "evaluation", *_ROOMS, *_FLOOR},
-    "training": {"evaluation", "tracking", "acceleration", "processes", "hub"} | _ROOMS | _FLOOR,
+    "training": {"evaluation", "tracking", "acceleration", "distributed", "processes", "hub"} | _ROOMS | _FLOOR,
     # The command line reads the tables of tasks, models and methods, and nothing that trains.
     "arguments": _ROOMS | _FLOOR,
 }

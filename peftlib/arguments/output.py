@@ -68,6 +68,11 @@ class OutputArguments:
     )
     logging_steps: int = field(default=10, metadata={"help": "log the training loss every N updates"})
 
+    @property
+    def place(self) -> tuple[str | None, str | None, bool]:
+        """Where it writes, what it goes on from, and whether it may replace what is there."""
+        return self.output_dir, self.resume_from_checkpoint, self.overwrite_output_dir
+
     def __post_init__(self) -> None:
         at_least(self, 1, "logging_steps", "checkpoints_total_limit")
         if self.checkpointing_steps is not None and self.checkpointing_steps != "epoch":

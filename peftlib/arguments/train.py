@@ -19,6 +19,7 @@ from peftlib.arguments.training import TrainingArguments
 from peftlib.data.own_data import name_of_own_data
 from peftlib.data.tasks import DEFAULT_TASK, TASKS, Task
 from peftlib.errors import UserError
+from peftlib.flags import OF_A_NODE
 from peftlib.modeling import PACKAGED_MODELS
 from peftlib.strategies import STRATEGIES, Strategy
 
@@ -79,6 +80,10 @@ class TrainArguments:
         values = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
         settled = ("task_name", "learning_rate", "num_train_epochs", "dropout")
         return values | {name: getattr(self, name) for name in settled}
+
+    def of_all_nodes(self) -> dict[str, Any]:
+        """Flag -> value, of those that have to be the same on all nodes of a run."""
+        return {f"--{name}": value for name, value in self.flat().items() if name not in OF_A_NODE}
 
 
 def train_parser() -> Parser:

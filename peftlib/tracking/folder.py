@@ -21,6 +21,24 @@ RUN_FILES = (
 )  # fmt: skip
 
 
+def choose_folder(
+    task: str, method: str, wanted: str | None, resume: str | None, overwrite: bool
+) -> tuple[Path, str | None]:
+    """Where the run will write, as `choose_output_dir`, and what it goes on from, as `choose_resume`.
+
+    To be asked on one process: the folder's name may hold the time, and nodes need not share what is in it.
+
+    Args:
+        wanted: --output_dir.
+        resume: --resume_from_checkpoint.
+
+    Raises:
+        UserError: as `choose_output_dir`.
+    """
+    resume = choose_resume(resume, wanted, overwrite)
+    return choose_output_dir(wanted, task, method, overwrite, resume=resume), resume
+
+
 def choose_output_dir(
     wanted: str | None, task: str, method: str, overwrite: bool, *, resume: str | None = None
 ) -> Path:

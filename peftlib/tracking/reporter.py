@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
+from peftlib.distributed import on_main
 from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
 from peftlib.strategies import STRATEGIES
@@ -21,8 +21,6 @@ from peftlib.tracking.folder import lock_folder, refuse_busy, refuse_finished, s
 from peftlib.tracking.machine import Neighbours, environment, peak_memory
 from peftlib.tracking.record import RunRecord
 from peftlib.tracking.trackers import end_wandb_run, leave_wandb, start_trackers
-
-_Answer = TypeVar("_Answer")
 
 
 class Reporter:
@@ -52,20 +50,6 @@ class Reporter:
     def facts(self) -> dict[str, Any]:
         """What `run.json` says by now; empty where there is no record."""
         return self._record.facts if self._record is not None else {}
-
-    def on_main(self, call: Callable[[], _Answer]) -> _Answer:
-        """What `call` returns on the main process, or raises there, on every process: none waits for ever."""
-        outcome: list[Any] = [None, None]
-        if self._accelerator.is_main_process:
-            try:
-                outcome = [call(), None]
-            except Exception as error:
-                outcome = [None, error]
-        broadcast_object_list(outcome)
-        answer, problem = outcome
-        if problem is not None:
-            raise problem
-        return answer
 
     def claim(self) -> None:
         """Take the output folder, where there is one, before a checkpoint in it is chosen; on the main process.
@@ -116,11 +100,11 @@ class Reporter:
         if (sweep := sweep_of_run()) is not None:
             facts["sweep"] = sweep
         if arguments["dry_run"]:
-            self.on_main(lambda: self._refuse_folder(resumed))
+            on_main(lambda: self._refuse_folder(resumed))
             self._announce(facts, steps, "dry run: a few updates are measured, nothing is kept", resumed)
             yield
             return
-        self.on_main(lambda: self._open_record(facts, resumed))
+        on_main(lambda: self._open_record(facts, resumed))
         parameters = {f"params/{name}": value for name, value in facts["parameters"].items()}
         with ExitStack() as closing, self._record.running() if self._record is not None else nullcontext():
             notice = None

@@ -26,9 +26,10 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from peftlib.distributed import join, on_main
 from peftlib.errors import RunError, UserError
 from peftlib.files import share, strict, sync, write_json
 from peftlib.strategies.parameters import load_trained_state, trained, trained_state
@@ -71,7 +72,7 @@ class CheckpointKeeper:
 
     def goes_on_from(self, checkpoint: Path) -> None:
         """This one is in place already: it is not written again, and so never away for a moment."""
-        if checkpoint.resolve().parent == self.folder.resolve():
+        if on_main(lambda: checkpoint.resolve().parent == self.folder.resolve()):
             self._latest = int(checkpoint.name.removeprefix(PREFIX))
 
     def save(self, training: Training) -> bool:
@@ -145,20 +146,22 @@ def _refuse_spoilt(training: Training) -> None:
 
 
 def restore(training: Training, checkpoint: Path) -> None:
-    """Put a verified checkpoint's state into a freshly prepared `training`, on every process.
+    """Put a verified checkpoint's state into a freshly prepared `training`; called on every process.
+
+    The main process reads it, and hands it on: nodes that share no file system need no copy of it.
 
     Raises:
         UserError: the model does not have the parameters that the checkpoint holds.
     """
     accelerator = training.accelerator
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    state = on_main(lambda: json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
     try:
-        load_trained_state(accelerator.unwrap_model(training.model), load_file(checkpoint / "trained.safetensors"))
+        load_trained_state(accelerator.unwrap_model(training.model), _read(checkpoint / "trained.safetensors"))
     except KeyError as error:
         raise UserError(f"--resume_from_checkpoint {checkpoint}: {error.args[0]}") from error
-    if (checkpoint / "best.safetensors").exists():
-        training.best_state = load_file(checkpoint / "best.safetensors")
-    tensors = load_file(checkpoint / "optimizer.safetensors")
+    if on_main((checkpoint / "best.safetensors").exists):
+        training.best_state = _read(checkpoint / "best.safetensors")
+    tensors = _read(checkpoint / "optimizer.safetensors")
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
@@ -191,8 +194,13 @@ def restore(training: Training, checkpoint: Path) -> None:
         seconds=recent["seconds"],
     )
     rank = accelerator.process_index
-    generators = load_file(checkpoint / "random.safetensors")
+    generators = _read(checkpoint / "random.safetensors")
     training.random = randomness.from_tensors(generators, state["random"][rank], f"process{rank}")
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """A file of the main process's, on every process."""
+    return load_file(path) if join().num_processes == 1 else load(on_main(path.read_bytes))
 
 
 def _write_state(training: Training, losses: list[float], generators: list[dict[str, Any]], folder: Path) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
-import time
 from pathlib import Path
 
 import psutil
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration
 
+from peftlib.distributed import everywhere, has_accelerator, join
 from peftlib.training.precision import Precision, choose_precision
 
 
@@ -32,21 +29,20 @@ def build_accelerator(
     Raises:
         UserError: the device cannot compute in this precision.
     """
-    # Without a GPU, accelerate joins the processes of a launcher only when it is told that they are on CPUs.
-    no_gpu = not (torch.accelerator.is_available() and torch.accelerator.device_count() > 0)
-    state = PartialState(cpu=no_gpu)
-    if dist.is_initialized():
-        _free_last(dist.group.WORLD)
-    precision = choose_precision(mixed_precision, state.device)
+    state = join()
+    with everywhere():  # nodes may have different devices
+        precision = choose_precision(mixed_precision, state.device)
     if state.device.type == "cpu":
         keep_order_of_sums()
         torch.set_num_threads(cpu_threads or _fair_share(state))
     accelerator = Accelerator(
-        cpu=no_gpu,
+        cpu=not has_accelerator(),
         mixed_precision=precision.name,
         # A plugin, since accelerate prefers the environment's variable to the plain argument.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation_steps),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        # On Apple's GPUs such a copy may read what the host has freed since (torch 2.13;
+        # https://github.com/pytorch/pytorch/issues/189690).
+        dataloader_config=DataLoaderConfiguration(non_blocking=state.device.type != "mps"),
         log_with=trackers or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
     )
@@ -62,23 +58,6 @@ def keep_order_of_sums() -> None:
     about = Path("/proc/cpuinfo")
     if about.exists() and "GenuineIntel" in about.read_text(encoding="utf-8"):
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-
-
-def _free_last(group: dist.ProcessGroup | None) -> None:
-    """Let nothing free this process group before the process ends, and its threads finish what they do.
-
-    Whoever frees gloo's group waits for its threads, and a thread that still lets go of a tensor waits for Python's
-    lock. DistributedDataParallel's Reducer holds that lock meanwhile: where the model is freed last, a run that is done
-    hangs for ever, or aborts (torch 2.13, about one of ten ends on busy cores).
-    """
-    held = [group]
-
-    def free() -> None:
-        gc.collect()  # models that wait in reference cycles go first
-        time.sleep(0.1)  # gives the lock up, to a thread that waits for it
-        held.clear()
-
-    atexit.register(free)
 
 
 def _fair_share(state: PartialState) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from peftlib.distributed import on_main, refuse_differences
 from peftlib.errors import UserError
 from peftlib.flags import NOT_SHAPING
 from peftlib.run_files import record_in
@@ -71,7 +72,7 @@ def choose_checkpoint(wanted: str | None, reporter: Reporter) -> Path | None:
         reporter.claim()
         return find_checkpoint(wanted, reporter.folder, reporter.console.note)
 
-    return None if wanted is None else reporter.on_main(choose)
+    return None if wanted is None else on_main(choose)
 
 
 def find_checkpoint(wanted: str | None, output_dir: Path, say: Callable[[str], None]) -> Path | None:
@@ -155,7 +156,9 @@ def identity_of(arguments: dict[str, Any], facts: dict[str, Any], accelerator: A
 def matching_manifest(
     checkpoint: Path | None, identity: dict[str, Any], *, extend: bool, folder: Path
 ) -> dict[str, Any] | None:
-    """The manifest of a checkpoint that this run can go on from; None for none.
+    """The manifest of a checkpoint that this run can go on from; None for none. Called on every process.
+
+    The checkpoint is read on the main process: the others may be on nodes that do not have it.
 
     Args:
         identity: from `identity_of`.
@@ -163,10 +166,16 @@ def matching_manifest(
         folder: the run's. A run that branches off from a checkpoint elsewhere is one of its own to trackers.
 
     Raises:
-        UserError: what shapes the result has changed since the checkpoint was written; with the differences.
+        UserError: what shapes the result has changed since the checkpoint was written; with the differences. Or it is
+            not the same on all processes.
     """
-    if checkpoint is None:
-        return None
+    data = {f"the {split} data": facts["fingerprint"] for split, facts in identity["data"].items()}
+    of_each = {"precision": "--mixed_precision", "weights": "the base model's weights", "device": "its device"}
+    refuse_differences({name: identity[part] for part, name in of_each.items()} | data)
+    return None if checkpoint is None else on_main(lambda: _matching(checkpoint, identity, extend, folder))
+
+
+def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: Path) -> dict[str, Any]:
     manifest = verify(checkpoint)
     before, now = manifest["identity"], identity
     is_own = checkpoint.resolve().parent == (folder / "checkpoints").resolve()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-
 import torch
 from accelerate.utils import send_to_device
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from peftlib.data.loading import longest_batch
 from peftlib.errors import RunError
@@ -75,6 +73,4 @@ def _fits(training: Training) -> bool:
         for parameter in training.model.parameters():
             parameter.grad = None
         restore_random(generators)  # as if it had not been tried
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)

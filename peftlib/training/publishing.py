@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peftlib.distributed import on_main
 from peftlib.errors import RunError, UserError
 from peftlib.hub import is_public, signed_in
 from peftlib.modeling import hub_name_of_base
@@ -95,7 +96,7 @@ def choose_repository(push: bool, wanted: str | None, private: bool, reporter: R
             "scripts/export.py"
         )
     name = reporter.folder.resolve().name
-    repository = reporter.on_main(lambda: find_repository(wanted, name, private))
+    repository = on_main(lambda: find_repository(wanted, name, private))
     readers = "private if it is new" if private else "for everybody to read"
     reporter.notes([f"what is finished goes to {repository.id} on the Hub, {readers}"])
     return repository

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
+_DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}  # those with a generator of their own
+
 
 def capture_random() -> dict[str, Any]:
-    """Copies of the states of Python's, NumPy's, torch's and the current CUDA device's generators."""
+    """Copies of the states of Python's, NumPy's, torch's and the current GPU's generators."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+    return state | {name: device.get_rng_state() for name, device in _DEVICES.items() if device.is_available()}
 
 
 def restore_random(state: dict[str, Any]) -> None:
@@ -26,8 +26,9 @@ def restore_random(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    for name, device in _DEVICES.items():
+        if name in state and device.is_available():
+            device.set_rng_state(state[name])
 
 
 def to_tensors(state: dict[str, Any], prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -39,8 +40,7 @@ def to_tensors(state: dict[str, Any], prefix: str) -> tuple[dict[str, torch.Tens
         f"{prefix}.numpy": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
         f"{prefix}.torch": state["torch"],
     }
-    if "cuda" in state:
-        tensors[f"{prefix}.cuda"] = state["cuda"]
+    tensors |= {f"{prefix}.{name}": state[name] for name in _DEVICES if name in state}
     scalars = {
         "python": {"version": version, "gauss": gauss},
         "numpy": {
@@ -66,6 +66,4 @@ def from_tensors(tensors: dict[str, torch.Tensor], scalars: dict[str, Any], pref
         },
         "torch": tensors[f"{prefix}.torch"],
     }
-    if f"{prefix}.cuda" in tensors:
-        state["cuda"] = tensors[f"{prefix}.cuda"]
-    return state
+    return state | {name: tensors[f"{prefix}.{name}"] for name in _DEVICES if f"{prefix}.{name}" in tensors}

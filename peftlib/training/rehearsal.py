@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 
 from peftlib.acceleration.graphs import GraphedStep
-from peftlib.data.batching import WindowBatches
+from peftlib.data.batching import Slot, WindowBatches
 from peftlib.data.collation import split_inputs
 from peftlib.data.loading import laid_out
 from peftlib.errors import Interrupted, RunError
@@ -95,7 +95,7 @@ def rehearse(training: Training, eval_loader: DataLoader, eval_batch_size: int) 
             f"{eval_batch_size}; lower --per_device_train_batch_size and raise --gradient_accumulation_steps, or lower "
             "--per_device_eval_batch_size"
         ) from error
-    peak = int(_highest(accelerator, float(peak_memory(accelerator.device))))
+    peak = int(_highest(peak_memory(accelerator.device)))
     return Rehearsal(updates, evaluation, windows, peak)
 
 
@@ -126,7 +126,7 @@ def _rehearse_evaluation(training: Training, loader: DataLoader, batch_size: int
 
     def answer(training: Training, window: np.ndarray) -> None:
         for slots in batches.micro_batches(window)[accelerator.process_index :: accelerator.num_processes]:
-            inputs, _ = split_inputs(send_to_device(laid_out(loader, slots), accelerator.device, non_blocking=True))
+            inputs, _ = split_inputs(_on_device(accelerator, loader, slots))
             training.model(**inputs).logits.float()
 
     training.model.eval()
@@ -141,10 +141,18 @@ def _update(training: Training, window: np.ndarray) -> None:
     assert step is not None
     mine = batches.micro_batches(window)[accelerator.process_index :: accelerator.num_processes]
     for number, slots in enumerate(mine, start=1):
-        batch = send_to_device(laid_out(training.loader, slots), accelerator.device, non_blocking=True)
+        batch = _on_device(accelerator, training.loader, slots)
         with nullcontext() if number == len(mine) else accelerator.no_sync(training.model):
             step(batch)
     update(training)
+
+
+def _on_device(accelerator: Accelerator, loader: DataLoader, slots: list[Slot]) -> dict[str, torch.Tensor]:
+    """A micro-batch as the prepared loader would give it."""
+    batch: dict[str, torch.Tensor] = send_to_device(
+        laid_out(loader, slots), accelerator.device, non_blocking=accelerator.non_blocking
+    )
+    return batch
 
 
 _Work = Callable[[Training, np.ndarray], None]
@@ -157,7 +165,7 @@ def _time(training: Training, work: _Work, windows: list[np.ndarray], longest: f
         windows: by their length: a sample then holds short and long ones as all of them do.
         longest: seconds that one may take.
     """
-    slowest = _highest(training.accelerator, longest)  # all processes have to make the same ones
+    slowest = _highest(longest)  # all processes have to make the same ones
     size = max(1, min(int(_SECONDS / SAMPLES / slowest), _WINDOWS, len(windows)))
     samples = [spread(windows, size, number) for number in range(SAMPLES)]
     if isinstance(training.step, GraphedStep):
@@ -194,7 +202,6 @@ def _stop_if_asked(training: Training) -> None:
         raise Interrupted(f"stopped by {number.name}", EXIT_STATUS[number], by_hand=number.name == "SIGINT")
 
 
-def _highest(accelerator: Accelerator, value: float) -> float:
-    """Of all processes."""
-    values: torch.Tensor = accelerator.gather(torch.tensor([value], dtype=torch.float64, device=accelerator.device))
-    return float(values.max())
+def _highest(value: float) -> float:
+    """Of all processes. Not in a tensor: Apple's GPUs have no fp64, and fp32 rounds a number of bytes."""
+    return max(gather_object([value]))

@@ -253,14 +253,17 @@ def test_the_slurm_script_requeues_a_run_that_was_stopped_and_only_that(tmp_path
         (1, "failed", False), (2, "interrupted", False), (130, "interrupted", False),
     ],
 )  # fmt: skip
-def test_what_the_slurm_script_makes_of_a_status(tmp_path, ended, recorded, requeued):
-    for name, line in (("python", f"exit {ended}"), ("scontrol", 'echo "$@" > requeued')):
+@pytest.mark.parametrize(("job", "runs"), [("train", "python"), ("train_multinode", "srun")])
+def test_what_the_slurm_scripts_make_of_a_status(tmp_path, ended, recorded, requeued, job, runs):
+    said = '[ "$1" = show ] && echo here || echo "$@" > requeued'
+    for name, line in ((runs, f"exit {ended}"), ("scontrol", said)):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
     if recorded is not None:
         (tmp_path / "outputs" / "slurm-7").mkdir(parents=True)
         write_json(tmp_path / "outputs" / "slurm-7" / "run.json", {"status": recorded})
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    job = subprocess.run(["bash", ROOT / "scripts" / "slurm" / "train.sbatch"], cwd=tmp_path, env=environment)
-    assert job.returncode == ended
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here"}
+    done = subprocess.run(["bash", ROOT / "scripts" / "slurm" / f"{job}.sbatch"], cwd=tmp_path, env=environment)
+    assert done.returncode == ended
     assert (tmp_path / "requeued").exists() is requeued

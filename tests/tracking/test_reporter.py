@@ -178,17 +178,17 @@ def test_the_id_of_a_tracker_that_does_not_start_today_is_kept_for_the_next_life
 
 def test_a_folder_that_is_claimed_stays_so_until_the_run_ends(tmp_path):
     first, second = reporter_in(tmp_path), reporter_in(tmp_path)
-    first.on_main(first.claim)
+    first.claim()
     with pytest.raises(UserError, match="another run is writing there"):
-        second.on_main(second.claim)
+        second.claim()
     with first.watching(20, made_facts()), pytest.raises(UserError, match="another run is writing there"):
-        second.on_main(second.claim)
-    second.on_main(second.claim)
+        second.claim()
+    second.claim()
 
 
 def test_a_dry_run_is_announced_and_leaves_no_trace(tmp_path, capsys):
     reporter = reporter_in(tmp_path / "run", "--dry_run", trackers=["tensorboard"])
-    reporter.on_main(reporter.claim)
+    reporter.claim()
     with reporter.watching(20, made_facts()):
         reporter.update(a=1)
     (tmp_path / "run").mkdir()
@@ -207,12 +207,12 @@ def test_a_dry_run_is_refused_where_the_run_would_be(tmp_path):
         with pytest.raises(UserError, match="another run is writing there"), dry.watching(20, made_facts()):
             pytest.fail("unreachable")
         with pytest.raises(UserError, match="another run is writing there"):
-            dry.on_main(dry.claim)
+            dry.claim()
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="holds a finished run"), dry.watching(20, made_facts()):
         pytest.fail("unreachable")
     with reporter_in(tmp_path, "--dry_run", "--overwrite_output_dir").watching(20, made_facts()):
-        real.on_main(real.claim)  # the folder stays free
+        real.claim()  # the folder stays free
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

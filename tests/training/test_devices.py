@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
 from peftlib.errors import UserError
+from peftlib.training import devices
 from peftlib.training.devices import build_accelerator
-from tests.conftest import ROOT
-from tests.launching import launch
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 
@@ -107,9 +107,12 @@ def test_a_machine_that_does_not_tell_its_cores_uses_what_it_may(
     assert torch.get_num_threads() == 4
 
 
-@pytest.mark.launch
-def test_two_processes_end_in_good_order(tmp_path: Path) -> None:
-    # Without `_free_last` about one of three of these ends hangs or aborts.
-    script = Path(__file__).with_name("end_of_two.py")
-    done = launch("multi_cpu", script, tmp_path, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.mark.parametrize(("kind", "expected"), [("mps", False), ("cuda", True)])
+def test_the_host_waits_for_copies_to_apples_gpus_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, expected: bool
+) -> None:
+    monkeypatch.setattr(devices, "join", lambda: SimpleNamespace(device=torch.device(kind)))
+    monkeypatch.setattr(devices, "Accelerator", SimpleNamespace)
+    accelerator, precision = build_accelerator("no", 1, [], tmp_path, 0)
+    assert accelerator.dataloader_config.non_blocking is expected
+    assert precision.name == "no"

@@ -32,3 +32,17 @@ def test_restored_generators_repeat_themselves(seed, gaussians):
     expected = draw()
     restore_random(from_tensors(load(save(tensors)), json.loads(json.dumps(scalars)), "process0"))
     assert draw() == expected
+
+
+def test_the_generator_of_apples_gpu_goes_on_too(monkeypatch):
+    there = {"state": torch.arange(5, dtype=torch.uint8)}
+    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: there["state"].clone())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: there.update(state=state))
+    tensors, scalars = to_tensors(capture_random(), "process0")
+    there["state"] = torch.zeros(5, dtype=torch.uint8)
+    restore_random(from_tensors(load(save(tensors)), json.loads(json.dumps(scalars)), "process0"))
+    assert there["state"].tolist() == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(torch.mps, "is_available", lambda: False)
+    assert "mps" not in capture_random()
+    restore_random(from_tensors(tensors, scalars, "process0"))  # a checkpoint of another machine's

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftlib.errors import Interrupted, RunError
 from peftlib.strategies.parameters import trained_state
@@ -154,3 +155,20 @@ def test_a_sample_has_one_window_of_each_part(count, size, sample):
 
 def test_a_timing_s_mean():
     assert Timing((1.0, 2.0, 6.0), 30).mean == 3.0
+
+
+class WithoutFp64(TorchDispatchMode):
+    """Apple's GPUs: no operator takes or gives fp64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        seen = [one for one in (*args, result) if isinstance(one, torch.Tensor)]
+        assert all(one.dtype != torch.float64 for one in seen), func
+        return result
+
+
+def test_a_device_without_fp64_trains_and_rehearses(tmp_path):
+    with WithoutFp64():
+        train(make_run(tmp_path / "real", max_steps=2, max_grad_norm=0.1))
+        run = make_run(tmp_path, max_steps=2)
+        assert rehearse(run, eval_loader_of(run), 4).peak_memory > 0

@@ -1,4 +1,4 @@
-"""Started by test_devices.py in two processes: ends right after a collective, when gloo's threads may still be busy."""
+"""Two processes of test_distributed.py: they end right after a collective, when gloo's threads may still be busy."""
 
 from __future__ import annotations
 
