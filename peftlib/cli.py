@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.processes import end_with_launcher
@@ -19,11 +20,11 @@ _PATIENCE = 3.0  # seconds
 def run(main: Callable[[], None]) -> None:
     """Call `main` and exit: 0 done, 1 the run failed, 2 the input was wrong, else a signal's own.
 
-    Only the first process of each node speaks; the others leave with the same status.
+    The first process of each node speaks at once; another one only if it is still there a while later: where the first
+    has failed too, the launcher has ended it by then, and where it has failed alone, nobody else knows why.
     """
     if sys.platform == "win32":  # has no fcntl, no resource, no SIGUSR1
-        _say("error: Windows is not supported; run it in WSL (wsl --install)")
-        sys.exit(2)
+        _end("error: Windows is not supported; run it in WSL (wsl --install)", 2)
     end_with_launcher()
     for stream in (sys.stdout, sys.stderr):  # LC_ALL=C has no letters for the names of classes, which may be any
         if isinstance(stream, io.TextIOWrapper):
@@ -31,22 +32,13 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        _say(f"error: {error}")
-        _tell_other_nodes(error)
-        _wait_for_the_first()
-        sys.exit(2)
+        _end(f"error: {error}", 2, error)
     except RunError as error:
-        _say(f"failed: {error}")
-        _wait_for_the_first()
-        sys.exit(1)
+        _end(f"failed: {error}", 1)
     except Interrupted as stop:
-        _say(str(stop))
-        _wait_for_the_first()
-        sys.exit(stop.status)
+        _end(str(stop), stop.status)
     except KeyboardInterrupt:
-        _say("interrupted")
-        _wait_for_the_first()
-        sys.exit(130)
+        _end("interrupted", 130)
 
 
 @contextmanager
@@ -64,16 +56,21 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
-def _say(line: str) -> None:
-    """On the first process of each node, which may have failed alone."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+def _end(line: str, status: int, to_tell: UserError | None = None) -> NoReturn:
+    """Say it, and exit with this status.
+
+    Whoever has started the processes ends all when one has ended: the first of all may need a moment longer.
+    """
+    rank, speaks = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
+    if speaks:
         print(line, file=sys.stderr, flush=True)
-
-
-def _wait_for_the_first() -> None:
-    """Whoever has started the processes ends all when one has ended: the first of all may need a moment longer."""
-    if os.environ.get("RANK", "0") != "0":
+    if to_tell is not None:
+        _tell_other_nodes(to_tell)
+    if rank != "0":
         time.sleep(_PATIENCE)
+    if not speaks:
+        print(f"process {rank}: {line}", file=sys.stderr, flush=True)
+    sys.exit(status)
 
 
 def _tell_other_nodes(error: UserError) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 
 class UserError(Exception):
@@ -25,6 +27,9 @@ class Interrupted(Exception):
         super().__init__(message)
         self.status = status
         self.by_hand = by_hand
+
+    def __reduce__(self) -> tuple[Any, ...]:  # as it travels between processes
+        return partial(Interrupted, by_hand=self.by_hand), (str(self), self.status)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import subprocess
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from peftlib import cli, distributed
-from peftlib.errors import RunError, UserError
+from peftlib.errors import Interrupted, RunError, UserError
 
 
 def raising(error):
@@ -40,18 +41,24 @@ def test_an_ending_has_its_status_and_one_line_on_stderr(error, status, line, ca
 
 @pytest.mark.parametrize(("error", "status", "line"), ENDINGS)
 @pytest.mark.parametrize(("rank", "local_rank"), [(0, 0), (1, 1), (3, 3), (4, 0)])
-def test_only_the_first_process_of_a_node_speaks_and_all_leave_alike(
+def test_the_first_process_of_a_node_speaks_at_once_and_the_others_if_they_are_left(
     error, status, line, rank, local_rank, capsys, monkeypatch
 ):
-    waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)
+    """The launcher ends all with the first that has ended; one that is still there may have failed alone."""
+    said_before: list[str] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: said_before.append(capsys.readouterr().err))
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     with pytest.raises(SystemExit) as caught:
         cli.run(raising(error))
     assert caught.value.code == status
-    assert capsys.readouterr() == ("", line if local_rank == 0 else "")
-    assert len(waited) == (rank > 0), "the launcher ends all with the first that has ended"
+    said = [*said_before, capsys.readouterr().err]
+    assert said == {0: [line], 1: ["", f"process 1: {line}"], 3: ["", f"process 3: {line}"], 4: [line, ""]}[rank]
+
+
+def test_a_stop_travels_between_processes():
+    stop = copy.copy(Interrupted("stopped by SIGTERM", 143, by_hand=True))  # the way that pickling takes
+    assert (str(stop), stop.status, stop.by_hand) == ("stopped by SIGTERM", 143, True)
 
 
 def test_a_run_that_ends_well_says_nothing(capsys):
