@@ -93,7 +93,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         )  # fmt: skip
         base, head = load_classifier(source, task.labels, args.dropout)
         base_size, fingerprint = size(base), Fingerprint.of(base, head)
-        adapted = freeze_unread(strategy.apply(base, head), longest_inputs(train_loader))
+        adapted = freeze_unread(strategy.apply(base, head), longest_inputs(train_loader), reporter.warn)
         parameters = ParameterCount.of(base_size, adapted)
         if job.system == "ours":
             accelerate_model(

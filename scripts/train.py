@@ -71,7 +71,7 @@ def main() -> None:
     with everywhere():
         base, head = load_classifier(source, task.labels, args.dropout, splits.extent(data.pad_to), task.problem_type)
     base_size, fingerprint = size(base), Fingerprint.of(base, head)
-    adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader))
+    adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader), reporter.warn)
     parameters = ParameterCount.of(base_size, adapted)
     facts = describe_run(source, fingerprint, task, splits.facts(), parameters, precision, rate, batches.window_size)
     checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), facts, accelerator)

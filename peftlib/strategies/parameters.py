@@ -43,7 +43,7 @@ def train_only(model: nn.Module, trains: Callable[[str], bool]) -> list[str]:
     return [name for name, _ in trained(model)]
 
 
-def freeze_unread(model: _Model, inputs: Mapping[str, torch.Tensor]) -> _Model:
+def freeze_unread(model: _Model, inputs: Mapping[str, torch.Tensor], warn: Callable[[str], None]) -> _Model:
     """Freeze what would be trained and never change, since no logit depends on it (BigBird's pooler, Luke's entities).
 
     With several processes DistributedDataParallel waits for the gradient of everything that is trained.
@@ -51,12 +51,20 @@ def freeze_unread(model: _Model, inputs: Mapping[str, torch.Tensor]) -> _Model:
     Args:
         model: what a strategy made; changed in place.
         inputs: a batch as training will give it: BigBird attends otherwise ever after where it is shorter.
+        warn: told when the model cannot compute it, here on the CPU: on its device, in its precision, it may.
     """
+    was_training = model.training
     model.eval()  # LoHa and LoKr can drop whole layers in training
     try:
         logits = model(**inputs).logits
-    except Exception:  # a model that cannot compute this batch will say so in training, where it may be another one
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        warn(
+            f"WARNING: which parameters no logit depends on is not known, the model cannot compute on the CPU: {reason}"
+        )
         return model
+    finally:
+        model.train(was_training)
     read = _leaves(logits)
     for _, parameter in trained(model):
         if parameter not in read:

@@ -58,7 +58,7 @@ def test_what_trains_moves_and_what_is_frozen_stays_bit_for_bit(
 def test_what_no_logit_depends_on_is_not_trained(tiny_folder: Callable[..., Path], method: str) -> None:
     """BigBird has a pooler like BERT's, and a head that does not read it."""
     model, head = classifier(tiny_folder("big_bird"))
-    adapted = freeze_unread(METHODS[method].apply(model, head), sentences())
+    adapted = freeze_unread(METHODS[method].apply(model, head), sentences(), pytest.fail)
     adapted(**sentences()).logits.sum().backward()
     assert all(parameter.grad is not None for _, parameter in trained(adapted))
     unread = {name for name in dict(model.named_parameters()) if ".pooler." in name}
@@ -73,8 +73,18 @@ def test_looking_for_it_changes_nothing_else() -> None:
     ids = torch.zeros(1, 512, dtype=torch.long)
     ids[0, :3] = torch.tensor([5, 6, 7])
     head = frozenset({"classifier.out_proj.weight", "classifier.out_proj.bias"})
-    freeze_unread(METHODS["bitfit"].apply(model, head), {"input_ids": ids, "attention_mask": (ids > 0).long()})
+    inputs = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    freeze_unread(METHODS["bitfit"].apply(model, head), inputs, pytest.fail)
     assert model.bert.attention_type == "block_sparse" and not model.bert.pooler.bias.requires_grad
+
+
+def test_a_model_that_does_not_compute_here_is_left_as_it_is_and_said_to_be(tiny_folder: Callable[..., Path]) -> None:
+    model, head = classifier(tiny_folder("big_bird"))
+    adapted = METHODS["bitfit"].apply(model, head).train()
+    names, said = trained_names(adapted), list[str]()
+    freeze_unread(adapted, {"input_ids": torch.tensor([[10**6]])}, said.append)
+    assert trained_names(adapted) == names and adapted.training
+    assert len(said) == 1 and "cannot compute on the CPU: IndexError: " in said[0] and "\n" not in said[0]
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "deberta"])
@@ -85,7 +95,7 @@ def test_whatever_a_logit_depends_on_is_trained(
     """Keys' biases too, whose gradient is zero."""
     applied, adapted = (classifier(tiny_folder(architecture)) for _ in range(2))
     names = trained_names(METHODS[method].apply(*applied))
-    assert trained_names(freeze_unread(METHODS[method].apply(*adapted), sentences())) == names
+    assert trained_names(freeze_unread(METHODS[method].apply(*adapted), sentences(), pytest.fail)) == names
 
 
 @pytest.fixture(scope="module")
