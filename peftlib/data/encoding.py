@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FORMAT = "2"  # raise it when the cached files' content changes
+#: Seconds after which a cached file that nobody has read goes: 90 days.
+_KEPT = 90 * 24 * 3600
 
 
 class Chosen(NamedTuple):
@@ -110,9 +114,12 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
     path = cache_folder() / "tokens" / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
     try:
         arrays = load_file(path)
+        with contextlib.suppress(OSError):  # of a cache that cannot be written
+            os.utime(path)  # read today
     except (OSError, SafetensorError):  # not there yet, or damaged: tokenise, and write it anew
         arrays = _tokenise(examples, tokenizer, max_length)
         _store(arrays, path)
+        _forget_old(path.parent)
     offsets, labels = arrays.pop("offsets"), arrays.pop("labels")
     truncated = int(arrays.pop("truncated").item())
     return EncodedExamples(arrays, offsets, labels, fingerprint, examples.source, truncated)
@@ -164,3 +171,11 @@ def _store(arrays: dict[str, np.ndarray], path: Path) -> None:
     except (OSError, SafetensorError):
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _forget_old(folder: Path) -> None:
+    """Remove what has not been read for so long, and what was left half-written; others may do the same meanwhile."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.suffix in (".safetensors", ".tmp") and time.time() - path.stat().st_mtime > _KEPT:
+                path.unlink()

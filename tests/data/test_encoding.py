@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -189,3 +191,20 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tokenizer, tmp_path, mon
     for _ in range(2):
         assert len(encode(examples_of(ROWS), tokenizer, 16)) == len(ROWS)
     assert len(calls) == 2
+
+
+def test_what_nobody_has_read_for_long_goes(tokenizer, cache):
+    encode(examples_of(ROWS), tokenizer, 16)
+    encode(examples_of(PAIRS), tokenizer, 16)
+    folder, long_ago = cache / "tokens", time.time() - 100 * 24 * 3600
+    for name in ("half.tmp", "of-others.txt"):
+        (folder / name).write_text("")
+    for path in folder.iterdir():
+        os.utime(path, (long_ago, long_ago))
+    encode(examples_of(ROWS), tokenizer, 16)  # read again
+    assert len(entries(cache)) == 4, "reading removes nothing"
+    encode(examples_of(ROWS), tokenizer, 8)  # written
+    assert len(entries(cache)) == 3 and "of-others.txt" in entries(cache)
+    before = folder.stat().st_mtime_ns
+    encode(examples_of(ROWS), tokenizer, 16)
+    assert folder.stat().st_mtime_ns == before, "it was still there"
