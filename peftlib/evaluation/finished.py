@@ -59,7 +59,7 @@ class Finished:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Flag -> value."""
+        """The run's arguments, as flag -> value."""
         return dict(self.record["arguments"])
 
     @property

@@ -50,7 +50,7 @@ class Run:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Flag -> value."""
+        """The run's arguments, as flag -> value."""
         return dict(self.record.get("arguments", {}))
 
     @property
