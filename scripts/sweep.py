@@ -18,18 +18,18 @@ from peftlib.sweeps.config import load_sweep
 
 
 def main() -> None:
-    # ── The sweep, checked before anything starts ────────────────────────────────────────────────────────────
+    # ── The sweep, checked before any run starts ─────────────────────────────────────────────────────────────
     file, args = parse_sweep_arguments()
     sweep = prepared(load_sweep(file, train_parser().flags(), parse_train_arguments, args.set), file)
 
-    # ── Its runs, shown ──────────────────────────────────────────────────────────────────────────────────────
+    # ── Preview ──────────────────────────────────────────────────────────────────────────────────────────────
     if args.dry_run:
         from peftlib.sweeps.preview import preview
 
         preview(sweep)
         return
 
-    # ── Its runs, run ────────────────────────────────────────────────────────────────────────────────────────
+    # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────────
     # Imported after the checks, so that an error in the file is reported before Optuna and W&B are loaded.
     with cli.importing():
         from peftlib.sweeps.console import SweepConsole

@@ -22,7 +22,7 @@ def show_disagreements(runs: Sequence[Run], console: CompareConsole, most: int) 
     where the second one is.
 
     Args:
-        most: most examples per side.
+        most: maximum number of examples per side.
 
     Raises:
         UserError: these are not two finished runs with predictions on the same validation split, or its texts cannot

@@ -27,7 +27,7 @@ _NOT_GROUPED_BY = NOT_SHAPING | frozenset({
     # The warm-up is tuned together with the peak rate, and the best one differs between methods.
     "num_warmup_steps", "warmup_ratio",
 })  # fmt: skip
-#: Most methods that are tested, plotted and set beside published numbers: plots have this many distinct styles.
+#: Maximum number of methods that are tested, plotted and set beside published scores: plots have as many styles.
 MOST_CONTENDERS = 8
 #: A name in `Comparison.key`.
 _VALIDATION = "validation split"

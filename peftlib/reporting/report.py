@@ -1,4 +1,4 @@
-"""The report on some runs: a folder with tables, plots, a Markdown page and one self-contained HTML file."""
+"""The report that compares runs: a folder with tables, plots, a Markdown page and one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from peftlib.reporting.sheets import (
 )  # fmt: skip
 from peftlib.reporting.table import Row, plus_minus, rows, without_result
 
-#: Most comparisons that get plots; a sweep over a setting would otherwise draw one set of plots per value.
+#: Maximum number of comparisons with plots; a sweep over a setting would otherwise draw one set of plots per value.
 _PLOTTED = 6
 
 

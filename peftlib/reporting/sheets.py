@@ -78,7 +78,7 @@ def _cite(sources: list[str], source: str) -> str:
 
 
 def rows_csv(rows: Sequence[Row]) -> str:
-    """Write the main table as CSV in full precision, each mean with the ends of its interval."""
+    """Format the main table as CSV in full precision, each mean with the ends of its interval."""
     measured = [*_metrics(rows), *COSTS]
     header = ["method", "seeds", *(f"{name}_{end}" for name in measured for end in ("mean", "low", "high"))]
     header += ["trainable_params", "trainable_ratio", "saved_bytes", "seed_report", "published", "published_source"]
@@ -98,7 +98,7 @@ def _ends(interval: Interval | None) -> list[float | None]:
 
 
 def pairs_csv(pairs: Sequence[Pair]) -> str:
-    """Write the tests as CSV."""
+    """Format the tests as CSV."""
     header = ["metric", "a", "b", "seeds", "difference", "bootstrap_low", "bootstrap_high", "bootstrap_p", "t_test_p",
               "effect_size_dz", "seeds_needed", "examples_suffice", "mcnemar_p", "p", "holm_p", "claimed"]  # fmt: skip
     lines = []
@@ -130,7 +130,7 @@ def pairs_sheet(pairs: Sequence[Pair]) -> Sheet:
 
 
 def runs_csv(runs: Sequence[Run]) -> str:
-    """Write the runs as CSV, with or without a result."""
+    """Format the runs as CSV, with or without a result."""
     named = list(dict.fromkeys(name for run in runs for name in run.record.get("results") or {}))
     header = ["run", "folder", "problem", "task", "method", "base_model", "seed", "learning_rate", "device", *named]
     lines = []
@@ -145,7 +145,7 @@ def runs_csv(runs: Sequence[Run]) -> str:
 
 
 def to_csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    """Write CSV as in RFC 4180, but with \\n as line ending; None becomes an empty field."""
+    """Format as CSV, as in RFC 4180, but with \\n as line ending; None becomes an empty field."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
@@ -158,7 +158,7 @@ _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciic
 
 
 def to_latex(sheet: Sheet) -> str:
-    """Write a booktabs tabular, with the sources as comments."""
+    """Format as a booktabs tabular, with the sources as comments."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(tex_escaped(cell) for cell in cells) + r" \\"
@@ -175,7 +175,7 @@ def tex_escaped(text: str) -> str:
 
 
 def to_markdown(sheet: Sheet) -> str:
-    """Write a pipe table; cells are escaped."""
+    """Format as a pipe table; cells are escaped."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(md_escaped(cell) for cell in cells) + " |"

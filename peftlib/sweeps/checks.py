@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Set by the sweep itself: each run has its own output folder, and resumes if it was interrupted.
 _OWN_FLAGS = ("output_dir", "resume_from_checkpoint")
-# Flags that make no sense for every run of a sweep -> why.
+# Flags that the runs of a sweep cannot have -> why.
 _SINGLE_RUN_FLAGS = {
     "dry_run": "trains nothing, and such a run has no score; see sweep.py's own --dry_run",
     "push_to_hub": "would push every run; push the best one in the end, with scripts/export.py",

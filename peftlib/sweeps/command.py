@@ -62,7 +62,7 @@ def prepared(sweep: Sweep, file: Path) -> Sweep:
         raise UserError(f"program: {sweep.program} is neither below {Path.cwd()} nor below a folder that {file} is in")
     sweep = dataclasses.replace(sweep, program=str(found))
     words = _filled(sweep, {"an_argument": 0}, file)
-    if Path(words[0]).name == "env":  # it starts the first word after its NAME=value settings; skip its options
+    if Path(words[0]).name == "env":  # it starts the word after its NAME=value settings; not checked with options
         words = [word for word in words[1:] if "=" not in word]
         words = [] if words and words[0].startswith("-") else words
     if words and shutil.which(words[0], path=search_path()) is None:

@@ -24,7 +24,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
 
     Args:
         workers: number of concurrent runs.
-        count: most runs to start in this call; None for no limit.
+        count: maximum number of runs to start in this call; None for no limit.
 
     Raises:
         Interrupted: a signal was received; the next call resumes the unfinished runs.

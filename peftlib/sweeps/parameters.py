@@ -263,7 +263,7 @@ def _bounded_quantile(kind: str, low: float, high: float, share: float) -> float
     if kind == "inv_log_uniform":  # log(1 / x) is uniform between min and max
         first, last = -last, -first
     value = math.exp(first + share * (last - first))
-    return min(max(value, low), high) if kind.endswith("_values") else value  # exp(log(x)) is x up to rounding
+    return min(max(value, low), high) if kind.endswith("_values") else value  # rounding of exp(log(x))
 
 
 def _rounded(value: float, q: float) -> float:

@@ -78,7 +78,7 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
 def model_card(
     run: dict[str, Any], scores: dict[str, float], *, folder: str, is_adapter: bool, public: bool = False
 ) -> str:
-    """Write the card as Markdown, with the Hub's metadata on top.
+    """Return the card as Markdown, with the Hub's metadata on top.
 
     Args:
         run: the content of `run.json`.
