@@ -1,4 +1,4 @@
-"""What a command says on its standard output: tables on a terminal, plain aligned lines in a pipe."""
+"""Standard output of a command: tables on a terminal, plain aligned text in a pipe."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rich.text import Text
 
 
 class Console:
-    """A command's standard output.
+    """Standard output of a command.
 
     Args:
-        speaks: False on every process but the main one; such a console says nothing.
+        speaks: False on every process but the main one, which alone prints.
     """
 
     def __init__(self, speaks: bool = True) -> None:
@@ -29,15 +29,15 @@ class Console:
         return self._rich.is_terminal
 
     def note(self, line: str = "") -> None:
-        """One line that the user should know of, never cut."""
+        """Print one line, never wrapped or truncated."""
         self._print(Text(line))
 
     def warn(self, line: str) -> None:
-        """One line that must not be overlooked."""
+        """Print one line in bold red."""
         self._print(Text(line, style="bold red"))
 
     def facts(self, title: str, rows: dict[str, str], *, panel: bool = False) -> None:
-        """Names and values: a table or panel on a terminal, `name: value` lines in a pipe."""
+        """Print names and values: a table or panel on a terminal, `name: value` lines in a pipe."""
         if not self._pretty:
             self.note(title)
             for name, value in rows.items():
@@ -51,11 +51,11 @@ class Console:
     def table(
         self, header: Sequence[str], lines: Sequence[Sequence[str]], *, title: str | None = None, numbers: int = 0
     ) -> None:
-        """A table that wraps within the terminal, or columns as wide as they need to be.
+        """Print a table that wraps within the terminal; in a pipe, columns are as wide as their content.
 
         Args:
-            title: above it, on a terminal.
-            numbers: columns behind the first one that hold numbers.
+            title: printed above the table, on a terminal only.
+            numbers: number of columns after the first one that hold numbers.
         """
         if not self._pretty:
             widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
@@ -64,21 +64,21 @@ class Console:
             return
         table = Table(title=title, title_justify="left")
         for place, name in enumerate(header):
-            # A number that is cut would be another one: what does not fit goes on in the next line.
+            # Wrap instead of truncating: a truncated number would be a different number.
             table.add_column(Text(name), justify="right" if 0 < place <= numbers else "left", overflow="fold")
         for line in lines:
             table.add_row(*map(Text, line))
         self._print(table)
 
     def _print(self, what: RenderableType) -> None:
-        """To the terminal, pipe or log file, as long as it takes what is said: no work ends for its listener.
+        """Print until the output fails: a closed pipe or full disk must not end the run.
 
-        A log on a full disk raises an OSError, and rich makes a SystemExit of a pipe that nobody reads.
+        A full disk raises OSError, and rich turns a closed pipe into SystemExit.
         """
         try:
             self._rich.print(what, soft_wrap=isinstance(what, Text))
         except (OSError, SystemExit):
             self._rich.quiet = True
-            # Else the interpreter fails to write what is left when it ends, and says so in the exit status.
+            # Otherwise the interpreter's final flush would fail and change the exit status.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

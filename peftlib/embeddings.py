@@ -1,4 +1,4 @@
-"""How far a model's embeddings reach."""
+"""Check that a model's token and position embeddings are large enough."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from peftlib.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Tables of absolute positions, as BERT, GPT-2 and BART call them.
+#: Names of absolute position embeddings in BERT, GPT-2 and BART.
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 
 
 def refuse_what_ends_before(model: PreTrainedModel, name: str, token: int, length: int) -> None:
-    """Say it before a look-up does: on a CPU it would be an IndexError, on a GPU an assertion that names nothing.
+    """Refuse a model whose embeddings are too small, before a lookup fails.
+
+    A lookup out of range is a bare IndexError on a CPU, and on a GPU an assertion that does not name the cause.
 
     Args:
-        name: what the model is called, for people.
-        token: the highest token id that it will be given.
-        length: the most tokens.
+        name: the model's name, for the message.
+        token: highest token id in the data.
+        length: tokens of the longest example.
 
     Raises:
-        UserError: its embeddings end before.
+        UserError: the embeddings have no entry for `token`, or too few positions for `length`.
     """
-    with contextlib.suppress(NotImplementedError):  # models of characters have no such table
+    with contextlib.suppress(NotImplementedError):  # character-level models have no token embeddings
         tokens = getattr(model.get_input_embeddings(), "num_embeddings", token + 1)
         if token >= tokens:
             raise UserError(
                 f"--model_name_or_path {name}: its tokenizer gives a token {token}, and it has embeddings for "
                 f"{tokens:,}; save it with as many as the tokenizer has (model.resize_token_embeddings)"
             )
-    # RoBERTa's first position is the one behind its padding's, BART's the one behind its offset.
+    # RoBERTa's positions start after the padding index, BART's after an offset.
     limits = [
         table.num_embeddings - getattr(table, "offset", 0) - (0 if table.padding_idx is None else table.padding_idx + 1)
         for place, table in model.named_modules()
         if place.rpartition(".")[2] in _POSITIONS and hasattr(table, "num_embeddings")
     ]
-    if limits:  # relative positions have no end
+    if limits:  # relative positions have no limit
         positions = min(*limits, getattr(model.config, "max_position_embeddings", limits[0]))
         if length > positions:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, synced, then renamed over it; and where caches are."""
+"""Atomic writing of files (temporary file, fsync, rename), strict JSON and YAML, and the cache folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import yaml
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes`, of a text in UTF-8."""
+    """Replace `path` with `text` in UTF-8, atomically; see `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` atomically: a reader, or a crash, sees the old file or the new one."""
+    """Replace `path` with `content` atomically: readers find the old file or the new one, even after a crash."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
@@ -37,13 +37,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by strictly valid JSON: NaN and infinities, which JSON lacks, become null."""
+    """Replace `path` with strictly valid JSON, atomically; NaN and infinities, which JSON lacks, become null."""
     write_text(path, json.dumps(strict(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
 def placed_when_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move into `folder` when the block ends well, and vanish when it does not."""
+    """Yield a temporary folder whose files move into `folder` if the block succeeds, and are deleted if it fails."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
         temporary = Path(name)
         yield temporary
@@ -54,20 +54,20 @@ def placed_when_whole(folder: Path) -> Iterator[Path]:
 
 
 def cache_folder() -> Path:
-    """`$PEFTLIB_CACHE`, else `$XDG_CACHE_HOME/peftlib`, else `~/.cache/peftlib`."""
+    """Return `$PEFTLIB_CACHE`, else `$XDG_CACHE_HOME/peftlib`, else `~/.cache/peftlib`."""
     if folder := os.environ.get("PEFTLIB_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftlib"
 
 
 def load_yaml(text: str, kind: type[Any] = yaml.SafeLoader) -> Any:
-    """YAML in which no mapping has a key twice: of two, the loaders keep the last without a word.
+    """Parse YAML and refuse duplicate keys, of which PyYAML silently keeps the last.
 
     Args:
-        kind: PyYAML's loader.
+        kind: PyYAML loader class.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: the text is not valid, or has a duplicate key.
     """
 
     class Loader(kind):
@@ -84,7 +84,7 @@ def load_yaml(text: str, kind: type[Any] = yaml.SafeLoader) -> Any:
 
 
 def strict(value: Any) -> Any:
-    """`value` with every non-finite float replaced by None, through dicts, lists and tuples."""
+    """Replace every non-finite float by None, recursively in dicts, lists and tuples (which become lists)."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -95,15 +95,16 @@ def strict(value: Any) -> Any:
 
 
 def share(path: Path) -> None:
-    """Give a file or folder the permissions that a plain `open` or `mkdir` would have given it.
+    """Give a file or folder the permissions that `open` or `mkdir` would have given it.
 
-    Temporary files, and those of safetensors, are their owner's alone, which would hide results from a group.
+    Temporary files, and those that safetensors writes, are readable by their owner only, which would hide results
+    from a group.
     """
     path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    """Flush a file's content, or a folder's entries, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -119,7 +120,7 @@ def _umask() -> int:
 
 
 def bytes_in_words(count: float) -> str:
-    """In kB, MB or GB, as file managers count them."""
+    """Format a number of bytes in kB, MB or GB (powers of 1000)."""
     if count < 1e6:
         return f"{count / 1e3:,.0f} kB"
     return f"{count / 1e6:,.2f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"

@@ -1,19 +1,19 @@
-"""What some flags of `scripts/train.py` mean beyond their type; the flags themselves are in `arguments/`."""
+"""Properties of some flags of `scripts/train.py`; the flags themselves are defined in `arguments/`."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-#: They say where, how often and how fast, not what is computed: a resumed run may change them, and runs that differ in
-#: them alone are the same thing.
+#: Flags that say where, how often or how fast, not what is computed: a resumed run may change them, and runs that
+#: differ only in them count as the same configuration.
 NOT_SHAPING = frozenset({
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "extend_training", "checkpointing_steps",
     "checkpoints_total_limit", "report_to", "project_name", "run_name", "logging_steps", "dataloader_num_workers",
     "num_cpu_threads", "per_device_eval_batch_size", "auto_find_batch_size", "data_dir", "dry_run",
     "push_to_hub", "hub_model_id", "hub_private_repo",
-    "cuda_graphs",  # up to the masks of dropout; a recording that fails must not end the run for good
-    # The data count by their fingerprint.
+    "cuda_graphs",  # changes dropout masks only; if capturing fails, the run must be able to resume without it
+    # Data are compared by their fingerprint.
     "dataset_name", "dataset_config_name", "train_split_name", "validation_split_name", "test_split_name",
     "train_file", "validation_file", "text_column_names", "label_column_name", "label_delimiter",
 })  # fmt: skip
@@ -22,15 +22,17 @@ OF_A_NODE = frozenset({
     "output_dir", "data_dir", "dataset_name", "train_file", "validation_file", "task_name", "model_name_or_path",
     "resume_from_checkpoint", "dataloader_num_workers", "num_cpu_threads",
 })  # fmt: skip
-#: How the names of flags end whose value is a JSON object, which YAML may hold as a mapping.
+#: Suffix of flags whose value is a JSON object; in YAML it may be a mapping.
 TAKES_JSON = "_kwargs"
 
 
 def as_json(mapping: dict[str, Any]) -> str:
-    """A mapping of YAML's as such a flag takes it. YAML 1.1 reads 1e-1 as text, for want of a dot: it is a number here.
+    """Convert a YAML mapping to JSON for such a flag.
+
+    YAML 1.1 reads 1e-1 as a string, for lack of a dot; here it becomes a number.
 
     Raises:
-        ValueError, TypeError: JSON has no such values.
+        ValueError, TypeError: JSON cannot represent a value.
     """
     return json.dumps({name: _number(value) for name, value in mapping.items()}, allow_nan=False)
 

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, and signals that wait to be asked for."""
+"""Processes that end with their parent, and signals that are recorded for later."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _Caught = TypeVar("_Caught", bound="CaughtSignals")
 
 
 class CaughtSignals:
-    """Inside a `with` block, signals are noted instead of ending the process.
+    """Inside a `with` block, record signals instead of letting them end the process.
 
     Args:
-        kinds: which ones.
+        kinds: the signals to record.
 
     Attributes:
-        received: those that came, in order.
+        received: the recorded signals, in order.
     """
 
     def __init__(self, *kinds: signal.Signals) -> None:
@@ -44,22 +44,22 @@ class CaughtSignals:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when its parent dies. On Linux; elsewhere nothing happens.
+    """Have the kernel send SIGTERM to this process when its parent dies; does nothing except on Linux.
 
-    Source: prctl(2), PR_SET_PDEATHSIG. It survives `exec`, so it may be set between fork and exec.
+    Source: prctl(2), PR_SET_PDEATHSIG. The setting survives `exec`, so it may be made between fork and exec.
     """
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it has died meanwhile
+        if os.getppid() != parent:  # the parent died before the call
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def end_with_launcher() -> None:
-    """End with `accelerate launch`, or with what started this run inside a sweep.
+    """End this process when `accelerate launch`, or whatever started it inside a sweep, ends.
 
-    Who stops a run (a person, a cluster, a W&B agent) sends the signal to the process that he started. That is the
-    launcher, which dies of it and leaves the training running. A run that a shell started outlives it as ever.
+    Whoever stops a run (a person, a cluster, a W&B agent) signals the process that they started. That is the
+    launcher, which dies and leaves the training running. A run started from a shell outlives the shell as usual.
     """
     in_sweep = os.environ.get("WANDB_SWEEP_ID") or os.environ.get("PEFTLIB_SWEEP_ID")
     if in_sweep or _started_by_accelerate():
@@ -67,7 +67,7 @@ def end_with_launcher() -> None:
 
 
 def _started_by_accelerate() -> bool:
-    # Asked of the parent, since the launcher's variables reach whatever the training starts, too.
+    # Look at the parent's command: environment variables of the launcher are inherited by all descendants.
     if sys.platform != "linux":
         return False
     try:

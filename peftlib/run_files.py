@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, as whoever comes later reads it: its record, its curves, its last words."""
+"""Read what a run leaves in its folder: its record, its metrics, and the line that says why it ended."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-#: An adapter's two files, as stock PEFT calls them; a run that left the whole model has neither.
+#: PEFT's names of an adapter's two files; a run that saved the whole model has neither.
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The content of `run.json`.
+    """Read `run.json`.
 
     Raises:
-        OSError: there is none, or it cannot be read.
-        ValueError: it is damaged.
+        OSError: the file is missing or cannot be read.
+        ValueError: the file is damaged.
     """
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     if not isinstance(record, dict):
@@ -25,7 +25,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def record_in(folder: Path) -> dict[str, Any]:
-    """The content of `run.json`; empty where there is none, or none that can be read."""
+    """Read `run.json`; returns {} if it is missing or unreadable."""
     try:
         return read_record(folder)
     except (OSError, ValueError):
@@ -33,10 +33,10 @@ def record_in(folder: Path) -> dict[str, Any]:
 
 
 def logged_in(folder: Path, containing: str = "") -> Iterator[dict[str, Any]]:
-    """The lines of `metrics.jsonl` in order, each with its `step`; without the one that was cut off by a kill.
+    """Yield the lines of `metrics.jsonl` in order, each with its `step`; skips a line truncated by a kill.
 
     Args:
-        containing: a text; lines without it are passed over, and cost no parsing.
+        containing: lines without this text are skipped unparsed.
     """
     path = folder / "metrics.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -50,5 +50,5 @@ def logged_in(folder: Path, containing: str = "") -> Iterator[dict[str, Any]]:
 
 
 def last_words(lines: Iterable[str]) -> str | None:
-    """Of what a command of ours printed, the line that says why it ended; None if it has left none."""
+    """Return the last line of one of our commands' output that says why it ended; None if there is none."""
     return next((line.strip() for line in reversed([*lines]) if line.startswith(("error: ", "failed: "))), None)

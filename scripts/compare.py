@@ -1,10 +1,10 @@
-"""Compare finished runs: a table, statistics, plots, and a report in one HTML file.
+"""Compare finished runs: a table, significance tests, plots, and a report in one HTML file.
 
     python scripts/compare.py outputs/sweeps/reproduce
     python scripts/compare.py outputs/mrpc-* outputs/sweeps/rate-search --output_dir report
     python scripts/compare.py outputs/bitfit outputs/lora --examples
 
-Runs that differ in more than method, learning rate, warm-up and seed are grouped apart, with the reason.
+Runs that differ in more than method, learning rate, warm-up and seed go into separate comparisons, with the reason.
 """
 
 import shlex
@@ -18,7 +18,7 @@ from peftlib.arguments import parse_compare_arguments
 def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
     words, args = parse_compare_arguments()
-    # Imported below the arguments, so that --help and a wrong flag are answered at once.
+    # Imported after the arguments are parsed, so that --help and flag errors are answered at once.
     with cli.importing():
         from peftlib.reporting.console import CompareConsole, publish
         from peftlib.reporting.folder import check_folder

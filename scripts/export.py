@@ -1,4 +1,4 @@
-"""Make a plain checkpoint of a finished run: its adapter in the weights, loaded by transformers alone.
+"""Export a finished run as a plain checkpoint: its adapter is merged, so that transformers alone can load it.
 
 python scripts/export.py outputs/lora
 python scripts/export.py outputs/lora --output_dir models/reviews --dtype bf16
@@ -17,7 +17,7 @@ from peftlib.arguments import parse_export_arguments
 def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
     place, args, hub = parse_export_arguments()
-    # Imported below the arguments, so that --help and a wrong flag are answered before torch is loaded.
+    # Imported after the arguments are parsed, so that --help and flag errors are answered before torch is loaded.
     with cli.importing():
         import torch
 

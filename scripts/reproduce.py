@@ -1,10 +1,10 @@
-"""Run the comparison that this project began with, then report on it; stopped, the same command goes on.
+"""Run the comparison that this project began with, then report on it; the same command resumes it if it was stopped.
 
     python scripts/reproduce.py
     python scripts/reproduce.py --data_dir glue --max_train_samples 8000
     python scripts/reproduce.py --data_dir glue --model_name_or_path bert-base-uncased --seeds 1,2,3,4,5
 
-It says first what can be reached from here; without the Hub and a GLUE folder the same grid runs on packaged data.
+It first says which data are available; without the Hub or a GLUE folder the same grid runs on packaged data.
 """
 
 import shlex
@@ -31,7 +31,7 @@ def main() -> None:
     sweep = prepared(sweep, file)
 
     # ── The runs ─────────────────────────────────────────────────────────────────────────────────────────────
-    # Imported below the checks, so that wrong words are answered before Optuna and W&B are loaded.
+    # Imported after the checks, so that wrong arguments are reported before Optuna and W&B are loaded.
     with cli.importing():
         from peftlib.sweeps.console import SweepConsole
         from peftlib.sweeps.loop import run_sweep

@@ -4,7 +4,7 @@
     python scripts/submit.py outputs/* --fill WNLI --output_file submissions/bitfit.zip
     python scripts/submit.py outputs/mrpc --fill rest
 
-scripts/predict.py writes the answers, of mnli with --split test_mismatched and ax too; what is missing is said here.
+scripts/predict.py writes the answers (for mnli also with --split test_mismatched and ax); missing ones are listed.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from peftlib.arguments import parse_submit_arguments
 def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
     words, args = parse_submit_arguments()
-    # Imported below the arguments, so that --help and a wrong flag are answered at once.
+    # Imported after the arguments are parsed, so that --help and flag errors are answered at once.
     with cli.importing():
         from peftlib.console import Console
         from peftlib.reporting.runs import find_runs

@@ -5,8 +5,8 @@
     python scripts/sweep.py scripts/sweeps/seeds.yaml --set task_name=mrpc data_dir=glue 'seed=[1, 2, 3]'
     python scripts/sweep.py scripts/sweeps/rate_search.yaml --workers 2 --sweep_dir outputs/sweeps/rates
 
-Stop it at any moment and give the same command again: it goes on. With an account, `wandb sweep FILE` and
-`wandb agent ID` run the same file.
+It can be stopped at any time; the same command resumes it. With an account, `wandb sweep FILE` and `wandb agent ID`
+run the same file.
 """
 
 from pathlib import Path
@@ -18,19 +18,19 @@ from peftlib.sweeps.config import load_sweep
 
 
 def main() -> None:
-    # ── The sweep, checked before anything starts ────────────────────────────────────────────────────────────
+    # ── The sweep, checked before any run starts ─────────────────────────────────────────────────────────────
     file, args = parse_sweep_arguments()
     sweep = prepared(load_sweep(file, train_parser().flags(), parse_train_arguments, args.set), file)
 
-    # ── Its runs, shown ──────────────────────────────────────────────────────────────────────────────────────
+    # ── Preview ──────────────────────────────────────────────────────────────────────────────────────────────
     if args.dry_run:
         from peftlib.sweeps.preview import preview
 
         preview(sweep)
         return
 
-    # ── Its runs, run ────────────────────────────────────────────────────────────────────────────────────────
-    # Imported below the checks, so that a wrong file is answered before Optuna and W&B are loaded.
+    # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # Imported after the checks, so that an error in the file is reported before Optuna and W&B are loaded.
     with cli.importing():
         from peftlib.sweeps.console import SweepConsole
         from peftlib.sweeps.loop import run_sweep

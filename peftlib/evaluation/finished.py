@@ -1,4 +1,4 @@
-"""A finished run, asked again: its task and its model, from what it has left in its folder."""
+"""Load a finished run from its output folder: its task, examples, tokenizer and model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEEDED = {"arguments": dict, "data": dict, "labels": list, "model": dict, "prec
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has ended well.
+    """A run that finished successfully.
 
     Attributes:
         record: the content of `run.json`.
@@ -37,10 +37,10 @@ class Finished:
 
     @classmethod
     def read(cls, folder: Path) -> Finished:
-        """The run in this folder.
+        """Read the run in this folder.
 
         Raises:
-            UserError: there is none, or it has not ended well.
+            UserError: there is none, it has not finished, or its record is damaged.
         """
         path = folder / "run.json"
         try:
@@ -59,12 +59,12 @@ class Finished:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Flag -> value."""
+        """The run's arguments, as flag -> value."""
         return dict(self.record["arguments"])
 
     @property
     def task(self) -> Task:
-        """What it was trained on, with the classes that it knows.
+        """The task that it was trained on, with its classes.
 
         Raises:
             UserError: this version has no such task.
@@ -72,7 +72,7 @@ class Finished:
         arguments, labels = self.arguments, tuple(self.record["labels"])
         own = own_data_of(arguments)
         if own is not None:
-            guessed = self.record.get("text_columns")  # runs up to 0.1.0 do not say which
+            guessed = self.record.get("text_columns")  # missing in runs up to 0.1.0
             own = own if guessed is None else replace(own, text_columns=tuple(guessed))
             if own.dataset is not None and "dataset_folder" in self.record:
                 own = replace(own, dataset=(self.record["dataset_folder"], own.dataset[1]))
@@ -93,26 +93,26 @@ class Finished:
         text_columns: str | None = None,
         label_column: str | None = None,
     ) -> Examples:
-        """One split of its task, or a file in place of the test split, with as many texts an example as it knows.
+        """Load a split of its task, or a file in place of the test split.
 
-        Of its own validation split that is what it was scored on.
+        The validation split is cut to the examples that the run was scored on.
 
         Args:
-            data_dir: a folder in GLUE's layout; None takes its own.
-            test_file: as `--train_file`, with classes or without.
-            text_columns: of that file, one name, or two with a comma between; None takes its own.
-            label_column: of that file; None takes its own, and does without where the file has none.
+            data_dir: a folder in GLUE's layout; None for the run's own.
+            test_file: a file as for `--train_file`, with or without labels.
+            text_columns: that file's text columns, one name or two separated by a comma; None for the run's own.
+            label_column: that file's label column; None for the run's own, if the file has it.
 
         Raises:
-            UserError: the rows cannot be had, or are not of this task.
+            UserError: the rows cannot be loaded, are not those that the run was scored on, or do not fit the task.
         """
         task, folder = self.task, data_dir or self.arguments.get("data_dir")
         own = task.own or OwnData("", "", None, (LABEL_COLUMN,))
         columns = own.text_columns if task.hub is None else task.hub.text_columns
         if test_file is not None:
-            of_labels = own.label_columns if label_column is None else label_columns_of(label_column)
-            asked = own.text_columns if text_columns is None else columns_of(text_columns, of_labels)
-            own = replace(own, text_columns=asked, label_columns=of_labels, test=test_file, dataset=None)
+            label_names = own.label_columns if label_column is None else label_columns_of(label_column)
+            text_names = own.text_columns if text_columns is None else columns_of(text_columns, label_names)
+            own = replace(own, text_columns=text_names, label_columns=label_names, test=test_file, dataset=None)
             task = replace(task, own=own)
         try:
             examples = load_examples(task, split, None if folder is None else Path(folder))
@@ -153,18 +153,18 @@ class Finished:
 
     @property
     def layout(self) -> dict[str, int]:
-        """How its batches were laid out, for `build_eval_loader`."""
+        """The layout of its batches, as keyword arguments of `build_eval_loader`."""
         padded, splits = self.arguments.get("pad_to_max_length"), self.record["data"].values()
         return {
             "pad_to": self.arguments["max_length"] if padded else 0,
-            "widest": max(split.get("longest", 0) for split in splits),  # runs up to 0.1.0 do not say
+            "widest": max(split.get("longest", 0) for split in splits),  # missing in runs up to 0.1.0
         }
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The one that was saved with it.
+        """Load the tokenizer that was saved with the run.
 
         Raises:
-            UserError: it is gone, or damaged.
+            UserError: it is missing or damaged.
         """
         if not (self.folder / "tokenizer.json").is_file():
             raise UserError(f"{self.folder}: has no tokenizer.json any more; copy it from the base model's folder")
@@ -173,15 +173,15 @@ class Finished:
     def load(
         self, base: str | None = None, trust_remote_code: bool = False, extent: tuple[int, int] | None = None
     ) -> Trained:
-        """The saved model, in fp32.
+        """Load the saved model, in fp32.
 
         Args:
-            base: where the base model of an adapter is now, as `find_model` takes it; None where it was.
-            extent: as `load_classifier` takes it.
+            base: where an adapter's base model is now, as for `find_model`; None if it has not moved.
+            extent: as for `load_classifier`.
 
         Raises:
-            UserError: the base model cannot be had, or is another one, or what was saved cannot be read, or ends before
-                `extent`.
+            UserError: the base model is not available or is a different one, the saved files cannot be read, or the
+                embeddings are too small for `extent`.
         """
         labels, place = tuple(self.record["labels"]), str(self.folder)
         kind = problem_type_of(self.record)
@@ -193,7 +193,7 @@ class Finished:
         revision = self.arguments.get("model_revision", "main")
         source = find_model(base or name_of_base(self.record["model"]), revision, trust_remote_code)
         model, head = load_classifier(source, labels, extent=extent, problem_type=kind)
-        weights = self.record["model"].get("fingerprint")  # runs up to 0.1.0 have none
+        weights = self.record["model"].get("fingerprint")  # missing in runs up to 0.1.0
         if weights is not None and Fingerprint.of(model, head).weights != weights:
             raise UserError(
                 f"--model_name_or_path {source.name}: its weights are not those that {self.folder} was trained on; "

@@ -1,4 +1,4 @@
-"""What an answer costs: the loss of each example, in training and in evaluation."""
+"""The loss of each example, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import nn
 
 
 def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Per example the cross-entropy in nats, or the squared error of a score.
+    """Compute each example's loss, as transformers' models do for the three problem types.
 
-    Where an example may have several classes, each is a decision of its own, and the loss the mean of their binary
-    cross-entropies: what transformers' models compute for the three types of problem.
+    Single-label: cross-entropy in nats. Multi-label: the mean over classes of the binary cross-entropy. Regression:
+    squared error.
 
     Args:
         logits: fp32, shape (B, classes).
-        labels: class indices, int64, shape (B,); for each class whether it is one of the example's, int64, shape
-            (B, classes); or scores, of a float type, shape (B,), for logits of shape (B, 1).
+        labels: class indices, int64, shape (B,); multi-label indicators, int64, shape (B, classes); or scores, of a
+            float type, shape (B,), for logits of shape (B, 1).
 
     Returns:
         fp32, shape (B,).

@@ -1,6 +1,6 @@
-"""The metrics, as `evaluate.Metric` modules of our own: `evaluate.load("glue")` would fetch a script from the Hub.
+"""The metrics as local `evaluate.Metric` modules: `evaluate.load("glue")` would download a script from the Hub.
 
-Importing `evaluate` takes about a second, so this module is imported where the first score is computed.
+Importing `evaluate` takes about a second, so this module is imported only when the first score is computed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, r2_score
 
 _CLASSES = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
-_SEVERAL = datasets.Features({name: datasets.Sequence(datasets.Value("int64")) for name in _CLASSES})
+_MULTI_LABEL = datasets.Features({name: datasets.Sequence(datasets.Value("int64")) for name in _CLASSES})
 _SCORES = datasets.Features({"predictions": datasets.Value("float32"), "references": datasets.Value("float32")})
 
 
 class _Metric(evaluate.Metric):
     def _build_data_dir(self) -> str:
-        """No folder for one in memory: Hugging Face's cache, where it would be, may be one that cannot be written."""
+        """A metric kept in memory needs no folder; it would be in Hugging Face's cache, which may be read-only."""
         return "" if self.keep_in_memory else str(super()._build_data_dir())
 
 
 class Accuracy(_Metric):
-    """The share of right predictions, 0..1."""
+    """Share of correct predictions, 0..1."""
 
     def _info(self) -> evaluate.MetricInfo:
         return _info(self, "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.accuracy_score.html")
@@ -36,9 +36,9 @@ class Accuracy(_Metric):
 
 
 class F1(_Metric):
-    """The F1 score of class 1 in a binary task, 0..1; 0 when class 1 is neither there nor predicted.
+    """F1 score of class 1 in a binary task, 0..1; 0 if class 1 neither occurs nor is predicted.
 
-    The score that GLUE reports for MRPC (Wang et al., 2019, https://arxiv.org/abs/1804.07461, table 1).
+    GLUE reports it for MRPC (Wang et al., 2019, https://arxiv.org/abs/1804.07461, table 1).
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -49,47 +49,47 @@ class F1(_Metric):
 
 
 class MacroF1(_Metric):
-    """The mean of the F1 scores of all classes that are there or predicted, each of the same weight, 0..1.
+    """Unweighted mean of the F1 scores of all classes that occur or are predicted, 0..1; 0 if there is no such class.
 
-    An example may have one of the classes, or any number of them; 0 where none is there or predicted.
+    For single-label and multi-label tasks.
     """
 
     def _info(self) -> evaluate.MetricInfo:
         url = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.f1_score.html"
-        return _info(self, url, features=[_CLASSES, _SEVERAL])
+        return _info(self, url, features=[_CLASSES, _MULTI_LABEL])
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        # Of a class that is neither there nor predicted it is NaN, which sklearn leaves out of the mean.
+        # A class that neither occurs nor is predicted gets NaN, which sklearn leaves out of the mean.
         value = float(f1_score(references, predictions, average="macro", zero_division=np.nan))
         return {"macro_f1": 0.0 if math.isnan(value) else value}
 
 
 class MicroF1(_Metric):
-    """F1 over all decisions, one for each example and class, 0..1; 0 where no class is there or predicted."""
+    """F1 score over all pairs of example and class, 0..1; 0 if no class occurs or is predicted."""
 
     def _info(self) -> evaluate.MetricInfo:
         url = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.f1_score.html"
-        return _info(self, url, features=_SEVERAL)
+        return _info(self, url, features=_MULTI_LABEL)
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         return {"micro_f1": float(f1_score(references, predictions, average="micro", zero_division=0.0))}
 
 
 class SubsetAccuracy(_Metric):
-    """The share of examples of which every class is predicted, and no other, 0..1."""
+    """Share of examples with exactly the right set of classes, 0..1."""
 
     def _info(self) -> evaluate.MetricInfo:
         url = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.accuracy_score.html"
-        return _info(self, url, features=_SEVERAL)
+        return _info(self, url, features=_MULTI_LABEL)
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         return {"subset_accuracy": float(accuracy_score(references, predictions))}
 
 
 class MatthewsCorrelation(_Metric):
-    """Matthews' correlation of predictions and classes, -1..1; 0 for chance, and where either is always the same.
+    """Matthews' correlation of predictions and labels, -1..1; 0 for chance, and if either is constant.
 
-    The score that GLUE reports for CoLA.
+    GLUE reports it for CoLA.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -100,9 +100,9 @@ class MatthewsCorrelation(_Metric):
 
 
 class R2(_Metric):
-    """The coefficient of determination: 1 less the share of the true scores' variance that is left as error, up to 1.
+    """Coefficient of determination, at most 1: 1 minus the mean squared error over the true scores' variance.
 
-    0 for always answering their mean, and where they are all the same.
+    0 for always predicting their mean, and if they are constant.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -113,15 +113,15 @@ class R2(_Metric):
         said, true = (np.asarray(values, dtype=np.float64) for values in (predictions, references))
         if true.min() == true.max():
             return {"r2": 0.0}
-        # Of a model that diverged it is no number; sklearn would raise.
+        # NaN for a diverged model, where sklearn would raise.
         return {"r2": float(r2_score(true, said)) if np.isfinite(said).all() else math.nan}
 
 
 class Pearson(_Metric):
-    """Pearson's correlation of predicted and true scores, -1..1; 0 where either are all the same.
+    """Pearson's correlation of predicted and true scores, -1..1; 0 if either are constant.
 
-    There it is not defined, and scipy says NaN: an answer that never changes tells nothing, like one by chance. The
-    first score that GLUE reports for STS-B.
+    There it is undefined, NaN in scipy; a constant answer is as uninformative as a random one. GLUE reports it for
+    STS-B, first.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -133,9 +133,9 @@ class Pearson(_Metric):
 
 
 class SpearmanR(_Metric):
-    """Spearman's correlation of predicted and true scores, by ranks, -1..1; 0 where either are all the same, as above.
+    """Spearman's rank correlation of predicted and true scores, -1..1; 0 if either are constant, as for Pearson's.
 
-    The second score that GLUE reports for STS-B.
+    GLUE reports it for STS-B, second.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -147,7 +147,7 @@ class SpearmanR(_Metric):
 
 
 def _correlation(function: Any, predictions: np.ndarray, references: np.ndarray) -> float:
-    """In fp64: scipy computes in the precision that it is given."""
+    """Compute in fp64: scipy uses the precision of its input."""
     pair = [np.asarray(values, dtype=np.float64) for values in (predictions, references)]
     if any(values.min() == values.max() for values in pair):
         return 0.0
@@ -168,16 +168,16 @@ METRICS: dict[str, type[evaluate.Metric]] = {
 
 
 def score(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """Compute some metrics.
+    """Compute the named metrics.
 
     Args:
         names: keys of `METRICS`.
-        predictions: as `answers_of` gives them.
-        references: the same of what is true.
+        predictions: as returned by `answers_of`.
+        references: the true values, in the same format.
     """
     values: dict[str, float] = {}
     for name in names:
-        # In memory: every process holds all predictions, there is nothing to share through files.
+        # In memory: every process holds all predictions, so there is nothing to share through files.
         metric = METRICS[name](keep_in_memory=True)
         values |= metric.compute(predictions=predictions, references=references)
     return values

@@ -1,1 +1,1 @@
-"""Finished runs side by side: what belongs together, what may be claimed, and a report that can be handed around."""
+"""Comparison of finished runs: which belong together, which differences may be claimed, and a report to share."""

@@ -1,4 +1,4 @@
-"""What a person sees of a comparison: tables on a terminal, aligned plain text in a pipe."""
+"""Console output of a comparison: tables on a terminal, aligned plain text in a pipe."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from peftlib.reporting.sheets import Sheet, notes_of
 
 
 def publish(runs: list[Run], folder: Path, command: str) -> None:
-    """Show the comparison, write its report, and say where it is.
+    """Print the comparison, write its report, and say where it is.
 
     Args:
-        folder: one that `check_folder` has let pass.
-        command: what the user typed.
+        folder: the report's folder; `check_folder` has accepted it.
+        command: the command line as typed.
 
     Raises:
         UserError: no run has a result.
@@ -27,15 +27,15 @@ def publish(runs: list[Run], folder: Path, command: str) -> None:
     console.note(f"report: {folder / 'index.html'}")
 
 
-#: So many pairs without a difference are said one by one.
+#: Up to this many pairs without a difference are printed one by one.
 _FEW = 3
 
 
 class CompareConsole(Console):
-    """The comparison's standard output."""
+    """Standard output of a comparison."""
 
     def show(self, report: Report) -> None:
-        """Every comparison's table and what may be claimed, then the runs without a result."""
+        """Print each comparison's table and claims, then the runs without a result."""
         for section in report.sections:
             self._section(section)
         for name, what, why in report.failed:
@@ -66,5 +66,5 @@ class CompareConsole(Console):
         self.note()
 
     def sheet(self, sheet: Sheet) -> None:
-        """A table of the report."""
+        """Print a table of the report."""
         self.table(sheet.header, sheet.lines, numbers=sheet.numeric - 1)

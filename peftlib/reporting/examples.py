@@ -1,4 +1,4 @@
-"""Two runs, example by example: what one gets right and the other wrong, or of scores, where one is nearer."""
+"""Two runs, example by example: what one gets right and the other wrong; for regression, where one is closer."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from peftlib.reporting.sheets import Sheet
 
 
 def show_disagreements(runs: Sequence[Run], console: CompareConsole, most: int) -> None:
-    """Print both sides: right in the first run and wrong in the second, then the other way round.
+    """Print the examples that the first run gets right and the second wrong, then the other way round.
 
-    Scores are never quite right: there, where the first run is nearer to the truth, by the most, then the second.
+    Regression is never exactly right: print where the first run is closer to the truth, the largest lead first, then
+    where the second one is.
 
     Args:
-        most: examples per side.
+        most: maximum number of examples per side.
 
     Raises:
         UserError: these are not two finished runs with predictions on the same validation split, or its texts cannot
-            be had.
+            be loaded.
     """
     a, b = _two(runs)
     run = Finished(a.folder, a.record)
-    examples = run.examples("validation")  # read anew from where the run had it
+    examples = run.examples("validation")  # reloaded from the run's own source
     (answers_a, labels), (answers_b, _) = (_answers(run) for run in (a, b))
     if labels.dtype.kind == "f":
         _show_scores((a, b), (answers_a, answers_b), labels, examples, console, most)
@@ -60,7 +61,7 @@ def _show_scores(
     most: int,
 ) -> None:
     a, b = runs
-    errors = [np.abs(one - labels) for one in answers]
+    errors = [np.abs(scores - labels) for scores in answers]
     means = " and ".join(f"{error.mean():.4f} of {run.name}" for run, error in zip(runs, errors, strict=True))
     console.note(f"{a.task}: mean absolute error {means}, {len(labels):,} examples")
     ahead = errors[1] - errors[0]
@@ -102,7 +103,7 @@ def _sheet(examples: Examples, places: np.ndarray, wrong: np.ndarray, task: Task
         [
             str(place),
             " ‖ ".join(examples.texts[place]),
-            *(task.written(one) or "–" for one in (examples.labels[place], answer)),
+            *(task.written(label) or "–" for label in (examples.labels[place], answer)),
         ]
         for place, answer in zip(places.tolist(), wrong.tolist(), strict=True)
     ]

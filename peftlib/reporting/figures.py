@@ -1,4 +1,4 @@
-"""How every plot looks: told apart by marker and line as well as by colour, so in greyscale and by every eye."""
+"""Style of all plots: methods differ by marker and line as well as colour, for greyscale and colour-blind readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from peftlib.files import write_text
 
-# Okabe and Ito, 2008 (https://jfly.uni-koeln.de/color/), without the yellow that white paper swallows.
+# Okabe and Ito, 2008 (https://jfly.uni-koeln.de/color/), without yellow, which is hard to see on white paper.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#7F7F7F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
@@ -34,7 +34,7 @@ _SETTINGS = {
     "lines.linewidth": 1.5,
     "legend.frameon": False,
     "legend.fontsize": 8,
-    # The same input gives the same bytes.
+    # Deterministic ids, so that the same input gives the same bytes.
     "svg.hashsalt": "peftlib",
 }
 
@@ -44,8 +44,9 @@ class Plot:
     """A plot that was written.
 
     Attributes:
-        name: of its two files, without their endings.
-        caption: what is drawn, for those who see it; `alt` says it for those who do not.
+        name: stem of its PNG and SVG files.
+        caption: what the plot shows; part of `alt`, the text for those who cannot see it.
+        svg: content of the SVG file.
     """
 
     name: str
@@ -60,25 +61,25 @@ class Plot:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The house's look, for what is drawn and saved inside the block."""
+    """Apply the project's style to what is drawn and saved inside the block."""
     with matplotlib.rc_context(_SETTINGS):
         yield
 
 
 def look(index: int) -> dict[str, Any]:
-    """Colour, marker and line of the method at this place of its comparison."""
+    """Return colour, marker and line style for the method at this index of its comparison."""
     place = index % len(_COLOURS)
     return {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": _LINES[place]}
 
 
 def new_figure(plot_height: float = 2.3, below: float = 0.5) -> tuple[Figure, Axes]:
-    """A figure as wide as a phone shows it at full size.
+    """Create a figure narrow enough for a phone to show at full size.
 
     Args:
-        plot_height: of the axes, in inches.
-        below: inches under the axes, for ticks and labels.
+        plot_height: height of the axes, in inches.
+        below: inches below the axes, for ticks and labels.
     """
-    # Margins in inches: matplotlib's own layout engines take longer than all of the drawing.
+    # Fixed margins in inches: matplotlib's layout engines take longer than all of the drawing.
     height = plot_height + below + 0.3
     figure = Figure(figsize=(_WIDTH, height))
     figure.subplots_adjust(left=0.74 / _WIDTH, right=1 - 0.12 / _WIDTH, bottom=below / height, top=1 - 0.3 / height)
@@ -86,7 +87,7 @@ def new_figure(plot_height: float = 2.3, below: float = 0.5) -> tuple[Figure, Ax
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Where it hides no data: the figure grows by what the legend needs."""
+    """Put the legend below the axes, where it hides no data; the figure grows by the legend's height."""
     handles, labels = axes.get_legend_handles_labels()
     _, height = figure.get_size_inches()
     columns = 1 if max(map(len, labels)) > 24 else 2

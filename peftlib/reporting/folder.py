@@ -1,4 +1,4 @@
-"""The report's folder: nothing in it is written over or removed but what a report has put there."""
+"""The report's folder: only files that a report has written there are ever overwritten or removed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path, PurePosixPath
 from peftlib.errors import UserError
 from peftlib.files import write_json
 
-#: Lists the files of the report, this one not among them.
+#: Lists the files of the report, except itself.
 MANIFEST = ".report.json"
-_PART = ".part"  # what is still being copied ends in this
+_PART = ".part"  # suffix of a file that is still being copied
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a place where the report cannot be written, before there is anything to write.
+    """Refuse a folder where the report cannot be written, before any work is done.
 
     Raises:
-        UserError: it is no folder, holds something that no report has left there, or is read-only.
+        UserError: it is a file, holds files that no report has written, or is read-only.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file; name a folder")
-    # A link to a folder counts as a file: what lies behind it is somebody else's.
+    # A symlink to a folder counts as a file: its target's content is not the report's.
     present = {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     own = {folder / (name + end) for name in _listed(folder) for end in ("", _PART)}
     own |= {folder / MANIFEST, *folder.glob(f".{MANIFEST}.*.tmp")}
@@ -36,18 +36,18 @@ def check_folder(folder: Path) -> None:
 
 
 def put_in_place(staged: Path, folder: Path) -> None:
-    """Replace the report in `folder`, if there is one, by the one that lies finished in `staged`.
+    """Replace the report in `folder`, if there is one, with the finished one in `staged`.
 
-    Stopped at any point, the folder holds a report that the next one can replace.
+    If this is interrupted at any point, the next report can still replace what the folder holds.
 
     Raises:
-        UserError: `check_folder`'s.
+        UserError: see `check_folder`.
     """
     check_folder(folder)
     names = {path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()}
     earlier = _listed(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Both reports' files are listed before the first of them is touched.
+    # The manifest lists both reports' files before any of them is touched.
     write_json(folder / MANIFEST, sorted(names | earlier))
     for name in sorted(names):
         target, part = folder / name, folder / (name + _PART)
@@ -62,7 +62,7 @@ def put_in_place(staged: Path, folder: Path) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    """What the manifest says a report has written; nothing where there is none that can be read."""
+    """The files that the manifest lists; empty if there is none, or it cannot be read."""
     try:
         names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -70,5 +70,5 @@ def _listed(folder: Path) -> set[str]:
     if not isinstance(names, list):
         return set()
     paths = {PurePosixPath(name) for name in names if isinstance(name, str)}
-    # A list that somebody has edited must not lead out of the folder.
+    # An edited manifest must not point outside the folder.
     return {str(path) for path in paths if path.name and not path.is_absolute() and ".." not in path.parts}

@@ -1,4 +1,4 @@
-"""Which runs may be compared with which."""
+"""Group runs into comparisons: runs that may be compared with each other."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from peftlib.reporting.runs import Run
 from peftlib.reporting.variants import Variant, plain_number, variants_of
 from peftlib.strategies import STRATEGIES
 
-_NO_SETTING = NOT_SHAPING | frozenset({
-    # They stand in the record in another form: the batch as its effective size, the precision as what `auto` became,
-    # the data as its fingerprint.
+_NOT_GROUPED_BY = NOT_SHAPING | frozenset({
+    # Grouped by in another form: the batch by its effective size, the precision by what `auto` resolved to, the data
+    # by its fingerprint.
     "trust_remote_code", "pad_to_max_length", "per_device_train_batch_size", "gradient_accumulation_steps",
     "mixed_precision", "max_train_samples", "max_eval_samples", "model_name_or_path", "task_name",
-    # What a comparison is about.
+    # What a comparison varies.
     "method", "seed", "learning_rate", "dropout",
-    # A schedule's warm-up is searched together with its peak, and what is best for one method is not for another.
+    # The warm-up is tuned together with the peak rate, and the best one differs between methods.
     "num_warmup_steps", "warmup_ratio",
 })  # fmt: skip
-#: Methods that are tested, plotted and set beside others' numbers: plots tell so many apart.
+#: Maximum number of methods that are tested, plotted and set beside published scores: plots have as many styles.
 MOST_CONTENDERS = 8
-#: In the key of a comparison.
+#: A name in `Comparison.key`.
 _VALIDATION = "validation split"
 _METHOD_FLAGS = frozenset(field.name for strategy in STRATEGIES.values() for field in dataclasses.fields(strategy))
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Which one it is, wherever it lay: two are the same if their weights and configurations are."""
+    """Identity of a base model, wherever it was loaded from: equal if weights and configuration are equal."""
 
     hashes: str
     name: str = field(compare=False, repr=False)
@@ -47,13 +47,13 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that differ in method, rate, warm-up and seed only.
+    """Runs that differ only in method, learning rate, warm-up and seed.
 
     Attributes:
-        key: what they have in common: name -> value.
-        apart: why they do not stand with the main comparison of their task, in words; None for that one itself.
-        variants: by the number of trained parameters, then by label.
-        notes: what a reader has to know of them.
+        key: what the runs have in common: name -> value.
+        apart: how they differ from the main comparison of their task, in words; None for the main one.
+        variants: sorted by number of trained parameters, then by label.
+        notes: caveats for the reader.
     """
 
     key: dict[str, Any]
@@ -71,7 +71,7 @@ class Comparison:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The task's; the first one chose every run's saved state."""
+        """The task's metrics, first the one that every run's saved state was chosen by."""
         first = self.variants[0].runs[0]
         found = [name.removeprefix("best_eval_") for name in first.results if name.startswith("best_eval_")]
         task = task_in_table(first.arguments)
@@ -80,12 +80,12 @@ class Comparison:
 
     @property
     def runs(self) -> list[Run]:
-        """All of its finished runs."""
+        """All finished runs."""
         return [run for variant in self.variants for run in variant.runs]
 
     @property
     def settings(self) -> str:
-        """What its runs have in common, in one line."""
+        """The settings that its runs have in common, in one line."""
         parts = []
         for name, value in self.key.items():
             if name.endswith(" split"):
@@ -98,10 +98,10 @@ class Comparison:
         return ", ".join(parts)
 
     def contenders(self, most: int = MOST_CONTENDERS) -> list[Variant]:
-        """Per strategy one variant, at one rate; the best of these where there are more than `most`.
+        """Pick one variant per strategy, at one learning rate; of more than `most`, the best ones.
 
-        The rate with the most seeds is taken, first those that other methods have too, since only they can be paired;
-        among equals the one with the best mean. One lucky run at another rate decides nothing.
+        Take the rate with the most seeds that other strategies have too, since only those can be paired; then with
+        the most seeds at all; then with the best mean. So a single lucky run at another rate decides nothing.
         """
         metric = self.metrics[0]
         seeds: dict[str, set[int]] = {}
@@ -117,17 +117,17 @@ class Comparison:
         return [variant for variant in self.variants if variant in chosen]
 
     def standing(self, variant: Variant) -> tuple[bool, float]:
-        """Sorts variants by their mean of the first metric, single runs behind those with several seeds."""
+        """Sort key of a variant: its mean of the first metric, with single runs below variants of several seeds."""
         return len(variant.runs) > 1, variant.mean(self.metrics[0])
 
     @property
     def best(self) -> Variant:
-        """The contender that stands highest."""
+        """The contender with the highest standing."""
         return max(self.contenders(), key=self.standing)
 
     @property
     def passed_over(self) -> str | None:
-        """Which methods are in the table alone, as a sentence; None where there are few enough."""
+        """A sentence that names the methods which appear in the table only; None if all are contenders."""
         tested = {variant.strategy for variant in self.contenders()}
         others = list(dict.fromkeys(v.strategy for v in self.variants if v.strategy not in tested))
         if not others:
@@ -139,10 +139,10 @@ class Comparison:
 
 
 def compare(runs: Iterable[Run]) -> list[Comparison]:
-    """Group finished runs into comparisons: by task, the one with the most runs first.
+    """Group finished runs into comparisons, sorted by task, then by number of runs, largest first.
 
-    A run with other data, another split, base model or setting is not averaged with the rest: it stands in a
-    comparison of its own, which says how it differs.
+    A run with different data, split, base model or settings is not averaged with the rest: it goes into a separate
+    comparison, which says how it differs.
     """
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
@@ -164,10 +164,10 @@ def compare(runs: Iterable[Run]) -> list[Comparison]:
 
 
 def _by_labels(group: list[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
-    """The group, and apart from it the runs whose predictions are of other examples than its record says.
+    """Split a group by the labels in its runs' predictions, which reveal examples other than the recorded ones.
 
-    Answers to different examples cannot be paired, and a score that was not made on the recorded split is no
-    observation of it. Runs without predictions are taken at their record's word.
+    Answers to different examples cannot be paired, and a score that was not measured on the recorded split is no
+    observation of it. Runs without predictions are trusted: they go with the most common labels.
     """
     found = [(run, None if run.answers is None else _digest(run.answers[1])) for run in group]
     counted = Counter(labels for _, labels in found if labels is not None)
@@ -187,10 +187,10 @@ def _digest(labels: np.ndarray) -> str:
 def _key(run: Run) -> dict[str, Any]:
     record, arguments = run.record, run.arguments
     data = {f"{split} split": (facts["fingerprint"][:12], facts["examples"]) for split, facts in record["data"].items()}
-    # None is what a flag means that an older version did not have.
-    names = arguments.keys() - _NO_SETTING - _METHOD_FLAGS
+    # Flags that are None are left out below, like flags that an older version did not have.
+    names = arguments.keys() - _NOT_GROUPED_BY - _METHOD_FLAGS
     hashes = [record["model"].get(name) for name in ("fingerprint", "configuration")]
-    if None in hashes:  # runs up to 0.1.0; a name may stand for another model tomorrow, as a folder's does
+    if None in hashes:  # runs up to 0.1.0: a name, such as a folder's, may refer to another model later
         total = record["parameters"]["total"]
         base: dict[str, Any] = {"base model": record["model"]["name"], "size of the base model": total}
     else:
@@ -213,7 +213,7 @@ def _difference(key: dict[str, Any], main: dict[str, Any]) -> str:
         here, there = key.get(name), main.get(name)
         if here == there:
             continue
-        # Runs that have left no predictions differ by that from nobody, and another split has other labels.
+        # Missing predictions are no difference, and another split has other labels anyway.
         if name == "validation labels" and (None in (here, there) or key[_VALIDATION] != main[_VALIDATION]):
             continue
         if name.endswith(" split") and here and there:

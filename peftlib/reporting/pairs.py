@@ -1,4 +1,4 @@
-"""Which differences between methods may be claimed, in numbers and in words."""
+"""Pairwise tests of methods: which differences may be claimed, in numbers and in words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.runs import Run
 from peftlib.reporting.variants import Variant
 
-#: What was done, for the report's readers.
+#: Describes the tests to the report's readers.
 METHOD = (
     "Each method at one learning rate: of those with the most seeds (that other methods have too), the one with the "
     "highest mean. Pairs under the seeds that both have. Examples: paired bootstrap over validation examples and "
@@ -38,16 +38,17 @@ METHOD = (
 
 @dataclass(frozen=True)
 class Pair:
-    """Two methods under the seeds that both have.
+    """The tests of two methods, on the seeds that both have.
 
     Attributes:
-        difference: the mean of `a` minus that of `b`, over these seeds.
-        bootstrap: over examples and seeds; None without predictions. Of two single runs over examples alone.
-        seed_test: over seeds; None with one.
-        mcnemar: of the two runs, where they share one seed only, or have no seed in common and one run each; else None.
-            None of scores, which are not right or wrong: there the bootstrap stands in.
-        p: of all that could be tested, the largest: a difference has to hold for other examples *and* for other
-            seeds (an intersection-union test: Berger, 1982, https://doi.org/10.1080/00401706.1982.10487790).
+        difference: mean of `a` minus mean of `b`, over these seeds.
+        bootstrap: test over examples and seeds, for two single runs over examples only; None without predictions.
+        seed_test: test over seeds; None with fewer than two.
+        mcnemar: p of McNemar's test of two single runs: the methods share one seed only, or share none and have one
+            run each. None otherwise, and where answers are not simply right or wrong: there the bootstrap stands in.
+        p: the largest p-value of the bootstrap and the test over seeds: a difference has to hold for other examples
+            *and* for other seeds (an intersection-union test: Berger, 1982,
+            https://doi.org/10.1080/00401706.1982.10487790).
         corrected: `p` after Holm's correction over all pairs of the comparison; None before it, or without a p.
     """
 
@@ -64,14 +65,14 @@ class Pair:
 
     @property
     def claimed(self) -> bool:
-        """Whether the two methods may be said to differ; never on the word of one seed."""
+        """Whether the two methods may be said to differ; never with a single seed."""
         return len(self.seeds) > 1 and self.corrected is not None and self.corrected < ALPHA
 
     @property
     def words(self) -> str:
-        """One or two sentences."""
+        """The result in one or two sentences."""
         if len(self.seeds) < 2:
-            return self._of_single_runs()
+            return self._words_for_single_runs()
         if self.claimed:
             return self._claim()
         p = "" if self.corrected is None else f" (corrected p {p_text(self.corrected)})"
@@ -86,7 +87,7 @@ class Pair:
         size = abs(self.difference)
         return f"{better} has a higher {self.metric} than {worse}, by {size:.4f} ({', '.join(parts)})."
 
-    def _of_single_runs(self) -> str:
+    def _words_for_single_runs(self) -> str:
         if self.seeds:
             opening = f"{self.a} and {self.b} share seed {self.seeds[0]} only: no difference can be claimed."
         elif self.mcnemar is not None or self.bootstrap is not None:
@@ -104,12 +105,12 @@ class Pair:
 
     @property
     def examples_suffice(self) -> bool:
-        """Whether the bootstrap could ever find this difference on these examples, however many the seeds."""
+        """Whether the bootstrap could find this difference on these examples, given enough seeds."""
         return self.bootstrap is None or self.bootstrap.p_of_any_number_of_seeds(self.difference) < ALPHA
 
     @property
     def seeds_needed(self) -> int | None:
-        """How many find a difference as large as this one in all that is tested; None where no number up to 10,000."""
+        """Number of seeds with which all tests would find a difference of this size; None if above 10,000."""
         if self.seed_test is None or self.seed_test.seeds_needed is None or not self.examples_suffice:
             return None
         if self.bootstrap is None:
@@ -135,7 +136,7 @@ class Pair:
 
 
 def compare_pairs(comparison: Comparison, metric: str) -> list[Pair]:
-    """Test every pair of methods, each at its best rate, with Holm's correction over all of them."""
+    """Test every pair of contenders, with Holm's correction over all pairs."""
     contenders = comparison.contenders()
     resampled = _resampled(contenders, metric)
     pairs = [_test(a, b, metric, resampled) for a, b in itertools.combinations(contenders, 2)]
@@ -148,7 +149,7 @@ def _test(a: Variant, b: Variant, metric: str, resampled: dict[str, np.ndarray])
     runs_a, runs_b = ({run.seed: run for run in variant.runs} for variant in (a, b))
     seeds = tuple(sorted(runs_a.keys() & runs_b.keys()))
     if not seeds:
-        # The same examples have been answered, whatever the seeds: that is all that McNemar's test asks for.
+        # McNemar's test needs answers to the same examples, not the same seeds.
         difference = a.mean(metric) - b.mean(metric)
         if len(a.runs) != 1 or len(b.runs) != 1:
             return Pair(a.label, b.label, metric, seeds, difference, None, None, None, None)
@@ -168,7 +169,7 @@ def _test(a: Variant, b: Variant, metric: str, resampled: dict[str, np.ndarray])
 def _bootstrap(
     a: Variant, b: Variant, runs_a: list[int], runs_b: list[int], resampled: dict[str, np.ndarray]
 ) -> Resampled | None:
-    """Of these runs of the two, by their places; None where there are no predictions."""
+    """Paired bootstrap of the runs at these indices of `a` and `b`; None without predictions."""
     samples_a, samples_b = resampled.get(a.label), resampled.get(b.label)
     if samples_a is None or samples_b is None:
         return None
@@ -176,14 +177,14 @@ def _bootstrap(
 
 
 def _resampled(variants: list[Variant], metric: str) -> dict[str, np.ndarray]:
-    """Scores on resampled examples of the variants that have all their predictions: label -> (resamples, runs)."""
+    """Scores on resampled examples: label -> shape (resamples, runs), for variants whose runs all have predictions."""
     known = {variant.label: [run.answers[0] for run in variant.runs if run.answers is not None] for variant in variants}
     whole = [variant for variant in variants if len(known[variant.label]) == len(variant.runs)]
     if metric not in RESAMPLED or not whole:
         return {}
     answers = whole[0].runs[0].answers
     assert answers is not None
-    # All at once: to draw the examples takes longer than to score them.
+    # All variants at once: drawing the examples takes longer than scoring them.
     scores = resampled_scores(np.concatenate([np.stack(known[variant.label]) for variant in whole]), answers[1], metric)
     ends = np.cumsum([len(variant.runs) for variant in whole])
     return dict(zip([variant.label for variant in whole], np.split(scores, ends[:-1], axis=1), strict=True))
@@ -193,11 +194,11 @@ def _mcnemar(a: Run, b: Run) -> float | None:
     if a.answers is None or b.answers is None:
         return None
     labels = a.answers[1]
-    if labels.dtype.kind == "f" or labels.ndim == 2:  # nothing is simply right or wrong
+    if labels.dtype.kind == "f" or labels.ndim == 2:  # regression or multi-label: not simply right or wrong
         return None
     return mcnemar(a.answers[0] == a.answers[1], b.answers[0] == b.answers[1])
 
 
 def p_text(value: float) -> str:
-    """A p-value as it is printed."""
+    """Format a p-value."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

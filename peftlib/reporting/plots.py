@@ -1,4 +1,4 @@
-"""The plots of one comparison's scores. Each is drawn where there is data for it; else a sentence says what lacks."""
+"""Plots of a comparison's scores. A plot without data is left out, and a sentence says what is missing."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.table import Row
 from peftlib.reporting.variants import Variant
 
-#: Name -> (axis label, whether it is logarithmic, a row's value).
+#: Name -> (axis label, whether the axis is logarithmic, value of a row).
 _COSTS: dict[str, tuple[str, bool, Callable[[Row], float]]] = {
     "parameters": ("trained parameters", True, lambda row: row.trainable),
     "time": ("training time (s)", False, lambda row: row.costs["train_seconds"].mean),
     "memory": ("peak memory (MB)", False, lambda row: row.costs["peak_memory_bytes"].mean / 1e6),
 }
-#: Of the axis beyond what a score can be: a point at its end is seen whole.
+#: The axis extends this far beyond a score's range, so that a marker at its end is not cut off.
 _MARGIN = 0.02
-#: The lowest that these scores can be; all others begin at 0.
+#: Lower bounds of scores; all others are at least 0.
 _LOWEST = {"matthews_correlation": -1.0, "pearson": -1.0, "spearmanr": -1.0, "r2": -math.inf}
 
 
 class NoData(Exception):
-    """The plot is left out; the message says why, as a sentence."""
+    """There is no data for a plot; the message says why, as a sentence."""
 
 
 def draw_curve(comparison: Comparison, key: str, folder: Path, slug: str) -> Plot:
-    """Evaluation loss or metric against steps, the mean over seeds with a band from the lowest to the highest.
+    """Draw evaluation loss or metric against steps: the mean over seeds, in a band from the lowest to the highest.
 
     Args:
         key: as in `metrics.jsonl`, such as "eval/loss".
+
+    Raises:
+        NoData: no run was evaluated twice.
     """
     name = key.removeprefix("eval/")
     figure, axes = new_figure()
@@ -59,7 +62,11 @@ def draw_curve(comparison: Comparison, key: str, folder: Path, slug: str) -> Plo
 
 
 def draw_pareto(comparison: Comparison, rows: list[Row], cost: str, folder: Path, slug: str) -> Plot:
-    """The metric against a cost, with the front of what nothing beats in both."""
+    """Draw the metric against a cost, with the Pareto front.
+
+    Raises:
+        NoData: there is one method only.
+    """
     label, logarithmic, value = _COSTS[cost]
     metric = comparison.metrics[0]
     shown = {variant.label: index for index, variant in enumerate(comparison.contenders())}
@@ -84,7 +91,11 @@ def draw_pareto(comparison: Comparison, rows: list[Row], cost: str, folder: Path
 
 
 def draw_rank(comparison: Comparison, folder: Path, slug: str) -> Plot:
-    """The metric against LoRA's rank, every other flag being equal."""
+    """Draw the metric against LoRA's rank, all other flags being equal.
+
+    Raises:
+        NoData: there are no two ranks.
+    """
     families: dict[str, list[Variant]] = {}
     for variant in comparison.contenders(most=len(comparison.variants)):
         if "lora_r" in variant.flags:
@@ -107,13 +118,17 @@ def draw_rank(comparison: Comparison, folder: Path, slug: str) -> Plot:
 
 
 def draw_rate(comparison: Comparison, folder: Path, slug: str) -> Plot:
-    """The metric against the learning rate, for every method that was tried at two rates or more."""
+    """Draw the metric against the learning rate, for every method that was trained at two rates or more.
+
+    Raises:
+        NoData: there is no such method.
+    """
     metric = comparison.metrics[0]
     figure, axes = new_figure()
     rates: set[float] = set()
     for index, best in enumerate(comparison.contenders()):
         by_rate: dict[float, Variant] = {}
-        # Where the warm-up was searched too, a rate has several variants: the one with the most seeds, then the best.
+        # With several warm-ups a rate has several variants: keep the one with the most seeds, then the best mean.
         for variant in sorted(comparison.variants, key=lambda variant: (len(variant.runs), variant.mean(metric))):
             if variant.strategy == best.strategy:
                 by_rate[variant.rate] = variant
@@ -132,7 +147,7 @@ def draw_rate(comparison: Comparison, folder: Path, slug: str) -> Plot:
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (cost, score) points that no other one equals or beats in both, by rising cost."""
+    """Return the Pareto-optimal (cost, score) points by increasing cost, equal ones once."""
     front: list[tuple[float, float]] = []
     for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or score > front[-1][1]:
@@ -155,13 +170,13 @@ def _line_with_intervals(
 
 
 def _possible(axes: Axes, metric: str) -> tuple[float, float]:
-    """The axis as it is, as far as scores can go: intervals of two seeds go further."""
+    """The y limits, clipped to the metric's range, which confidence intervals of two seeds exceed."""
     low, high = axes.get_ylim()
     return max(low, _LOWEST.get(metric, 0.0) - _MARGIN), min(high, 1 + _MARGIN)
 
 
 def _tick_at(axes: Axes, places: Sequence[float]) -> None:
-    """Ticks where something was measured, on a logarithmic axis; of many, some."""
+    """Put the ticks of a logarithmic axis where something was measured; skip some if there are many."""
     shown = places[:: 1 + (len(places) - 1) // 7]
     axes.set_xticks(shown, [f"{place:g}" for place in shown])
     axes.minorticks_off()
@@ -177,7 +192,7 @@ def _common_steps(variant: Variant, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_scores(comparison: Comparison, rows: list[Row], folder: Path, slug: str) -> tuple[list[Plot], list[str]]:
-    """All of them: the plots that were drawn, and a sentence for each that was not."""
+    """Draw all of these plots; return those with data, and a sentence for each without."""
     metric = comparison.metrics[0]
     drawings: list[Callable[[], Plot]] = [
         lambda: draw_curve(comparison, "eval/loss", folder, slug),
@@ -190,7 +205,7 @@ def draw_scores(comparison: Comparison, rows: list[Row], folder: Path, slug: str
 
 
 def draw_all(drawings: list[Callable[[], Plot]]) -> tuple[list[Plot], list[str]]:
-    """Draw what has data."""
+    """Call each drawing function; return the plots, and a sentence for each that had no data."""
     plots, left_out = [], []
     with styled():
         for draw in drawings:

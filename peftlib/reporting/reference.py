@@ -1,4 +1,4 @@
-"""Numbers that others have reported on the same tasks. They are shown beside ours and never mixed with them."""
+"""Scores that others have reported on the same tasks, shown beside ours and never mixed with them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reference:
-    """One number, or pair of numbers, on a task's GLUE dev set.
+    """A score, or two, on a task's GLUE dev set.
 
     Attributes:
-        lora_r: the rank; None where the method has none, or the source does not say.
-        value: as the source writes it, with the metric where the source names one.
-        own: whether it is of the report that this project began with.
+        lora_r: the rank; None if the method has none, or the source does not say.
+        value: as printed in the source, with the metric if the source names one.
+        own: whether it is from the report that this project began with.
     """
 
     task: str
@@ -55,7 +55,7 @@ REFERENCES = (
 
 
 def references(task: str, method: str, lora_r: int | None) -> list[Reference]:
-    """What was reported for a method on a task; a rank matches itself, and sources that do not name theirs."""
+    """Return the scores reported for a method on a task; sources that name no rank match any `lora_r`."""
     return [
         reference
         for reference in REFERENCES

@@ -1,4 +1,4 @@
-"""The report: from runs to a folder with tables, plots, a Markdown page and one self-contained HTML file."""
+"""The report that compares runs: a folder with tables, plots, a Markdown page and one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from peftlib.reporting.sheets import (
 )  # fmt: skip
 from peftlib.reporting.table import Row, plus_minus, rows, without_result
 
-#: Comparisons that get plots: with more, a sweep over a setting would draw one set per value.
+#: Maximum number of comparisons with plots; a sweep over a setting would otherwise draw one set of plots per value.
 _PLOTTED = 6
 
 
 @dataclass(frozen=True)
 class Section:
-    """One comparison, worked out.
+    """One comparison with its tables, tests and plots.
 
     Attributes:
-        slug: begins the names of its files.
-        references: the methods for which others have reported a number.
-        pairs: the tests of the task's first metric.
-        other_pairs: those of its other metrics.
-        left_out: a sentence for each plot that has no data.
+        slug: prefix of its file names.
+        references: table of the methods for which others have reported a score.
+        pairs: tests of the task's first metric.
+        other_pairs: tests of its other metrics.
+        left_out: a sentence for each plot without data.
     """
 
     slug: str
@@ -68,12 +68,12 @@ class Section:
 
     @property
     def best(self) -> Row:
-        """The row of the method that stands highest."""
+        """The row of the contender with the highest standing."""
         return next(row for row in self.rows if row.label == self.comparison.best.label)
 
     @property
     def has_head(self) -> bool:
-        """Whether the baseline of a trained head on a frozen encoder is there."""
+        """Whether there is a run of the head-only baseline (trained head, frozen encoder)."""
         return any(row.baseline and row.seeds for row in self.rows)
 
     @property
@@ -82,7 +82,7 @@ class Section:
 
     @property
     def by_other_metric(self) -> dict[str, list[Pair]]:
-        """The tests of each metric but the first."""
+        """The tests by metric, without the first metric's."""
         metrics = dict.fromkeys(pair.metric for pair in self.other_pairs)
         return {metric: [pair for pair in self.other_pairs if pair.metric == metric] for metric in metrics}
 
@@ -97,7 +97,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What a report is made of."""
+    """Everything that a report shows.
+
+    Attributes:
+        failed: name, description and problem of each run without a result.
+    """
 
     runs: list[Run]
     sections: list[Section]
@@ -105,7 +109,7 @@ class Report:
 
 
 def work_out(runs: list[Run]) -> Report:
-    """Group, summarise and test; nothing is written.
+    """Group, summarise and test the runs; writes nothing.
 
     Raises:
         UserError: no run has a result.
@@ -136,37 +140,37 @@ def work_out(runs: list[Run]) -> Report:
 
 
 def _free_slug(task: str, taken: set[str]) -> str:
-    """What a section's files are called: as its task, or with a number behind it that no other one has."""
+    """A section's file name prefix: its task's name, numbered if that is taken."""
     slug = re.sub(r"[^\w-]+", "-", task)
     names = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
     return next(name for name in names if name not in {*taken, "runs"})  # tables/runs.csv holds all runs
 
 
 def write_report(report: Report, folder: Path, command: str) -> None:
-    """Fill the folder, in place of an earlier report.
+    """Write the report into the folder, replacing an earlier one.
 
     Args:
-        command: what the user typed, for the report's foot.
+        command: the command line as typed, for the report's footer.
 
     Raises:
-        UserError: the folder holds something that no report has left there, or is read-only.
-        RunError: the disk refused.
+        UserError: the folder holds files that no report has written, or is read-only.
+        RunError: writing failed, for instance on a full disk.
     """
     try:
         _write_report(report, folder, command)
-    except OSError as error:  # Pillow's, of a plot, say less
+    except OSError as error:  # those of Pillow, from writing a plot, have no strerror
         reason = error.strerror or " ".join(str(error).split())
         way = "make room there, or name another folder"
         raise RunError(f"--output_dir {folder}: cannot be written ({reason}); {way}") from error
 
 
 def _write_report(report: Report, folder: Path, command: str) -> None:
-    # Loaded here: the table on the terminal needs no matplotlib.
+    # Imported here: the table on the terminal needs no matplotlib.
     from peftlib.reporting.plots import draw_scores
     from peftlib.reporting.weight_plots import draw_weights
 
     with tempfile.TemporaryDirectory(prefix="report-") as staged:
-        # Whatever goes wrong while it is drawn, the earlier report is still there.
+        # Written to a temporary folder first: an error while drawing leaves the earlier report intact.
         place = Path(staged)
         for name in ("tables", "plots"):
             (place / name).mkdir()
@@ -196,7 +200,7 @@ def _write_report(report: Report, folder: Path, command: str) -> None:
 
 
 def facts_of(report: Report) -> dict[str, str]:
-    """On what, and with which versions, the runs were made."""
+    """Return the machines, library versions and commits of the runs."""
     records = [run.record for section in report.sections for run in section.comparison.runs]
     machines = {str(record.get("machine", {}).get("device", "unknown")) for record in records}
     named = ("torch", "transformers", "peft")
@@ -207,7 +211,7 @@ def facts_of(report: Report) -> dict[str, str]:
 
 
 def _commit(git: dict[str, Any]) -> str:
-    """Of a checkout that was changed, the commit alone does not say what has run."""
+    """The short commit hash, marked if the checkout had changes, since the commit alone is then not what ran."""
     return str(git.get("commit", "unknown"))[:12] + (" and uncommitted changes" if git.get("changed") else "")
 
 

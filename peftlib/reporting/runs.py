@@ -1,4 +1,4 @@
-"""Runs as they lie on disk: found, read, and judged finished or not."""
+"""Find runs on disk, read their records, and decide which have a result."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from peftlib.errors import UserError, nearest
 from peftlib.evaluation.predictions import answers_of, load_predictions
 from peftlib.run_files import last_words, logged_in, read_record
 
-#: What a record must have before the run can be told from others, as paths.
+#: Dotted paths that a record must have for the run to be grouped.
 _NEEDED = (
     "arguments.task_name", "arguments.method", "arguments.seed", "model.name", "parameters.trainable",
     "parameters.total", "parameters.trainable_ratio", "learning_rate", "effective_batch_size", "precision.name",
     "data.train.fingerprint", "data.train.examples", "data.validation.fingerprint", "data.validation.examples",
 )  # fmt: skip
-#: The finite numbers that a finished run has measured, besides its scores.
+#: Dotted paths to finite numbers that a finished run must have, besides its scores.
 _MEASURED = ("results.train_runtime", "results.train_samples_per_second", "peak_memory_bytes")
 
 
@@ -34,7 +34,7 @@ class Run:
     """One run's folder.
 
     Attributes:
-        record: the content of `run.json`; empty when there is none that can be read.
+        record: the content of `run.json`; empty if it is missing or unusable.
         problem: why the run has no result, in words; None for a finished run.
     """
 
@@ -44,13 +44,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """How people tell it from others: its sweep and number there, else its folder's name."""
+        """Display name: sweep id and trial number, else the folder's name."""
         sweep = self.record.get("sweep")
         return f"{sweep['id']}/{sweep['trial']}" if sweep else self.folder.name
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Flag -> value."""
+        """The run's arguments, as flag -> value."""
         return dict(self.record.get("arguments", {}))
 
     @property
@@ -67,19 +67,19 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any]:
-        """What `all_results.json` holds too."""
+        """The results, as in `all_results.json`."""
         return dict(self.record["results"])
 
     def score(self, metric: str) -> float:
-        """Of the saved state, on the validation split."""
+        """Return the saved state's score on the validation split."""
         return float(self.results[f"best_eval_{metric}"])
 
     @cached_property
     def answers(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """What it answered, as `answers_of` gives it, and labels; None when the run has left no predictions.
+        """Its answers on the validation split, as `answers_of` returns them, and the labels; None if none were saved.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file of predictions is damaged.
         """
         loaded = load_predictions(self.folder)
         return None if loaded is None else (answers_of(*loaded), loaded[1])
@@ -87,17 +87,17 @@ class Run:
     @cached_property
     def curve(self) -> list[dict[str, float]]:
         """The evaluations in `metrics.jsonl`, in order, each with its `step`."""
-        return list(logged_in(self.folder, containing='"eval/'))  # most lines are of the training loss alone
+        return list(logged_in(self.folder, containing='"eval/'))  # most lines hold only training metrics
 
 
 def find_runs(words: Iterable[str]) -> list[Run]:
-    """Read the runs that the user names: folders of runs or sweeps, folders above them, or globs of these.
+    """Find and read the runs that the user names: folders of runs or sweeps, their parents, or globs of these.
 
     Returns:
-        Each run once, in the order of the words, then of the folders' names.
+        Each run once, in the order of `words`, then by folder name.
 
     Raises:
-        UserError: a word names nothing, or nothing that is or holds a run.
+        UserError: a word matches no folder, or a folder without runs.
     """
     found: dict[Path, Run] = {}
     for word in words:
@@ -115,7 +115,7 @@ def _folders(word: str) -> list[Path]:
         return [path]
     if path.exists():
         raise UserError(f"{word}: is a file; name the run's folder")
-    # Not Path.glob: that one takes no absolute patterns.
+    # Path.glob refuses absolute patterns.
     matches = [Path(match) for match in sorted(glob.glob(word, recursive=True)) if Path(match).is_dir()]  # noqa: PTH207
     if not matches:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -127,13 +127,13 @@ def _runs_below(folder: Path) -> Iterator[Run]:
     seen: set[Path] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         here = Path(place)
-        if here.resolve() in seen:  # a link to a folder above it
+        if here.resolve() in seen:  # reached again through a symlink, which may be a cycle
             folders.clear()
             continue
         seen.add(here.resolve())
         folders.sort()
         if "run.json" in files:
-            folders.clear()  # its checkpoints are no runs
+            folders.clear()  # its checkpoints are not runs
             yield _with_answers(read_run(here))
         elif here.name == "runs" and (here.parent / "sweep.json").exists():
             yield from (
@@ -144,16 +144,16 @@ def _runs_below(folder: Path) -> Iterator[Run]:
 
 
 def _with_answers(run: Run) -> Run:
-    """The run with its answers read: damaged ones are its own problem, and not the report's."""
+    """Read the run's answers now: damaged ones become the run's `problem` and do not end the report."""
     try:
-        run.answers  # noqa: B018 - kept from now on
+        run.answers  # noqa: B018 - a cached property
     except UserError as error:
         return Run(run.folder, run.record, run.problem or str(error))
     return run
 
 
 def read_run(folder: Path) -> Run:
-    """Read one run's record; what is wrong with it is told in `problem`, never raised."""
+    """Read one run's record; what is wrong with it goes into `problem` and is never raised."""
     try:
         record = read_record(folder)
     except (OSError, ValueError) as error:
@@ -165,7 +165,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _at(record: Any, path: str) -> Any:
-    """What stands at a path such as "results.train_runtime"; None where there is nothing."""
+    """The value at a dotted path such as "results.train_runtime"; None if there is none."""
     for key in path.split("."):
         record = record.get(key) if isinstance(record, dict) else None
     return record
@@ -174,15 +174,15 @@ def _at(record: Any, path: str) -> Any:
 def _problem(record: dict[str, Any]) -> str | None:
     status = record.get("status")
     if status == "running":
-        # Not found out by way of the folder's lock: a run that is just starting would be refused its own folder.
+        # Do not try the folder's lock to tell: a run that is just starting would be refused its own folder.
         return "unfinished: still running, or killed"
     if status != "finished":
         return f"{status}: {record.get('error', 'no reason recorded')}"
     results, task = record.get("results"), task_in_table(_at(record, "arguments"))
     scores = [name for name in results if name.startswith("best_eval_")] if isinstance(results, dict) else []
-    if odd := [name for name in scores if not re.fullmatch(r"\w+", name)]:  # files are called after them
+    if odd := [name for name in scores if not re.fullmatch(r"\w+", name)]:  # file names contain them
         return f"finished with a score of no usable name ({odd[0]!r})"
-    # The task's own metrics, and whatever else it was scored by.
+    # The task's metrics, and any other score in the results.
     scores = [*(f"best_eval_{name}" for name in (() if task is None else task.metrics)), *scores]
     for path in (*(f"results.{name}" for name in scores), *_MEASURED):
         value = _at(record, path)

@@ -1,4 +1,4 @@
-"""Tables as text: the cells that people read, and the CSV and LaTeX files beside the report."""
+"""Tables as text: formatted cells for people, and their CSV, LaTeX and Markdown forms."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Sheet:
     """A table of text.
 
     Attributes:
-        numeric: so many columns from the left hold numbers, but for the first, which names the line.
-        sources: where the numbers in the cells marked [1], [2], ... come from, in that order.
+        numeric: the leading columns that hold numbers, counting the first one, which names the row.
+        sources: sources of the numbers marked [1], [2], ..., in that order.
     """
 
     header: list[str]
@@ -32,7 +32,7 @@ class Sheet:
 
 
 def sheet_of(rows: Sequence[Row]) -> Sheet:
-    """The table that people read."""
+    """Format the main table."""
     metrics = _metrics(rows)
     header = ["method", "seeds", *metrics, "trained parameters", *(title for title, _ in COSTS.values()), "saved"]
     lines = [
@@ -50,7 +50,7 @@ def sheet_of(rows: Sequence[Row]) -> Sheet:
 
 
 def reference_sheet(rows: Sequence[Row]) -> Sheet:
-    """Ours beside what others have reported, of the methods for which there is such a number."""
+    """Format our scores beside reported ones, for the methods that have any."""
     metrics = _metrics(rows)
     header = ["method", *(f"our {name}" for name in metrics), "seed report", "published"]
     sources: list[str] = []
@@ -78,7 +78,7 @@ def _cite(sources: list[str], source: str) -> str:
 
 
 def rows_csv(rows: Sequence[Row]) -> str:
-    """The same with full precision: each mean with the ends of its interval."""
+    """Format the main table as CSV in full precision, each mean with the ends of its interval."""
     measured = [*_metrics(rows), *COSTS]
     header = ["method", "seeds", *(f"{name}_{end}" for name in measured for end in ("mean", "low", "high"))]
     header += ["trainable_params", "trainable_ratio", "saved_bytes", "seed_report", "published", "published_source"]
@@ -98,7 +98,7 @@ def _ends(interval: Interval | None) -> list[float | None]:
 
 
 def pairs_csv(pairs: Sequence[Pair]) -> str:
-    """Every test, for every metric."""
+    """Format the tests as CSV."""
     header = ["metric", "a", "b", "seeds", "difference", "bootstrap_low", "bootstrap_high", "bootstrap_p", "t_test_p",
               "effect_size_dz", "seeds_needed", "examples_suffice", "mcnemar_p", "p", "holm_p", "claimed"]  # fmt: skip
     lines = []
@@ -113,7 +113,7 @@ def pairs_csv(pairs: Sequence[Pair]) -> str:
 
 
 def pairs_sheet(pairs: Sequence[Pair]) -> Sheet:
-    """The tests, short enough for a page."""
+    """Format the tests, narrow enough for a page."""
     header = ["pair", "seeds", "difference", "95 % interval", "p, examples", "p, seeds", "effect d_z", "p, corrected"]
     lines = []
     for pair in pairs:
@@ -130,7 +130,7 @@ def pairs_sheet(pairs: Sequence[Pair]) -> Sheet:
 
 
 def runs_csv(runs: Sequence[Run]) -> str:
-    """Every run that was given, with or without a result."""
+    """Format the runs as CSV, with or without a result."""
     named = list(dict.fromkeys(name for run in runs for name in run.record.get("results") or {}))
     header = ["run", "folder", "problem", "task", "method", "base_model", "seed", "learning_rate", "device", *named]
     lines = []
@@ -145,7 +145,7 @@ def runs_csv(runs: Sequence[Run]) -> str:
 
 
 def to_csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    """RFC 4180, with plain line ends; None is an empty field."""
+    """Format as CSV, as in RFC 4180, but with \\n as line ending; None becomes an empty field."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
@@ -158,7 +158,7 @@ _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciic
 
 
 def to_latex(sheet: Sheet) -> str:
-    """A booktabs tabular, with the sources as comments."""
+    """Format as a booktabs tabular, with the sources as comments."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(tex_escaped(cell) for cell in cells) + r" \\"
@@ -170,12 +170,12 @@ def to_latex(sheet: Sheet) -> str:
 
 
 def tex_escaped(text: str) -> str:
-    """`text` with everything that TeX reads as a command made plain."""
+    """Put `text` on one line and escape what TeX reads as a command."""
     return re.sub(r"[\\~^±–−&%$#_{}]", lambda match: _TEX[match[0]], " ".join(text.split()))
 
 
 def to_markdown(sheet: Sheet) -> str:
-    """A pipe table; cells cannot break out of it."""
+    """Format as a pipe table; cells are escaped."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(md_escaped(cell) for cell in cells) + " |"
@@ -185,10 +185,10 @@ def to_markdown(sheet: Sheet) -> str:
 
 
 def md_escaped(text: str) -> str:
-    """`text` on one line, with what Markdown or HTML would read as markup made plain."""
+    """Put `text` on one line and escape what Markdown or HTML reads as markup."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
 def notes_of(sheet: Sheet) -> list[str]:
-    """`[1] source`, one per source."""
+    """Format each source as `[1] source`."""
     return [f"[{number}] {source}" for number, source in enumerate(sheet.sources, start=1)]

@@ -1,4 +1,4 @@
-"""One zip of all that GLUE's server takes, from the answers that finished runs have left."""
+"""The zip file for GLUE's server, made of the answers that finished runs have written."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from peftlib.reporting.runs import Run
 
 @dataclass
 class Submission:
-    """What there is for GLUE's server.
+    """The files for GLUE's server, as far as there are any.
 
     Attributes:
-        contents: a file's name -> its bytes, in the server's order.
-        origins: the same names -> where they come from, in words.
-        missing: for each file that cannot be sent a line that says why, and what makes it.
-        without_run: names in `SERVER_FILES` among them, of tasks without a run.
-        left_out: runs that have nothing to do with it, and why.
+        contents: file name -> bytes, in the server's order.
+        origins: file name -> where the file comes from, in words.
+        missing: a line for each missing or refused file: why, and the command that makes it.
+        without_run: names in `SERVER_FILES` of missing files whose task has no run.
+        left_out: a line for each run that does not contribute, and why.
     """
 
     contents: dict[str, bytes] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Submission:
     left_out: list[str] = field(default_factory=list)
 
     def show(self, console: Console) -> None:
-        """Which file comes from where, and what is missing."""
+        """Print where each file comes from, and what is missing."""
         for line in self.left_out:
             console.note(f"left out: {line}")
         if self.origins:
@@ -51,11 +51,11 @@ class Submission:
             console.note(line)
 
     def write(self, path: Path) -> None:
-        """The zip, all at once; the same answers make the same bytes.
+        """Write the zip atomically; the same answers give the same bytes.
 
         Raises:
             UserError: files are missing.
-            RunError: the disk refused.
+            RunError: writing failed, for instance on a full disk.
         """
         if self.missing:
             missing = f"{len(self.missing)} of {len(SERVER_FILES)} files missing; what makes them is said above"
@@ -64,7 +64,7 @@ class Submission:
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as file:
             for name, content in self.contents.items():
-                about = zipfile.ZipInfo(name)  # dated 1980, whenever that is
+                about = zipfile.ZipInfo(name)  # always dated 1980, for the same bytes
                 about.compress_type, about.create_system, about.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
                 file.writestr(about, content)
         try:
@@ -75,10 +75,10 @@ class Submission:
 
 
 def check_place(path: Path) -> None:
-    """Refuse a place where the zip cannot be written, before there is anything to write.
+    """Refuse a path where the zip cannot be written, before any work is done.
 
     Raises:
-        UserError: it is a folder, or a file that is no submission, or below one, or read-only.
+        UserError: it is a folder, a file that is no submission, below a file, or in a read-only folder.
     """
     if path.is_dir():
         raise UserError(f"--output_file {path}: is a folder; name a file")
@@ -100,17 +100,17 @@ def _is_submission(path: Path) -> bool:
 
 
 def collect(runs: list[Run], fill: Collection[str] = ()) -> Submission:
-    """What these runs have answered, each file as the server takes it; of several runs of one task the best one's.
+    """Collect the runs' answers in the server's format; of several runs of a task, the best one's.
 
-    That is the one with the highest validation score, by the task's first metric; of equals the one that is named
-    first. It is chosen before its answers are looked for.
+    The best run has the highest validation score by the task's first metric; ties go to the one named first. It is
+    chosen before looking for its answers.
 
     Args:
-        fill: names in `SERVER_FILES` that get one answer everywhere if no run has answered; with `REST` those of all
+        fill: names in `SERVER_FILES` to fill with a constant answer if no run has answered; `REST` stands for all
             tasks without a run.
 
     Raises:
-        UserError: a file is to be filled that a run has answered, or two runs of one task cannot be compared.
+        UserError: a file to fill has been answered by a run, or two runs of a task cannot be compared.
     """
     submission = Submission()
     by_task: dict[str, list[Run]] = {}
@@ -134,7 +134,7 @@ def collect(runs: list[Run], fill: Collection[str] = ()) -> Submission:
 
 
 def _best_of(task: str, runs: list[Run]) -> tuple[Run, str]:
-    """The run that answers for a task, and why it is this one."""
+    """The run that answers for a task, and why it was chosen, in words."""
     first, *others = runs
     if not others:
         return first, ""
@@ -153,7 +153,7 @@ def _scored_on(run: Run) -> str:
 
 
 def _add(submission: Submission, file: ServerFile, run: Run, why: str, *, fill: bool) -> None:
-    """A file that a run has answered, or what is wrong with its answers."""
+    """Add a run's answers, or say what is wrong with them."""
     path = run.folder / "predictions" / file.split / file.name
     if fill:
         if path.exists():
@@ -181,15 +181,15 @@ def _fill(submission: Submission, file: ServerFile) -> None:
 
 
 def _why_absent(path: Path) -> str:
-    """Answers without the server's file are to a file of one's own, or to labels that are known."""
+    """Why there is no such file: no answers, or answers to the user's own file or to a split with known labels."""
     about = _said_beside(path)
     return "missing" if about is None else f"{path.parent} answers {about.get('source')}, not GLUE's own split"
 
 
 def _staleness(path: Path, run: Run) -> str | None:
-    """Why these are not the answers of the run as it is now; None if they are.
+    """Why the answers are not those of the run as it is now; None if they are.
 
-    Up to 0.1.0 answers do not say when their run had ended, and are known by the update that was best alone.
+    Answers from versions up to 0.1.0 do not say when their run had ended: only the best step is compared.
     """
     about = _said_beside(path)
     if about is None:

@@ -1,4 +1,4 @@
-"""The table: one row per method, means over seeds with their intervals, baselines, and what others have reported."""
+"""The main table: one row per method, with means and intervals over seeds, baselines and reported scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from peftlib.reporting.runs import Run
 from peftlib.reporting.variants import Variant
 from peftlib.strategies import STRATEGIES
 
-#: A row's field -> the column's title, and how a mean is written.
+#: Key of `Row.costs` -> (column title, formatter of a mean).
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "train_seconds": ("training s", lambda value: f"{value:,.1f}"),
     "samples_per_second": ("samples/s", lambda value: f"{value:,.0f}"),
@@ -27,14 +27,15 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a comparison's table.
+    """One row of a comparison's table.
 
     Attributes:
-        seeds: of the runs that it stands for; empty for an answer that is always the same, which nobody trains.
-        metrics: metric -> its mean over the seeds.
-        costs: a key of `COSTS` -> its mean over the seeds.
-        trainable, ratio, saved_bytes: parameters, their share of the base model, and the size of what was saved.
-        baseline: what the other methods have to beat.
+        seeds: seeds of its runs; empty for the constant answer, which is not trained.
+        metrics: metric -> mean and interval over the seeds.
+        costs: key of `COSTS` -> mean and interval over the seeds.
+        trainable, ratio, saved_bytes: number of trained parameters, their share of the base model, and the size of
+            what was saved.
+        baseline: whether it is a baseline, which the other methods have to beat.
     """
 
     label: str
@@ -50,7 +51,7 @@ class Row:
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """An answer that is always the same, where predictions tell which, then the variants in order."""
+    """Return the rows: the constant answer, if there are predictions with labels to score it on, then the variants."""
     constant = _constant(comparison)
     return [*([constant] if constant else []), *(_row(comparison, variant) for variant in comparison.variants)]
 
@@ -77,7 +78,7 @@ def _row(comparison: Comparison, variant: Variant) -> Row:
 
 
 def _constant(comparison: Comparison) -> Row | None:
-    """What an answer that is always the same scores on the validation split."""
+    """The baseline that always gives the same answer, scored on the validation split."""
     labels = next((run.answers[1] for run in comparison.runs if run.answers is not None), None)
     if labels is None:
         return None
@@ -89,10 +90,10 @@ def _constant(comparison: Comparison) -> Row | None:
 
 
 def _most_common(labels: np.ndarray) -> tuple[str, np.ndarray]:
-    """The answer that there is most of, and what it is called.
+    """The name of the constant answer, and the answer: the majority class, or for regression the mean score.
 
-    Where an example may have several classes, those of more than half of the examples; or the most frequent one, for an
-    answer of none would score nothing.
+    For multi-label tasks, the classes of more than half of the examples; if there are none, the most frequent class,
+    since an empty answer would score 0.
     """
     if labels.dtype.kind == "f":
         return "mean score", np.asarray(labels.mean())
@@ -104,7 +105,7 @@ def _most_common(labels: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def without_result(runs: list[Run]) -> list[tuple[str, str, str]]:
-    """(name, what it was, why it does not count) of failed and unfinished runs."""
+    """Return (name, description, problem) of each failed or unfinished run."""
     return [(run.name, _what(run), run.problem) for run in runs if run.problem is not None]
 
 
@@ -117,12 +118,12 @@ def _what(run: Run) -> str:
 
 
 def plus_minus(interval: Interval, write: Callable[[float], str] = lambda value: f"{value:.4f}") -> str:
-    """`0.8123 ± 0.0042`; with one seed the number alone."""
+    """Format as `0.8123 ± 0.0042`; with one seed, the mean alone."""
     if interval.half_width is None:
         return write(interval.mean)
     return f"{write(interval.mean)} ± {write(interval.half_width)}"
 
 
 def size(count: int | None) -> str:
-    """Bytes in words, where they are known."""
+    """Format a number of bytes, if it is known."""
     return "–" if count is None else bytes_in_words(count)

@@ -1,4 +1,4 @@
-"""Which runs are the same thing under another seed."""
+"""Group runs that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from peftlib.strategies import STRATEGIES
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: a method with its flags, at one learning rate and warm-up, under one or more seeds.
+    """A method with its flags, at one learning rate and warm-up, trained with one or more seeds.
 
     Attributes:
-        flags: the method's own.
-        rate: the schedule's peak.
-        warmup: how the rate comes to its peak: the one flag that says so, and its value.
-        label: names it among the others of its comparison.
-        runs: finished ones, by seed, each seed once.
+        flags: the method's own flags, and the dropout.
+        rate: peak learning rate.
+        warmup: the flag that sets the warm-up, and its value.
+        label: unique name within its comparison.
+        runs: finished runs sorted by seed, each seed once.
     """
 
     method: str
@@ -31,30 +31,30 @@ class Variant:
 
     @property
     def seeds(self) -> set[int]:
-        """Of the runs."""
+        """Seeds of the runs."""
         return {run.seed for run in self.runs}
 
     def scores(self, metric: str) -> list[float]:
-        """One per run."""
+        """Return the score of each run."""
         return [run.score(metric) for run in self.runs]
 
     def mean(self, metric: str) -> float:
-        """Over the runs."""
+        """Return the mean score of the runs."""
         return sum(self.scores(metric)) / len(self.runs)
 
     @property
     def trainable(self) -> int:
-        """Trained parameters."""
+        """Number of trained parameters."""
         return int(self.runs[0].record["parameters"]["trainable"])
 
     @property
     def strategy(self) -> str:
-        """The label without rate and warm-up."""
+        """Label of the method and its flags, without rate and warm-up."""
         return _strategy_label(self.method, self.flags)
 
 
 def variants_of(group: list[Run]) -> tuple[tuple[Variant, ...], list[str]]:
-    """The group's variants, and a note for every run that repeats another one's seed."""
+    """Group the runs into variants; also return a note for each run left out because a newer one has its seed."""
     found: dict[tuple[str, str, float, tuple[str, Any]], dict[int, Run]] = {}
     notes = []
     for run in sorted(group, key=lambda run: str(run.record.get("started", "")), reverse=True):
@@ -62,7 +62,7 @@ def variants_of(group: list[Run]) -> tuple[tuple[Variant, ...], list[str]]:
         flags = repr({name: plain_number(value) for name, value in _flags(run).items()})
         seeds = found.setdefault((run.method, flags, rate, warmup), {})
         if run.seed in seeds:
-            # Twice the same seed is one observation: counted twice it would narrow the interval for nothing.
+            # A repeated seed is no new observation: counting it would narrow the interval without cause.
             notes.append(f"{run.name} repeats {seeds[run.seed].name} (seed {run.seed}) and is left out, being older.")
         else:
             seeds[run.seed] = run
@@ -83,7 +83,7 @@ def variants_of(group: list[Run]) -> tuple[tuple[Variant, ...], list[str]]:
 
 
 def _warmup(run: Run) -> tuple[str, Any]:
-    """The flag that sets the run's warm-up: a number of updates overrules a share of them."""
+    """The flag that sets the run's warm-up, and its value; a number of updates overrides a ratio."""
     steps = run.arguments.get("num_warmup_steps")
     if steps is None:
         return "warmup_ratio", plain_number(run.arguments.get("warmup_ratio"))
@@ -91,28 +91,28 @@ def _warmup(run: Run) -> tuple[str, Any]:
 
 
 def plain_number(value: Any) -> Any:
-    """A number that stands for all that mean the same: 32 and 32.0, 0.06 and a sweep's 3 * 0.02; others as they are."""
+    """Return a number's canonical form, so that 32 == 32.0 and 0.06 == 3 * 0.02; other values are unchanged."""
     return value if isinstance(value, bool) or not isinstance(value, int | float) else float(f"{value:.12g}")
 
 
 def _number(value: Any) -> str:
-    """Without the digits in which a sweep's multiples of 0.02 differ from what they stand for."""
+    """Format a number without rounding errors such as those of a sweep's multiples of 0.02."""
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _flags(run: Run) -> dict[str, Any]:
-    """The flags of the run's own method, those of its record, and its dropout."""
+    """The flags of the run's method, as far as its record has them, and its dropout."""
     if run.method not in STRATEGIES:
         return {}
     names = [field.name for field in dataclasses.fields(STRATEGIES[run.method])]
-    # Runs from before the flag had the model's own dropout, as None has.
+    # None is the model's own dropout, which runs from before the flag used.
     return {name: run.arguments[name] for name in names if name in run.arguments} | {
         "dropout": run.arguments.get("dropout")
     }
 
 
 def _strategy_label(method: str, flags: dict[str, Any]) -> str:
-    """`LoRA r=8`, `BitFit, train_head=False`: flags where they are not the default, or tell methods apart."""
+    """`LoRA r=8`, `BitFit, train_head=False`: the method's name and its non-default flags."""
     if method not in STRATEGIES:
         return method
     kind = STRATEGIES[method]

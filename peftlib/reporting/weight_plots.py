@@ -1,4 +1,4 @@
-"""The plots of what training did to the weights."""
+"""Plots of how training changed the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _SHORT = {
 
 
 def draw_biases(comparison: Comparison, folder: Path, slug: str) -> Plot:
-    """Per layer and kind of bias, how far BitFit moved it."""
+    """Draw how far BitFit moved the biases, by layer and kind of bias.
+
+    Raises:
+        NoData: there is no BitFit run, or its weights or the base model's cannot be read here.
+    """
     variant = next((variant for variant in comparison.contenders() if variant.method == "bitfit"), None)
     if variant is None:
         raise NoData("Where the biases moved: there is no run with BitFit.")
@@ -51,7 +55,11 @@ def draw_biases(comparison: Comparison, folder: Path, slug: str) -> Plot:
 
 
 def draw_singular_values(comparison: Comparison, folder: Path, slug: str) -> Plot:
-    """How much of its rank a LoRA update uses."""
+    """Draw how much of their rank the LoRA updates use.
+
+    Raises:
+        NoData: there is no LoRA adapter that has moved, or one is damaged.
+    """
     figure, axes = new_figure()
     ranks = []
     for index, variant in enumerate(comparison.contenders()):
@@ -82,7 +90,7 @@ def draw_singular_values(comparison: Comparison, folder: Path, slug: str) -> Plo
 
 
 def draw_weights(comparison: Comparison, folder: Path, slug: str) -> tuple[list[Plot], list[str]]:
-    """Both: the plots that were drawn, and a sentence for each that was not."""
+    """Draw both plots; return those with data, and a sentence for each without."""
     return draw_all(
         [lambda: draw_biases(comparison, folder, slug), lambda: draw_singular_values(comparison, folder, slug)]
     )

@@ -1,4 +1,4 @@
-"""What training did to the weights, read from the saved adapters: no model is built for it."""
+"""How training changed the weights, read from the saved adapters without building a model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _A_MATRIX, _B_MATRIX = ".lora_A.weight", ".lora_B.weight"
 
 
 class Unreadable(Exception):
-    """A file of weights is damaged; the message says which one, and how."""
+    """A weights file is damaged; the message says which one, and how."""
 
 
 def bias_changes(run: Run) -> dict[str, list[float]] | None:
-    """Where a run moved the biases: group -> mean absolute change per layer, in layer order.
+    """Return how far a run moved its biases: group -> mean absolute change of each layer, in layer order.
 
     Returns:
-        None when the run has no adapter, or its base model's weights are not on this machine.
+        None if the run has no adapter with biases, or its base model's weights are not on this machine.
 
     Raises:
-        Unreadable: one of the two is damaged.
+        Unreadable: one of the two files is damaged.
     """
     base = base_weights(run)
     adapter = run.folder / ADAPTER_WEIGHTS
@@ -46,12 +46,16 @@ def bias_changes(run: Run) -> dict[str, list[float]] | None:
 
 
 def base_weights(run: Run) -> Path | None:
-    """The safetensors file of the run's base model: packaged, in a folder, or in the Hub's cache. Never fetched."""
+    """Find the safetensors file of the run's base model: packaged, in a folder, or in the Hub's cache.
+
+    Returns:
+        None if it is not on this machine; nothing is downloaded.
+    """
     name = name_of_base(run.record["model"])
     if name in PACKAGED_MODELS or Path(name).is_dir():
         try:
             file = Path(find_model(name).location) / "model.safetensors"
-        except UserError:  # its package is not installed here, or this folder is another one
+        except UserError:  # the package is not installed here, or the folder holds no such model
             return None
         return file if file.exists() else None
     from huggingface_hub import try_to_load_from_cache
@@ -59,15 +63,18 @@ def base_weights(run: Run) -> Path | None:
 
     try:
         cached = try_to_load_from_cache(name, "model.safetensors", revision=run.arguments.get("model_revision"))
-    except HFValidationError:  # a folder of another machine
+    except HFValidationError:  # the path of a folder on another machine
         return None
     return Path(cached) if isinstance(cached, str) else None
 
 
 def singular_values(run: Run) -> np.ndarray | None:
-    """Singular values of the run's LoRA updates s B A, largest first, shape (modules, rank); None without any.
+    """Compute the singular values of the run's LoRA updates s B A, in descending order.
 
-    Modules of which B is still zero, where LoRA starts, are left out.
+    Modules whose B is still zero, its initial value, are left out.
+
+    Returns:
+        Shape (modules, rank); None if there are no such updates.
 
     Raises:
         Unreadable: the adapter is damaged.
@@ -86,10 +93,10 @@ def singular_values(run: Run) -> np.ndarray | None:
     for name, a in matrices.items():
         b = matrices.get(name.replace(_A_MATRIX, _B_MATRIX))
         if name.endswith(_A_MATRIX) and b is not None and b.any():
-            # Of the r x r product of the two triangles: that of B A itself is as large as the layer.
+            # Decompose the r x r product of the two QR triangles; B A itself is as large as the layer.
             triangles = np.linalg.qr(b).R @ np.linalg.qr(a.T).R.T
             found.append(scale * np.linalg.svd(triangles, compute_uv=False))
-    # A layer narrower than the rank has fewer.
+    # A layer narrower than the rank has fewer singular values.
     return np.array([np.pad(values, (0, rank - len(values))) for values in found]) if found else None
 
 
@@ -98,7 +105,7 @@ def _biases(path: Path) -> dict[str, np.ndarray]:
 
 
 def _tensors(path: Path, endings: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The file's tensors whose names end so, as numpy's floats.
+    """The file's tensors whose names end in one of `endings`, as NumPy floats.
 
     Raises:
         Unreadable: the file is damaged.
@@ -108,7 +115,7 @@ def _tensors(path: Path, endings: tuple[str, ...]) -> dict[str, np.ndarray]:
             names = [name for name in file.keys() if name.endswith(endings)]  # noqa: SIM118 # no dict
             try:
                 return {name: file.get_tensor(name) for name in names}
-            except TypeError:  # numpy has no bfloat16; torch, which has, takes seconds to load
+            except TypeError:  # NumPy has no bfloat16; torch has, but takes seconds to import
                 pass
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name).float().numpy() for name in names}
@@ -117,7 +124,7 @@ def _tensors(path: Path, endings: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _plain(name: str) -> str:
-    """A bias's name from its layer on, however its file wraps it; the first BERTs call LayerNorm's bias `beta`."""
+    """A bias's name from its layer on, without wrappers; the first BERT checkpoints call LayerNorm's bias `beta`."""
     inner = name.replace(".base_layer.", ".").replace("LayerNorm.beta", "LayerNorm.bias")
     match = re.search(r"\blayers?\.\d+\..*", inner)
     return match[0] if match else inner

@@ -1,1 +1,1 @@
-"""A W&B sweep's YAML, run on one's own machine: what to try, in which order, in processes of its own."""
+"""Run a W&B sweep's YAML locally: the search, and its runs as subprocesses."""

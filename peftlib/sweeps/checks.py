@@ -1,4 +1,4 @@
-"""What is wrong with a sweep, found out before its first run."""
+"""Checks of a sweep's YAML, made before its first run starts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from peftlib.flags import TAKES_JSON, as_json
 if TYPE_CHECKING:
     from peftlib.sweeps.config import Sweep
 
-# Given by the sweep itself: each run has its own folder, and a run that was cut off goes on.
+# Set by the sweep itself: each run has its own output folder, and resumes if it was interrupted.
 _OWN_FLAGS = ("output_dir", "resume_from_checkpoint")
-# Of one run, and not of all runs of a sweep.
-_OF_ONE_RUN = {
+# Flags that the runs of a sweep cannot have -> why.
+_SINGLE_RUN_FLAGS = {
     "dry_run": "trains nothing, and such a run has no score; see sweep.py's own --dry_run",
     "push_to_hub": "would push every run; push the best one in the end, with scripts/export.py",
 }
 
 
 def check_plain(value: Any, place: str = "") -> None:
-    """YAML has dates, sets and keys of any kind; the study and W&B's server keep JSON."""
+    """Refuse what JSON cannot hold (dates, sets, keys that are no text): the study and W&B's server store JSON.
+
+    Args:
+        place: the value's dotted path in the file, for the message.
+
+    Raises:
+        UserError: names the path and the value.
+    """
     if isinstance(value, dict):
         for key, entry in value.items():
             if not isinstance(key, str):
@@ -38,7 +45,15 @@ def check_plain(value: Any, place: str = "") -> None:
 
 
 def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]], object]) -> None:
-    """Whether train.py takes every parameter of the sweep, each once."""
+    """Check that train.py accepts the values of every parameter, and that no flag is set twice.
+
+    Args:
+        known: train.py's flags, with their dashes.
+        check: parses a train.py command line; raises UserError.
+
+    Raises:
+        UserError: names the parameter.
+    """
     names = [name for name in known if name not in ("--help", "--config", "--_wandb")]
     places: dict[str, str] = {}
     for parameter in sweep.parameters:
@@ -50,8 +65,8 @@ def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]],
                 spelled = f"--{flag.replace('-', '_')}"
                 if spelled.strip("-") in _OWN_FLAGS:
                     raise UserError(f"{place}: {spelled} is given by the sweep itself; see --sweep_dir")
-                if spelled.strip("-") in _OF_ONE_RUN:
-                    raise UserError(f"{place}: {spelled} {_OF_ONE_RUN[spelled.strip('-')]}")
+                if spelled.strip("-") in _SINGLE_RUN_FLAGS:
+                    raise UserError(f"{place}: {spelled} {_SINGLE_RUN_FLAGS[spelled.strip('-')]}")
                 if spelled not in names:
                     raise UserError(f"{place}: train.py has no {spelled}{nearest(spelled, names)}")
                 flags.add(spelled)
@@ -69,16 +84,21 @@ def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]],
 
 
 def check_metric(sweep: Sweep) -> None:
-    """A metric that a task does not log would be missed only when a whole run has gone by."""
+    """Refuse a metric that the task does not log, which would otherwise show only after a whole run.
+
+    Raises:
+        UserError: names the metrics that it logs.
+    """
     if sweep.metric.startswith(("train/", "perf/")):
         return
     own = any(_given(sweep, "train_file")) or any(_given(sweep, "dataset_name"))
-    by = _given(sweep, "metric_for_best_model") or [None]
+    chosen_by = _given(sweep, "metric_for_best_model") or [None]
     for name in _given(sweep, "task_name") or [None]:
         task = TASKS[name or DEFAULT_TASK]
-        metrics = _of_own_data(sweep) if own else task.metrics
-        best = {metric or metrics[0] for metric in by}  # a run logs one of them
-        logged = {f"eval/{metric}" for metric in ("loss", *metrics, *(f"best_{one}" for one in best if len(best) == 1))}
+        metrics = _own_data_metrics(sweep) if own else task.metrics
+        best = {metric or metrics[0] for metric in chosen_by}  # each run logs one of these
+        names = ("loss", *metrics, *(f"best_{metric}" for metric in best if len(best) == 1))
+        logged = {f"eval/{metric}" for metric in names}
         if sweep.metric not in logged:
             whose = f"task {task.name}" + ("" if name else " (the default: no task_name)")
             if own:
@@ -89,15 +109,15 @@ def check_metric(sweep: Sweep) -> None:
             )
 
 
-def _of_own_data(sweep: Sweep) -> tuple[str, ...]:
-    """What a task of one's own data may be scored by; whether its rows have several classes, only they tell."""
+def _own_data_metrics(sweep: Sweep) -> tuple[str, ...]:
+    """Metrics that a run on the user's own data may log; only its rows tell whether it is multi-label."""
     if any(_given(sweep, "do_regression")):
         return METRICS_OF_OWN_DATA[REGRESSION]
     return tuple(dict.fromkeys(METRICS_OF_OWN_DATA[SINGLE_LABEL] + METRICS_OF_OWN_DATA[MULTI_LABEL]))
 
 
 def _given(sweep: Sweep, name: str) -> list[str | None]:
-    """The values of a flag in the sweep's runs, None for runs that leave it out; nothing if all do."""
+    """The values that runs of the sweep give a flag, None for runs that omit it; empty if all do."""
     for parameter in sweep.parameters:
         flags = [leaves([(parameter.flag.replace("-", "_"), value)]) for value in parameter.extremes()]
         values = [dict(given).get(name) for given in flags]
@@ -107,7 +127,7 @@ def _given(sweep: Sweep, name: str) -> list[str | None]:
 
 
 def leaves(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Flag and value; a value that is a mapping is several flags, or JSON for a flag that takes it."""
+    """Yield (flag, value) pairs; a mapping expands to several flags, or to JSON for a flag that takes it."""
     for name, value in items:
         if isinstance(value, dict) and name.replace("-", "_").endswith(TAKES_JSON):
             yield name, as_json(value)

@@ -1,4 +1,4 @@
-"""The command of a sweep's runs: W&B's macros, checked and filled in, and what the command starts."""
+"""The command line of a sweep's runs: W&B's macros, checked and expanded, and the program that it starts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MACROS = ("${env}", "${interpreter}", "${program}", *_ARGS_MACROS)
 
 
 def parse_command(words: Any) -> tuple[str, ...]:
-    """Check a sweep's `command`; None is W&B's default.
+    """Check a sweep's `command`; None gives W&B's default.
 
     Raises:
-        UserError: no list, an unknown macro, or none that hands the values on.
+        UserError: it is no list, has an unknown macro, or has no macro that passes the values on.
     """
     if words is None:
         return _DEFAULT
@@ -33,7 +33,7 @@ def parse_command(words: Any) -> tuple[str, ...]:
         raise UserError("command: must be a list of words and macros")
     command = tuple(str(word) for word in words)
     for word in command:
-        # W&B's agent drops a macro that it does not know without a word.
+        # W&B's agent silently drops unknown macros.
         if re.fullmatch(r"\$\{.*\}", word) and word not in _MACROS and not re.search(r"\$\{envvar:[A-Z0-9_]*\}", word):
             raise UserError(
                 f"command: {word} is no macro{nearest(word, _MACROS)} (known: {', '.join(_MACROS)}, ${{envvar:NAME}})"
@@ -44,16 +44,16 @@ def parse_command(words: Any) -> tuple[str, ...]:
 
 
 def prepared(sweep: Sweep, file: Path) -> Sweep:
-    """Make sure, before a folder is made for the sweep, that its runs can be started from here.
+    """Find the sweep's program and check that its command can be started, before a folder is created for it.
 
     Args:
-        file: the sweep's YAML. Its program may be named from here, or from any folder that the file is in.
+        file: the sweep's YAML. Its program may be relative to the working directory or to any parent of the file.
 
     Returns:
-        The sweep with its program as it can be found from here.
+        The sweep with the path at which its program was found.
 
     Raises:
-        UserError: the program, or what the command starts it with, is not there.
+        UserError: the program, or the command's executable, is not found.
     """
     above = file.resolve().parents
     places = [Path(), *above[: len(above) - 1]]
@@ -62,7 +62,7 @@ def prepared(sweep: Sweep, file: Path) -> Sweep:
         raise UserError(f"program: {sweep.program} is neither below {Path.cwd()} nor below a folder that {file} is in")
     sweep = dataclasses.replace(sweep, program=str(found))
     words = _filled(sweep, {"an_argument": 0}, file)
-    if Path(words[0]).name == "env":  # it starts what comes behind its settings; its options are left to it
+    if Path(words[0]).name == "env":  # it starts the word after its NAME=value settings; not checked with options
         words = [word for word in words[1:] if "=" not in word]
         words = [] if words and words[0].startswith("-") else words
     if words and shutil.which(words[0], path=search_path()) is None:
@@ -73,12 +73,12 @@ def prepared(sweep: Sweep, file: Path) -> Sweep:
 
 
 def search_path() -> str:
-    """Where a run's command is looked for: first of all beside this interpreter, whose environment is ours."""
+    """Return the PATH for a run's command: this interpreter's folder first, so that runs share its environment."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def expand(sweep: Sweep, flags: dict[str, Any], folder: Path) -> list[str]:
-    """The words of the command with W&B's macros filled in, as `wandb agent` does it."""
+    """Return the command's words with the macros expanded as `wandb agent` does; writes `${args_json_file}`'s file."""
     arguments_file = folder.with_suffix(".args.json")
     if "${args_json_file}" in sweep.command:
         arguments_file.write_text(_arguments(flags)["args_json"][0], encoding="utf-8")
@@ -102,7 +102,7 @@ def _filled(sweep: Sweep, flags: dict[str, Any], arguments_file: Path) -> list[s
 
 
 def _arguments(flags: dict[str, Any]) -> dict[str, Any]:
-    # Imported where it is used: a wrong file is answered before W&B is loaded.
+    # Imported here, so that an error in the file is reported before W&B is loaded.
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
     return create_sweep_command_args({"args": {name: {"value": value} for name, value in flags.items()}})

@@ -1,4 +1,4 @@
-"""A sweep's YAML in W&B's format: read, checked against that format and against train.py's flags."""
+"""Read a sweep's YAML in W&B's format, and check it against that format and train.py's flags."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from peftlib.sweeps.command import parse_command
 from peftlib.sweeps.parameters import Parameter, parse_parameter, spelled
 
 # Top-level keys of https://docs.wandb.ai/models/sweeps/sweep-config-keys. The first group says what to run; the
-# second says where W&B shows it; the third hands the choice of runs to W&B's server or to a program of the user's.
+# second where W&B shows it; the third leaves the choice of runs to W&B's server or to a program of the user's.
 _KEYS = ("program", "method", "metric", "parameters", "early_terminate", "command", "run_cap")
 _LABELS = ("apiVersion", "kind", "name", "description", "entity", "project")
 _SERVER = ("controller", "scheduler", "metrics", "job", "image_uri")
@@ -27,12 +27,12 @@ _METHODS = ("grid", "random", "bayes")
 
 @dataclass(frozen=True)
 class Hyperband:
-    """When to stop a run early; iterations are evaluations that logged the metric.
+    """Early stopping by Hyperband; an iteration is an evaluation that logged the metric.
 
     Attributes:
         first: iterations before a run may be stopped.
-        last: iterations of a whole run; None learns it from the first finished one.
-        eta: a bracket's next look comes after so many times the iterations.
+        last: iterations of a full run; None infers it from the first finished one.
+        eta: factor by which the iterations grow from one rung of a bracket to the next.
     """
 
     first: int
@@ -41,22 +41,22 @@ class Hyperband:
 
     @property
     def factor(self) -> int:
-        """`eta` as Optuna's pruner takes it."""
+        """`eta` as the integer that Optuna's pruner needs."""
         return max(2, round(self.eta))
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a YAML file asks for.
+    """A parsed and checked sweep.
 
     Attributes:
-        name: of the sweep, else the file's.
-        program: the script, as the file names it.
+        name: the file's `name`, else its stem.
+        program: path of the script, as written in the file.
         command: words and W&B's macros.
-        parameters: in W&B's order, which is that of their names.
-        metric: the key in a run's `metrics.jsonl`; its last value counts, as in W&B.
-        target: no new runs once one has reached it.
-        content: the file as read.
+        parameters: sorted by name, as in W&B.
+        metric: key in a run's `metrics.jsonl`; the last value counts, as in W&B.
+        target: no new runs start once one has reached this value.
+        content: the parsed YAML.
     """
 
     name: str
@@ -74,26 +74,26 @@ class Sweep:
 
     @property
     def default_folder(self) -> Path:
-        """Where the sweep lives when nobody says otherwise."""
+        """The sweep's folder unless --sweep_dir names one."""
         return Path("outputs") / "sweeps" / re.sub(r"[^\w.-]+", "-", self.name).strip("-.")
 
     @property
     def size(self) -> int | None:
-        """How many runs there will be; None for a search without an end."""
+        """Number of runs; None for an unbounded search."""
         if self.method != "grid":
             return self.run_cap
         return min(self.points, self.run_cap or self.points)
 
     @property
     def points(self) -> int:
-        """Of the whole grid, whatever `run_cap` says."""
+        """Number of points in the whole grid, regardless of `run_cap`."""
         return math.prod(len(parameter.grid()) for parameter in self.parameters)
 
     def grid_point(self, index: int) -> dict[str, Any]:
-        """Parameter's name -> its value in the grid's run of this index, from 0.
+        """Return the grid point at `index`, from 0, as parameter name -> value.
 
         W&B sorts the parameters by name, nested ones within their group, and varies the last one fastest (source:
-        `grid_search_next_runs` of W&B's `sweeps` package, with which the tests compare).
+        `grid_search_next_runs` of W&B's `sweeps` package, against which the tests compare).
         """
         point = {}
         for parameter in reversed(self.parameters):
@@ -103,17 +103,17 @@ class Sweep:
         return {parameter.name: point[parameter.name] for parameter in self.parameters}
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """All points in order, up to `run_cap`."""
+        """Yield the grid points in order, at most `run_cap` of them."""
         return (self.grid_point(index) for index in range(self.size or 0))
 
     def covers(self, parameters: dict[str, Any]) -> bool:
-        """Whether every point of a grid over these `parameters`, given as in a file, is one of this sweep's too."""
+        """Whether this grid contains every point of the grid over `parameters`, which are as in a YAML file."""
         earlier = {parameter.name: parameter.grid() for parameter in _parameters(parameters)}
         now = {parameter.name: set(map(spelled, parameter.grid())) for parameter in self.parameters}
         return earlier.keys() == now.keys() and all(set(map(spelled, earlier[name])) <= now[name] for name in now)
 
     def flags(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Flag -> value: nested names lose their group, a value that is a mapping is several flags; no dashes."""
+        """Map values to flags, in snake case: nested names lose their group, a mapping becomes several flags."""
         flags = leaves((name.rpartition(".")[2], value) for name, value in values.items())
         return {name.replace("-", "_"): value for name, value in flags}
 
@@ -121,15 +121,15 @@ class Sweep:
 def load_sweep(
     path: Path, known: Sequence[str], check: Callable[[list[str]], object], changes: Sequence[str] = ()
 ) -> Sweep:
-    """Read and check a sweep before anything of it starts.
+    """Read and check a sweep before any run starts.
 
     Args:
         known: train.py's flags, with their dashes.
-        check: parses a command line of train.py's; raises UserError.
-        changes: `name=value` or `name=[value, value]`, in YAML: parameters that are put in place of the file's.
+        check: parses a train.py command line; raises UserError.
+        changes: `name=value` or `name=[value, value]`, in YAML; these parameters replace the file's.
 
     Raises:
-        UserError: one line that names the key.
+        UserError: one line that names the file and the key.
     """
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
@@ -150,7 +150,7 @@ def load_sweep(
 
 
 def _change(text: str) -> tuple[str, dict[str, Any]]:
-    """`seed=[1, 2]` as an entry of `parameters`."""
+    """Parse `seed=[1, 2]` into an entry of `parameters`."""
     name, sign, written = text.partition("=")
     try:
         value = load_yaml(written)
@@ -256,7 +256,7 @@ def _one_of(content: dict[str, Any], key: str, known: tuple[str, ...], prefix: s
 
 
 def _whole(key: str, value: Any) -> int:
-    if isinstance(value, float) and value.is_integer():  # as in JSON Schema, and so to W&B
+    if isinstance(value, float) and value.is_integer():  # JSON Schema, and so W&B, takes 3.0 for an integer
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{key}: {value!r} must be a whole number from 1 on")

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a live table on a terminal, a line per event in a pipe, the ranking at the end."""
+"""Console output of a sweep: a live table on a terminal, a line per event in a pipe, and the final ranking."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STATES = {
 
 
 class SweepConsole(Console):
-    """The sweep's standard output."""
+    """Standard output of a sweep."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class SweepConsole(Console):
 
     def __enter__(self) -> SweepConsole:
         if self._pretty:
-            # Refreshed by `show` alone: runs are forked, which is safe as long as there is one thread.
+            # Only `show` refreshes it: forking the runs is safe as long as there is no second thread.
             self._live = Live(console=self._rich, auto_refresh=False, transient=True)
             self._live.start()
         return self
@@ -54,7 +54,7 @@ class SweepConsole(Console):
             self._live = None
 
     def begin(self, search: Search, workers: int) -> None:
-        """Say what is going to happen."""
+        """Print what the sweep is going to run, and how much of it is already done."""
         sweep, self._workers = search.sweep, workers
         self._varying = varying(sweep)
         over = sum(trial.state.is_finished() for trial in search.trials())
@@ -68,14 +68,14 @@ class SweepConsole(Console):
             self.note(f"going on: {over} runs are over already")
 
     def started(self, claim: Claim, run: Run) -> None:
-        """A run has begun, or goes on."""
+        """Print that a run has started or resumed."""
         self._began[claim.number] = time.monotonic()
         verb = "goes on" if claim.taken_up else "started"
         values = ", ".join(f"{name} {_shown(claim.values[name])}" for name in self._varying)
         self.note(f"run {claim.number} {verb}" + (f": {values}" if values else ""))
 
     def ended(self, trial: FrozenTrial) -> None:
-        """A run is over, for good or until it is taken up again."""
+        """Print that a run has ended, for good or until it is resumed."""
         began = self._began.pop(trial.number, None)
         if began is not None and trial.state == TrialState.COMPLETE:
             self._durations.append(time.monotonic() - began)
@@ -83,7 +83,7 @@ class SweepConsole(Console):
         self.note(f"run {trial.number} {_STATES[trial.state]}{took}{_outcome(trial)}")
 
     def show(self, search: Search, active: dict[int, Run]) -> None:
-        """Redraw the live table; a pipe has been told everything by then."""
+        """Redraw the live table; in a pipe there is none, and the events have been printed."""
         if self._live is None:
             return
         sweep, trials = search.sweep, search.trials()
@@ -111,7 +111,7 @@ class SweepConsole(Console):
         self._live.update(table, refresh=True)
 
     def finish(self, search: Search) -> None:
-        """The ranking, and where the best result lies."""
+        """Print the ranking, the failures, and the best run's folder."""
         sweep, ranked = search.sweep, search.ranked()
         names = ("rank", "run", "state", sweep.metric, *varying(sweep))
         rows = []
@@ -127,7 +127,7 @@ class SweepConsole(Console):
 
 
 def varying(sweep: Sweep) -> list[str]:
-    """The parameters in which runs differ."""
+    """List the names of the parameters that vary between runs."""
     return [parameter.name for parameter in sweep.parameters if parameter.varies]
 
 
@@ -137,7 +137,7 @@ def _values(sweep: Sweep, trial: FrozenTrial) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """A parameter's value; of a mapping, the flags that it stands for."""
+    """Format a parameter's value; a mapping as the flags that it sets."""
     if isinstance(value, dict):
         return " ".join(f"{name}={_shown(entry)}" for name, entry in value.items())
     return f"{value:.6g}" if isinstance(value, float) else str(value)

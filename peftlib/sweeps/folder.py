@@ -1,4 +1,4 @@
-"""A sweep's folder: whose it is, and who may touch it now."""
+"""A sweep's folder: which sweep it belongs to, and the locks in it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from peftlib.sweeps.config import Sweep
 
 
 def open_folder(folder: Path) -> None:
-    """Make the folder, and the ones in it, where they are missing.
+    """Create the folder and its subfolders if they are missing.
 
     Raises:
-        UserError: it cannot be written, or holds files that are of no sweep: a run's, say, or data.
+        UserError: it cannot be written, or holds files that are not a sweep's, such as a run or data.
     """
     if folder.is_dir() and not (folder / "sweep.json").exists():
-        # Of a sweep that another process is beginning just now.
+        # Another process may be creating the same sweep just now.
         known = ("runs", "locks", "study.db")
         others = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", *known)))
         if others:
@@ -36,9 +36,9 @@ def open_folder(folder: Path) -> None:
 
 
 def keep_to(sweep: Sweep, folder: Path, seed: int) -> None:
-    """Keep the file's content on the first call; refuse another one later.
+    """Store the sweep's content on the first call; refuse a different sweep later.
 
-    `run_cap` may be changed, and a grid may grow: what is finished stays, and the new points are added.
+    `run_cap` and `description` may change, and a grid may grow: finished runs stay, and the new points are added.
 
     Raises:
         UserError: the folder holds another sweep.
@@ -63,14 +63,14 @@ def keep_to(sweep: Sweep, folder: Path, seed: int) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """One process at a time, on all machines that see the folder."""
+    """Hold the study's lock: one process at a time, on all machines that share the folder."""
     with (folder / "locks" / "study").open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def try_lock(path: Path) -> TextIO | None:
-    """Lock a file without waiting; None when another process holds it."""
+    """Lock a file without waiting; returns None if another process holds the lock."""
     file = path.open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

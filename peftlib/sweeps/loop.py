@@ -1,4 +1,4 @@
-"""The sweep itself: keep so many runs going, tell the study how they do, until there is nothing left to try."""
+"""The sweep's main loop: keep `workers` runs going and report them to the study, until nothing is left to try."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from peftlib.sweeps.console import SweepConsole
 from peftlib.sweeps.run import Run, forget_checkpoints, in_use, reason_of, tail_of, values_in
 from peftlib.sweeps.search import Claim, Search
 
-_PAUSE = 0.5  # seconds between looks
-#: After so many failures of a call, and no run that ended well, no more are tried; W&B's agent gives up after as many.
+_PAUSE = 0.5  # seconds between polls
+#: Give up after this many failures in one call while no run of the sweep has succeeded; W&B's agent has the same limit.
 _MOST_FAILURES = 5
 
 
 def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: int | None = None) -> None:
-    """Run what the study asks for, and say at the end what was best.
+    """Run the trials that the study asks for, then print the ranking.
 
     Args:
-        workers: runs at a time.
-        count: runs of this call, at most; None has no limit.
+        workers: number of concurrent runs.
+        count: maximum number of runs to start in this call; None for no limit.
 
     Raises:
-        Interrupted: a signal came; what is unfinished goes on with the next call.
-        RunError: no run of the sweep has ended well, of all or of the first ones.
+        Interrupted: a signal was received; the next call resumes the unfinished runs.
+        RunError: every run of the sweep has failed, or the first ones have and the rest were not tried.
     """
-    active: dict[int, tuple[Claim, Run | None]] = {}  # None until it is started
+    active: dict[int, tuple[Claim, Run | None]] = {}  # the run is None until it is started
     started, stopped, idle, failed = 0, 0, False, search.failures()
     with CaughtSignals(signal.SIGINT, signal.SIGTERM) as signals, console:
         console.begin(search, workers)
@@ -45,13 +45,13 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
                 started += 1
             for number, (claim, run) in list(active.items()):
                 if run is not None:
-                    if _look(search, console, claim, run, cut_off=bool(signals.received)):
+                    if _poll(search, console, claim, run, cut_off=bool(signals.received)):
                         del active[number]
                 elif signals.received:
                     search.release(claim, blameless=True)
                     del active[number]
                 elif claim.taken_up and in_use(search.run_folder(number)):
-                    continue  # its launcher was killed alone; the training ends by itself
+                    continue  # only its launcher was killed; the training is about to exit
                 elif _settled(search, console, claim):
                     del active[number]
                     started -= 1
@@ -63,7 +63,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
                 _stop(console, list(running.values()), at_once=stopped > 1)
             console.show(search, running)
             enough = hopeless or bool(signals.received) or (count is not None and started >= count)
-            # What others are running may yet be cut off, and is taken up then.
+            # Runs of other processes may still be interrupted, and are resumed here then.
             if not active and (enough or (idle and not search.unfinished())):
                 break
             time.sleep(_PAUSE)
@@ -87,7 +87,7 @@ def _stop(console: SweepConsole, runs: list[Run], *, at_once: bool) -> None:
 
 
 def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:
-    """Whether a trial that was cut off is over already, and only the study does not know."""
+    """Tell the study of an interrupted trial that has in fact ended; returns whether it has."""
     if not claim.taken_up:
         return False
     folder = search.run_folder(claim.number)
@@ -106,18 +106,18 @@ def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:
 
 def _start(search: Search, console: SweepConsole, claim: Claim, workers: int) -> Run:
     flags = search.sweep.flags(claim.values)
-    if workers > 1:  # each run would take all cores, and all would wait for each other
+    if workers > 1:  # by default each run would use all cores, and they would wait for each other
         flags.setdefault("num_cpu_threads", max(1, (psutil.cpu_count(logical=False) or 1) // workers))
     run = Run(search.sweep, flags, search.run_folder(claim.number), claim.lock, (search.id, claim.number))
     console.started(claim, run)
     return run
 
 
-def _look(search: Search, console: SweepConsole, claim: Claim, run: Run, *, cut_off: bool) -> bool:
-    """Tell the study what is new; returns whether the run is over.
+def _poll(search: Search, console: SweepConsole, claim: Claim, run: Run, *, cut_off: bool) -> bool:
+    """Report a run's progress to the study; returns whether the run has ended.
 
     Args:
-        cut_off: the sweep is being stopped, so that the run may have ended for that.
+        cut_off: the sweep is being stopped, which may be why the run ended.
     """
     status = run.poll()
     if status is None:
@@ -126,11 +126,11 @@ def _look(search: Search, console: SweepConsole, claim: Claim, run: Run, *, cut_
         return False
     record = record_in(run.folder)
     if status == 0 and record.get("status") == "finished":
-        _finished(search, claim)  # even when it was told to stop: it was done before it heard of that
+        _finished(search, claim)  # even if it was told to stop: it had finished before the signal arrived
     elif "stopped_at" in claim.trial.user_attrs:
         _stopped_early(search, claim)
     elif cut_off or record.get("status") == "interrupted":
-        # Not its own fault: it is taken up again, by this sweep unless that is being stopped too.
+        # Interrupted from outside: it will be resumed, by this process unless that is being stopped too.
         if not search.release(claim, blameless=cut_off):
             search.fail(claim, f"cut off again and again: {reason_of(run.folder, status)}", tail_of(run.folder))
     else:

@@ -1,7 +1,7 @@
-"""One parameter of a sweep: its distribution in W&B's terms, and how Optuna draws from it.
+"""One parameter of a sweep: its distribution in W&B's terms, and how Optuna samples from it.
 
 Source of names, defaults and quantile functions: https://docs.wandb.ai/models/sweeps/sweep-config-keys and the JSON
-schema of W&B's own `sweeps` package, with which the tests compare.
+schema of W&B's own `sweeps` package, against which the tests compare.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from peftlib.errors import UserError, nearest
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-#: Distribution -> the settings that it must have.
+#: Distribution -> its required settings.
 REQUIRED = {
     "constant": ("value",),
     "categorical": ("values",),
@@ -29,14 +29,14 @@ REQUIRED = {
 }  # fmt: skip
 _DEFAULTS: dict[str, float] = {"q": 1.0, "mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0}
 _GRID = ("constant", "categorical", "int_uniform", "q_uniform")
-# Where a distribution has no bounds, the share of either tail that is never drawn: its quantile is infinite at 0 and 1.
+# Probability cut from either tail of an unbounded distribution, whose quantiles at 0 and 1 are infinite.
 _TAIL = 1e-6
 _ENDS = (_TAIL, 1 - _TAIL)
 _EXPONENT = math.log(sys.float_info.max)
 
 
 def optional_settings(distribution: str) -> tuple[str, ...]:
-    """The settings for which W&B has a default."""
+    """List the settings for which W&B has a default."""
     shape: tuple[str, ...] = ()
     if distribution.endswith("normal"):
         shape = ("mu", "sigma")
@@ -50,9 +50,9 @@ class Parameter:
     """A named distribution.
 
     Attributes:
-        name: with the names of the parameters around it: `optimizer.learning_rate`.
+        name: dotted, with its groups: `optimizer.learning_rate`.
         distribution: a key of `REQUIRED`.
-        settings: `min`, `max`, `values`, ..., defaults filled in.
+        settings: `min`, `max`, `values`, ..., with defaults filled in.
     """
 
     name: str
@@ -61,19 +61,19 @@ class Parameter:
 
     @property
     def flag(self) -> str:
-        """The name without those around it."""
+        """The name without its groups."""
         return self.name.rpartition(".")[2]
 
     @property
     def varies(self) -> bool:
-        """Whether two runs can differ in it."""
+        """Whether its value can differ between runs."""
         return self.distribution != "constant"
 
     def grid(self) -> list[Any]:
-        """All values, in W&B's order; equal ones once.
+        """List the distinct values, in W&B's order.
 
         Raises:
-            UserError: the distribution has no finite list of values, in W&B's grid search either.
+            UserError: the distribution has no finite list of values; W&B's grid search refuses it too.
         """
         settings = self.settings
         if self.distribution == "int_uniform":
@@ -81,7 +81,7 @@ class Parameter:
         if self.distribution == "q_uniform":
             import numpy as np
 
-            return np.arange(settings["min"], settings["max"], settings["q"]).tolist()  # without max, as W&B does
+            return np.arange(settings["min"], settings["max"], settings["q"]).tolist()  # excludes max, as in W&B
         if self.distribution not in _GRID:
             raise UserError(
                 f"parameters.{self.name}: {self.distribution} has no grid (method grid: {', '.join(_GRID)})"
@@ -90,7 +90,7 @@ class Parameter:
         return list({_identity(value): value for value in values}.values())
 
     def quantile(self, share: float) -> Any:
-        """The value below which this share (0..1) of all draws lies; W&B's sampler draws the share evenly."""
+        """Return the quantile (inverse CDF) at `share`, 0..1; W&B's sampler draws the share uniformly."""
         from scipy import stats
 
         settings, kind = self.settings, self.distribution.removeprefix("q_")
@@ -103,7 +103,7 @@ class Parameter:
                 reached += shares[index] if shares else 1 / len(values)
                 if share < reached:
                     return value
-            # Rounding may leave the sum of the shares below 1; the last value with any share is meant.
+            # Rounding may leave the sum of the probabilities below 1: take the last value with a nonzero one.
             return next(values[i] for i in reversed(range(len(values))) if not shares or shares[i] > 0)
         if kind == "int_uniform":
             return min(settings["max"], settings["min"] + int(share * (settings["max"] - settings["min"] + 1)))
@@ -114,14 +114,14 @@ class Parameter:
         elif kind == "beta":
             value = stats.beta.ppf(share, a=settings["a"], b=settings["b"])
         else:
-            value = _between(kind, settings["min"], settings["max"], share)
+            value = _bounded_quantile(kind, settings["min"], settings["max"], share)
         return _rounded(float(value), settings["q"]) if self.distribution.startswith("q_") else float(value)
 
     def check_range(self) -> None:
-        """Refuse settings that lead out of what a number can hold.
+        """Refuse settings whose values overflow a float.
 
         Raises:
-            UserError: names the setting; exponents that look like values have a fix of their own.
+            UserError: names the setting; says how to give values where exponents are expected.
         """
         settings, place = self.settings, f"parameters.{self.name}"
         if self.distribution == "constant" or self.distribution.startswith("categorical"):
@@ -129,7 +129,7 @@ class Parameter:
         import numpy as np
 
         try:
-            with np.errstate(all="ignore"):  # a warning of NumPy's would be a second line
+            with np.errstate(all="ignore"):  # a NumPy warning would print a second line
                 ends = [float(self.quantile(share)) for share in (0.5, *((0.0, 1.0) if "min" in settings else _ENDS))]
         except OverflowError:
             ends = [math.inf]
@@ -149,14 +149,14 @@ class Parameter:
         raise UserError(f"{place}.{keys.partition(' ')[0]}: with these {keys} it gives no finite number{natural}")
 
     def extremes(self) -> list[Any]:
-        """Values that tell whether train.py takes what this can give: all of few, else the ends, else the middle."""
+        """Return values that test whether train.py accepts this parameter: listed ones, else bounds, else median."""
         if self.distribution in ("categorical", "categorical_w_probabilities"):
             return list(self.settings["values"])
         ends = (0.0, 1.0) if "min" in self.settings else (0.5,)
         return [self.quantile(share) for share in (ends if self.varies else ends[:1])]
 
     def suggest(self, trial: Trial) -> Any:
-        """A value by the study's sampler. What Optuna has no distribution for is drawn as a share, 0..1."""
+        """Draw a value with the study's sampler. If Optuna lacks the distribution, draw the quantile's share, 0..1."""
         settings = self.settings
         match self.distribution:
             case "constant":
@@ -165,7 +165,7 @@ class Parameter:
                 values = {label(value): value for value in settings["values"]}
                 if len(values) == len(settings["values"]):
                     return values[trial.suggest_categorical(self.name, list(values))]
-                # A value that is listed twice is drawn twice as often, as by W&B; Optuna's categories are distinct.
+                # A duplicate is drawn twice as often, as in W&B. Optuna's categories are distinct: draw the index.
                 places = range(len(settings["values"]))
                 return settings["values"][trial.suggest_categorical(f"{self.name} (place)", places)]
             case "int_uniform":
@@ -179,10 +179,10 @@ class Parameter:
 
 
 def parse_parameter(name: str, content: dict[str, Any]) -> Parameter:
-    """Check one entry of a sweep's `parameters` and fill in what W&B would.
+    """Check one entry of a sweep's `parameters` and fill in W&B's defaults.
 
     Raises:
-        UserError: names the setting that is wrong.
+        UserError: names the wrong setting.
     """
     place = f"parameters.{name}"
     distribution = content.get("distribution")
@@ -215,7 +215,7 @@ def _implied(place: str, content: dict[str, Any]) -> str:
         if _is_integer(low) and _is_integer(high):
             return "int_uniform"
         if _is_integer(low) or _is_integer(high):
-            # The W&B client refuses this too: it says neither "whole numbers" nor "any numbers".
+            # W&B's client refuses this too: it fits neither int_uniform nor uniform.
             raise UserError(f"{place}: min and max must both be whole numbers or both have a decimal point")
         return "uniform"
     raise UserError(f"{place}: needs value, values, min and max, or a distribution")
@@ -254,20 +254,20 @@ def _check(place: str, distribution: str, settings: dict[str, Any]) -> None:
             raise UserError(f"{place}.probabilities: add up to {sum(shares):g}, not to 1")
 
 
-def _between(kind: str, low: float, high: float, share: float) -> float:
-    """Quantiles of what has two ends. `log_uniform` names exponents of e, `log_uniform_values` the values."""
+def _bounded_quantile(kind: str, low: float, high: float, share: float) -> float:
+    """The bounds of `log_uniform` are exponents of e, those of `log_uniform_values` are values."""
     if kind == "uniform":
         return low + share * (high - low)
     exponents: Callable[[float], float] = math.log if kind.endswith("_values") else float
     first, last = exponents(low), exponents(high)
-    if kind == "inv_log_uniform":  # log(1 / x) is even between min and max
+    if kind == "inv_log_uniform":  # log(1 / x) is uniform between min and max
         first, last = -last, -first
     value = math.exp(first + share * (last - first))
-    return min(max(value, low), high) if kind.endswith("_values") else value  # exp(log(x)) may miss x by a bit
+    return min(max(value, low), high) if kind.endswith("_values") else value  # rounding of exp(log(x))
 
 
 def _rounded(value: float, q: float) -> float:
-    """The nearest multiple of q, whole when q is."""
+    """Round to the nearest multiple of q; an int if q is one."""
     multiple = round(value / q) * q
     return int(multiple) if isinstance(q, int) else multiple
 
@@ -275,7 +275,7 @@ def _rounded(value: float, q: float) -> float:
 def _finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number of more than 308 digits
+    except OverflowError:  # an int beyond the range of float
         return False
 
 
@@ -284,17 +284,17 @@ def _is_integer(value: Any) -> bool:
 
 
 def _identity(value: Any) -> str:
-    # 3.0 and 3 are one value to W&B, True and 1 are two.
+    # To W&B 3.0 and 3 are the same value, True and 1 are not.
     return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
 
 
 def spelled(value: Any) -> str:
-    """A value as JSON, by which the study knows it again."""
+    """Return the value as canonical JSON, by which the study recognises it."""
     return json.dumps(value, sort_keys=True)
 
 
 def label(value: Any) -> str | int | float | None:
-    """What the study calls a value: itself, or JSON for lists, mappings and truth values (to Python, True is 1)."""
+    """Return the study's name for a value: itself, or JSON for lists, mappings and booleans (in Python True == 1)."""
     if isinstance(value, bool) or not (value is None or isinstance(value, (str, int, float))):
         return json.dumps(value, sort_keys=True)
     return value

@@ -1,4 +1,4 @@
-"""The runs that a sweep would make."""
+"""Preview of a sweep's runs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from peftlib.sweeps.config import Sweep
 
 
 def preview(sweep: Sweep) -> None:
-    """Print a line per run of a grid, and their number; of a search, what it draws from."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word, as it ends `cat`
+    """Print a grid's runs, one per line, and their number; for a search, its distributions."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit silently when `| head` closes the pipe, as `cat` does
     if sweep.method == "grid":
         for index, point in enumerate(sweep.grid()):
             print(f"{index}: " + " ".join(f"--{flag}={value}" for flag, value in sweep.flags(point).items()))

@@ -1,4 +1,4 @@
-"""What the comparison can be run on from here, found out before anything starts."""
+"""Find out which data the comparison can be run on, before anything starts, and set up its sweep."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PACKAGED_TASK = "rotten_tomatoes"
 
 
 def tasks_at_hand(data_dir: str | None) -> tuple[tuple[str, ...], str | None]:
-    """The tasks to run, and a line that says why they are not MRPC and SST-2; None when they are.
+    """Return the tasks to run, and a notice that says why they are not MRPC and SST-2 (None if they are).
 
     Raises:
-        UserError: a folder was named, and it does not hold the tasks.
+        UserError: `data_dir` does not hold the tasks.
     """
     try:
         for name in TASK_NAMES:
@@ -36,13 +36,13 @@ def tasks_at_hand(data_dir: str | None) -> tuple[tuple[str, ...], str | None]:
 def sweep_words(
     model: str, tasks: tuple[str, ...], data_dir: str | None, seeds: str, max_train_samples: int | None
 ) -> tuple[list[str], Path]:
-    """What `scripts/sweep.py --set` is given, and the sweep's default folder.
+    """Return the words for `scripts/sweep.py --set`, and the sweep's default folder.
 
     Raises:
-        UserError: the model cannot be had.
+        UserError: the model is not available.
     """
     find_model(model)
-    # As JSON, which YAML reads as it stands: not `010` as eight, nor ` #2` as a comment.
+    # As JSON: YAML would read a bare `010` as 8, and ` #2` as a comment.
     words = [f"model_name_or_path={json.dumps(model)}", f"task_name={json.dumps(tasks)}"]
     words.append(f"seed={json.dumps([int(seed) for seed in seeds.split(',')])}")
     if data_dir is not None:

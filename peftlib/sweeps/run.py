@@ -1,4 +1,4 @@
-"""One run of a sweep: a real command in processes of its own, watched through the files that it writes."""
+"""One run of a sweep: a subprocess, monitored through the files that it writes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from peftlib.sweeps.config import Sweep
 from peftlib.sweeps.folder import try_lock
 
 _TAIL_LINES = 20
-_PATIENCE = 120.0  # seconds that a stopped run has for its checkpoint
+_PATIENCE = 120.0  # seconds that a stopped run has to write its checkpoint
 
 
 class Run:
-    """Starts when made; its output goes to `<folder>.log`.
+    """A trial's subprocess, started on construction; its output goes to `<folder>.log`.
 
     Args:
-        flags: the values of the parameters.
-        folder: the run's own output folder. One that holds an earlier part of this run is gone on with.
-        lock: the trial's; what is started holds it too, for as long as it lives (of `accelerate launch`, the launcher).
-        identity: the sweep's id, and the number of the trial.
+        flags: flag -> value of the trial's parameters.
+        folder: the run's output folder; if it holds an earlier part of this run, the run resumes.
+        lock: the trial's lock. The subprocess (with `accelerate launch`, the launcher) inherits it and holds it too.
+        identity: the sweep's id and the trial's number.
 
     Raises:
-        RunError: the command cannot be started; the trial is left to whoever looks next.
+        RunError: the command cannot be started; the trial is free to be claimed again.
 
     Attributes:
-        stopping: the signal that was sent, if any.
+        stopping: the last signal sent to the run, if any.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Run:
         self.steps = 0
         self.stopping: signal.Signals | None = None
         self.started = time.monotonic()
-        self._place = (0, 0)  # the file that was read, and how far
+        self._place = (0, 0)  # inode of the metrics file, and the offset up to which it was read
         self._deadline = float("inf")
         self.command = expand(sweep, {**flags, "output_dir": str(folder), "resume_from_checkpoint": "auto"}, folder)
         with log_of(folder).open("ab") as log:
@@ -57,24 +57,24 @@ class Run:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # a Ctrl-C at the terminal is the sweep's to handle
+                    start_new_session=True,  # Ctrl-C at the terminal reaches the sweep only
                     pass_fds=(lock.fileno(),),
                     preexec_fn=end_with_parent,  # safe here: there is one thread
                 )
-            except OSError as error:  # its program was there when the sweep began
+            except OSError as error:  # its program was there when the sweep started
                 raise RunError(f"command: {self.command[0]} cannot be started ({error.strerror})") from error
 
     def poll(self) -> int | None:
-        """The exit status once all of the run's processes are gone, else None."""
+        """Read new metrics; return the exit status once all of the run's processes have exited, else None."""
         status = self._process.poll()
         self._read_metrics()
         if time.monotonic() > self._deadline:
             self._signal(signal.SIGKILL)
-        # A launcher that dies of a signal leaves while the training is still writing its checkpoint.
+        # A launcher killed by a signal exits while the training is still writing its checkpoint.
         return None if status is None or in_use(self.folder) else status
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Ask the run to end; it writes a checkpoint and is killed when that takes too long."""
+        """Signal the run to stop: it writes a checkpoint, and is killed if that takes too long."""
         if self.stopping is None:
             self._deadline = time.monotonic() + _PATIENCE
         self.stopping = number
@@ -84,7 +84,7 @@ class Run:
         try:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
-            return  # it has just ended
+            return  # it has just exited
 
     def _read_metrics(self) -> None:
         path = self.folder / "metrics.jsonl"
@@ -93,7 +93,7 @@ class Run:
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
             which, place = self._place
-            if which != facts.st_ino or facts.st_size < place:  # a run that goes on cuts what it will log again
+            if which != facts.st_ino or facts.st_size < place:  # a resumed run cuts what it will log again
                 place, self.values = 0, []
             file.seek(place)
             fresh = file.read()
@@ -113,7 +113,7 @@ def _environment(sweep: Sweep, identity: tuple[str, int]) -> dict[str, str]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a training is writing into the folder."""
+    """Whether a training process is writing into the folder."""
     if not (folder / ".lock").exists():
         return False
     lock = try_lock(folder / ".lock")
@@ -123,7 +123,7 @@ def in_use(folder: Path) -> bool:
 
 
 def values_in(folder: Path) -> dict[str, list[float]]:
-    """Metric -> all its values in a finished run's `metrics.jsonl`."""
+    """Read a finished run's `metrics.jsonl` as metric -> all its values, in order."""
     logged: dict[str, list[float]] = {}
     for values in logged_in(folder):
         for name, value in values.items():
@@ -133,18 +133,18 @@ def values_in(folder: Path) -> dict[str, list[float]]:
 
 
 def log_of(folder: Path) -> Path:
-    """The file with what the run printed."""
+    """Return the path of the run's output log."""
     return folder.with_suffix(".log")
 
 
 def tail_of(folder: Path) -> str:
-    """The last lines of what it printed."""
+    """Return the last lines of the run's output log."""
     lines = log_of(folder).read_text(encoding="utf-8", errors="replace").splitlines()
     return "\n".join(line.rstrip() for line in lines[-_TAIL_LINES:])
 
 
 def reason_of(folder: Path, status: int) -> str:
-    """One line that says why a run failed: its own words if it has left any, else its exit status."""
+    """Say in one line why a run failed: its own error message if it left one, and its exit status."""
     way = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     record = record_in(folder)
     if record.get("status") == "failed":
@@ -154,5 +154,5 @@ def reason_of(folder: Path, status: int) -> str:
 
 
 def forget_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a run that will not go on."""
+    """Remove the checkpoints of a run that will not be resumed."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -1,8 +1,8 @@
-"""The study: which run comes next, how the finished ones did, all of it in one SQLite file.
+"""The study: which trial runs next and how the finished ones did, in one SQLite file.
 
-Whoever opens the same folder works on the same study, one after the other or at once. A trial is in somebody's hands
-as long as a lock on its file is held; the lock goes with the processes that hold it, so a trial that the study calls
-running but that nobody holds was cut off, and the next one to look takes it up.
+All processes that open the same folder share the study, one after the other or concurrently. A trial is claimed as
+long as a process holds its lock file. The lock is released when its holders exit, so a trial that the study calls
+running but whose lock is free was interrupted; the next process to look resumes it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from peftlib.sweeps.config import Sweep
 from peftlib.sweeps.folder import alone_in, keep_to, open_folder, try_lock
 from peftlib.sweeps.parameters import label, spelled
 
-_CUT_OFF_LIMIT = 3  # times that a run may be cut off from outside before it counts as failed
+_CUT_OFF_LIMIT = 3  # times that a run may be interrupted from outside before it counts as failed
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass
 class Claim:
-    """A trial in this process's hands.
+    """A trial that this process has claimed.
 
     Attributes:
-        values: parameter's name -> its value.
+        values: parameter name -> value.
         lock: held by this process and the run's launcher.
-        taken_up: whether it was begun before and cut off.
-        seen: iterations that the study has heard of.
+        taken_up: whether the trial was started before and interrupted.
+        seen: number of evaluations already reported to the study.
     """
 
     trial: Trial
@@ -53,12 +53,12 @@ class Claim:
 
 
 class Search:
-    """The sweep's study in `folder`, made when it is not there.
+    """The sweep's study in `folder`, created if it is missing.
 
     Args:
-        seed: of the random draws. A trial's draw depends on the seed, its number and, with bayes, on what is finished
-            by then; never on how often the sweep was stopped.
-        parallel: whether runs overlap, so that bayes keeps away from where others are trying.
+        seed: for the sampler. A trial's draw depends on the seed, its number and, with bayes, the trials finished by
+            then; never on how often the sweep was stopped.
+        parallel: whether runs overlap; bayes then avoids the points that are being tried (a constant liar).
 
     Raises:
         UserError: the folder holds another sweep, or something else, or cannot be written.
@@ -88,17 +88,17 @@ class Search:
         self.id: str = self.study.user_attrs["id"]
 
     def run_folder(self, number: int) -> Path:
-        """Where the run of a trial writes; its log is beside it, with `.log` behind the name."""
+        """Return the output folder of a trial's run; its log is `<folder>.log`."""
         return self.folder / "runs" / f"{number:04d}"
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials so far, in order."""
+        """Return all trials so far, in order."""
         return self.study.get_trials(deepcopy=False)
 
     def claim(self) -> Claim | None:
-        """Take the next trial: one that was cut off, else a new one; None when there is none now.
+        """Claim the next trial: an interrupted one, else a new one; None if there is none now.
 
-        None is not the end while `unfinished`: what others are running may be cut off.
+        None is not final while `unfinished`: the trials of other processes may still be interrupted.
         """
         with alone_in(self.folder):
             trials = self.trials()
@@ -109,8 +109,8 @@ class Search:
                 if self._enough(trials):
                     return None
                 if self.sweep.method == "grid":
-                    # Optuna's GridSampler shuffles, and gives two workers the same point. The queue never holds more
-                    # than the one point that is asked for next.
+                    # Not Optuna's GridSampler, which shuffles and gives two workers the same point. The queue never
+                    # holds more than the one point that `ask` takes next.
                     point = self._next_point(trials)
                     self.study.enqueue_trial(_labels(point), user_attrs={"values": point})
             trial = self.study.ask()
@@ -120,11 +120,11 @@ class Search:
             return self._taken(trial, lock, taken_up=False)
 
     def unfinished(self) -> bool:
-        """Whether any trial is neither over nor yet to be made."""
+        """Whether any trial is still running or waiting."""
         return any(frozen.state not in _OVER for frozen in self.trials())
 
     def report(self, claim: Claim, values: list[float]) -> bool:
-        """Tell of all evaluations of a run so far; returns whether it should be stopped for a new one."""
+        """Report all evaluations of a run so far; returns whether the run should be stopped early."""
         if self.sweep.hyperband is None:
             return False
         fresh = range(claim.seen, len(values))
@@ -137,27 +137,27 @@ class Search:
         return False
 
     def complete(self, claim: Claim, value: float) -> None:
-        """The run has ended well with this value of the metric."""
+        """Record that the run succeeded with this value of the metric."""
         self._tell(claim, TrialState.COMPLETE, value)
 
     def stopped_early(self, claim: Claim) -> None:
-        """The run was stopped because `report` said so."""
+        """Record that the run was stopped early, as `report` asked."""
         self._tell(claim, TrialState.PRUNED)
 
     def fail(self, claim: Claim, reason: str, tail: str = "") -> None:
-        """The run went wrong; the reason in one line, and the end of its log."""
+        """Record that the run failed: the reason in one line, and the tail of its log."""
         claim.trial.set_user_attr("error", reason)
         claim.trial.set_user_attr("log_tail", tail)
         self._tell(claim, TrialState.FAIL)
 
     def release(self, claim: Claim, *, blameless: bool) -> bool:
-        """Leave a run that was cut off to whoever looks next.
+        """Release an interrupted trial, so that the next process to look resumes it.
 
         Args:
-            blameless: this sweep itself has cut it off, which does not count.
+            blameless: this sweep interrupted it itself, which does not count towards the limit.
 
         Returns:
-            False when it has been cut off too often; then nothing was done.
+            False if it has been interrupted too often; nothing is done then.
         """
         times = claim.trial.user_attrs.get("cut_off", 0) + (not blameless)
         if times > _CUT_OFF_LIMIT:
@@ -167,7 +167,7 @@ class Search:
         return True
 
     def ranked(self) -> list[FrozenTrial]:
-        """Finished trials, the best first, then those stopped early, then the failed ones."""
+        """Return the ended trials: finished ones first, then those stopped early, then failed ones; best first."""
         order = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         sign = -1 if self.sweep.maximize else 1
 
@@ -177,11 +177,11 @@ class Search:
         return sorted((trial for trial in self.trials() if trial.state in _OVER), key=place)
 
     def failures(self) -> int:
-        """How many trials went wrong."""
+        """Count the failed trials."""
         return sum(trial.state == TrialState.FAIL for trial in self.trials())
 
     def any_ended_well(self) -> bool:
-        """Whether a trial has a score."""
+        """Whether any ended trial has a score."""
         return any(trial.value is not None for trial in self.trials() if trial.state in _OVER)
 
     def _taken(self, trial: Trial, lock: TextIO, *, taken_up: bool) -> Claim:
@@ -199,7 +199,7 @@ class Search:
         return Claim(trial, values, lock, taken_up, seen)
 
     def _next_point(self, trials: list[FrozenTrial]) -> dict[str, Any]:
-        """The first point of the grid that no trial has; the grid may have grown since the first of them."""
+        """The first grid point without a trial; the grid may have grown since the first trial."""
         taken = {spelled(self._point(trial)) for trial in trials}
         points = (self.sweep.grid_point(index) for index in range(self.sweep.points))
         return next(point for point in points if spelled(point) not in taken)
@@ -207,12 +207,12 @@ class Search:
     def _point(self, trial: FrozenTrial) -> dict[str, Any]:
         if "values" in trial.user_attrs:
             return dict(trial.user_attrs["values"])
-        # Queued by a sweep that did not write its values yet.
+        # Queued by an earlier version, which did not store the values.
         points = (self.sweep.grid_point(index) for index in range(self.sweep.points))
         return next(point for point in points if _labels(point) == trial.system_attrs["fixed_params"])
 
     def _show_to_optuna(self, trial: Trial, values: dict[str, Any]) -> None:
-        """For whoever opens the study with Optuna's own tools; they know no choices that grow, and miss later ones."""
+        """Record the values for Optuna's own tools. Its choices are fixed: values added to a grid later are missing."""
         known = {name: kind for earlier in self.trials() for name, kind in earlier.distributions.items()}
         for parameter in self.sweep.parameters:
             if parameter.varies:
@@ -234,7 +234,7 @@ class Search:
         claim.lock.close()
 
     def _sampler(self, number: int, place: int = 0) -> BaseSampler:
-        # A new one for each draw: a sampler that lived on would begin its draws anew after every restart.
+        # A new sampler for each draw: a long-lived one would repeat its draws after every restart.
         seed = int(np.random.SeedSequence([self._seed, number, place]).generate_state(1)[0])
         if self.sweep.method == "bayes":
             return TPESampler(seed=seed, constant_liar=self._parallel)

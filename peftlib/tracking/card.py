@@ -1,4 +1,4 @@
-"""The model card: what the result is, how good it is, and how to load it without this project."""
+"""The model card: what the model is, how well it scores, and how to load it without this project."""
 
 from __future__ import annotations
 
@@ -38,33 +38,33 @@ from transformers import AutoTokenizer
 model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", {outputs})
 tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
 
-#: Only beside the run.
+#: Only in the card beside the run, not in a published one.
 _RECORD = "The whole record is in `run.json`, the curves are in `metrics.jsonl`.\n"
 
-#: Behind the code for a model of scores.
-_OF_SCORES = """
+#: Follows the code of a regression model.
+_REGRESSION_OUTPUT = """
 `model(**tokenizer({texts}, return_tensors="pt")).logits[0, 0]` is the score, which may lie a little outside of those
 trained on.
 """
 
-#: Behind the code for a model of any number of classes.
-_OF_SEVERAL = """
+#: Follows the code of a multi-label model.
+_MULTI_LABEL_OUTPUT = """
 `model(**tokenizer({texts}, return_tensors="pt")).logits[0].sigmoid()` is each class's probability; those above a half
 are the answer.
 """
 
-#: Behind the code for an adapter, beside the run.
-_ELSEWHERE = """
+#: Follows the code of an adapter, in the card beside the run.
+_BASE_LOCATION = """
 `adapter_config.json` says where the base model was: `{location}`. On another machine, put there where it is now{hub}.
 """
 
-#: The same on the Hub, of a base model that was in a folder.
-_UNKNOWN = """
+#: The same in a published card, for a base model that is not on the Hub.
+_BASE_UNKNOWN = """
 `adapter_config.json` calls the base model `{base}`, after the folder that it was in. Where the Hub has no model of that
 name, or another one, put there where it is.
 """
 
-#: What the Hub calls a metric that has another name here, those of `evaluate`'s glue and of scikit-learn.
+#: The Hub's names of metrics that have other names here, those of `evaluate`'s glue and of scikit-learn.
 _HUB_METRICS = {
     "pearson": "pearsonr", "r2": "r_squared", "macro_f1": "f1", "micro_f1": "f1", "subset_accuracy": "accuracy",
 }  # fmt: skip
@@ -78,14 +78,15 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
 def model_card(
     run: dict[str, Any], scores: dict[str, float], *, folder: str, is_adapter: bool, public: bool = False
 ) -> str:
-    """Markdown with the Hub's metadata on top.
+    """Return the card as Markdown, with the Hub's metadata on top.
 
     Args:
-        run: the facts of `run.json`.
+        run: the content of `run.json`.
         scores: metric -> value on the validation split.
-        folder: the name under which the result will be loaded.
+        folder: the path or name from which the model will be loaded.
         is_adapter: whether it is a PEFT adapter or a plain checkpoint.
-        public: to be handed on: it names no place on this machine but `folder`, and no file that stays with the run.
+        public: for publication: the card names no path on this machine but `folder`, and no file that stays with the
+            run.
     """
     arguments, parameters, base = run["arguments"], run["parameters"], run["model"]["name"]
     on_hub, method = hub_name_of_base(run["model"]), STRATEGIES[arguments["method"]].named(arguments)
@@ -93,7 +94,7 @@ def model_card(
         base = name_for_others(run["model"])
     title = f"{arguments['task_name']} · {method}"
     kind = problem_type_of(run)
-    below = {MULTI_LABEL: _OF_SEVERAL, REGRESSION: _OF_SCORES}.get(kind, "").format(texts=_texts(run))
+    below = {MULTI_LABEL: _MULTI_LABEL_OUTPUT, REGRESSION: _REGRESSION_OUTPUT}.get(kind, "").format(texts=_texts(run))
     if kind == REGRESSION:
         outputs, labels = f'num_labels=1, problem_type="{kind}"', "Scores"
         if "score_range" in run:
@@ -108,9 +109,9 @@ def model_card(
     usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, outputs=outputs)
     if is_adapter and not public:
         hub = f", or its name on the Hub, `{on_hub}`" if base in PACKAGED_MODELS else ""
-        below += _ELSEWHERE.format(location=run["model"]["location"], hub=hub)
+        below += _BASE_LOCATION.format(location=run["model"]["location"], hub=hub)
     elif is_adapter and on_hub is None:
-        below += _UNKNOWN.format(base=base)
+        below += _BASE_UNKNOWN.format(base=base)
     return _CARD.format(
         metadata=_metadata(run, scores, title, is_adapter=is_adapter),
         title=title,
@@ -135,7 +136,7 @@ def model_card(
 
 
 def _metadata(run: dict[str, Any], scores: dict[str, float], title: str, *, is_adapter: bool) -> str:
-    """What the Hub reads: the scores go to the page's side, and the adapter under its base model's."""
+    """Metadata for the Hub, which shows the scores beside the page and lists an adapter under its base model."""
     from huggingface_hub import EvalResult, ModelCardData
 
     arguments, base, dataset = run["arguments"], hub_name_of_base(run["model"]), _on_hub(run)
@@ -149,7 +150,7 @@ def _metadata(run: dict[str, Any], scores: dict[str, float], title: str, *, is_a
         for name, value in measured.items()
     ]  # fmt: skip
     metadata = ModelCardData(
-        base_model=base,  # None for one that is not there: the Hub takes no other name
+        base_model=base,  # None if it is not on the Hub, which accepts no other name
         base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-classification",
@@ -163,7 +164,7 @@ def _metadata(run: dict[str, Any], scores: dict[str, float], title: str, *, is_a
 
 
 def best_scores(results: dict[str, Any]) -> dict[str, float]:
-    """Metric -> value of the saved state on the validation split.
+    """Return the saved state's scores on the validation split, as metric -> value.
 
     Args:
         results: the content of `all_results.json`.
@@ -176,23 +177,23 @@ def best_scores(results: dict[str, Any]) -> dict[str, float]:
 
 
 def name_for_others(model: dict[str, Any]) -> str:
-    """What to call a base model on other machines: as the Hub does, or as the folder that it was in is called.
+    """Return the base model's name for use on other machines: its name on the Hub, else that of its folder.
 
     Args:
-        model: what `run.json` says of it.
+        model: the entry `model` of `run.json`.
     """
     return hub_name_of_base(model) or Path(model["location"]).name
 
 
 def _texts(run: dict[str, Any]) -> str:
-    """What a tokenizer is given, in the card's code."""
+    """The arguments of the tokenizer in the card's code."""
     task = task_in_table(run["arguments"])
     columns = run.get("text_columns") if task is None or task.hub is None else task.hub.text_columns
     return "text" if columns is None or len(columns) == 1 else "sentence1, sentence2"
 
 
 def _on_hub(run: dict[str, Any]) -> str | None:
-    """What the Hub calls the data; None for files and folders."""
+    """The dataset's name on the Hub; None for local files and folders."""
     arguments, task = run["arguments"], task_in_table(run["arguments"])
     if task is not None:
         return None if task.hub is None else task.hub.path

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar on a terminal, a line per log in a pipe."""
+"""Console output of a run: a progress bar on a terminal, a line per log in a pipe."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from peftlib.console import Console
 
 
 class RunConsole(Console):
-    """The run's standard output.
+    """Standard output of a run.
 
     Args:
-        speaks: False on every process but the main one; such a console says nothing.
-        total_steps: updates in the whole run, for the bar and the ETA; set before `with`.
+        speaks: False on every process but the main one, which alone prints.
+
+    Attributes:
+        total_steps: updates in the whole run, for the bar and the ETA; set it before `with`.
     """
 
     def __init__(self, speaks: bool = True) -> None:
@@ -46,12 +48,12 @@ class RunConsole(Console):
             self._bar = None
 
     def advance(self, step: int) -> None:
-        """Move the bar; a pipe hears of a step only when there is something to say about it."""
+        """Move the progress bar; prints nothing in a pipe."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Show the loss and rate, and on a line of their own the scores."""
+        """Show the loss and the throughput, and evaluation scores on a separate line."""
         loss, rate = values.get("train/loss"), values.get("train/samples_per_second")
         state = f"loss {loss:.4f}  {rate:.0f} samples/s" if loss is not None and rate is not None else ""
         if self._bar is not None:

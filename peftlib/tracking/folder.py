@@ -1,4 +1,4 @@
-"""The folder that a run writes into: which one it may take, what it goes on from there, and the lock on it."""
+"""A run's output folder: which one to use, what to resume from there, and the lock on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TextIO
 from peftlib.errors import UserError
 from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, record_in
 
-#: What a run writes into its folder itself.
+#: Files that a run writes into its folder.
 RUN_FILES = (
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, "all_results.json", "config.json", "metrics.jsonl",
     "model.safetensors", "predictions.safetensors", "README.md", "run.json", "special_tokens_map.json",
@@ -42,25 +42,25 @@ def choose_folder(
 def choose_output_dir(
     wanted: str | None, task: str, method: str, overwrite: bool, *, resume: str | None = None
 ) -> Path:
-    """Where the run will write; nothing is created yet.
+    """Choose the run's output folder; creates nothing.
 
     Args:
-        resume: what to go on from, as `choose_resume` has it; None starts afresh.
+        resume: what to resume from, from `choose_resume`; None starts afresh.
 
     Raises:
-        UserError: the folder holds something that is not this run's, is no folder, or is read-only.
+        UserError: the folder holds something that is not this run's, is a file, or is read-only.
     """
     sweep = sweep_of_run()
     if wanted is not None:
         path = Path(wanted)
     elif sweep is not None:
-        # Agents may start two runs in the same second, and a run that is queued again belongs where it was.
+        # No time in the name: agents may start two runs in the same second, and a requeued run keeps its folder.
         path = Path("outputs") / "sweeps" / sweep["id"] / sweep["trial"]
     else:
         path = Path("outputs") / f"{task}-{method}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
     try:
         existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    except OSError as error:  # a name longer than the system's longest
+    except OSError as error:  # a name too long for the file system
         raise UserError(f"--output_dir {str(path)[:60]}…: {error.strerror}; name another folder") from error
     if not existing.is_dir():
         raise UserError(f"--output_dir {path}: {existing} is a file; name a folder")
@@ -74,10 +74,10 @@ def choose_output_dir(
 
 
 def writable_folder(path: Path, *, empty: bool = False) -> Path:
-    """The folder for a script's result, made if it is missing, before that result is worked out.
+    """Create the folder for a script's result if it is missing, before the result is computed.
 
     Args:
-        empty: refuse one that holds files.
+        empty: refuse a folder that holds files.
 
     Raises:
         UserError: it holds files, or cannot be written.
@@ -93,15 +93,15 @@ def writable_folder(path: Path, *, empty: bool = False) -> Path:
 
 
 def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:
-    """Why a run must not write into an existing folder, and what else to do; None when it may.
+    """Why a run must not write into an existing folder, and what to do instead; None if it may.
 
-    A run that goes on replaces the records of its earlier lives, so the folder has to be its own.
+    A resumed run replaces the records of its earlier parts, so the folder has to be its own.
     """
     if not any(path.iterdir()):
         return None
     if resume is None:
         return "holds a run; name another folder, go on with --resume_from_checkpoint auto"
-    # A sweep hands a run out again only when it has not heard of its end.
+    # A sweep requeues a finished run only if it did not learn that it had finished.
     done = record_in(path).get("status") == "finished"
     if resume == "auto" and not in_sweep and done and not (path / "checkpoints").is_dir():
         return "holds a finished run that kept no checkpoint to go on from; name another folder"
@@ -109,16 +109,16 @@ def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:
 
 
 def _holds_others(path: Path) -> bool:
-    """Whether there are files and no run: nor what is left of one that was killed at its very start."""
+    """True if the folder holds files that are not a run's; leftovers of a run killed at start-up do not count."""
     present = {entry.name for entry in path.iterdir()}
     return "run.json" not in present and any(name != "metrics.jsonl" and not name.startswith(".") for name in present)
 
 
 def refuse_finished(folder: Path) -> None:
-    """Called with the folder's lock held, before a run that starts afresh clears what an earlier one has left.
+    """Refuse to overwrite a finished run; call this with the folder's lock held, before a new run clears the folder.
 
-    Its checkpoints may be gone, or none of them whole; or another run has come and gone since the folder was chosen. A
-    sweep hands a run out again only when it has not heard of its end.
+    The finished run may have no whole checkpoint to resume from, or may have finished since the folder was chosen. A
+    sweep is exempt: it requeues a finished run only if it did not learn that it had finished.
 
     Raises:
         UserError: there is a finished run.
@@ -131,21 +131,21 @@ def refuse_finished(folder: Path) -> None:
 
 
 def refuse_busy(folder: Path) -> None:
-    """`lock_folder`, for a look: the folder stays free, and as it is.
+    """Refuse a folder that another run is using, without keeping the lock or creating anything.
 
     Raises:
-        UserError: another run has it.
-        OSError: it cannot be written.
+        UserError: another run holds the lock.
+        OSError: the lock file cannot be written.
     """
     if (folder / ".lock").exists():
         lock_folder(folder).close()
 
 
 def choose_resume(wanted: str | None, output_dir: str | None, overwrite: bool) -> str | None:
-    """What to go on from: as asked, else "auto" inside a sweep.
+    """Return what to resume from: what the user asked for, else "auto" inside a sweep.
 
-    A sweep that was preempted hands the run out again. Its folder is named after it, so that a checkpoint there is
-    its own; one that the user named may be another run's.
+    A sweep requeues a preempted run. The default folder is named after the run, so a checkpoint there is its own; a
+    folder that the user named may hold another run's.
     """
     if wanted is None and output_dir is None and not overwrite and sweep_of_run() is not None:
         return "auto"
@@ -153,9 +153,10 @@ def choose_resume(wanted: str | None, output_dir: str | None, overwrite: bool) -
 
 
 def clear_results(folder: Path) -> None:
-    """Remove what `--overwrite_output_dir` gives up beside `RUN_FILES`: whatever was made of the run that was here.
+    """Remove what `--overwrite_output_dir` discards besides `RUN_FILES`: all else that came from the earlier run.
 
-    Curves too, which TensorBoard would show as one with the new run's; W&B's runs have ids of their own, and stay.
+    This includes TensorBoard's curves, which would be merged with the new run's. W&B's runs have their own ids, and
+    stay.
     """
     for name in ("checkpoints", "predictions", "model"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -164,7 +165,7 @@ def clear_results(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed run was writing when it died; called with the folder's lock held."""
+    """Remove temporary files of a killed run; call this with the folder's lock held."""
     for pattern in (".saving-*", "checkpoints/.writing-*", ".*.tmp"):
         for path in folder.glob(pattern):
             if path.is_dir():
@@ -174,11 +175,11 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Take the folder for this process; the lock goes with the file object, or with the process.
+    """Lock the folder for this process; closing the file, or the end of the process, releases the lock.
 
     Raises:
-        UserError: another run has it.
-        OSError: it cannot be written.
+        UserError: another run holds the lock.
+        OSError: the lock file cannot be written.
     """
     file = (folder / ".lock").open("a", encoding="utf-8")
     try:
@@ -190,7 +191,7 @@ def lock_folder(folder: Path) -> TextIO:
 
 
 def sweep_of_run() -> dict[str, str] | None:
-    """The sweep that this run is part of and its number or name there, from the environment; None outside one.
+    """Return the sweep's id and this run's number or name in it, from the environment; None outside a sweep.
 
     Set by `scripts/sweep.py` (PEFTLIB_SWEEP_ID, PEFTLIB_TRIAL) or by a W&B agent (WANDB_SWEEP_ID, WANDB_RUN_ID).
     """

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, source, machine, and the memory that it took."""
+"""The environment of a run: versions, source commit, machine, other load on its cores, and peak memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEAST_SECONDS = 0.5
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, source commit and machine, for `run.json`."""
+    """Collect versions, source commit and machine for `run.json`."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
         "git": git_state(Path(__file__).resolve()),
@@ -36,9 +36,10 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def git_state(file: Path) -> dict[str, Any] | None:
-    """The commit of the checkout that holds this file of ours, and whether anything in it was changed.
+    """Return the commit of the checkout that holds `file`, and whether the checkout has uncommitted changes.
 
-    None outside a checkout, and where it does not know the file: in a virtual environment in another project's.
+    None outside a checkout, or if it does not track the file: a virtual environment may lie in another project's
+    checkout.
     """
 
     def git(*words: str) -> str:
@@ -53,10 +54,10 @@ def git_state(file: Path) -> dict[str, Any] | None:
 
 
 class Neighbours:
-    """Who else computes on the cores that this process may use, from when it is made.
+    """Measures, from its construction on, the load of other processes on the cores that this process may use.
 
-    Threads that share a product wait for each other at its end, and OpenMP's wait by computing nothing as fast as they
-    can: with both of two cores taken, a run on two threads has been seen to take eight to fifty times as long.
+    Threads that share a matrix product wait for each other at its end, and OpenMP's threads busy-wait: with both of
+    two cores taken by others, a run on two threads has been seen to take eight to fifty times as long.
     """
 
     def __init__(self) -> None:
@@ -64,12 +65,12 @@ class Neighbours:
         self._start = self._now()
 
     def busy_cores(self) -> float:
-        """How many cores others have kept busy, on average; 0 as long as there is little to go by."""
-        wall, all_of_us, own = (now - before for now, before in zip(self._now(), self._start, strict=True))
-        return max(0.0, (all_of_us - own) / wall) if wall >= _LEAST_SECONDS else 0.0
+        """Return how many cores other processes kept busy, on average; 0 until half a second has passed."""
+        wall, busy, own = (now - before for now, before in zip(self._now(), self._start, strict=True))
+        return max(0.0, (busy - own) / wall) if wall >= _LEAST_SECONDS else 0.0
 
     def _now(self) -> tuple[float, float, float]:
-        """Seconds: of the clock, of all cores' work, of this process's."""
+        """Wall-clock time, busy time of the usable cores, and CPU time of this process and its children, in seconds."""
         cores = psutil.cpu_times(percpu=True)
         chosen = cores if self._usable is None else [cores[core] for core in self._usable if core < len(cores)]
         own = os.times()
@@ -78,12 +79,12 @@ class Neighbours:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a CUDA device, else the most that the process had resident."""
+    """Return the peak memory in bytes: of tensors on a CUDA device, else resident memory of this process."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
 
 
 def peak_resident() -> int:
-    """Bytes: the most that the process has had in memory."""
+    """Return the peak resident memory of this process, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

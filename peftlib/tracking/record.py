@@ -1,4 +1,4 @@
-"""What a run leaves on disk about itself: `run.json`, `metrics.jsonl`, `all_results.json`."""
+"""A run's record on disk: `run.json` and `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from peftlib.tracking.folder import RUN_FILES, clear_results, lock_folder, refus
 
 
 class RunRecord:
-    """The JSON files of one run. Only the main process has one; whatever the tracker, they are written.
+    """The JSON files of one run, written by the main process only, whatever the tracker.
 
     Args:
-        folder: the output folder; created here, cleared of an earlier run's files.
-        facts: what `run.json` says from the start; strictly JSON types, no secrets.
-        resumed_step: the update after which the run goes on; its `metrics.jsonl` is kept up to there. None starts
-            afresh.
-        warn: told when the disk refuses a line or a file; the run goes on.
-        lock: the folder's, where it was taken before; see `lock_folder`.
-        overwrite: remove what else the run that was here has left. Else damaged ones stay, which may be worth a rescue.
+        folder: the output folder; created if missing, and cleared of an earlier run's files.
+        facts: the initial content of `run.json`; strictly JSON types, no secrets.
+        resumed_step: the update to resume after; `metrics.jsonl` is kept up to there. None starts afresh.
+        warn: called when a line or file cannot be written; the run goes on.
+        lock: the folder's lock, if it is already held; see `lock_folder`.
+        overwrite: also remove an earlier run's checkpoints and other results. Otherwise they stay: even damaged
+            checkpoints may be worth a rescue.
 
     Attributes:
-        logged_step: the last update that an earlier life of the run has logged; -1 for none.
+        logged_step: the last update logged before the run was resumed; -1 for none.
 
     Raises:
-        UserError: the folder cannot be written, another run is writing into it, or a finished one would be lost.
+        UserError: the folder cannot be written, another run is using it, or a finished run would be lost.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RunRecord:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `run.json` says by now."""
+        """The current content of `run.json`."""
         return dict(self._facts)
 
     def update(self, **facts: Any) -> None:
@@ -86,7 +86,7 @@ class RunRecord:
             self._warn(f"WARNING: run.json could not be written: {error}")
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Append one line to `metrics.jsonl`; readers of a running file see whole lines only."""
+        """Append one line to `metrics.jsonl` and flush it, so that readers see it at once."""
         try:
             self._metrics.write(json.dumps(strict({"step": step, **values}), allow_nan=False) + "\n")
             self._metrics.flush()
@@ -95,7 +95,7 @@ class RunRecord:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Mark the run finished, or failed with the reason, when the block ends."""
+        """Mark the run as finished when the block ends, or as failed or interrupted, with the reason."""
         try:
             yield
         except BaseException as error:
@@ -118,13 +118,13 @@ class RunRecord:
 
 
 def _cut_metrics(path: Path, step: int) -> int:
-    """Keep the lines up to `step`; returns the last step that was logged before the cut, -1 for none."""
+    """Drop the lines after `step`; returns the last step that had been logged, -1 for none."""
     kept, last = [], -1
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             logged = int(json.loads(line)["step"])
         except (ValueError, KeyError, TypeError):
-            continue  # cut off when the run was killed
+            continue  # truncated when the run was killed
         last = max(last, logged)
         if logged <= step:
             kept.append(line + "\n")
@@ -142,13 +142,13 @@ def describe_run(
     learning_rate: float,
     effective_batch_size: int,
 ) -> dict[str, Any]:
-    """What there is to say of a run before it starts, in the keys of `run.json`.
+    """Return what is known of a run before it starts, under the keys of `run.json`.
 
     Args:
-        base: the base model's.
-        data: split -> its number of examples, fingerprint and source.
-        precision: its name, and the reason for it.
-        learning_rate: the peak one.
+        base: fingerprint of the base model.
+        data: split -> number of examples, fingerprint and source.
+        precision: name, and the reason for the choice.
+        learning_rate: peak learning rate.
         effective_batch_size: examples per update, over all processes.
     """
     scores = {} if task.score_range is None else {"score_range": task.score_range}

@@ -1,4 +1,4 @@
-"""W&B and the other trackers that accelerate knows: which ones, and how they start."""
+"""W&B and accelerate's other trackers: which to use, how to start them, and how to end a W&B run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from peftlib.errors import Interrupted, UserError, nearest
 
 DEFAULT_PROJECT = "peft-text-classification"
 
-_KILLED = 255  # the exit code of W&B's own client after a Ctrl-C; shown as "killed"
+_KILLED = 255  # exit code of W&B's client after a Ctrl-C, which W&B shows as "killed"
 _ANSWER_SECONDS = 5.0
 _STOPPED = """query RunStoppedStatus($project: String, $entity: String, $runId: String!) {
   project(name: $project, entityName: $entity) { run(name: $runId) { stopped } }
@@ -51,7 +51,7 @@ def choose_trackers(wanted: str) -> list[str]:
 
 
 def wandb_goes_offline() -> bool:
-    """Whether W&B has to be told to record offline: it would ask for a key, or fail where nobody can answer."""
+    """Whether to make W&B record offline: without a key it would prompt for one, or fail if nobody can answer."""
     if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_DISABLED"):
         return False
     return _api_key() is None
@@ -60,24 +60,24 @@ def wandb_goes_offline() -> bool:
 def _api_key() -> str | None:
     import wandb
 
-    # Newer versions warn that this is deprecated; what they offer instead is missing from the older ones.
+    # Newer versions warn that this is deprecated, but older ones lack the replacement.
     with contextlib.redirect_stderr(io.StringIO()):
         return wandb.api.api_key
 
 
 def _keep_out_of_imports() -> None:
-    """W&B's client tells its service of many an import, from inside it: where the service has died, the import fails.
+    """Remove W&B's import hooks, which report imports to its service: if that has died, the import itself fails.
 
-    The run imports what it needs when it needs it, so that would end it.
+    The run imports modules as it needs them, so a failing import would end it.
     """
-    with contextlib.suppress(ImportError, AttributeError):  # not a public part of W&B: a version may lack it
+    with contextlib.suppress(ImportError, AttributeError):  # not W&B's public API: a version may lack it
         from wandb.sdk.lib import import_hooks
 
         import_hooks.unregister_all_post_import_hooks()
 
 
 def leave_wandb() -> None:
-    """Let go of a service that has died: the client would speak to it once more when the interpreter ends."""
+    """Disconnect from a W&B service that has died: the client would contact it again at interpreter exit."""
     import wandb
 
     with contextlib.suppress(Exception):
@@ -85,14 +85,14 @@ def leave_wandb() -> None:
 
 
 def end_wandb_run(run: Any, error: BaseException) -> None:
-    """End a W&B run that did not end well, and say whether its sweep should queue it again.
+    """End a W&B run that failed or was interrupted, and tell W&B whether its sweep should requeue it.
 
-    W&B queues a run again that was marked as preempting and ends with another exit code than 0
-    (https://docs.wandb.ai/models/sweeps/signal-handling-sweep-runs). One that somebody wanted to end is not marked.
+    W&B requeues a run that was marked as preempting and ends with a nonzero exit code
+    (https://docs.wandb.ai/models/sweeps/signal-handling-sweep-runs). A run that somebody stopped is not marked.
 
     Args:
-        run: the W&B client's.
-        error: why it ends.
+        run: the W&B client's run object.
+        error: why the run ends.
     """
     if not isinstance(error, Interrupted):
         run.finish(exit_code=1)
@@ -104,10 +104,10 @@ def end_wandb_run(run: Any, error: BaseException) -> None:
 
 
 def _told_to_stop(run: Any) -> bool:
-    """Whether W&B's server wants the end of a sweep's run: it does badly (hyperband), or somebody pressed stop.
+    """Whether W&B's server wants a sweep's run to stop: it performs badly (Hyperband), or somebody pressed stop.
 
-    An agent passes that on as a SIGTERM, which is also what a cluster sends to preempt a run. The client learns of it
-    too, up to 15 seconds later; a preempted run may not have that long, so the server is asked.
+    An agent passes that on as SIGTERM, which is also what a cluster sends to preempt a run. The client learns of it
+    too, but up to 15 seconds later; a preempted run may not have that long, so ask the server.
     """
     if not os.environ.get("WANDB_SWEEP_ID"):
         return False
@@ -121,7 +121,7 @@ def _told_to_stop(run: Any) -> bool:
         )
         return bool(answer.json()["data"]["project"]["run"]["stopped"])
     except (requests.RequestException, KeyError, TypeError):
-        return False  # a run that is queued once too often costs less than one that is lost
+        return False  # requeueing a run in vain costs less than losing it
 
 
 def start_trackers(
@@ -135,34 +135,34 @@ def start_trackers(
     ids: dict[str, str],
     group: str | None = None,
 ) -> tuple[dict[str, str], str | None]:
-    """Start them on the main process, with the run's configuration.
+    """Start the trackers on the main process, with the run's configuration.
 
     Args:
         trackers: from `choose_trackers`, as given to the `Accelerator`.
-        project: None takes $WANDB_PROJECT, else the suite's own.
-        name: of the run.
-        folder: where local files of the trackers go.
-        config: flag -> value, and whatever else describes the run.
-        ids: tracker -> the id under which the run was tracked before it was stopped.
-        group: shown together with the runs that name the same one; $WANDB_RUN_GROUP wins over it.
+        project: None for $WANDB_PROJECT, else `DEFAULT_PROJECT`.
+        name: name of the run.
+        folder: where the trackers' local files go.
+        config: flag -> value, and other facts about the run.
+        ids: tracker -> the run's id there before it was stopped.
+        group: W&B group of the run; $WANDB_RUN_GROUP takes precedence.
 
     Returns:
-        tracker -> the run's id there, and a notice for the user, if there is something to do later.
+        tracker -> the run's id there, and a notice for the user if there is something to do later.
     """
     notice = None
     wandb_options: dict[str, Any] = {"name": name, "dir": str(folder)}
     if "wandb" in trackers and accelerator.is_main_process and not os.environ.get("WANDB_INIT_TIMEOUT"):
         import wandb
 
-        # A server that cannot be reached holds a run up for so many seconds, not for W&B's 90.
+        # An unreachable server delays the run by 30 seconds instead of W&B's 90.
         wandb_options["settings"] = wandb.Settings(init_timeout=30)
     if group is not None and not os.environ.get("WANDB_RUN_GROUP"):
         wandb_options["group"] = group
     if "wandb" in trackers and accelerator.is_main_process and wandb_goes_offline():
-        wandb_options["mode"] = "offline"  # by now W&B has read WANDB_MODE
+        wandb_options["mode"] = "offline"  # W&B has already read WANDB_MODE
     if "wandb" in ids:
         wandb_options["resume"] = "allow"
-        if not os.environ.get("WANDB_RUN_ID"):  # else it says which run, as an agent does that got it again
+        if not os.environ.get("WANDB_RUN_ID"):  # set by an agent to which the run was requeued
             wandb_options["id"] = ids["wandb"]
     # TensorBoard takes numbers and strings only.
     plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
@@ -173,13 +173,13 @@ def start_trackers(
     )
     started: dict[str, str] = {}
     if "wandb" in trackers and accelerator.is_main_process:
-        # One counter for all curves: the number of updates, whatever else is logged in between.
+        # All curves use the number of updates as their x-axis, not W&B's own count of log calls.
         run = accelerator.get_tracker("wandb", unwrap=True)
         _keep_out_of_imports()
         run.define_metric("train/global_step")
         run.define_metric("*", step_metric="train/global_step")
         started["wandb"] = run.id
         if wandb_options.get("mode") == "offline":
-            sync = f"wandb sync {folder}/wandb/offline-run-*-{run.id}"  # a folder for each time that it was resumed
+            sync = f"wandb sync {folder}/wandb/offline-run-*-{run.id}"  # one folder per resume
             notice = f"W&B has no API key, so it records offline; to upload later: wandb login, then {sync}"
     return started, notice

@@ -6,7 +6,7 @@ import math
 
 import optuna
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from peftlib.errors import UserError
@@ -79,8 +79,9 @@ def test_quantiles_are_those_of_wandb(parameter, share):
         # Theirs goes through floats, which may put the border between two numbers on either side.
         assert abs(parameter.quantile(share) - theirs.ppf(share)) <= 1
         return
-    q = parameter.settings.get("q", 0)
-    assert math.isclose(parameter.quantile(share), float(theirs.ppf(share)), rel_tol=1e-6, abs_tol=1e-9 + q * 1.000001)
+    q, value = parameter.settings.get("q", 0), float(theirs.ppf(share))
+    assume(not math.isnan(value))  # W&B's, of two ends that are neighbours among floats
+    assert math.isclose(parameter.quantile(share), value, rel_tol=1e-6, abs_tol=1e-9 + q * 1.000001)
 
 
 @given(st.one_of(bounded(), shaped()), st.integers(0, 2**31))
