@@ -85,7 +85,7 @@ def _packed(kind: type) -> type:
 
 
 def _seen(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Return which positions of (B, W) hold tokens; None if the mask does not say, or an example starts with padding."""
+    """Return which positions of (B, W) hold tokens; None if the mask does not say or an example starts with padding."""
     if x.device.type != "cpu":
         return None
     if mask is None:
