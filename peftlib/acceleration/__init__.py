@@ -48,7 +48,7 @@ def accelerate_model(
         UserError: transformers' code for the model fails in this precision.
     """
     if precision in _DTYPES and unwrapped(model).config.model_type == "deberta":
-        # It masks half-precision scores with the dtype minimum of query plus fp32 bias: fp32's, which overflows.
+        # It adds fp32 biases to its queries and masks half-precision scores with the queries' minimum, which overflows.
         raise UserError(f"--mixed_precision {precision}: transformers' DeBERTa fails in it; use no, or DeBERTa-v3")
     if precision in _DTYPES:
         compute_scores_in_fp32(model)

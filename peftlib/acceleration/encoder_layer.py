@@ -152,7 +152,7 @@ class WholeLayer:
     def _finish_backward(
         self, gradient: torch.Tensor, vector_sums: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradients of the output projection, and of the layer's input by the residual, both (T, D)."""
+        """Return the gradients of the output projection and, by the residual, of the layer's input, both (T, D)."""
         vectors, (first, before, second) = self.vectors, self._kept
         grad_out, grad_weight, grad_shift, grad_inner, grad_outer, grad_last_weight, grad_last_shift = vector_sums
         residual, below = calls.norm_backward(

@@ -1,4 +1,4 @@
-"""Products with frozen matrices, which are packed once into the layout that a CPU multiplies bf16 in."""
+"""Products with frozen matrices, which are packed once into the layout in which a CPU multiplies bf16 fastest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peftlib.acceleration.tile_calls import Tiled
 
 
 class FrozenMatrix:
-    """The stacked weights of layers, (out, in), not packed; all that there is for precisions other than bf16.
+    """The stacked weights of layers, (out, in), not packed; the only kind for precisions other than bf16.
 
     Args:
         plain: the weights, in the precision of the rows that they are multiplied with.

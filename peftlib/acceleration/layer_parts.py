@@ -1,4 +1,4 @@
-"""The parts of a layer beside its products (attention, activation, normalisation), on the CPU kernels or in torch."""
+"""The parts of a layer between its products (attention, activation, normalisation), on the CPU kernels or in torch."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def use_one_function_per_layer(model: nn.Module) -> None:
 
 
 class _QuickLinear(Linear):
-    """A LoRA layer with its own forward pass if it is plain; otherwise PEFT's."""
+    """A LoRA layer that computes plain updates itself and leaves all others to PEFT."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         output: torch.Tensor

@@ -70,7 +70,7 @@ def take_rows(model: nn.Module, dtype: torch.dtype) -> int | None:
         embeddings.rows_dtype = dtype
         kind = type(embeddings)
         embeddings.__class__ = _before(_RowEmbeddings, kind)
-    # RoBERTa's positions count from the padding index on.
+    # RoBERTa's positions start after its padding index.
     counts_from_padding = hasattr(embeddings, "create_position_ids_from_input_ids")
     return embeddings.padding_idx + 1 if counts_from_padding else 0
 
@@ -230,7 +230,7 @@ def _is_fusible(layer: Any) -> bool:
 
 
 def _are_plain(updated: list[Any], layer: Any) -> bool:
-    """Return whether these are basic LoRA layers, alike if they share their input, and nothing else is trained."""
+    """Return whether these are basic LoRA, with equal settings for a shared input, and nothing else is trained."""
     from peft.tuners.lora import Linear
 
     from peftlib.acceleration.low_rank import is_plain_update

@@ -57,7 +57,7 @@ class Attend(torch.autograd.Function):
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Return at least fp32, for the softmax: in half precision torch takes four times as long for partial vectors."""
+    """Return the softmax's precision, at least fp32: half takes torch four times as long unless vectors are whole."""
     return torch.promote_types(dtype, torch.float32)
 
 
