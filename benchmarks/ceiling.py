@@ -1,4 +1,4 @@
-"""What the machine could do: its matrix products per second, and how many operations the work needs."""
+"""The machine's ceiling, in operations per second of matrix products, and the number of operations that a job needs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: (rows, inner, columns). The first is the intermediate layer of MiniLM-L6, or of BERT-base, over a micro-batch; the
-#: others let the units show what they have.
+#: (rows, inner, columns). The first shape is the intermediate layer of MiniLM-L6, or of BERT-base, on a micro-batch;
+#: the other one is large enough to reach peak throughput.
 _SHAPES = {
     "cpu": ((1024, 384, 1536), (1024, 1024, 1024)),
     "cuda": ((4096, 768, 3072), (8192, 8192, 8192)),
@@ -19,13 +19,13 @@ _SHAPES = {
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU always has."""
+    """Wait until the device has finished all queued work; a CPU has none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def matmul_ceiling(device: torch.device, precision: str, seconds: float = 1.0) -> float:
-    """The most operations per second that a matrix product reaches here, over the shapes (a product is 2·n·k·m)."""
+    """Return the highest rate of a matrix product over the shapes, in operations per second (a product is 2·n·k·m)."""
     shapes = _SHAPES[device.type]
     return max(_rate(device, _DTYPES[precision], shape, seconds / len(shapes)) for shape in shapes)
 
@@ -46,13 +46,13 @@ def _rate(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int],
 
 
 def operations(model: Any, lengths: np.ndarray, *, training: bool) -> float:
-    """Additions and multiplications that the matrix products of one pass over examples of these lengths need.
+    """Count the additions and multiplications in the matrix products of one pass over examples of these lengths.
 
-    What the plain algorithm needs: a system that finds a way to leave something out is credited with it. Real
-    tokens only: padding is waste. A Linear of N weights costs 2·N a token forward, as much again for the gradient of
-    its input, and as much again for that of its weight where that one trains: 4·N for BitFit, 6·N for full
-    fine-tuning. Attention's two products cost 4·width·length a token and layer forward and twice that backward. The
-    head and the pooler see one token per example and are left out.
+    The count is of the plain algorithm, so a system that avoids work is credited with it, and of real tokens only, as
+    padding is waste. A Linear of N weights costs 2·N per token forward, the same again for the gradient of its input,
+    and the same again for that of its weight if it is trained: 4·N for BitFit, 6·N for full fine-tuning. Attention's
+    two products cost 4·width·length per token and layer forward, and twice that backward. The head and the pooler
+    process one token per example and are left out.
 
     Args:
         model: a BERT-like classifier, with or without PEFT's wrapper.

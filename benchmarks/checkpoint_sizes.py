@@ -1,8 +1,8 @@
-"""Bytes of one checkpoint, by method, for bert-base's shape: ours, and what `Accelerator.save_state` writes.
+"""Size of one checkpoint of bert-base's shape, by method: ours, and that of `Accelerator.save_state`.
 
     python benchmarks/checkpoint_sizes.py
 
-Random weights: sizes do not depend on them. One real update is made first, so that AdamW has its moments.
+The weights are random, as sizes do not depend on them. One real update is made first, so that AdamW has its moments.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def size_of(folder: Path) -> int:
 
 
 def measure(method: str, options: dict[str, Any], folder: Path) -> tuple[int, int, int]:
-    """(trained parameters, bytes of our checkpoint, bytes of accelerate's)."""
+    """Return the number of trained parameters, and the bytes of our checkpoint and of accelerate's."""
     accelerator, _ = build_accelerator("no", 1, [], folder, 0)
     examples = EncodedExamples(
         {"input_ids": np.arange(1, 33, dtype=np.int32)}, np.array([0, 16, 32]), np.array([0, 1]), "none", "made up"

@@ -1,4 +1,4 @@
-"""What a worker process measures, and how the parent starts it."""
+"""Measurements to be made in worker processes, and how those are started."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any, Literal
 from peftlib.processes import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Passes over the validation split under the clock.
+#: Timed passes over the validation split.
 EVALUATIONS = 2
-#: What "plain" goes without.
+#: Flags that switch off what "plain" goes without.
 _PLAIN = ("--group_by_length", "false", "--frozen_dtype", "fp32", "--cuda_graphs", "false")
 _LAUNCHER = "accelerate.commands.launch"
 
@@ -34,10 +34,9 @@ class Job:
         system: "ours" as `scripts/train.py` runs it; "plain" is our loop without acceleration and without length
             grouping; "trainer" is transformers.Trainer.
         flags: of `scripts/train.py`, for every system.
-        warmup: updates before the clock starts.
-        warm_epochs: passes over the training data after that, still before the clock starts: ours records its CUDA
-            graphs in them.
-        epochs: passes over the training data under the clock.
+        warmup: updates before timing starts.
+        warm_epochs: untimed passes over the training data after that, in which ours records its CUDA graphs.
+        epochs: timed passes over the training data.
     """
 
     kind: Kind
@@ -48,24 +47,24 @@ class Job:
     epochs: int = 1
 
     def argv(self) -> list[str]:
-        """The flags, with those that "plain" stands for."""
+        """Return the flags, with those that make the system "plain"."""
         return [*self.flags, *(_PLAIN if self.system == "plain" else ()), "--report_to", "none"]
 
 
 def run(job: Job, config: str | None = None) -> dict[str, Any]:
-    """Measure in a process of its own, see `run_all`."""
+    """Run one job in a fresh process; see `run_all`."""
     return run_all([job], config)[0]
 
 
 def run_all(jobs: Sequence[Job], config: str | None = None, timeout: int = 3600) -> list[dict[str, Any]]:
-    """Measure one after the other in a fresh process.
+    """Run jobs one after the other in a fresh process.
 
     Args:
-        config: a file of `accelerate_configs/` to launch it with; None starts plain Python.
-        timeout: seconds; what hangs is ended.
+        config: a file of `accelerate_configs/` to launch the process with; None starts plain Python.
+        timeout: seconds after which the process is ended.
 
     Raises:
-        RuntimeError: the worker failed; the message ends with what it said.
+        RuntimeError: the worker failed; the message ends with its output.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
@@ -81,7 +80,7 @@ def run_all(jobs: Sequence[Job], config: str | None = None, timeout: int = 3600)
             text=True,
             timeout=timeout,
             stdin=subprocess.DEVNULL,
-            preexec_fn=end_with_parent,  # safe here: there is one thread
+            preexec_fn=end_with_parent,  # safe here, with a single thread
         )
         if done.returncode != 0:
             raise RuntimeError(f"{jobs} failed:\n{done.stderr[-3000:]}")
@@ -90,13 +89,16 @@ def run_all(jobs: Sequence[Job], config: str | None = None, timeout: int = 3600)
 
 
 def launch_options(config: str) -> list[str]:
-    """`accelerate launch`'s options for one of the project's configurations; several processes take any free port."""
+    """Return `accelerate launch`'s options for one of the project's configurations; multi-process ones use a free port.
+
+    The file is `accelerate_configs/<config>.yaml`.
+    """
     port = ["--main_process_port", "0"] if config.startswith("multi") else []
     return ["-q", "--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml"), *port]
 
 
 def environment() -> dict[str, str]:
-    """This process's, without variables of launchers and trackers, and with every system's own choice of threads."""
+    """Return this process's environment without launchers' and trackers' variables, and without a number of threads."""
     kept = {
         name: value
         for name, value in os.environ.items()

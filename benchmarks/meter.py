@@ -1,4 +1,4 @@
-"""The same clock, and the same count of what went through the model, for every system."""
+"""One way to time every system, and to count the tokens that went through its model."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from peftlib.tracking.machine import peak_resident
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a system went over some examples, in processes of its own.
+    """The speed of one system on some examples, in processes of its own.
 
     Attributes:
-        examples: under the clock, over all processes.
-        seconds: between two ends of updates (in evaluation: around whole evaluations).
-        cpu_seconds: of all threads of this process in that time, which other processes' load hardly touches.
-        tokens: real ones among the examples.
-        computed: tokens that went through the model, padding included.
-        operations: in the matrix products of the real tokens, see `ceiling.operations`.
-        precision: accelerate's name of it.
-        threads: of one process.
-        memory: bytes; `peak` of the process, what it held `after_imports`, and on a GPU `cuda_peak` of its tensors.
+        examples: number of timed examples, over all processes.
+        seconds: from the end of one update to that of another (in evaluation: around whole evaluations).
+        cpu_seconds: CPU time of this process's threads meanwhile, which the load of other processes hardly affects.
+        tokens: real tokens of the examples.
+        computed: tokens that went through the model, including padding.
+        operations: in the matrix products of the real tokens; see `ceiling.operations`.
+        precision: as accelerate names it.
+        threads: per process.
+        memory: bytes: `peak` of the process, its memory `after_imports`, and on a GPU `cuda_peak` of the tensors.
         first_update: seconds from the start of the process to the end of its first update; None in evaluation.
     """
 
@@ -46,7 +46,7 @@ class Speed:
 
 
 class _Times(NamedTuple):
-    """Seconds on the wall and of this process's CPUs."""
+    """Wall time and CPU time of this process, in seconds."""
 
     wall: float
     cpu: float
@@ -61,13 +61,13 @@ class _Times(NamedTuple):
 
 @dataclass
 class Meter:
-    """Times a stretch of a run, and counts what goes through the model in it.
+    """Times part of a run, and counts what goes through the model meanwhile.
 
-    It waits for the device where the stretch starts and ends, and after the first update; nowhere else.
+    It waits for the device at the start and end of that part, and after the first update; nowhere else.
 
     Args:
-        first, last: the updates at whose ends the stretch starts and ends.
-        after_imports: bytes that the process held before it loaded anything.
+        first, last: the updates after which timing starts and stops.
+        after_imports: bytes of the process before it loaded anything.
     """
 
     device: torch.device
@@ -80,11 +80,11 @@ class Meter:
     _counted: list[dict[str, Any]] = field(default_factory=list)
 
     def watch(self, model: nn.Module) -> None:
-        """Count every forward pass of this model."""
+        """Count the inputs of every forward pass of this model."""
         model.register_forward_pre_hook(lambda _, positional, inputs: self.count(inputs), with_kwargs=True)
 
     def tick(self, step: int) -> None:
-        """Update `step` has been made."""
+        """Take note that update `step` is done; start or stop timing if it is the first or last."""
         if self._first_update is None:
             synchronize(self.device)
             self._first_update = time.time() - psutil.Process().create_time()
@@ -94,18 +94,18 @@ class Meter:
             self.start()
 
     def start(self) -> None:
-        """The stretch starts here."""
+        """Start timing."""
         synchronize(self.device)
         self._started = _Times.now()
 
     def stop(self) -> None:
-        """The stretch ends here."""
+        """Stop timing."""
         assert self._started is not None
         synchronize(self.device)
         self._spent = _Times.now().since(self._started)
 
     def speed(self, model: nn.Module, precision: str, *, training: bool, processes: int = 1) -> Speed:
-        """What was measured; the processes share the examples evenly."""
+        """Return what was measured; with several processes, each has the same share of the examples."""
         assert self._spent is not None
         lengths = self._lengths()
         return Speed(
@@ -122,12 +122,12 @@ class Meter:
         )
 
     def count(self, inputs: dict[str, Any]) -> None:
-        """These go through the model; what is in them is looked at later, not under the clock."""
+        """Keep the inputs of a timed forward pass; they are only inspected after timing."""
         if self._started is not None and self._spent is None:
             self._counted.append({name: inputs.get(name) for name in ("attention_mask", "weight", "input_ids")})
 
     def _lengths(self) -> np.ndarray:
-        """Tokens of every example that was counted, (examples,)."""
+        """Return the number of tokens of every counted example, (examples,)."""
         found: list[torch.Tensor] = []
         for batch in self._counted:
             mask = batch["attention_mask"]
@@ -145,12 +145,12 @@ class Meter:
 
 
 def resident_after_imports() -> int:
-    """Bytes that this process has in memory, with all code that a run will load."""
-    import transformers.models.bert.modeling_bert  # noqa: F401  # else loaded with the model
+    """Return the resident memory of this process in bytes, with all code imported that a run needs."""
+    import transformers.models.bert.modeling_bert  # noqa: F401  # otherwise imported with the model
 
     return int(psutil.Process().memory_info().rss)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The share of right answers, 0..1, without the `evaluate` package, which a bare GPU machine lacks."""
+    """Return the accuracy, 0 to 1, without the `evaluate` package, which a bare GPU machine lacks."""
     return float((logits.argmax(axis=-1) == labels).mean())

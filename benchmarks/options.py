@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share: flags, a description of the machine, the files they write."""
+"""Shared by the benchmarks' command lines: flags, a description of the machine, and writing of results."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _VERSIONS = ("python", "torch", "transformers", "accelerate", "peft")
 
 
 def common_parser(description: str, output: str, model: str = DEFAULT_MODEL) -> argparse.ArgumentParser:
-    """The flags of every benchmark.
+    """Build a parser with the flags of every benchmark.
 
     Args:
         description: the script's docstring.
-        output: where its files go by default.
+        output: the default output folder.
         model: the default model.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,7 +36,7 @@ def common_parser(description: str, output: str, model: str = DEFAULT_MODEL) -> 
 
 
 def describe(name: str) -> dict[str, Any]:
-    """When, where, with what versions, and by which command `benchmarks.<name>` was run."""
+    """Describe this run of `benchmarks.<name>`: date, command, machine and versions."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -47,7 +47,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def heading(facts: dict[str, Any]) -> str:
-    """Machine, versions, date, command, and what a reader has to know of them, as Markdown."""
+    """Format machine, versions, date, command, and a note on missing bf16 instructions, as Markdown."""
     machine, versions, git = facts["machine"], facts["versions"], facts["git"]
     commit = "" if git is None else f", commit {git['commit'][:10]}{' with changes' if git['changed'] else ''}"
     lines = [
@@ -62,7 +62,7 @@ def heading(facts: dict[str, Any]) -> str:
 
 
 def write(folder: Path, name: str, found: dict[str, Any], text: str) -> None:
-    """Write FOLDER/<name>.json and FOLDER/<name>.md, the latter under a heading, and show it."""
+    """Write FOLDER/<name>.json and FOLDER/<name>.md; the latter gets a heading and is also printed."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", found)
     text = f"{heading(found)}\n\n{text}\n"
@@ -71,5 +71,5 @@ def write(folder: Path, name: str, found: dict[str, Any], text: str) -> None:
 
 
 def say(line: str) -> None:
-    """Progress, on stderr: stdout holds the tables alone."""
+    """Print progress to stderr, as stdout is for the tables only."""
     print(line, file=sys.stderr, flush=True)

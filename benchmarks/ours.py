@@ -1,4 +1,4 @@
-"""Our side: put together as `scripts/train.py` does it, with a meter on the reporter."""
+"""Our runs: set up as in `scripts/train.py`, with a meter that listens to the reporter."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from peftlib.training.memory import fit_micro_batch
 from peftlib.training.optimization import build_optimizer, build_scheduler
 from peftlib.training.state import Plan, Training
 
-#: Evaluate after so many updates: only the last one is followed by an evaluation, which is not under the clock.
+#: An interval between evaluations that leaves only the one after the last update, which is not timed.
 ONLY_AT_THE_END = 10**9
 
 
 class TellingReporter(Reporter):
-    """A reporter that tells one more listener of every update."""
+    """A reporter that also notifies a listener of every update."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -50,7 +50,7 @@ class TellingReporter(Reporter):
 
 
 class Counted:
-    """A loader whose batches a meter counts: the model's forward, which a CUDA graph's replay does not call, cannot."""
+    """A loader whose batches are counted by a meter: a hook on forward would miss the replays of CUDA graphs."""
 
     def __init__(self, loader: Any, meter: Meter) -> None:
         self._loader, self._meter = loader, meter
@@ -66,9 +66,9 @@ class Counted:
 
 @contextmanager
 def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Training, TellingReporter]]:
-    """A run of so many epochs, as `scripts/train.py` prepares it, about to `train`; and who reports of it.
+    """Set up a run as `scripts/train.py` does, ready for `train`; yield it and its reporter.
 
-    Two things differ: scores come without the `evaluate` package, and nothing is saved.
+    Two things differ: accuracy is computed without the `evaluate` package, and nothing is saved.
     """
     args = parse_train_arguments(job.argv())
     data, how, strategy = args.data, args.training, args.strategy
@@ -135,9 +135,10 @@ def _score(accelerator: Any, model: nn.Module, loader: Any, labels: np.ndarray) 
 
 
 def measure_training(job: Job) -> Speed:
-    """Train `job.epochs` whole epochs under the clock, after the warm-up: the last updates of an epoch, and whole ones.
+    """Time `job.epochs` epochs of training, after a warm-up: the last updates of one epoch, then `job.warm_epochs`.
 
-    Whole epochs, since one update's examples have similar lengths: a part of an epoch would be no fair sample.
+    Only whole epochs are timed: the examples of an update have similar lengths, so part of an epoch would be no fair
+    sample.
     """
     after_imports = resident_after_imports()
     with prepared(job, 1 + job.warm_epochs + job.epochs, ONLY_AT_THE_END) as (run, reporter):
@@ -150,7 +151,7 @@ def measure_training(job: Job) -> Speed:
 
 
 def measure_evaluation(job: Job) -> Speed:
-    """Score the validation split `EVALUATIONS` times under the clock, after one time that is not."""
+    """Time `EVALUATIONS` evaluations on the validation split, after an untimed one."""
     after_imports = resident_after_imports()
     with prepared(job, 1, None) as (run, _):
         meter = Meter(run.accelerator.device, after_imports)
@@ -164,7 +165,7 @@ def measure_evaluation(job: Job) -> Speed:
 
 
 def start_late(run: Training, updates: int) -> int:
-    """Let the run start so many updates before the end of its first epoch; returns the update that ends it."""
+    """Make the run start `updates` before the end of its first epoch; return the number of that epoch's last update."""
     per_epoch = run.batches.windows_per_epoch
     run.progress.window = run.progress.step = per_epoch - min(updates, per_epoch)
     return per_epoch

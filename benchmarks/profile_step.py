@@ -1,4 +1,4 @@
-"""Where a training step's time goes: operators by their share of it, before (our plain loop) and after.
+"""Profile of a training step: the operators' shares of its time, before (our plain loop) and after acceleration.
 
     python -m benchmarks.profile_step --data_dir glue
 
@@ -21,7 +21,7 @@ _WARMUP = 2
 
 
 def profile(job: Job) -> dict[str, Any]:
-    """Seconds of each operator itself, what it calls left out, over whole epochs; measured in a worker."""
+    """Measure each operator's self time in seconds, over whole epochs; runs in a worker."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
@@ -50,7 +50,7 @@ def _own_seconds(event: Any, cuda: bool) -> float:
 
 
 def shares(before: dict[str, float], after: dict[str, float], top: int) -> str:
-    """The operators that take most before or after, with their seconds and shares, as Markdown."""
+    """Format the operators that take most time before or after, with seconds and shares, as Markdown."""
     totals = sum(before.values()), sum(after.values())
     leading = sorted({*before, *after}, key=lambda name: -max(before.get(name, 0), after.get(name, 0)))[:top]
     rows = [

@@ -1,4 +1,4 @@
-"""Whether speed costs quality: dev accuracy over several seeds, ours beside the plain path, as paired differences.
+"""Does speed cost quality? Dev accuracy of ours and of the plain path over several seeds, with paired differences.
 
     python -m benchmarks.quality --data_dir glue --seeds 5
     python -m benchmarks.quality --data_dir glue --only "MRPC LoRA r=16" --num_train_epochs 5
@@ -23,7 +23,7 @@ SYSTEMS: tuple[System, ...] = ("plain", "ours")
 
 
 def final_scores(job: Job) -> dict[str, Any]:
-    """The metrics of every evaluation of a whole run; measured in a worker."""
+    """Return the metrics of every evaluation of a whole run; runs in a worker."""
     from benchmarks.ours import prepared
     from peftlib.training.loop import train
 
@@ -32,7 +32,7 @@ def final_scores(job: Job) -> dict[str, Any]:
 
 
 def summary(accuracies: dict[str, dict[str, list[float]]]) -> str:
-    """Work -> system -> one accuracy per seed, as Markdown."""
+    """Format accuracies (work -> system -> one per seed) as a Markdown table."""
     rows = []
     for work, by_system in accuracies.items():
         gain = mean_interval([ours - plain for ours, plain in zip(by_system["ours"], by_system["plain"], strict=True)])

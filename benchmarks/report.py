@@ -1,4 +1,4 @@
-"""The measurements as Markdown, ready for RESULTS.md."""
+"""Format measurements as Markdown for RESULTS.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """All tables of `speed.py`'s result, of what it has measured."""
+    """Format all tables of `speed.py`'s result, without what was not measured."""
     speeds = {
         work: measured
         for work, by_name in found["speeds"].items()
@@ -26,25 +26,25 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     names = list(head)
     lines = [names, ["---"] * len(names), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def rate(speed: dict[str, Any]) -> float:
-    """Samples per second."""
+    """Return samples per second."""
     return float(speed["examples"] / speed["seconds"])
 
 
 def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
-    """The median of the rounds' ratios, with the smallest and the largest."""
-    each = [rate(one) / rate(other) for one, other in zip(ours, theirs, strict=False)]  # a round may lack its end
+    """Format the median of the rounds' ratios, with the smallest and largest."""
+    each = [rate(our) / rate(their) for our, their in zip(ours, theirs, strict=False)]  # the last round may be cut off
     return f"{median(each):.2f} × ({min(each):.2f}–{max(each):.2f})"
 
 
 def ratios(speeds: dict[str, dict[str, list[Any]]]) -> str:
-    """Samples per second and how many times Trainer's, medians of the rounds."""
+    """Tabulate samples per second, and their ratio to Trainer's: medians of the rounds."""
     names = list(dict.fromkeys(name for by_name in speeds.values() for name in by_name))
     pairs = [(ours, theirs) for ours in names for theirs in names if _compare(ours, theirs)]
     rows = []
@@ -57,35 +57,35 @@ def ratios(speeds: dict[str, dict[str, list[Any]]]) -> str:
 
 
 def _compare(ours: str, theirs: str) -> bool:
-    """Each of ours with each Trainer, on a GPU with the one in the same precision."""
+    """Return whether to compare two systems: ours with each Trainer; on a GPU only in the same precision."""
     if not (ours.startswith("ours") and theirs.startswith("Trainer")):
         return False
     return ours == "ours" or ours.split()[1] == theirs.split()[1]
 
 
 def _with_precision(name: str, speeds: dict[str, dict[str, list[Any]]]) -> str:
-    """ "ours" chooses its precision itself: say which."""
+    """Return the column's name, with the precision that "ours" has chosen."""
     chosen = next(by_name[name][0]["precision"] for by_name in speeds.values() if name in by_name)
     return f"ours ({'fp32' if chosen == 'no' else chosen})" if name == "ours" else name
 
 
 def details(speeds: dict[str, dict[str, list[Any]]], ceilings: list[dict[str, float]]) -> str:
-    """Tokens, padding, the share of the ceiling, memory and the time to the first update, of every contender."""
-    ceiling = {precision: max(one[precision] for one in ceilings) for precision in ceilings[0]}
+    """Tabulate tokens, padding, share of the ceiling, memory and time to the first update for every contender."""
+    ceiling = {precision: max(round_[precision] for round_ in ceilings) for precision in ceilings[0]}
     rows = []
     for work, by_name in speeds.items():
         for name, rounds in by_name.items():
             first = rounds[0]
-            share = [one["operations"] / one["seconds"] / ceiling[one["precision"]] for one in rounds]
-            waits = [one["first_update"] for one in rounds if one["first_update"] is not None]
+            share = [speed["operations"] / speed["seconds"] / ceiling[speed["precision"]] for speed in rounds]
+            waits = [speed["first_update"] for speed in rounds if speed["first_update"] is not None]
             rows.append(
                 [
                     work,
                     name,
-                    f"{median(one['tokens'] / one['seconds'] for one in rounds):,.0f}",
+                    f"{median(speed['tokens'] / speed['seconds'] for speed in rounds):,.0f}",
                     f"{first['tokens'] / first['computed']:.2f}",
                     f"{median(share):.0%}",
-                    _megabytes(median(_peak(one) for one in rounds)),
+                    _megabytes(median(_peak(speed) for speed in rounds)),
                     f"{median(waits):.1f}" if waits else "",
                 ]
             )
@@ -102,7 +102,7 @@ def details(speeds: dict[str, dict[str, list[Any]]], ceilings: list[dict[str, fl
 
 
 def memory(speeds: dict[str, dict[str, Any]]) -> str:
-    """BitFit's peak beside full fine-tuning's, of the whole process and above its imports."""
+    """Tabulate peak memory of BitFit and full fine-tuning: of the process and above its imports, or of GPU tensors."""
     kinds = {"whole process": _peak_of_process, "above the imports": _peak_above_imports}
     if "cuda_peak" in speeds["full"]["memory"]:
         kinds = {"tensors on the GPU": _peak}
@@ -130,7 +130,7 @@ def _megabytes(size: float) -> str:
 
 
 def start(waits: dict[str, list[float]]) -> str:
-    """Seconds until something happens."""
+    """Tabulate start-up times in seconds."""
     rows = [
         [
             "`accelerate launch scripts/train.py`, to the end of the first update",
@@ -142,7 +142,7 @@ def start(waits: dict[str, list[float]]) -> str:
 
 
 def processes(found: dict[str, list[Any]]) -> str:
-    """Two processes beside one."""
+    """Tabulate the speed of two processes and of one."""
     one, two = (median(map(rate, found[name])) for name in ("one", "two"))
     row = [f"{one:.1f}", f"{two:.1f}", ratio(found["two"], found["one"])]
     threads = {name: found[name][0]["threads"] for name in found}
@@ -151,6 +151,6 @@ def processes(found: dict[str, list[Any]]) -> str:
 
 
 def long_runs(found: dict[str, Any]) -> str:
-    """Whole epochs in seconds."""
+    """Tabulate the seconds of whole epochs."""
     rows = [[name, f"{speed['seconds']:.1f}", f"{rate(speed):,.0f}"] for name, speed in found.items()]
     return "## Whole epochs\n\n" + table(["work (micro-batch free)", "seconds", "samples/s"], rows)

@@ -1,11 +1,11 @@
-"""Speed, memory and start-up beside transformers.Trainer, alternating in one run, in processes of their own.
+"""Compare speed, memory and start-up with transformers.Trainer, alternating in one run, each in its own process.
 
     python -m benchmarks.speed --data_dir glue
     python -m benchmarks.speed --updates 4 --rounds 1 --only "rotten_tomatoes BitFit"
 
 Without --data_dir the packaged data is used. On a CPU the model is the packaged MiniLM-L6, on a GPU one of
-bert-base-uncased's shape with random weights. Writes speed.json and speed.md into --output_dir, of what was measured
-if it is cut off.
+bert-base-uncased's shape with random weights. Writes speed.json and speed.md into --output_dir; if it is interrupted,
+they hold what was measured until then.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from benchmarks.startup import seconds_to_first_update, seconds_to_help
 from benchmarks.works import EFFECTIVE_BATCH, Contender, Setting, Work, contenders, free_micro_batch, works
 from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
 
-#: Of what is measured beside speed: two are for one kind of device only.
+#: Measured beside speed: "processes" on a CPU only, "epochs" on a GPU only.
 PARTS = ("memory", "start", "processes", "epochs")
-#: Trainer's updates on a GPU, a third of our epoch: it takes the same time for each, longer than we for the epoch.
-_OF_TRAINER = 20
+#: Trainer's updates on a GPU, a third of an epoch: all take it the same time, and together longer than our whole epoch.
+_TRAINER_UPDATES = 20
 #: A value of --model_name_or_path, and its default on a GPU.
 BERT_BASE_SHAPE = "bert-base-shape"
 
@@ -64,13 +64,13 @@ def main() -> None:
             model = write_random_bert(Path(folder), BertConfig())
         setting = Setting(
             options.data_dir, model, options.num_cpu_threads, options.updates, options.warmup, 2 if cuda else 0,
-            _OF_TRAINER if cuda else None,
+            _TRAINER_UPDATES if cuda else None,
         )  # fmt: skip
         found = describe("speed") | {"speeds": {}, "ceilings": []}
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             measure(found, setting, chosen, options.rounds, set(options.parts), options.contender, cuda=cuda)
-        finally:  # also of a run that is cut off
+        finally:  # also if interrupted
             if any(rounds for by_name in found["speeds"].values() for rounds in by_name.values()):
                 write(options.output_dir, "speed", found, markdown(found))
 
@@ -79,10 +79,10 @@ def measure(
     found: dict[str, Any], setting: Setting, chosen: list[Work], rounds: int, parts: set[str],
     names: Collection[str] | None = None, *, cuda: bool,
 ) -> None:  # fmt: skip
-    """Everything, into `found`, round by round; the contenders change their order from round to round.
+    """Measure everything into `found`, round by round; every other round reverses the order of the contenders.
 
     Args:
-        names: of the contenders that are measured; None for all.
+        names: the contenders to measure; None for all.
     """
     speeds: dict[str, dict[str, list[Any]]] = found["speeds"]
     ceilings: list[Any] = found["ceilings"]
@@ -114,11 +114,11 @@ def measure(
 def groups(
     chosen: list[Work], names: Collection[str] | None = None, *, cuda: bool, backwards: bool
 ) -> list[list[tuple[Work, Contender]]]:
-    """Who does what in which process.
+    """Group the measurements by process.
 
-    On a CPU every measurement has a process of its own, whose memory it is. On a GPU, where an epoch takes less time
-    than a process needs to start, and the GPU's memory can be counted anew, a contender does all its works in one; ours
-    all of a method: what `acceleration.gpus.leave_out_workspace` does for one holds for the process.
+    On a CPU every measurement has its own process, as memory is measured per process. On a GPU, where an epoch takes
+    less time than a process needs to start and memory statistics can be reset, a contender does all its works in one
+    process; ours has one process per method, as `acceleration.gpus.leave_out_workspace` affects the whole process.
     """
     step = -1 if backwards else 1
     pairs = [(work, one) for work in chosen for one in contenders(cuda, work)[::step] if not names or one.name in names]
@@ -131,12 +131,12 @@ def groups(
 
 
 def measure_memory(setting: Setting, work: Work, method: str) -> dict[str, Any]:
-    """One of our runs of another method, for its memory."""
+    """Run ours with another method, for its memory."""
     return jobs.run(setting.job(replace(work, method=("--method", method))))
 
 
 def measure_processes(setting: Setting, work: Work, rounds: int) -> dict[str, list[Any]]:
-    """One process with all threads, and two processes that share them, over the same effective batch."""
+    """Measure one process with all threads and two that share them, with the same effective batch."""
     found: dict[str, list[Any]] = {"one": [], "two": []}
     for _ in range(rounds):
         found["one"].append(jobs.run(setting.job(work), "cpu"))
@@ -145,7 +145,7 @@ def measure_processes(setting: Setting, work: Work, rounds: int) -> dict[str, li
 
 
 def measure_long_runs(setting: Setting, chosen: list[Work]) -> dict[str, Any]:
-    """Whole epochs over all data with the free micro-batch: ten of MRPC, one of SST-2."""
+    """Measure whole epochs over all data, one micro-batch per update: ten of MRPC, one of SST-2."""
     whole = replace(setting, updates=0, warm_epochs=0)
     runs: dict[tuple[str, ...], dict[str, Job]] = {}  # by method, see `groups`
     for work in chosen:
@@ -161,9 +161,9 @@ def measure_long_runs(setting: Setting, chosen: list[Work]) -> dict[str, Any]:
 
 
 def write_random_bert(folder: Path, config: BertConfig) -> str:
-    """Save a BERT with random weights (speed does not depend on them), beside the packaged model's tokenizer.
+    """Save a BERT with random weights (speed does not depend on them) and the packaged model's tokenizer.
 
-    The default configuration is bert-base-uncased's, whose vocabulary that tokenizer has.
+    The default configuration is that of bert-base-uncased, which has the same vocabulary.
     """
     AutoModel.from_config(config).save_pretrained(folder)
     load_tokenizer(find_model(DEFAULT_MODEL)).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""How long a user waits: for `--help`, and for the first update of a real launch."""
+"""Start-up time as a user sees it: of `--help`, and to the first update of a real launch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _POLL = 0.01  # seconds
 
 
 def seconds_to_help() -> float:
-    """Wall time of `python scripts/train.py --help`."""
+    """Return the wall time of `python scripts/train.py --help`."""
     start = time.perf_counter()
     subprocess.run([sys.executable, _TRAIN, "--help"], env=environment(), stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
 
 
 def seconds_to_first_update(flags: tuple[str, ...], config: str, timeout: float = 600) -> float:
-    """Wall time from `accelerate launch scripts/train.py` to the first line of its `metrics.jsonl`; it is then ended.
+    """Return the wall time from `accelerate launch scripts/train.py` to the first line in `metrics.jsonl`; end the run.
 
     Args:
         config: a file of `accelerate_configs/`.
@@ -37,7 +37,7 @@ def seconds_to_first_update(flags: tuple[str, ...], config: str, timeout: float 
     """
     with tempfile.TemporaryDirectory(prefix="bench-launch-") as name:
         metrics = Path(name) / "run" / "metrics.jsonl"
-        # Two updates: the last one would evaluate before it logs.
+        # Two updates, because the last one evaluates before it logs.
         own = f"--output_dir {shlex.quote(str(metrics.parent))} --logging_steps 1 --max_train_steps 2 --report_to none"
         words = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *launch_options(config), _TRAIN]
         with (Path(name) / "said").open("w+") as said:

@@ -1,4 +1,4 @@
-"""Their side: transformers.Trainer with what its user gives it, over the same examples and trained parameters."""
+"""Runs of transformers.Trainer, set up as its users do, on the same examples and trained parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from peftlib.modeling import find_model, load_classifier, load_tokenizer
 
 
 class Rows(Dataset[dict[str, Any]]):
-    """Tokenised examples as a user's dataset holds them: lists, still to be padded."""
+    """Tokenised examples as in a user's dataset: lists without padding."""
 
     def __init__(self, examples: EncodedExamples) -> None:
         self._examples = examples
@@ -34,7 +34,7 @@ class Rows(Dataset[dict[str, Any]]):
 
 
 class Ticking(TrainerCallback):
-    """Tells a meter of every update."""
+    """Notifies a meter of every update."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -44,7 +44,7 @@ class Ticking(TrainerCallback):
 
 
 def build(job: Job, folder: str) -> Trainer:
-    """A Trainer for the job: dynamic padding, the same method, rate and schedule, and its own defaults else."""
+    """Build a Trainer for the job: dynamic padding, the same method, learning rate and schedule, otherwise defaults."""
     args = parse_train_arguments(job.argv())
     data, how = args.data, args.training
     task = TASKS[args.task_name]
@@ -81,7 +81,7 @@ def _settings(args: TrainArguments, job: Job, examples: int, folder: str) -> Tra
         max_grad_norm=how.max_grad_norm,
         bf16=how.mixed_precision == "bf16",
         fp16=how.mixed_precision == "fp16",
-        use_cpu=not torch.cuda.is_available(),  # it refuses bf16 on a CPU that it was not told of
+        use_cpu=not torch.cuda.is_available(),  # without it, Trainer refuses bf16 on a CPU
         seed=how.seed,
         report_to="none",
         save_strategy="no",
@@ -90,7 +90,7 @@ def _settings(args: TrainArguments, job: Job, examples: int, folder: str) -> Tra
 
 
 def measure_training(job: Job) -> Speed:
-    """Train under the clock for as many updates as `job.epochs` epochs have, after `job.warmup` updates."""
+    """Time as many updates as `job.epochs` epochs have, after `job.warmup` untimed ones."""
     after_imports = resident_after_imports()
     with tempfile.TemporaryDirectory(prefix="bench-run-") as folder:
         trainer = build(job, folder)
@@ -102,7 +102,7 @@ def measure_training(job: Job) -> Speed:
 
 
 def measure_evaluation(job: Job) -> Speed:
-    """Score the validation split `EVALUATIONS` times under the clock, after one time that is not."""
+    """Time `EVALUATIONS` evaluations on the validation split, after an untimed one."""
     after_imports = resident_after_imports()
     with tempfile.TemporaryDirectory(prefix="bench-run-") as folder:
         trainer = build(job, folder)

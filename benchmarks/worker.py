@@ -1,4 +1,4 @@
-"""Measurements in a process of their own: `python -m benchmarks.worker FOLDER` (see `jobs.run_all`).
+"""Run measurements in their own process: `python -m benchmarks.worker FOLDER` (see `jobs.run_all`).
 
 Reads FOLDER/jobs.json, writes FOLDER/results.json.
 """
@@ -19,7 +19,7 @@ from peftlib.processes import end_with_parent
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Do what the job says. Each branch imports what it needs, for memory and start-up are measured too."""
+    """Run a job. Each branch imports only what it needs, as memory and start-up are measured too."""
     if job.kind == "ceiling":
         return _ceilings()
     if job.kind == "profile":
@@ -45,7 +45,7 @@ def _ceilings() -> dict[str, Any]:
 
 
 def _start_afresh() -> None:
-    """Let nothing of the last measurement count in the next one, as far as a process can."""
+    """Keep the last measurement from affecting the next one, as far as that is possible within a process."""
     import torch
     from accelerate.state import AcceleratorState, GradientState
 
@@ -58,7 +58,7 @@ def _start_afresh() -> None:
 
 
 def main() -> None:
-    end_with_parent()  # which may be a launcher that was itself ended with its parent
+    end_with_parent()  # the parent may be a launcher, itself ended with its own parent
     folder = Path(sys.argv[1])
     results: list[dict[str, Any]] = []
     for raw in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):

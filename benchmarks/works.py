@@ -1,4 +1,4 @@
-"""What is measured: the works, and who does them."""
+"""What is measured: works (task, method and kind) and contenders (system and precision)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Work:
     """One row of the tables.
 
     Attributes:
-        method: flags that choose it.
-        micro_batch: examples per forward pass; accumulation makes it `EFFECTIVE_BATCH`.
+        method: the flags that select it.
+        micro_batch: examples per forward pass; gradients are accumulated over `EFFECTIVE_BATCH`.
     """
 
     name: str
@@ -39,16 +39,16 @@ class Contender:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all works of one benchmark share.
+    """Settings that all works of one benchmark share.
 
     Attributes:
         data_dir: a folder in GLUE's layout; None for the packaged data.
-        model: as `--model_name_or_path`.
+        model: value of `--model_name_or_path`.
         threads: per process; 0 takes all cores.
-        updates: under the clock; 0 takes the whole training split.
-        of_trainer: Trainer's, if that is less, of as many of the first examples; None for as many as ours.
-        warmup: updates before the clock starts.
-        warm_epochs: whole epochs before the clock starts, of ours only (see `Job`).
+        updates: number of timed updates; 0 takes the whole training split.
+        of_trainer: most timed updates of Trainer, on the first examples only; None for as many as ours.
+        warmup: updates before timing starts.
+        warm_epochs: whole epochs before timing starts, for ours only (see `Job`).
     """
 
     data_dir: Path | None
@@ -60,7 +60,7 @@ class Setting:
     of_trainer: int | None = None
 
     def job(self, work: Work, system: System = "ours", precision: str = "auto", *, processes: int = 1) -> Job:
-        """A measurement of this work; the processes share the effective batch."""
+        """Return the job that measures this work; several processes share the effective batch."""
         fewer = self.of_trainer if system == "trainer" else None
         if fewer is not None and self.updates:
             fewer = min(fewer, self.updates)
@@ -69,7 +69,7 @@ class Setting:
         return Job(work.kind, system, setting.flags(work, precision, processes), self.warmup, warm_epochs)
 
     def flags(self, work: Work, precision: str = "auto", processes: int = 1) -> tuple[str, ...]:
-        """Of `scripts/train.py`."""
+        """Return the flags of `scripts/train.py`."""
         data = ("--data_dir", str(self.data_dir)) if self.data_dir else ()
         limit = ("--max_train_samples", str(self.updates * EFFECTIVE_BATCH)) if self.updates else ()
         accumulation = EFFECTIVE_BATCH // (work.micro_batch * processes)
@@ -79,13 +79,13 @@ class Setting:
             *("--per_device_train_batch_size", str(work.micro_batch)),
             *("--gradient_accumulation_steps", str(accumulation)),
             *("--num_cpu_threads", str(self.threads)),
-            *("--dropout", "0.1"),  # BERT's, on for every method and system
-            *("--logging_steps", "500"),  # as often as Trainer does
+            *("--dropout", "0.1"),  # BERT's, for every method and system
+            *("--logging_steps", "500"),  # Trainer's default
         )
 
 
 def works(glue: bool) -> list[Work]:
-    """The issue's four on MRPC and SST-2, or their likes on the packaged data."""
+    """Return the works on MRPC and SST-2, or similar ones on the packaged data."""
     if not glue:
         task = "rotten_tomatoes"
         return [
@@ -102,14 +102,15 @@ def works(glue: bool) -> list[Work]:
 
 
 def free_micro_batch(work: Work) -> Work:
-    """The same work with the whole effective batch in one forward pass."""
+    """Return the same work with the whole effective batch in one forward pass."""
     return replace(work, name=f"{work.name}, {EFFECTIVE_BATCH}×1", micro_batch=EFFECTIVE_BATCH)
 
 
 def contenders(cuda: bool, work: Work) -> list[Contender]:
-    """Trainer in its default precision and in half precision; ours in the one it chooses.
+    """Return the contenders: Trainer in fp32, its default, and in bf16; ours in the precision that it chooses.
 
-    On a GPU both in both halves, and ours alone where the micro-batch is free: what counts there is the card's ceiling.
+    On a GPU, both run in fp16 and in bf16. With the whole effective batch in one forward pass only ours runs, to be
+    compared with the card's ceiling.
     """
     if cuda:
         halves = ("fp16", "bf16")

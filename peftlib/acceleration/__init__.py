@@ -1,6 +1,6 @@
-"""Faster ways to compute the same thing, each with its reason and its gain, and off where it does not pay.
+"""Faster ways to compute the same results. Each states its reason and its gain, and is off where it does not pay.
 
-Gains are of MRPC with BitFit on the packaged MiniLM-L6, bf16 on two CPU cores (see `benchmarks/`).
+Gains were measured on MRPC with BitFit and the packaged MiniLM-L6, in bf16 on two CPU cores (see `benchmarks/`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from peftlib.acceleration.packed_encoder import pack_encoder
 from peftlib.errors import UserError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-#: Options of glibc's mallopt, from malloc.h.
+#: Parameters of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -32,23 +32,23 @@ def accelerate_model(
     reads_frozen: bool = False,
     loader: Any = None,
 ) -> None:
-    """Switch on, in place, what pays on this device.
+    """Apply to the model, in place, the optimisations that pay on this device.
 
     Args:
-        model: what a strategy made, still in fp32.
+        model: the output of a strategy, still in fp32.
         device: where it will run.
         precision: of the forward pass: "no", "fp16" or "bf16".
-        frozen_dtype: "auto" keeps frozen Linear weights in that precision, "fp32" leaves them and their layers.
-        reads_frozen: the method uses frozen weights for more than their layers' products; they stay in fp32, and so
-            does the arithmetic that PEFT does with them.
-        loader: of training batches, whose `collate_fn` is a `Collator`: they are laid out as the model takes them
-            fastest.
+        frozen_dtype: "auto" casts frozen Linear weights to that precision; "fp32" keeps them, and their layers, as is.
+        reads_frozen: the method uses frozen weights outside their layers' products; they stay in fp32, and so does
+            PEFT's arithmetic on them.
+        loader: of training batches, with a `Collator` as its `collate_fn`; it is replaced by one for batches in rows
+            if the model can take them.
 
     Raises:
         UserError: transformers' code for the model fails in this precision.
     """
     if precision in _DTYPES and unwrapped(model).config.model_type == "deberta":
-        # It fills bf16 scores with the least number of fp32, as which it takes the sum of a query and its fp32 bias.
+        # It adds fp32 biases to its queries and masks half-precision scores with the queries' minimum, which overflows.
         raise UserError(f"--mixed_precision {precision}: transformers' DeBERTa fails in it; use no, or DeBERTa-v3")
     if precision in _DTYPES:
         compute_scores_in_fp32(model)
@@ -59,12 +59,12 @@ def accelerate_model(
             if device.type == "cpu":
                 leave_the_file(model)
             if has_tensor_cores(device):
-                from peftlib.acceleration.row_encoder import take_rows  # it imports Triton
+                from peftlib.acceleration.row_encoder import take_rows  # imports Triton
 
                 first_position = take_rows(model, _DTYPES[precision])
                 if first_position is not None:
                     if is_hopper(device):
-                        leave_out_workspace(model)  # in predictions too: other kernels round otherwise
+                        leave_out_workspace(model)  # for prediction too: other cuBLAS kernels round differently
                     if loader is not None:
                         loader.collate_fn = loader.collate_fn.in_rows(first_position)
     if device.type == "cpu":
@@ -73,7 +73,7 @@ def accelerate_model(
         use_cheap_dropout(model)
         use_eager_attention(model)
         if any(hasattr(module, "lora_A") for module in model.modules()):
-            from peftlib.acceleration.low_rank import use_one_function_per_layer  # it imports PEFT
+            from peftlib.acceleration.low_rank import use_one_function_per_layer  # imports PEFT
 
             use_one_function_per_layer(model)
         keep_freed_memory()
@@ -83,10 +83,10 @@ def accelerate_model(
 
 
 def compute_scores_in_fp32(model: nn.Module) -> None:
-    """Let the layer that gives a regression's scores compute in fp32 under autocast too.
+    """Make the output layer of a regression model compute in fp32, even under autocast.
 
-    Half precision has few numbers: of bf16's there are 32 between 4 and 5, and scores that are told apart by less
-    would be alike to a correlation of ranks. The layer is a millionth of the work.
+    Half precision is too coarse: bf16 has 32 numbers between 4 and 5, so scores that differ by less would tie in a rank
+    correlation. The layer is a millionth of the work.
     """
     base = unwrapped(model)
     for name, module in base.named_modules() if base.config.num_labels == 1 else ():
@@ -102,11 +102,11 @@ class _Fp32Linear(nn.Linear):
 
 
 def keep_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the frozen weights of Linear layers in the precision that autocast would cast them to.
+    """Cast the frozen weights of Linear layers to the precision that autocast would cast them to.
 
-    Autocast casts a frozen weight anew in every forward pass (it caches trained ones only). Casting once gives the
-    same products bit for bit. Embeddings, normalisation weights and biases stay in fp32: autocast does not touch
-    them, so casting them would change the result.
+    Autocast casts a frozen weight again in every forward pass (it caches casts of trained weights only). Casting once
+    gives bit-identical products. Biases stay in fp32, and so do embeddings and normalisation weights, which autocast
+    does not cast: casting those would change the result.
     """
     for module in model.modules():
         if type(module) is nn.Linear and not module.weight.requires_grad:
@@ -114,10 +114,10 @@ def keep_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def leave_the_file(model: nn.Module) -> None:
-    """Copy the fp32 weights that the casts have left in the checkpoint's file, which is mapped into memory.
+    """Copy the remaining fp32 weights out of the memory-mapped checkpoint file.
 
-    One tensor in it keeps all pages in the process that were ever read, those of the replaced matrices too: with the
-    packaged model 82 MB for the 45 that are needed, with bert-base's shape 417 for 91.
+    As long as one tensor refers to the mapping, every page that was ever read stays resident, including those of the
+    matrices that were cast: 82 MB where 45 are needed for the packaged model, 417 where 91 are for bert-base's shape.
     """
     for weight in model.parameters():
         if weight.dtype == torch.float32:
@@ -125,9 +125,9 @@ def leave_the_file(model: nn.Module) -> None:
 
 
 def leave_casts_to_autocast(model: nn.Module) -> None:
-    """Spare the input of PEFT's layers the way to fp32 and back: autocast casts it for each product anyway.
+    """Stop PEFT's layers from casting their input to fp32: autocast casts it back for each product anyway.
 
-    PEFT casts every input to the adapter's precision first (`peft.helpers.disable_input_dtype_casting`).
+    PEFT casts every input to the adapter's precision first; see `peft.helpers.disable_input_dtype_casting`.
     """
     layer: Any
     for layer in model.modules():
@@ -136,10 +136,10 @@ def leave_casts_to_autocast(model: nn.Module) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one, up to 32 MB a block and 1 GB in all.
+    """Make glibc keep the memory that a step frees for the next one: blocks of up to 32 MB, 1 GB in total.
 
-    By default it gives large blocks back, and the kernel clears every page of the next one before its first use, some
-    thousand times a step. Steps of varying lengths: 1.07 ×. A C library without `mallopt` is left as it is.
+    By default it returns large blocks, and the operating system zeroes every page of a new one at first use, some
+    thousand times a step. Speeds up steps of varying lengths by 1.07 ×. Does nothing with other C libraries.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""Attention as a CPU does it fast, without asking a GPU, and no more of the last layer than the head reads."""
+"""Faster attention: plain products on a CPU, no synchronisation on a GPU, and a last layer of the first token only."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from peftlib.acceleration.bert import bert_encoder, unwrapped
 from peftlib.acceleration.dropout import cheap_dropout
 
-#: Options of transformers' attention functions that say again what the mask holds, or nothing about the result.
+#: Options of transformers' attention functions that the mask already covers, or that do not affect the result.
 _IN_THE_MASK = frozenset({
     "is_causal", "sliding_window", "position_ids", "cache_position", "output_attentions", "use_cache",
 })  # fmt: skip
 
 
 def use_eager_attention(model: nn.Module) -> None:
-    """Attention as plain products, with the cheap dropout, where the model would use SDPA.
+    """Replace SDPA by plain matrix products with cheap dropout.
 
-    On a CPU, SDPA with a mask and dropout is the same products, with `bernoulli_`; at a few dozen tokens its
-    blocked kernel does not pay either.
+    On a CPU, SDPA with a mask and dropout computes the same products, with `bernoulli_`; its blocked kernel does not
+    pay at a few dozen tokens either.
     """
     base = unwrapped(model)
     if getattr(base.config, "_attn_implementation", None) == "sdpa":
@@ -30,9 +30,9 @@ def use_eager_attention(model: nn.Module) -> None:
 
 
 def always_mask(model: nn.Module) -> None:
-    """SDPA with the padding mask, whatever it holds.
+    """Make SDPA always use the padding mask.
 
-    transformers asks the device whether a batch has padding at all, for every batch: the host would wait for it.
+    transformers checks on the device whether each batch has any padding, so the host would have to wait.
     """
     base = unwrapped(model)
     if getattr(base.config, "_attn_implementation", None) == "sdpa":
@@ -40,11 +40,11 @@ def always_mask(model: nn.Module) -> None:
 
 
 def finish_first_token_only(model: nn.Module) -> None:
-    """Let the last layer end with the first token alone: the head reads no other.
+    """Make the last layer compute the first token only: the head reads no other.
 
-    Behind the last attention, every token goes its own way, so the output projection and the feed-forward block
-    (three quarters of a layer's products) are computed for one token instead of all, and our own attention asks
-    for that token only. Logits and gradients stay the same; `last_hidden_state` has one token.
+    Tokens do not interact after the last attention, so the output projection and the feed-forward block (three
+    quarters of a layer's products) run on one token instead of all, and our own attention uses that token's query
+    only. Logits and gradients stay the same; `last_hidden_state` has one token.
     """
     encoder = bert_encoder(model)
     if encoder is not None:
@@ -54,9 +54,9 @@ def finish_first_token_only(model: nn.Module) -> None:
 
 
 def keep_first_token(module: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Attention's output and its residual, each of shape (B, tokens, width), cut to (B, 1, width).
+    """Cut attention's output and its residual from (B, tokens, width) to (B, 1, width).
 
-    Contiguous: for a product with anything else torch first copies the weight B times.
+    The result is contiguous: to multiply anything else, torch first copies the weight B times.
     """
     return tuple(tensor[:, :1].contiguous() for tensor in inputs)
 
@@ -71,17 +71,17 @@ def _eager_attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention in the signature of transformers' attention functions.
+    """Compute scaled dot-product attention, with the signature of transformers' attention functions.
 
-    What adds more to the scores (T5's positions), or shares keys between heads, is left to transformers' SDPA.
+    Calls that add anything else to the scores (T5's positions) or share keys between heads go to transformers' SDPA.
 
     Args:
-        query, key, value: shape (B, heads, tokens, width of a head).
+        query, key, value: shape (B, heads, tokens, head width).
         attention_mask: added to the scores, broadcast to (B, heads, tokens, tokens); None for no padding.
 
     Returns:
-        Shape (B, tokens, heads, width of a head), and no weights. Of a module that asks for the first token only,
-        every token has the first one's.
+        The output, shape (B, tokens, heads, head width), and None for the weights. If the module asks for the first
+        token only, every token has the first one's output.
     """
     others = {name for name, value in options.items() if value is not None and name not in _IN_THE_MASK}
     if others or key.size(1) != query.size(1):
@@ -92,9 +92,9 @@ def _eager_attention(
         attention_mask = None if attention_mask is None else attention_mask[:, :, :1]
     scores = torch.matmul(query * (query.size(-1) ** -0.5 if scaling is None else scaling), key.transpose(2, 3))
     if attention_mask is not None:
-        # Its least fp32 would become minus infinity in half precision, and a row of those NaN.
+        # The mask's fp32 minimum would become -inf in half precision, and the softmax of a row of -inf is NaN.
         scores = scores + attention_mask.clamp(min=torch.finfo(scores.dtype).min).to(scores.dtype)
-    # Without autocast, which would take the scores to fp32 and the weights back: torch's softmax sums in fp32 anyway.
+    # Autocast would cast the scores to fp32 and the weights back, but torch's softmax accumulates in fp32 anyway.
     with torch.autocast(scores.device.type, enabled=False):
         weights = cheap_dropout(nn.functional.softmax(scores, dim=-1), dropout, module.training)
     output = torch.matmul(weights, value).transpose(1, 2)
@@ -109,7 +109,7 @@ def _sdpa(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' SDPA, for the first token only where the module asks for no more; shapes as above."""
+    """Call transformers' SDPA, for the first token only if the module asks for that; shapes as above."""
     tokens = query.size(2)
     if first := getattr(module, "asks_for_first_token_only", False):
         query = query[:, :, :1]

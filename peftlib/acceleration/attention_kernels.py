@@ -1,10 +1,10 @@
-"""Attention of an encoder layer on rows of tokens, as Triton kernels; shapes as in `layer_kernels`."""
+"""Triton kernels for an encoder layer's attention on rows of tokens; shapes as in `layer_kernels`."""
 
 # mypy: disallow-untyped-defs=false
 
 from __future__ import annotations
 
-import triton  # type: ignore  # without types; torch for GPUs brings it, torch for CPUs does not
+import triton  # type: ignore  # untyped; installed with GPU builds of torch, not with CPU builds
 import triton.language as tl  # type: ignore
 
 from peftlib.acceleration.layer_kernels import kept
@@ -12,7 +12,7 @@ from peftlib.acceleration.layer_kernels import kept
 
 @triton.jit
 def _head(qkv, at, head, PART: tl.constexpr, D: tl.constexpr, DH: tl.constexpr):
-    """One head's queries, keys or values (PART 0, 1, 2) of rows `at`: (BLOCK, DH), for -1 zeros."""
+    """Load one head's queries, keys or values (PART 0, 1, 2) of rows `at`: (BLOCK, DH), zeros where `at` is -1."""
     lane = tl.arange(0, DH)
     real = (at >= 0)[:, None]
     return tl.load(qkv + at[:, None] * (3 * D) + (PART * D + head * DH + lane)[None, :], real, other=0.0)
@@ -20,7 +20,7 @@ def _head(qkv, at, head, PART: tl.constexpr, D: tl.constexpr, DH: tl.constexpr):
 
 @triton.jit
 def _scaled(q, k, scale, real):
-    """Scores (Q, KEYS), fp32, as exponents of two, of the keys that are real (KEYS,)."""
+    """Return scores (Q, KEYS), fp32, as exponents of two; -inf for padding, where `real` (KEYS,) is false."""
     return _exponents(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, real)
 
 
@@ -31,7 +31,7 @@ def _exponents(scores, scale, real):
 
 @triton.jit
 def _softmax(scores, scale, real):
-    """Attention weights before dropout, fp32, of scores (Q, BLOCK) for the keys that are real (BLOCK,)."""
+    """Return attention weights before dropout, fp32, from scores (Q, BLOCK); zero where `real` (BLOCK,) is false."""
     scores = _exponents(scores, scale, real)
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     return weights * (1.0 / tl.sum(weights, 1))[:, None]
@@ -49,8 +49,8 @@ def attention_forward(
     if KEYS == BLOCK:
         k, v = _head(qkv, at, head, 1, H * DH, DH), _head(qkv, at, head, 2, H * DH, DH)
         scores = _scaled(q, k, scale, at >= 0)
-        most = tl.max(scores, 1)
-        weights = tl.exp2(scores - most[:, None])
+        row_max = tl.max(scores, 1)
+        weights = tl.exp2(scores - row_max[:, None])
         total = tl.sum(weights, 1)
         weights *= (1.0 / total)[:, None]
         if THRESHOLD > 0:
@@ -58,24 +58,24 @@ def attention_forward(
             weights = tl.where(stays, weights * factor, 0.0)
         values = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
     else:
-        # Some keys at a time, whose weights count less once a larger score comes (Dao, 2023,
+        # Online softmax over blocks of keys: what was summed is rescaled when a larger score appears (Dao, 2023,
         # https://arxiv.org/abs/2307.08691, section 2.3.1).
-        most, total = tl.full((BLOCK,), float("-inf"), tl.float32), tl.zeros((BLOCK,), tl.float32)
+        row_max, total = tl.full((BLOCK,), float("-inf"), tl.float32), tl.zeros((BLOCK,), tl.float32)
         values = tl.zeros((BLOCK, DH), tl.float32)
         for start in tl.range(0, tl.sum((at >= 0).to(tl.int32), 0), KEYS, num_stages=1):
             at_key = tl.load(places + example * BLOCK + start + tl.arange(0, KEYS))
             k, v = _head(qkv, at_key, head, 1, H * DH, DH), _head(qkv, at_key, head, 2, H * DH, DH)
             scores = _scaled(q, k, scale, at_key >= 0)
-            above = tl.maximum(most, tl.max(scores, 1))
-            weights, less = tl.exp2(scores - above[:, None]), tl.exp2(most - above)
-            total = total * less + tl.sum(weights, 1)
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            weights, rescale = tl.exp2(scores - new_max[:, None]), tl.exp2(row_max - new_max)
+            total = total * rescale + tl.sum(weights, 1)
             if THRESHOLD > 0:
                 stays = kept(word, program * 128 + token, start, 0, THRESHOLD, 128, KEYS)
                 weights = tl.where(stays, weights * factor, 0.0)
-            values = tl.dot(weights.to(v.dtype), v, values * less[:, None], input_precision="ieee")
-            most = above
+            values = tl.dot(weights.to(v.dtype), v, values * rescale[:, None], input_precision="ieee")
+            row_max = new_max
         values *= (1.0 / total)[:, None]
-    tl.store(logs + program * BLOCK + token, most + tl.log2(total))
+    tl.store(logs + program * BLOCK + token, row_max + tl.log2(total))
     place = at[:, None] * (H * DH) + (head * DH + tl.arange(0, DH))[None, :]
     tl.store(out + place, values.to(q.dtype), (at >= 0)[:, None])
 
@@ -85,13 +85,13 @@ def _backward_of_keys(
     qkv, out, q, above, log, common, at, start, program, head, word, scale, factor, THRESHOLD: tl.constexpr,
     H: tl.constexpr, DH: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Stores gradients of some keys, of rows `at` (KEYS,), and of their values.
+    """Store the gradients of a block of keys, in rows `at` (KEYS,), and of their values.
 
-    `common` is what softmax's gradient subtracts, (BLOCK,): the sum of the weights times theirs. Where these are all
-    keys it is found here, and what is given does not matter.
+    `common` (BLOCK,) is the term that softmax's backward subtracts: the sum of the weights times their gradients. If
+    the block holds all keys, it is computed here and the argument is ignored.
 
     Returns:
-        What they add to the queries' gradient, (BLOCK, DH), and the sum of the values', (DH,).
+        The block's contribution to the queries' gradient, (BLOCK, DH), and the sum of the values' gradients, (DH,).
     """
     k = _head(qkv, at, head, 1, H * DH, DH)
     v = _head(qkv, at, head, 2, H * DH, DH)
@@ -112,7 +112,7 @@ def _backward_of_keys(
     place = out + at[:, None] * (3 * H * DH) + (head * DH + tl.arange(0, DH))[None, :]
     tl.store(place + H * DH, grad_k.to(q.dtype), (at >= 0)[:, None])
     tl.store(place + 2 * H * DH, grad_v.to(q.dtype), (at >= 0)[:, None])
-    return grad_q, tl.sum(grad_v, 0)  # past the last token zeros: the weights are, and what comes from above
+    return grad_q, tl.sum(grad_v, 0)  # padding adds zeros: its weights and upstream gradients are zero
 
 
 @triton.jit
@@ -133,7 +133,7 @@ def attention_backward(
             qkv, out, q, above, log, log, at, 0, program, head, word, scale, factor, THRESHOLD, H, DH, BLOCK, KEYS
         )
     else:
-        # A part of the keys does not know the sum: it is what came out times its own gradient (Dao, 2023,
+        # No block of keys sees the whole sum, which equals the sum of the output times its gradient (Dao, 2023,
         # https://arxiv.org/abs/2307.08691, section 3.1).
         common = tl.sum(above.to(tl.float32) * tl.load(seen + row, real, other=0.0).to(tl.float32), 1)
         grad_q, grad_v_sum = tl.zeros((BLOCK, DH), tl.float32), tl.zeros((DH,), tl.float32)
@@ -149,21 +149,21 @@ def attention_backward(
     if SUMMED:
         place = sums + example * stride + head * DH + lane
         tl.store(place, tl.sum(grad_q, 0))
-        tl.store(place + H * DH, tl.zeros((DH,), tl.float32))  # softmax does not see what is added to all keys
+        tl.store(place + H * DH, tl.zeros((DH,), tl.float32))  # the key bias cancels in softmax
         tl.store(place + 2 * H * DH, grad_v_sum)
 
 
 @triton.jit
 def _scores(left, rows, left_base, left_real, at, D: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
             CHUNK: tl.constexpr):  # fmt: skip
-    """Products of vectors (HEADS, D) with an example's rows (BLOCK, D), fp32 (HEADS, BLOCK), a piece of D at a time."""
+    """Return vectors (HEADS, D) times an example's rows (BLOCK, D), fp32 (HEADS, BLOCK), CHUNK columns at a time."""
     found = tl.zeros((HEADS, BLOCK), tl.float32)
     for start in range(0, D, CHUNK):
         column = start + tl.arange(0, CHUNK)
         wide = (column < D)[None, :]
         x = tl.load(rows + at[:, None] * D + column[None, :], (at >= 0)[:, None] & wide, other=0.0)
-        one = tl.load(left + left_base[:, None] * D + column[None, :], left_real[:, None] & wide, other=0.0)
-        found = tl.dot(one, tl.trans(x), found, input_precision="ieee")
+        vectors = tl.load(left + left_base[:, None] * D + column[None, :], left_real[:, None] & wide, other=0.0)
+        found = tl.dot(vectors, tl.trans(x), found, input_precision="ieee")
     return found
 
 
@@ -212,8 +212,8 @@ def mix_backward(
         x = tl.load(rows + place, real, other=0.0)
         vector, there = base[:, None] * D + column[None, :], (head < H)[:, None] & wide
         tl.store(grad_asked + vector, tl.dot(grad_scores, x, input_precision="ieee").to(x.dtype), there)
-        one = tl.load(asked + vector, there, other=0.0)
+        query = tl.load(asked + vector, there, other=0.0)
         above = tl.load(gradient + vector, there, other=0.0)
-        below = tl.dot(tl.trans(grad_scores), one, input_precision="ieee")
+        below = tl.dot(tl.trans(grad_scores), query, input_precision="ieee")
         below = tl.dot(tl.trans(dropped), above, below, input_precision="ieee")
         tl.store(grad_rows + place, below.to(x.dtype), real)

@@ -1,4 +1,4 @@
-"""What is known of BERT-like classifiers: which they are, where their layers' matrices are and how those lie."""
+"""BERT-like classifiers: how to recognise them, and where and how their layers' matrices are stored."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
-#: Architectures whose layers are BERT's and whose head reads the first token of the last layer, and nothing else.
+#: Architectures with BERT's layers and a head that reads only the first token of the last layer.
 _LIKE_BERT = {"bert", "electra", "roberta", "xlm-roberta"}
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """The transformers model, out of PEFT's wrapper where there is one."""
+    """Return the transformers model, without PEFT's wrapper if it has one."""
     unwrap: Any = getattr(model, "get_base_model", lambda: model)
     return unwrap()
 
 
 def bert_encoder(model: nn.Module) -> Any:
-    """The stack of layers of a BERT-like classifier, in PEFT's wrapper or not; None for any other model.
+    """Return the encoder of a BERT-like classifier, with or without PEFT's wrapper; None for any other model.
 
-    Code that came with a model calls it BERT as well, whatever its head reads: only transformers' own classes count.
+    Custom code that is shipped with a model may call it BERT too, whatever its head reads, so only transformers' own
+    classes count.
     """
     base = unwrapped(model)
     alike = getattr(getattr(base, "config", None), "model_type", None) in _LIKE_BERT
@@ -30,7 +31,7 @@ def bert_encoder(model: nn.Module) -> Any:
 
 
 def is_plain_encoder(config: Any) -> bool:
-    """Layers attend to their own input only, in both directions, and know positions from the embeddings alone."""
+    """Return whether layers use bidirectional self-attention only, and positions come from the embeddings alone."""
     return (
         not config.is_decoder
         and not config.add_cross_attention
@@ -39,7 +40,7 @@ def is_plain_encoder(config: Any) -> bool:
 
 
 def linears(layer: Any) -> tuple[nn.Linear, ...]:
-    """Query, key, value, output, inner and outer; PEFT's layers where it has put some."""
+    """Return query, key, value, attention output, intermediate and output; PEFT's layers where it has wrapped them."""
     attention = layer.attention.self
     return (
         attention.query, attention.key, attention.value, layer.attention.output.dense,
@@ -48,12 +49,12 @@ def linears(layer: Any) -> tuple[nn.Linear, ...]:
 
 
 def is_frozen_linear(module: nn.Module) -> bool:
-    """A plain Linear with a bias, whose matrix is not trained."""
+    """Return whether this is a plain Linear with a bias and a frozen weight."""
     return type(module) is nn.Linear and module.bias is not None and not module.weight.requires_grad
 
 
 def is_key_mask(mask: Any, x: torch.Tensor) -> bool:
-    """Transformers' mask for bidirectional attention: (B or 1, 1, W or 1, W), bool or added to the scores."""
+    """Return whether this is transformers' bidirectional mask: (B or 1, 1, W or 1, W), bool or added to the scores."""
     return (
         isinstance(mask, torch.Tensor)
         and mask.device == x.device
@@ -66,20 +67,23 @@ def is_key_mask(mask: Any, x: torch.Tensor) -> bool:
 
 
 def has_hooks(module: nn.Module, known: Any = None) -> bool:
-    """Somebody watches it, or changes what it does, with another hook than `known`: it cannot be passed by."""
+    """Return whether the module has a hook other than `known`, so that calling it cannot be bypassed."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hook is not known for some in hooks for hook in some.values())
 
 
 def is_plain_gelu(activation: Any) -> bool:
-    """The exact GELU in transformers' module, and nobody watches it."""
+    """Return whether this is transformers' module of the exact GELU, without hooks."""
     return getattr(activation, "act", None) is nn.functional.gelu and not has_hooks(activation)
 
 
 def joined(*modules: nn.Linear) -> torch.Tensor:
-    """The weights, each (out, in), one below the other: the memory that they share from the first call on.
+    """Stack the weights, each (out, in), along `out`; from the first call on, they are views of the result.
 
-    Copies of a model, and models that moved to another device, have their weights apart: those are joined anew.
+    Copying a model or moving it to another device separates its weights; they are then joined again.
+
+    Raises:
+        RuntimeError: the weights are separate while a CUDA graph is being recorded.
     """
     weights = [linear.weight.data for linear in modules]
     start, step = weights[0].storage_offset(), weights[0].numel()
@@ -91,7 +95,7 @@ def joined(*modules: nn.Linear) -> torch.Tensor:
         for place, weight in enumerate(weights)
     ):
         if weights[0].is_cuda and torch.cuda.is_current_stream_capturing():
-            # Each replay would copy from where the weights once were.
+            # Each replay would copy from the weights' old addresses.
             raise RuntimeError("the weights must be joined before a CUDA graph is recorded")
         together = torch.cat(weights)
         for linear, weight in zip(modules, together.chunk(len(modules)), strict=True):

@@ -1,6 +1,6 @@
-"""The CPU kernels, called with tensors: how dropout is drawn, what is handed over, and the threads that share the work.
+"""Call the CPU kernels with tensors: draw dropout seeds, pass arguments, set the number of threads.
 
-Large tensors are contiguous, fp32 or bf16, (T, D); vectors fp32. Results do not depend on the number of threads.
+Large tensors are contiguous (T, D) in fp32 or bf16, vectors are fp32. Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from peftlib.acceleration.cpu_compiler import kernels
 from peftlib.acceleration.packing import Packing
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-#: Widths are multiples of this.
+#: Widths must be multiples of this.
 LANES = 16
 _LEVELS = 1 << 16
-#: What is summed over rows is summed in so many parts of them, as evenly as most numbers of threads can share.
+#: Sums over rows are computed in this many parts, which most numbers of threads share evenly.
 _PARTS = 32
 
 
 class Dropout(ctypes.Structure):
-    """A rate in units of 2**-16, the factor for what is kept, and what the random numbers are drawn from."""
+    """Dropout's rate in units of 2**-16, the factor for kept elements, and the seed."""
 
     _fields_ = (("threshold", c_uint32), ("factor", c_float), ("seed", c_uint64))
 
     @classmethod
     def of(cls, p: float) -> Dropout:
-        """With a seed from torch's generator, or none at rate 0."""
+        """Draw a seed from torch's generator; at rate 0, draw nothing."""
         dropped = round(p * _LEVELS)
         if dropped == 0:
             return cls(0, 1.0, 0)
@@ -51,10 +51,10 @@ class Seen(NamedTuple):
     """Queries, keys and values of packed rows.
 
     Attributes:
-        rows: (T, 3 D), or (T, 2 D) with the queries of first tokens apart.
-        query: those, (B, D), or None.
-        bias: of all three, (3 D).
-        packing: where each example's rows are.
+        rows: (T, 3 D); (T, 2 D) without queries, if those are in `query`.
+        query: of the first tokens only, (B, D), or None.
+        bias: of queries, keys and values, (3 D).
+        packing: says which rows are each example's.
     """
 
     rows: torch.Tensor
@@ -64,17 +64,17 @@ class Seen(NamedTuple):
 
 
 def are_there() -> bool:
-    """The kernels can be called on this machine."""
+    """Return whether the kernels can be called on this machine."""
     return kernels() is not None
 
 
 def fits(dtype: torch.dtype, *widths: int) -> bool:
-    """They compute in this precision, for layers, heads or vectors that are so wide."""
+    """Return whether the kernels support this precision and these widths of layers, heads or vectors."""
     return dtype in _NAMES and all(width % LANES == 0 for width in widths)
 
 
 def dropout(x: torch.Tensor, drop: Dropout, onto: torch.Tensor | None = None) -> torch.Tensor:
-    """Dropout of x; with `onto`, added to that in place."""
+    """Apply dropout to x; if `onto` is given, add the result to it in place."""
     out = torch.empty_like(x) if onto is None else onto
     call("dropout", x.dtype, x, out, onto is not None, *x.shape, drop)
     return out
@@ -84,7 +84,11 @@ def norm_forward(
     product: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, shift: torch.Tensor,
     eps: float, drop: Dropout, keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:  # fmt: skip
-    """LayerNorm(residual + dropout(product + bias)); the same before weight and shift, to keep; 1 / deviation, (T)."""
+    """Compute LayerNorm(residual + dropout(product + bias)).
+
+    Returns:
+        The output; the same before weight and shift, if `keep`, else None; and 1 / standard deviation, (T).
+    """
     out, normal = torch.empty_like(product), torch.empty_like(product) if keep else None
     rstd = product.new_empty(len(product), dtype=torch.float32)
     call(
@@ -97,7 +101,7 @@ def norm_forward(
 def norm_backward(
     gradient: torch.Tensor, normal: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor, drop: Dropout
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of residual and product, (T, D); those of weight, shift and bias, (3, D)."""
+    """Return the gradients of residual and product, (T, D), and those of weight, shift and bias, (3, D)."""
     grad_residual, grad_product = torch.empty_like(gradient), torch.empty_like(gradient)
     sums = _sums(3, len(weight))
     call(
@@ -108,7 +112,7 @@ def norm_backward(
 
 
 def gelu_forward(product: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """gelu(product + bias), in `out` where one is given, which may be `product`."""
+    """Compute gelu(product + bias), into `out` if given, which may be `product`."""
     out = torch.empty_like(product) if out is None else out
     call("gelu_forward", product.dtype, product, bias, out, *product.shape)
     return out
@@ -117,48 +121,48 @@ def gelu_forward(product: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | 
 def gelu_backward(
     above: torch.Tensor, product: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of the product, (T, D), in `out` where one is given, which may be `above`; and of the bias."""
+    """Return the gradients of the product, (T, D), written to `out` if given, which may be `above`; and of the bias."""
     out, sums = torch.empty_like(product) if out is None else out, _sums(len(bias))
     call("gelu_backward", product.dtype, above, product, bias, out, sums, *product.shape, _PARTS)
     return out, sums.sum(0)
 
 
 def attention_forward(seen: Seen, drop: Dropout) -> torch.Tensor:
-    """A row for each query: (T, D), zero where no example's rows are, or (B, D)."""
+    """Compute attention, one row per query: (T, D), zero for fillers, or (B, D)."""
     width = len(seen.bias) // 3
     rows = seen.rows if seen.query is None else seen.query
     out = rows.new_empty(len(rows), width)
     if seen.query is None:
         out[seen.packing.real :].zero_()
-    call("attention_forward", out.dtype, ctypes.byref(_handed_over(seen, drop)), out, None, seen.packing.width)
+    call("attention_forward", out.dtype, ctypes.byref(_attention_arguments(seen, drop)), out, None, seen.packing.width)
     return out
 
 
 def attention_backward(
     seen: Seen, gradient: torch.Tensor, drop: Dropout
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Gradients of rows, query and bias, shaped like them."""
+    """Return the gradients of rows, query and bias, in their shapes."""
     grad_rows = torch.empty_like(seen.rows)
     grad_query = None if seen.query is None else torch.empty_like(seen.query)
     grad_rows[seen.packing.real :].zero_()
     sums = _sums(len(seen.bias))
     call(
-        "attention_backward", gradient.dtype, ctypes.byref(_handed_over(seen, drop)), gradient, None,
-        *_places(grad_rows, grad_query), sums, seen.packing.width, _PARTS,
+        "attention_backward", gradient.dtype, ctypes.byref(_attention_arguments(seen, drop)), gradient, None,
+        *_qkv_pointers(grad_rows, grad_query), sums, seen.packing.width, _PARTS,
     )  # fmt: skip
     return grad_rows, grad_query, sums.sum(0)
 
 
 def mix_forward(asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop: Dropout) -> tuple[torch.Tensor, ...]:
-    """For each query the rows of its example, (T, D), weighed by softmax(query . row / sqrt(head width)).
+    """For each query, sum its example's rows, (T, D), weighted by dropout(softmax(query . row / sqrt(head width))).
 
     Returns:
-        Their sums, (B, H, D) as the queries `asked`; and those of the weights, which dropout makes other than 1,
-        fp32, (B, H).
+        The weighted sums, (B, H, D) like the queries `asked`; and the sums of the weights, which dropout changes from
+        1, fp32, (B, H).
     """
     out, kept = torch.empty_like(asked), asked.new_empty(asked.shape[:2], dtype=torch.float32)
-    of = _mixing(asked, rows, packing, drop)
-    call("attention_forward", out.dtype, ctypes.byref(of), out, kept, packing.width)
+    arguments = _mix_arguments(asked, rows, packing, drop)
+    call("attention_forward", out.dtype, ctypes.byref(arguments), out, kept, packing.width)
     return out, kept
 
 
@@ -166,20 +170,21 @@ def mix_backward(
     asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop: Dropout, gradient: torch.Tensor,
     grad_kept: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Gradients of queries and rows."""
+    """Return the gradients of queries and rows."""
     grad_asked, as_keys, as_values = torch.empty_like(asked), torch.empty_like(rows), torch.empty_like(rows)
-    for one in (as_keys, as_values):
-        one[packing.real :].zero_()
-    sums = _sums(3 * rows.size(1))  # of biases that there are none of
+    for gradient_of_rows in (as_keys, as_values):
+        gradient_of_rows[packing.real :].zero_()
+    sums = _sums(3 * rows.size(1))  # unused: there are no biases, but the kernel writes here
+    arguments = _mix_arguments(asked, rows, packing, drop)
     call(
-        "attention_backward", gradient.dtype, ctypes.byref(_mixing(asked, rows, packing, drop)), gradient, grad_kept,
-        grad_asked, as_keys, as_values, sums, packing.width, _PARTS,
+        "attention_backward", gradient.dtype, ctypes.byref(arguments), gradient, grad_kept, grad_asked, as_keys,
+        as_values, sums, packing.width, _PARTS,
     )  # fmt: skip
     return grad_asked, as_keys.add_(as_values)
 
 
-def _mixing(asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop: Dropout) -> _Attention:
-    """As attention with one head, whose keys and values are the rows themselves."""
+def _mix_arguments(asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop: Dropout) -> _Attention:
+    """Describe mixing to the kernels as single-head attention whose keys and values are the rows themselves."""
     width = rows.size(1)
     return _Attention(
         asked.data_ptr(), rows.data_ptr(), rows.data_ptr(), width, width, None, None, None, packing.starts.data_ptr(),
@@ -187,20 +192,20 @@ def _mixing(asked: torch.Tensor, rows: torch.Tensor, packing: Packing, drop: Dro
     )  # fmt: skip
 
 
-def _handed_over(seen: Seen, drop: Dropout) -> _Attention:
+def _attention_arguments(seen: Seen, drop: Dropout) -> _Attention:
     width = len(seen.bias) // 3
     step = seen.rows.size(1)
     bias = seen.bias.data_ptr()
     return _Attention(
-        *_places(seen.rows, seen.query), step if seen.query is None else width, step,
+        *_qkv_pointers(seen.rows, seen.query), step if seen.query is None else width, step,
         bias, bias + 4 * width, bias + 8 * width, seen.packing.starts.data_ptr(),
         len(seen.packing.first), seen.packing.heads, seen.packing.head_width, int(seen.query is not None),
         seen.packing.head_width**-0.5, drop,
     )  # fmt: skip
 
 
-def _places(rows: torch.Tensor, query: torch.Tensor | None) -> tuple[int, int, int]:
-    """Where the first query, key and value lie."""
+def _qkv_pointers(rows: torch.Tensor, query: torch.Tensor | None) -> tuple[int, int, int]:
+    """Return the addresses of the first query, key and value."""
     start = rows.data_ptr()
     if query is not None:
         return query.data_ptr(), start, start + rows.element_size() * rows.size(1) // 2
@@ -227,12 +232,16 @@ _ARGUMENTS = {
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Hand tensors over as addresses: what is not as the kernels read it would be read all the same."""
-    for one in arguments:
-        if isinstance(one, torch.Tensor) and not (one.is_contiguous() and one.device.type == "cpu"):
-            raise ValueError(f"{name}: a tensor of {tuple(one.shape)} is not contiguous, or not on the CPU")
+    """Call a kernel, with tensors passed as raw pointers.
+
+    Raises:
+        ValueError: a tensor is not contiguous or not on the CPU; the kernels cannot check that themselves.
+    """
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor) and not (argument.is_contiguous() and argument.device.type == "cpu"):
+            raise ValueError(f"{name}: a tensor of {tuple(argument.shape)} is not contiguous, or not on the CPU")
     function = getattr(kernels(), f"{name}_{_NAMES[dtype]}")
     if function.argtypes is None:
         function.argtypes, function.restype = _ARGUMENTS[name], None
-    given = [one.data_ptr() if isinstance(one, torch.Tensor) else one for one in arguments]
-    function(*given, torch.get_num_threads())
+    raw = [argument.data_ptr() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
+    function(*raw, torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""The C++ kernels as a library for this machine: compiled on first use, in seconds, and kept in the cache."""
+"""Compile the C++ kernels into a library for this machine, on first use (it takes seconds), and cache it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TIMEOUT_S = 120
 
 @functools.cache
 def kernels() -> ctypes.CDLL | None:
-    """The compiled kernels, for Linux; None where they cannot be built, which a warning says once."""
+    """Return the compiled kernels; None outside Linux, and, with one warning, if they cannot be built."""
     if sys.platform != "linux":
         return None
     try:
@@ -47,12 +47,12 @@ def _cached() -> ctypes.CDLL:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(dir=folder)
-    except OSError:  # a home that is read-only, or full: built for this process alone
+    except OSError:  # the home is read-only or full: build for this process only
         with tempfile.TemporaryDirectory() as elsewhere:
             return ctypes.CDLL(str(_compiled(Path(elsewhere) / name)))
     with scratch as inside:
         if not (folder / name).exists():
-            # Moved when it is whole: other processes look for it, and build it, at the same time.
+            # Move it into place once complete: other processes may look for it, or build it, at the same time.
             _compiled(Path(inside) / name).replace(folder / name)
     return ctypes.CDLL(str(folder / name))
 
@@ -62,22 +62,22 @@ def _compiled(path: Path) -> Path:
     if compiler is None:
         raise FileNotFoundError("g++ is not installed")
     wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
-    sources = [str(one) for one in _SOURCES if one.suffix == ".cpp"]
+    sources = [str(source) for source in _SOURCES if source.suffix == ".cpp"]
     command = [compiler, *_FLAGS, *wide, "-o", str(path), *sources, *_openmp()]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
     return path
 
 
 def _openmp() -> list[str]:
-    """torch's own OpenMP, so that both share its threads: two pools would take each other's cores."""
+    """Return flags to link torch's own OpenMP: a second thread pool would compete with torch's for the cores."""
     found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     return ["-Wl,--as-needed", *map(str, found)]
 
 
 def _fingerprint() -> str:
-    """Of all that decides what is built: sources, flags, torch's OpenMP, and the processor with its instructions."""
+    """Hash all that determines the build: sources, flags, torch's OpenMP, the processor and its instruction sets."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     about = {line.partition(":")[0].strip(): line for line in lines}
     processor = [about[name] for name in ("model name", "flags", "Features") if name in about]
-    facts = [*(one.read_text() for one in _SOURCES), *_FLAGS, *_openmp(), platform.machine(), *processor]
+    facts = [*(source.read_text() for source in _SOURCES), *_FLAGS, *_openmp(), platform.machine(), *processor]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

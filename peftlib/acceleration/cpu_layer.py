@@ -1,4 +1,4 @@
-"""A layer's parts on the CPU kernels, with their gradients: what is between its products, each in one pass or two."""
+"""Autograd functions on the CPU kernels: the parts of a layer between its products, and a whole frozen layer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from peftlib.acceleration.packing import Packing
 class Attend(torch.autograd.Function):
     """Scaled dot-product attention of packed queries, keys and values. Gradients for these and their bias.
 
-    Shapes: rows (T, 3 D) to (T, D); or, with queries (B, D) of the first tokens apart, rows (T, 2 D) to (B, D); bias
-    (3 D). p: of dropout on the weights.
+    Shapes: rows (T, 3 D) to (T, D); or, with separate queries (B, D) of the first tokens, rows (T, 2 D) to (B, D); bias
+    (3 D). p: dropout rate of the attention weights.
     """
 
     @staticmethod
@@ -35,9 +35,9 @@ class Attend(torch.autograd.Function):
 
 
 class DropoutAddNorm(torch.autograd.Function):
-    """LayerNorm(residual + dropout(product + bias)), (T, D). Gradients for both, for bias, weight and shift.
+    """LayerNorm(residual + dropout(product + bias)), (T, D). Gradients for all tensors.
 
-    residual: may be none. keep: what gradients need.
+    residual: may be None. keep: save what backward needs.
     """
 
     @staticmethod
@@ -73,11 +73,11 @@ class Gelu(torch.autograd.Function):
 
 
 class FrozenLayer(torch.autograd.Function):
-    """A BERT layer with GELU whose matrices are frozen, on packed rows (T, D). Gradients for x and the vectors.
+    """A BERT layer with GELU and frozen matrices, on packed rows (T, D). Gradients for x and the vectors.
 
-    matrices: (3 D, D), (D, D), (F, D) and (D, F), in x's precision; the vectors are fp32. rates: of dropout on
-    attention's weights, and at the end of both blocks. keep: what gradients need. Residuals' gradients are added by the
-    products.
+    matrices: (3 D, D), (D, D), (F, D) and (D, F), in x's precision; the vectors are fp32. rates: dropout of the
+    attention weights, and at the end of each block. keep: save what backward needs. In backward, products accumulate
+    onto the gradients of the residuals.
     """
 
     @staticmethod

@@ -21,10 +21,10 @@ def use_cheap_dropout(model: nn.Module) -> None:
 
 
 class CheapDropout(nn.Module):
-    """Dropout whose mask is cut from random 64-bit words, four elements each, with integer operations only.
+    """Dropout whose mask is cut from random 64-bit words, four elements per word, with integer operations only.
 
-    The rate is `p` rounded to a multiple of 2**-15, and kept values are scaled by the inverse of the rounded keep
-    rate, so that the expectation is exact.
+    The rate is `p` rounded to a multiple of 2**-16 with the CPU kernels, of 2**-15 without. Kept values are scaled by
+    the inverse of the rounded keep rate, so the expectation is exact.
     """
 
     def __init__(self, p: float) -> None:
@@ -39,7 +39,7 @@ class CheapDropout(nn.Module):
 
 
 def cheap_dropout(values: torch.Tensor, p: float, training: bool) -> torch.Tensor:
-    """Dropout with probability `p`, drawn from torch's CPU generator.
+    """Apply dropout with probability `p`, using torch's CPU generator.
 
     Args:
         values: bf16, fp16 or fp32, any shape.
@@ -62,17 +62,17 @@ class _CheapDropout(torch.autograd.Function):
 
 
 class Drawn(Protocol):
-    """Which elements are dropped of tensors of one shape, and what the others are multiplied by."""
+    """A dropout mask for tensors of one shape, with the factor for kept elements."""
 
     def of(self, values: torch.Tensor) -> torch.Tensor: ...
 
     def onto(self, values: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        """`total`, in place, with dropout of the values added."""
+        """Add dropout of the values to `total`, in place."""
         ...
 
 
 def drawn(like: torch.Tensor, p: float) -> Drawn:
-    """For tensors of this shape and precision: from the CPU kernels where they are there and fit, or as a mask."""
+    """Draw a mask for tensors of this shape and precision, with the CPU kernels if they are available and fit."""
     on_cpu = like.device.type == "cpu" and like.dim() > 0
     if on_cpu and cpu_calls.fits(like.dtype, like.size(-1)) and cpu_calls.are_there():
         return _Computed(cpu_calls.Dropout.of(p))
@@ -80,7 +80,7 @@ def drawn(like: torch.Tensor, p: float) -> Drawn:
 
 
 class _Computed:
-    """Random numbers are a function of an element's place: nothing is kept but the seed. LoRA steps: 1.1 ×."""
+    """Random numbers are a function of the element's index, so only the seed is kept. Speeds up LoRA steps by 1.1 ×."""
 
     def __init__(self, drop: cpu_calls.Dropout) -> None:
         self._drop = drop
@@ -106,21 +106,21 @@ class _Masked:
 
 
 def rounded_rate(p: float) -> tuple[int, float]:
-    """`p` in units of 2**-15, and the factor for what is kept."""
+    """Return `p` in units of 2**-15, and the factor for kept elements."""
     dropped = round(p * _LEVELS)
     return dropped, _LEVELS / (_LEVELS - dropped) if dropped < _LEVELS else 0.0
 
 
 def keep_mask(count: int, dropped: int) -> torch.Tensor:
-    """`count` int16 values: all bits set with probability 1 - dropped / 2**15, else none."""
+    """Return `count` int16 values: all bits set with probability 1 - dropped / 2**15, else none."""
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[:count].bitwise_right_shift_(1)  # 15 random bits: -2**14 .. 2**14 - 1
-    # Negative, so all ones after the shift, exactly for the values from dropped - 2**14 on.
+    # Negative, hence all ones after the shift, exactly if the random value is at least dropped - 2**14.
     return bits.neg_().add_(dropped - _LEVELS // 2 - 1).bitwise_right_shift_(15)
 
 
 def drawn_mask(like: torch.Tensor, p: float) -> tuple[torch.Tensor | None, float]:
-    """A mask of the tensor's shape, None at rate 0, and the factor for what it keeps."""
+    """Draw a mask of the tensor's shape (None at rate 0); return it with the factor for kept elements."""
     if p == 0:
         return None, 1.0
     dropped, factor = rounded_rate(p)
@@ -128,7 +128,7 @@ def drawn_mask(like: torch.Tensor, p: float) -> tuple[torch.Tensor | None, float
 
 
 def masked(values: torch.Tensor, mask: torch.Tensor | None, scale: float = 1.0) -> torch.Tensor:
-    """`values` times `scale` where the mask of the same shape has its bits set, else zero; as they are without one."""
+    """Return values times `scale` where the mask's bits are set, else zero; without a mask, return them unchanged."""
     if mask is None:
         return values
     if values.element_size() == 2:

@@ -1,7 +1,7 @@
-"""Attention of the first tokens alone, without the keys and values of the others, where their matrices are frozen.
+"""Attention of the first tokens only, without computing keys and values, for frozen key and value matrices.
 
-A query q meets a key W x as q' W meets x, and the sum of values is the value of the sum: one product for each example
-in place of one for each of its tokens. DeepSeek-V2 (2024, section 2.1) absorbs its matrices into each other so.
+The score of a query q and a key W x is (q' W) x, and the weighted sum of values is the value of the weighted sum of
+rows: one product per example replaces one per token. DeepSeek-V2 (2024, section 2.1) absorbs matrices the same way.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from peftlib.acceleration.packing import Packing
 def attend_first(
     query: torch.Tensor, rows: torch.Tensor, key: nn.Linear, value: nn.Linear, packing: Packing, p: float
 ) -> torch.Tensor:
-    """Queries (B, D), one for each example, on its rows of (T, D), by the CPU kernels. p: of dropout on the weights."""
+    """Attend from queries (B, D), one per example, to its rows of (T, D). p: dropout rate of the attention weights."""
     heads, width = packing.heads, packing.head_width
-    by_key, by_value = (one.weight.to(rows.dtype).view(heads, width, -1) for one in (key, value))
+    by_key, by_value = (linear.weight.to(rows.dtype).view(heads, width, -1) for linear in (key, value))
     asked = torch.bmm(query.view(-1, heads, width).transpose(0, 1), by_key)
     mixed, kept = _Mix.apply(asked.transpose(0, 1).contiguous(), rows, key.bias, packing, p)
     attended = torch.bmm(mixed.transpose(0, 1), by_value.mT).transpose(0, 1)
@@ -31,9 +31,9 @@ def attend_first(
 
 
 class _Mix(torch.autograd.Function):
-    """Rows (T, D) weighed for each of the queries (B, H, D), and the sums of the weights, (B, H). Gradients for both.
+    """Attention-weighted sums of rows (T, D) for queries (B, H, D), and the sums of the weights, (B, H).
 
-    The keys' bias shifts all scores of a query alike, which softmax does not see: its gradient is zero.
+    Gradients for queries and rows. The key bias cancels in softmax, so its gradient is zero.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Frozen matrices and their products, in the layout that a CPU multiplies bf16 with: it is made once."""
+"""Products with frozen matrices, which are packed once into the layout in which a CPU multiplies bf16 fastest."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from peftlib.acceleration.tile_calls import Tiled
 
 
 class FrozenMatrix:
-    """Of layers side by side, (out, in), as it is; the only one for other precisions than bf16.
+    """The stacked weights of layers, (out, in), not packed; the only kind for precisions other than bf16.
 
     Args:
-        plain: in the precision of the rows that it meets.
+        plain: the weights, in the precision of the rows that they are multiplied with.
     """
 
     def __init__(self, plain: torch.Tensor) -> None:
         self.plain = plain
 
     def times(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """x W' + bias, (T, in) to (T, out)."""
+        """Return x W' + bias, (T, in) to (T, out)."""
         return x @ self.plain.t() if bias is None else torch.addmm(bias, x, self.plain.t())
 
     def back(self, gradient: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """gradient W, (T, out) to (T, in); or that added to `onto`, in place."""
+        """Return gradient W, (T, out) to (T, in); if `onto` is given, add it to that in place."""
         return gradient @ self.plain if onto is None else onto.addmm_(gradient, self.plain)
 
 
 class OneDnnMatrix(FrozenMatrix):
-    """In oneDNN's layout for forward products, which it would make of the plain one in each of them.
+    """Packed in oneDNN's layout for forward products, which would otherwise repack the weights each time.
 
-    It takes the memory once more. On two cores products of some hundred rows run at 1.05 ×, of some dozen at 1.15 ×;
-    those of the backward pass use the plain matrix.
+    Takes twice the memory. On two cores, products of some hundred rows run at 1.05 ×, of some dozen at 1.15 ×. The
+    backward pass uses the plain matrix.
     """
 
     def __init__(self, plain: torch.Tensor) -> None:
@@ -49,9 +49,9 @@ class OneDnnMatrix(FrozenMatrix):
 
 
 class TiledMatrix(FrozenMatrix):
-    """In tiles for processors with AMX, for forward and backward products.
+    """Packed in tiles for processors with AMX, for forward and backward products.
 
-    It takes the memory twice more.
+    Takes three times the memory.
     """
 
     def __init__(self, plain: torch.Tensor) -> None:
@@ -65,27 +65,27 @@ class TiledMatrix(FrozenMatrix):
         return tile_calls.product(gradient.contiguous(), self.backward, onto=onto)
 
 
-class _Known(NamedTuple):
+class _CacheEntry(NamedTuple):
     matrix: FrozenMatrix
     versions: tuple[int, ...]
-    #: What it was made of. They are kept, so that no other weights can come to lie where they did.
+    #: The weights it was packed from, kept alive so that no others can be allocated at their addresses.
     sources: tuple[torch.Tensor, ...]
 
     def is_of(self, weights: tuple[torch.Tensor, ...]) -> bool:
-        return self.versions == tuple(one._version for one in weights) and all(
-            one.data_ptr() == source.data_ptr() and one.shape == source.shape
-            for one, source in zip(weights, self.sources, strict=True)
+        return self.versions == tuple(weight._version for weight in weights) and all(
+            weight.data_ptr() == source.data_ptr() and weight.shape == source.shape
+            for weight, source in zip(weights, self.sources, strict=True)
         )
 
 
-_known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[nn.Module, _CacheEntry] = weakref.WeakKeyDictionary()
 
 
 def frozen_matrix(dtype: torch.dtype, *modules: nn.Linear) -> FrozenMatrix:
-    """Of these layers' weights, one below the other, for rows in this precision.
+    """Return the stacked weights of these layers, for products with rows in this precision.
 
-    Packed at the first call, and anew for weights that were loaded or replaced. Who changes a weight's `data` in place,
-    which leaves no trace, calls `forget`.
+    They are packed at the first call, and again after they were loaded or replaced. Call `forget` after changing
+    `weight.data` in place: that does not bump the version counter.
     """
     weights = tuple(module.weight for module in modules)
     kind = _kind(weights, dtype)
@@ -95,22 +95,22 @@ def frozen_matrix(dtype: torch.dtype, *modules: nn.Linear) -> FrozenMatrix:
     if known is None or not known.is_of(weights):
         matrix = kind(joined(*modules) if len(modules) > 1 else weights[0].data)
         weights = tuple(module.weight for module in modules)
-        sources = tuple(one.data for one in weights)
-        known = _known[modules[0]] = _Known(matrix, tuple(one._version for one in weights), sources)
+        sources = tuple(weight.data for weight in weights)
+        known = _known[modules[0]] = _CacheEntry(matrix, tuple(weight._version for weight in weights), sources)
     return known.matrix
 
 
 def forget(module: nn.Linear) -> None:
-    """Its weight is another one from now on."""
+    """Drop the packed copy of a layer's weight, which has changed."""
     _known.pop(module, None)
 
 
 def _kind(weights: tuple[torch.Tensor, ...], dtype: torch.dtype) -> type[FrozenMatrix]:
-    """The best that there is for these weights here."""
-    kept = {(one.dtype, one.device.type) for one in weights}
+    """Return the fastest class for these weights on this machine."""
+    kept = {(weight.dtype, weight.device.type) for weight in weights}
     kind: type[FrozenMatrix] = FrozenMatrix
     if dtype == torch.bfloat16 and kept == {(dtype, "cpu")}:
-        if tile_calls.fit(*(one.shape for one in weights)):
+        if tile_calls.fit(*(weight.shape for weight in weights)):
             kind = TiledMatrix
         elif _has_onednn():
             kind = OneDnnMatrix
@@ -118,7 +118,7 @@ def _kind(weights: tuple[torch.Tensor, ...], dtype: torch.dtype) -> type[FrozenM
 
 
 def _has_onednn() -> bool:
-    """For bf16: without AVX-512 it refuses."""
+    """Return whether oneDNN multiplies bf16 here: it refuses without AVX-512."""
     operators = torch.ops.mkldnn
     return (
         torch.backends.mkldnn.is_available()

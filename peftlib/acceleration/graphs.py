@@ -1,4 +1,4 @@
-"""A training step as CUDA graphs: recorded once per batch shape, then launched as a whole."""
+"""Training steps as CUDA graphs: recorded once per batch shape, then launched as a whole."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from peftlib.errors import RunError
 
 Batch = dict[str, torch.Tensor]
 Step = Callable[[Batch], torch.Tensor]
-#: Gradients lie in one tensor of so many columns, the last row filled up with zeros.
-_LINE = 1024
+#: All gradients lie in one tensor of this many columns; the last row is padded with zeros.
+_COLUMNS = 1024
 _Shape = tuple[tuple[str, torch.Size], ...]
 _OUT_OF_MEMORY = (
     "out of memory: a CUDA graph keeps what a step needs beside what other steps need; use --cuda_graphs false, or a "
@@ -26,10 +26,10 @@ _OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class Recording:
-    """One shape's graph: what it reads, what it runs, what it leaves.
+    """The graph of one batch shape.
 
     Attributes:
-        inputs: the tensors that the graph reads; a batch is copied into them.
+        inputs: the tensors that the graph reads; every batch is copied into them.
         replay: launches the graph.
         loss: the scalar that the graph overwrites.
     """
@@ -40,24 +40,24 @@ class Recording:
 
 
 class GraphedStep:
-    """A step, forward and backward, that a GPU is given in one launch instead of some thousand.
+    """A forward and backward step that takes one launch on the GPU instead of some thousand.
 
-    With BERT-like models a GPU computes a small batch faster than Python can describe it. A graph
+    With BERT-like models, a GPU computes a small batch faster than Python can launch its kernels. A graph
     (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) replays the kernels of an earlier step on new
-    contents of the same tensors: the same arithmetic, dropout drawn from the same generator. The first batch of a shape
-    runs as it always would, which lets the libraries choose their kernels; the second is recorded. Where nothing is to
-    be chosen, so is the first, but for the very first batch of that kind: what a model does once, it must not do in a
-    recording, whose memory is not its own to keep.
+    contents of the same tensors: the same arithmetic, with dropout drawn from the same generator. The first batch of a
+    shape runs eagerly, which lets the libraries choose their kernels; the second is recorded. Batches of a kind that
+    needs no such choice (`is_ready`) are recorded at once, except for the very first of that kind: what a model does
+    only once, such as initialisation, must not allocate its memory from the pool of a graph.
 
-    Gradients gather in tensors that live as long as this object, which is what a graph needs. Parameters get them back
-    whenever the optimizer has dropped them.
+    Gradients accumulate in tensors that live as long as this object, as a graph requires. Parameters get them back
+    after the optimizer has set `.grad` to None.
 
     Args:
-        step: takes a batch on the device, adds to the gradients, returns a scalar. What it does may depend on the
-            shapes in the batch alone. One that waits for the device is run as it is, always.
+        step: takes a batch on the device, accumulates gradients and returns a scalar. Which kernels it launches may
+            depend only on the shapes in the batch. A step that waits for the device is always run eagerly.
         parameters: all that may receive a gradient.
-        warn: is told if the step waits.
-        is_ready: whether a batch is of the kind that can be recorded at first sight; none is by default.
+        warn: called with a message if the step waits for the device.
+        is_ready: whether a batch is of a kind that can be recorded at first sight; by default none is.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class GraphedStep:
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._gradients: list[torch.Tensor] = []
         self._flat = torch.empty(0)
-        self._all_in_one = nn.Parameter(self._flat)  # in name only: its gradient is all the gradients end to end
+        self._all_in_one = nn.Parameter(self._flat)  # stands for all parameters: its gradient is all of theirs
         self._recordings: dict[_Shape, Recording | None] = {}
         self._pool: Any = None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """One step on one batch.
+        """Run one step on one batch.
 
         Raises:
-            RunError: the step cannot be recorded, since it waits for the device, say; or recordings take the memory.
+            RunError: the step cannot be recorded (it waits for the device, say), or the graphs use up the memory.
         """
         shape = tuple((name, tensor.shape) for name, tensor in batch.items())
         is_ready = self._is_ready(batch)
@@ -89,17 +89,17 @@ class GraphedStep:
         self._kind_has_run |= is_ready
         if not self._gradients:
             return self._first(batch)
-        self._lend_gradients()
+        self._restore_gradients()
         if not self._recordable or (shape not in self._recordings and not at_first_sight):
             self._recordings[shape] = None  # seen once
-            return self._beside_recordings(batch)
+            return self._run_eagerly(batch)
         recording = self._recordings.get(shape) or self._record(batch)
         self._recordings[shape] = recording
         copy_batch(recording.inputs, batch)
         recording.replay()
         return recording.loss.clone()
 
-    def _beside_recordings(self, batch: Batch) -> torch.Tensor:
+    def _run_eagerly(self, batch: Batch) -> torch.Tensor:
         try:
             return self._step(batch)
         except torch.OutOfMemoryError as error:
@@ -108,41 +108,45 @@ class GraphedStep:
             raise
 
     def _first(self, batch: Batch) -> torch.Tensor:
-        """The very first step shows which parameters receive gradients; only those are given one ever after."""
+        """Run the very first step, which shows which parameters receive gradients: only those get one from then on."""
         loss, reason = _watched(self._step, batch)
         if reason is not None:
-            # A recording that fails would leave the device unusable.
+            # A failed recording would leave the device unusable.
             self._recordable = False
             self._warn(f"no CUDA graphs: this model's step waits for the device ({reason})")
         self._parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
-        # One tensor behind all of them: a single kernel clears it.
+        # All gradients are views of one tensor, which a single kernel clears.
         sizes = [parameter.numel() for parameter in self._parameters]
-        spare = self._parameters[0].new_zeros(-sum(sizes) % _LINE)
+        spare = self._parameters[0].new_zeros(-sum(sizes) % _COLUMNS)
         gradients = [parameter.grad.reshape(-1) for parameter in self._parameters]  # type: ignore[union-attr]
         self._flat = torch.cat([*gradients, spare])
         parts = self._flat[: sum(sizes)].split(sizes)
-        self._gradients = [part.view_as(one) for part, one in zip(parts, self._parameters, strict=True)]
+        self._gradients = [part.view_as(parameter) for part, parameter in zip(parts, self._parameters, strict=True)]
         self._all_in_one = nn.Parameter(self._flat.detach())
         self._all_in_one.grad = self._flat
-        self._hand_out()
+        self._assign_gradients()
         return loss
 
     def clip(self, most: float) -> torch.Tensor:
-        """`torch.nn.utils.clip_grad_norm_` of all gradients, in a few kernels; their global L2 norm before."""
-        # Line by line: torch has a single block of a GPU sum up what goes into one number, which takes 12 µs for the
-        # biases of bert-base.
-        lines = torch.linalg.vector_norm(self._flat.view(-1, _LINE), dim=1)
-        norm = torch.linalg.vector_norm(lines)
+        """Clip all gradients like `torch.nn.utils.clip_grad_norm_`, in a few kernels.
+
+        Returns:
+            Their global L2 norm before clipping.
+        """
+        # Row by row first: torch reduces to a single number in a single thread block, which takes 12 µs for the biases
+        # of bert-base.
+        rows = torch.linalg.vector_norm(self._flat.view(-1, _COLUMNS), dim=1)
+        norm = torch.linalg.vector_norm(rows)
         nn.utils.clip_grads_with_norm_([self._all_in_one], most, norm, foreach=False)
         return norm
 
-    def _lend_gradients(self) -> None:
-        """At the start of a window the optimizer has set every `.grad` to None."""
+    def _restore_gradients(self) -> None:
+        """Reattach zeroed gradients if the optimizer has set every `.grad` to None, at the start of a window."""
         if self._parameters[0].grad is not self._gradients[0]:
             self._flat.zero_()
-            self._hand_out()
+            self._assign_gradients()
 
-    def _hand_out(self) -> None:
+    def _assign_gradients(self) -> None:
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
 
@@ -151,14 +155,14 @@ class GraphedStep:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # One pool for all: no two graphs run at a time, and none reads what another left. Other threads (a data
-        # loader's) may call CUDA meanwhile.
+        # One pool for all graphs: no two run at the same time, and none reads what another left. Other threads (a data
+        # loader's) may call CUDA during a recording.
         try:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self._into_fresh_gradients(inputs)
         except torch.OutOfMemoryError as error:
             raise RunError(_OUT_OF_MEMORY) from error
-        except RuntimeError as error:  # nothing can be computed on this device any more: not even without graphs
+        except RuntimeError as error:  # the device is unusable from now on, even without graphs
             raise RunError(
                 f"this model's step cannot be recorded as a CUDA graph ({' '.join(str(error).split())[:200]}); use "
                 "--cuda_graphs false"
@@ -166,24 +170,24 @@ class GraphedStep:
         return Recording(inputs, graph.replay, loss)
 
     def _into_fresh_gradients(self, inputs: Batch) -> torch.Tensor:
-        """A step whose gradients are added up by a few kernels at its end, instead of by one for each parameter."""
+        """Run a step whose gradients are accumulated by a few kernels at its end, instead of one per parameter."""
         for parameter in self._parameters:
             parameter.grad = None
         loss = self._step(inputs)
-        pairs = [(kept, one.grad) for kept, one in zip(self._gradients, self._parameters, strict=True)]
+        pairs = [(kept, parameter.grad) for kept, parameter in zip(self._gradients, self._parameters, strict=True)]
         kept, fresh = zip(*((kept, gradient) for kept, gradient in pairs if gradient is not None), strict=True)
         torch._foreach_add_(kept, fresh)
-        self._hand_out()
+        self._assign_gradients()
         return loss
 
 
 def cloned(batch: Batch) -> Batch:
-    """A copy of a batch; tensors that share their memory go on to do so."""
+    """Copy a batch; tensors that share memory also do so in the copy."""
     return copy.deepcopy(dict(batch))
 
 
 def copy_batch(inputs: Batch, batch: Batch) -> None:
-    """Overwrite the inputs with a batch, in as few kernels as their memory allows: one if they are one piece of it."""
+    """Copy a batch into the inputs, in as few kernels as possible: one if all tensors share one storage."""
     ours, theirs = _piece(inputs), _piece(batch)
     if ours is not None and theirs is not None and len(ours) == len(theirs):
         ours.copy_(theirs)
@@ -194,7 +198,7 @@ def copy_batch(inputs: Batch, batch: Batch) -> None:
 
 
 def _piece(batch: Batch) -> torch.Tensor | None:
-    """The bytes that all tensors are parts of, if there is one piece of memory for all."""
+    """Return the bytes of the storage that all tensors share; None if they do not share one."""
     first = next(iter(batch.values()))
     memory = first.untyped_storage()
     if any(tensor.untyped_storage().data_ptr() != memory.data_ptr() for tensor in batch.values()):
@@ -203,7 +207,7 @@ def _piece(batch: Batch) -> torch.Tensor | None:
 
 
 def _watched(step: Step, batch: Batch) -> tuple[torch.Tensor, str | None]:
-    """A step, and what torch says of it if the host waited for the device in it."""
+    """Run a step; return its loss, and torch's warning if the host waited for the device, else None."""
     if not torch.cuda.is_available():
         return step(batch), None
     before = torch.cuda.get_sync_debug_mode()
@@ -219,6 +223,6 @@ def _watched(step: Step, batch: Batch) -> tuple[torch.Tensor, str | None]:
         line = " ".join(str(warning.message).split())
         if line.startswith("called a synchronizing"):
             reason = line[:100]
-        elif "debug mode" not in line:  # not of the mode itself: whoever it was meant for gets it
+        elif "debug mode" not in line:  # not about the mode itself: pass it on
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return loss, reason

@@ -1,29 +1,29 @@
-"""What an encoder layer's training step does between its products, as Triton kernels.
+"""Triton kernels for what an encoder layer's training step computes between its matrix products.
 
-In shapes: S examples, T rows of tokens, which `places`, int32 (S, BLOCK), lays out: the rows of an example's tokens,
-then -1. Width D in H heads of width DH; inner width F. Tensors are row-major. Arithmetic is in fp32; tensors of rows
-are in the precision of the products, parameters and their gradients in fp32.
+Shapes: S examples; T rows of tokens; `places`, int32 (S, BLOCK), holds the rows of each example's tokens, then -1.
+Width D in H heads of width DH; inner width F. Tensors are row-major. Arithmetic is in fp32; tensors of rows are in the
+precision of the products, parameters and their gradients in fp32.
 
-Dropout's masks are not kept: backward draws them again. An element's word is a hash of its place, the site in the layer
-and the call's seed: a Weyl sequence through two rounds of xor, shift and multiply, with the constants of Wellons'
-lowbias32 (https://nullprogram.com/blog/2018/07/31/), whose last shift the comparison with the rate has no use for. Of
-four million words, rates, neighbours at distances up to 98,304, sites, seeds, runs of eight and the upper 16 bits all
-are as of chance.
+Dropout masks are not stored: backward regenerates them. An element's random word is a hash of its index, the site in
+the layer and the call's seed: a Weyl sequence through two rounds of xor, shift and multiply, with the constants of
+Wellons' lowbias32 (https://nullprogram.com/blog/2018/07/31/), without its last shift, which the comparison with the
+rate does not need. Over four million words, drop rates, correlations between neighbours at distances up to 98,304,
+between sites and between seeds, runs of eight and the upper 16 bits are consistent with chance.
 """
 
 # mypy: disallow-untyped-defs=false
 
 from __future__ import annotations
 
-import triton  # type: ignore  # without types; torch for GPUs brings it, torch for CPUs does not
+import triton  # type: ignore  # untyped; installed with GPU builds of torch, not with CPU builds
 import triton.language as tl  # type: ignore
 
 
 @triton.jit
 def kept(key, row, start, site, THRESHOLD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Dropout's mask, (R, BLOCK), of numbers from `start` on in rows of WIDTH (R,): the same whatever the block."""
-    # Multiplied before they are added up: the elements of a row then cost one addition. Lanes past the width have the
-    # counters of the next row, and are not used.
+    """Return dropout's keep mask, (R, BLOCK), for columns from `start` on of rows (R,) of WIDTH, whatever the BLOCK."""
+    # Multiply before adding: each element then costs one addition. Lanes past the width have the next row's counters,
+    # and are not used.
     row = (row * WIDTH).to(tl.uint32) * 0x9E3779B1 + (key & 0xFFFFFFFF).to(tl.uint32)
     site = (site + tl.zeros((BLOCK,), tl.int32)).to(tl.uint32) * 0x5851F42D
     column = ((start + tl.arange(0, BLOCK)).to(tl.uint32) + site) * 0x9E3779B1
@@ -33,9 +33,9 @@ def kept(key, row, start, site, THRESHOLD: tl.constexpr, WIDTH: tl.constexpr, BL
     return word >= THRESHOLD
 
 
-# A vector that is read once has to reach the lanes of all rows through shared memory, where every warp waits at a
-# barrier: so each lane reads what it needs itself. A row that lies across several warps has the same barriers in its
-# sums: forward gives each row one warp. Backward cannot: it would leave a row of sums for every warp.
+# A vector that is loaded once must reach the lanes of all rows through shared memory, with a barrier for all warps, so
+# each lane loads what it needs itself. Reducing a row that spans several warps needs the same barriers, so forward
+# gives each row one warp. Backward cannot: every warp would have to write its own row of partial sums.
 
 
 @triton.jit(do_not_specialize=["site", "rows"])
@@ -71,9 +71,9 @@ def _both(left, right, other_left, other_right):
 
 @triton.jit
 def _two(first, second, start, column, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Rows from `start` on of two tensors (rows, WIDTH): the loops read what comes next before they use what is there.
+    """Load rows from `start` on of two tensors (rows, WIDTH), the second one evict-first.
 
-    They wait for memory, and for little else. The second one's leave the cache first.
+    The loops are memory-bound, so they prefetch the next block before they use the current one.
     """
     row = start + tl.arange(0, ROWS)
     real = (row < rows)[:, None] & (column < WIDTH)[None, :]
@@ -175,18 +175,18 @@ def embed_backward(
     tl.store(shift_sums + program * stride + column, grad_shift, wide & NEEDS_SHIFT)
 
 
-# GELU is x F(x), F the normal distribution; its slope is F + x f. Both are one half and something odd: x p(s), where
-# the polynomials p of s = 2 (x / 5.25)^2 - 1 are those of the CPU's kernels (`cpp/layer.cpp`, which says how exact they
-# are), at half of the operations that an error function and an exponential take.
+# GELU is x F(x), with F the normal distribution function; its derivative is F + x f. F and the derivative are 1/2 plus
+# an odd function x p(s), where the polynomials p of s = 2 (x / 5.25)^2 - 1 are those of the CPU kernels
+# (`cpp/layer.cpp` states their accuracy), at half the operations of an error function and an exponential.
 
 
 @triton.jit
 def _distribution(x):
-    """F(x) within 5.25 of zero, and there beyond, (R, C) in fp32."""
+    """Return F(x), with x clamped to [-5.25, 5.25], (R, C) in fp32."""
     x = tl.minimum(tl.maximum(x, -5.25), 5.25)
     s = x * x * (2 / (5.25 * 5.25)) - 1.0
     square = s * s
-    # In two chains, which do not wait for each other.
+    # Two independent chains, for instruction-level parallelism.
     odd = -5.725195534e-04 * square - 1.295860769e-03
     even = 1.466732040e-03 * square + 1.843585016e-03
     odd = odd * square - 5.150125682e-03
@@ -204,7 +204,7 @@ def _distribution(x):
 
 @triton.jit
 def _slope(x):
-    """The slope of GELU within 5.25 of zero, and there beyond, (R, C) in fp32."""
+    """Return the derivative of GELU, with x clamped to [-5.25, 5.25], (R, C) in fp32."""
     x = tl.minimum(tl.maximum(x, -5.25), 5.25)
     s = x * x * (2 / (5.25 * 5.25)) - 1.0
     square = s * s
@@ -224,7 +224,7 @@ def _slope(x):
     return x * (odd * s + even) + 0.5
 
 
-# GELU's product lies in the memory until backward, which nothing of it in the cache would outlast: it goes first, and
+# GELU's input is not reused until backward, by when it would have left the cache anyway. Load it evict-first, so that
 # what the next product reads stays.
 
 
@@ -270,7 +270,7 @@ def gelu_backward(
 def column_sums(
     first, first_rows, first_width, second, second_rows, second_width, out, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Sums over the rows of two matrices, (rows, width) each, one behind the other."""
+    """Sum two matrices, (rows, width) each, over their rows; write the sums of both one after the other."""
     block, blocks = tl.program_id(0), tl.cdiv(first_width, COLUMNS)
     matrix, rows, width, start = first, first_rows, first_width, 0
     if block >= blocks:

@@ -1,4 +1,4 @@
-"""Encoder layers on rows of tokens, one after the other, as one function: torch keeps no graph for each of them."""
+"""All encoder layers on rows of tokens as one autograd function, so that torch keeps no graph of each layer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from peftlib.acceleration.low_rank_layer import LowRankLayer
 
 
 class Layers(torch.autograd.Function):
-    """Rows (T, D) through all layers. Gradients for the rows and for every layer's `trained`.
+    """Run rows (T, D) through all layers. Gradients for the rows and for every layer's `trained`.
 
     Args:
-        layers: made for this pass: they keep what backward needs. The last one may return less than all rows.
-        trained: every layer's, one layer after the other.
+        layers: created for this pass, as they save what backward needs. The last one may return fewer rows.
+        trained: of all layers, one after the other.
     """
 
     @staticmethod
@@ -37,7 +37,7 @@ class Layers(torch.autograd.Function):
         found: dict[int, Sequence[torch.Tensor | None]] = {}
         with torch.autocast(gradient.device.type, enabled=False):
             frozen = [place for place in range(lowest, len(layers)) if not isinstance(layers[place], LowRankLayer)]
-            last = len(layers) - 1  # which has rows of its own: the first tokens
+            last = len(layers) - 1  # apart, as its rows are the first tokens only
             groups = [place for place in frozen if place < last], [place for place in frozen if place == last]
             gathered = [
                 (group, Sums([(layers[place].vectors, Vectors(*needs[place])) for place in group], rows, len(gradient)))
@@ -45,7 +45,9 @@ class Layers(torch.autograd.Function):
                 if group
             ]
             columns = {
-                place: one for group, sums in gathered for place, one in zip(group, sums.by_layer(), strict=True)
+                place: layer_sums
+                for group, sums in gathered
+                for place, layer_sums in zip(group, sums.by_layer(), strict=True)
             }
             for place in reversed(range(lowest, len(layers))):
                 onward = needs_rows or place > lowest
@@ -55,16 +57,16 @@ class Layers(torch.autograd.Function):
                     below, found[place] = layers[place].backward_of_updates(below, onward)
             for group, sums in gathered:
                 found |= dict(zip(group, sums.finish(), strict=True))
-        grads = [one for place, need in enumerate(needs) for one in found.get(place, [None] * len(need))]
+        grads = [grad for place, need in enumerate(needs) for grad in found.get(place, [None] * len(need))]
         return below, None, *_in_fp32(grads)
 
 
 def _in_fp32(gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """Those in half precision widened, by one kernel for all."""
-    narrow = {place: one for place, one in enumerate(gradients) if one is not None and one.dtype != torch.float32}
+    """Cast gradients in half precision to fp32, with a single kernel."""
+    narrow = {place: grad for place, grad in enumerate(gradients) if grad is not None and grad.dtype != torch.float32}
     if narrow:
-        wide = [torch.empty_like(one, dtype=torch.float32) for one in narrow.values()]
+        wide = [torch.empty_like(grad, dtype=torch.float32) for grad in narrow.values()]
         torch._foreach_copy_(wide, list(narrow.values()))
-        for place, one in zip(narrow, wide, strict=True):
-            gradients[place] = one
+        for place, grad in zip(narrow, wide, strict=True):
+            gradients[place] = grad
     return gradients

@@ -7,19 +7,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton  # type: ignore  # without types; torch for GPUs brings it, torch for CPUs does not
+import triton  # type: ignore  # untyped; installed with GPU builds of torch, not with CPU builds
 import triton.language as tl  # type: ignore
 
-#: Numbers that the program holds at a time.
+#: Elements that the program processes at a time.
 _BLOCK = 2048
 
 
 def weighted_loss_in_one(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`training.accumulation.weighted_loss` in one kernel, for which torch takes a dozen.
+    """Compute `training.accumulation.weighted_loss` in one kernel, where torch takes a dozen.
 
     Args:
         logits: (B, C) of any float type, on the GPU.
-        labels: classes, 0 to C - 1, int64 (B,). Nobody looks whether they are.
+        labels: class indices, 0 to C - 1, int64 (B,); the range is not checked.
         weight: fp32 (B,).
     """
     loss: torch.Tensor = WeightedCrossEntropy.apply(logits, labels, weight)
@@ -27,13 +27,13 @@ def weighted_loss_in_one(logits: torch.Tensor, labels: torch.Tensor, weight: tor
 
 
 class WeightedCrossEntropy(torch.autograd.Function):
-    """See `weighted_loss_in_one`. One program for all: a batch has a few hundred logits."""
+    """See `weighted_loss_in_one`. A single program computes it all, as a batch has only a few hundred logits."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         examples, classes = logits.shape
         loss = torch.empty((), device=logits.device, dtype=torch.float32)
-        # In fp32: fp16's scale comes with what is above, and must come first.
+        # In fp32: the loss scale of fp16 comes with the upstream gradient, and must be applied before rounding.
         gradient = torch.empty_like(logits, dtype=torch.float32, memory_format=torch.contiguous_format)
         lanes = triton.next_power_of_2(classes)
         weighted_cross_entropy[(1,)](
@@ -53,7 +53,7 @@ class WeightedCrossEntropy(torch.autograd.Function):
 def weighted_cross_entropy(
     logits, labels, weights, loss, gradient, examples, classes, ROWS: tl.constexpr, LANES: tl.constexpr
 ):
-    """The loss, and its slopes by each logit, (B, C)."""
+    """Compute the loss and its gradient with respect to the logits, (B, C)."""
     lane, total = tl.arange(0, LANES), tl.zeros((ROWS,), tl.float32)
     for start in range(0, examples, ROWS):
         row = start + tl.arange(0, ROWS)

@@ -1,14 +1,14 @@
-"""LoRA's low-rank updates of products on rows of tokens, as Triton kernels; dropout and types as in `layer_kernels`.
+"""Triton kernels for LoRA's updates of products on rows of tokens; dropout and types as in `layer_kernels`.
 
-J updates, of rank R each, are of products of the same x, (T, D): y_j = x W_j' + factor dropout_j(x) A_j' B_j', where A
-is (J R, D). What lies between A and B is `low`, (T, J R). The products with B and their gradients are plain ones.
+J updates of rank R are of products of the same x, (T, D): y_j = x W_j' + factor dropout_j(x) A_j' B_j', where A is
+(J R, D). The intermediate between A and B is `low`, (T, J R). torch computes the products with B and their gradients.
 """
 
 # mypy: disallow-untyped-defs=false
 
 from __future__ import annotations
 
-import triton  # type: ignore  # without types; torch for GPUs brings it, torch for CPUs does not
+import triton  # type: ignore  # untyped; installed with GPU builds of torch, not with CPU builds
 import triton.language as tl  # type: ignore
 
 from peftlib.acceleration.layer_kernels import kept
@@ -19,7 +19,7 @@ def low_forward(
     x, a, low, seed, rows, factor, site, THRESHOLD: tl.constexpr, J: tl.constexpr, R: tl.constexpr,
     D: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """low_j = factor dropout_j(x) A_j'."""
+    """Compute low_j = factor dropout_j(x) A_j'."""
     row, lane, j = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, RANK), tl.program_id(1)
     found = tl.zeros((ROWS, RANK), tl.float32)
     for start in range(0, D, COLUMNS):
@@ -40,7 +40,7 @@ def low_onto(
     low, a, out, seed, rows, factor, site, THRESHOLD: tl.constexpr, J: tl.constexpr, R: tl.constexpr,
     D: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """x's gradient: out += the sum of factor dropout_j(low_j A_j)."""
+    """Add x's gradient to `out`, from the gradient `low`: the sum over j of factor dropout_j(low_j A_j)."""
     row, lane = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, RANK)
     start = tl.program_id(1) * COLUMNS
     column = start + tl.arange(0, COLUMNS)
@@ -64,7 +64,7 @@ def low_inner(
     low, x, sums, seed, rows, factor, site, THRESHOLD: tl.constexpr, J: tl.constexpr, R: tl.constexpr,
     D: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A's gradient, factor low_j' dropout_j(x): a program's share of the rows, into `sums` (programs, J R, D)."""
+    """Compute A's gradient, factor low_j' dropout_j(x), as one partial sum per program: `sums` (programs, J R, D)."""
     program, start, j = tl.program_id(0), tl.program_id(1) * COLUMNS, tl.program_id(2)
     lane, column = tl.arange(0, RANK), start + tl.arange(0, COLUMNS)
     found = tl.zeros((RANK, COLUMNS), tl.float32)

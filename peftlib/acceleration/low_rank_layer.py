@@ -1,4 +1,4 @@
-"""An encoder layer with LoRA on some of its products, whose all else is frozen, on rows of tokens.
+"""An encoder layer on rows of tokens, with LoRA on some of its products and everything else frozen.
 
 Shapes as in `layer_kernels` and `low_rank_kernels`.
 """
@@ -9,27 +9,28 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton  # type: ignore  # without types; torch for GPUs brings it, torch for CPUs does not
+import triton  # type: ignore  # untyped; installed with GPU builds of torch, not with CPU builds
 
 from peftlib.acceleration import layer_calls as calls
 from peftlib.acceleration import low_rank_kernels as kernels
 from peftlib.acceleration.encoder_layer import SECOND, Matrices, Vectors, WholeLayer
 
-#: Rows and columns that a program holds at a time, forward and backward, and its warps of 32 threads.
+#: Rows and columns per block of a program, forward and backward, and its warps of 32 threads.
 _FORWARD, _BACKWARD, _WARPS = (32, 128), (64, 64), 4
-#: How many programs share the rows of A's gradient.
+#: Most programs that share the rows of A's gradient.
 _PROGRAMS = 16
 
 
 class Updates(NamedTuple):
-    """LoRA's updates of products of the same rows, in the precision of the rows.
+    """LoRA's updates of products that share their input, in the precision of the rows.
 
     Attributes:
-        a: (J R, D), all of rank R.
-        b: J of them, (N, R), and for each the column at which its product of N columns starts.
-        factor: scaling, over the share of elements that dropout keeps.
+        a: (J R, D): J updates, all of rank R.
+        b: J matrices (N, R).
+        starts: for each of them, the first of its product's N columns.
+        factor: scaling divided by dropout's keep rate.
         rate: of dropout.
-        site: of the first one's dropout in the layer.
+        site: of the first update's dropout in the layer.
     """
 
     a: torch.Tensor
@@ -43,7 +44,7 @@ class Updates(NamedTuple):
         """Add the updates to the products, in place.
 
         Returns:
-            What lies between A and B, for backward.
+            The intermediate between A and B, (T, J R), for backward.
         """
         low = x.new_empty(x.size(0), self.a.size(0))
         blocks = triton.cdiv(x.size(0), _FORWARD[0]), len(self.b)
@@ -56,7 +57,7 @@ class Updates(NamedTuple):
         self, seed: torch.Tensor, x: torch.Tensor, low: torch.Tensor, gradient: torch.Tensor,
         grad_x: torch.Tensor | None,
     ) -> list[torch.Tensor]:  # fmt: skip
-        """From the products' gradient those of each A, fp32, and B, in pairs; x's is added to `grad_x`, if given."""
+        """Return the gradients of each A, fp32, and B, in pairs, from the products'; add x's to `grad_x`, if given."""
         grad_low, ranks = torch.empty_like(low), self.a.size(0)
         columns, parts = self._columns(gradient), low.chunk(len(self.b), 1)
         for part, b, above in zip(grad_low.chunk(len(self.b), 1), self.b, columns, strict=True):
@@ -69,7 +70,7 @@ class Updates(NamedTuple):
         sums = x.new_empty((min(_PROGRAMS, down), ranks * width), dtype=torch.float32)
         kernels.low_inner[(len(sums), across, len(self.b))](grad_low, x, sums, **options)
         grad_a = calls.sums_over_rows(sums, sums[:, :0]).view(len(self.b), -1, width).unbind()
-        return [one for pair in zip(grad_a, grad_b, strict=True) for one in pair]
+        return [grad for pair in zip(grad_a, grad_b, strict=True) for grad in pair]
 
     def _columns(self, products: torch.Tensor) -> list[torch.Tensor]:
         return [products[:, start : start + b.size(0)] for start, b in zip(self.starts, self.b, strict=True)]
@@ -84,7 +85,7 @@ class Updates(NamedTuple):
 
 
 class ProductUpdates(NamedTuple):
-    """The updates of a layer's four products, where there are any."""
+    """The updates of a layer's four products; None for a product without any."""
 
     qkv: Updates | None
     out: Updates | None
@@ -93,11 +94,11 @@ class ProductUpdates(NamedTuple):
 
 
 class LowRankLayer(WholeLayer):
-    """A BERT layer with updates of its products, which alone are trained.
+    """A BERT layer with LoRA updates of its products, its only trained parameters.
 
     Args:
-        updates: in the precision of the rows, and what they are copies of.
-        ends: the result is the first tokens' (S, D) alone, which the head reads.
+        updates: in the precision of the rows, and the parameters that they are copies of.
+        ends: return the first tokens' rows (S, D) only, as the head reads no others.
     """
 
     def __init__(
@@ -110,30 +111,30 @@ class LowRankLayer(WholeLayer):
         self._found: dict[str, list[torch.Tensor]] = {}
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows (T, D) to rows, or to the first tokens' (S, D)."""
+        """Compute the layer on rows (T, D); returns (T, D), or the first tokens' (S, D)."""
         self._qkv = self._times("qkv", rows, self.biases)
         self._attended = calls.attend(self.call, self._qkv)
         seen = self._attended.values
         if self.ends:
-            seen, rows = (one.index_select(0, self.call.places[:, 0, 0, 0]) for one in (seen, rows))
+            seen, rows = (tensor.index_select(0, self.call.places[:, 0, 0, 0]) for tensor in (seen, rows))
         return self._finish(seen, rows)
 
     def backward_of_updates(
         self, gradient: torch.Tensor, needs_rows: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """From the result's gradient that of the rows, if asked for, and those of `trained`."""
+        """Return the gradient of the rows, if needed, and those of `trained`, from the output's."""
         nothing = gradient.new_empty((calls.programs(gradient.size(0)), 0), dtype=torch.float32)
         below, residual = self._finish_backward(gradient, (nothing,) * 7)
         below, grad_rows = self._back("out", below), None
         if needs_rows or self.updates.qkv is not None:
             if self.ends:
-                below, residual = (_spread(one, self.call.places, len(self._qkv)) for one in (below, residual))
+                below, residual = (_spread(grad, self.call.places, len(self._qkv)) for grad in (below, residual))
             above = calls.attend_backward(self.call, below, self._qkv, self._attended, nothing)
             if needs_rows:
                 grad_rows = self._back("qkv", above, residual)
             else:
                 self._update("qkv", above, None)
-        return grad_rows, [one for name in ProductUpdates._fields for one in self._found.get(name, [])]
+        return grad_rows, [grad for name in ProductUpdates._fields for grad in self._found.get(name, [])]
 
     def _times(self, name: str, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         products, update = super()._times(name, x, bias), getattr(self.updates, name)
@@ -153,12 +154,12 @@ class LowRankLayer(WholeLayer):
 
 
 def _spread(vectors: torch.Tensor, places: torch.Tensor, rows: int) -> torch.Tensor:
-    """(S, D) of the first tokens among all rows (T, D), zero elsewhere."""
+    """Scatter the first tokens' vectors (S, D) into rows (T, D) of zeros."""
     return vectors.new_zeros(rows, vectors.size(1)).index_copy_(0, places[:, 0, 0, 0].long(), vectors)
 
 
 class Trained(NamedTuple):
-    """LoRA's update of a product as it is trained: A (R, D) and B (N, R) in fp32; scaling, and dropout's rate."""
+    """The trained parameters of one LoRA update, A (R, D) and B (N, R) in fp32, with its scaling and dropout rate."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -167,45 +168,45 @@ class Trained(NamedTuple):
 
 
 class LayerUpdates(NamedTuple):
-    """A layer's updates in the precision of the rows, and what they are copies of: each A and B, in pairs."""
+    """A layer's updates in the precision of the rows, and the parameters they are copies of: each A and B, in pairs."""
 
     product_updates: ProductUpdates
     trained: list[torch.Tensor]
 
 
 def prepare(layers: Sequence[tuple[list[Trained | None], ...] | None], dtype: torch.dtype) -> list[LayerUpdates | None]:
-    """Copy all layers' updates into this precision, by one kernel for all.
+    """Copy the updates of all layers into this precision, with a single kernel.
 
     Args:
-        layers: of each layer that has updates, those of the products of the same rows: query, key and value; out;
-            inner; outer. None where a product has no update.
+        layers: for each layer the updates, grouped by shared input: [query, key, value], [out], [inner], [outer]; None
+            for a product, or a layer, without updates.
     """
     sources: list[torch.Tensor] = []
     copies: list[torch.Tensor] = []
-    prepared = [None if groups is None else _of_layer(groups, dtype, sources, copies) for groups in layers]
+    prepared = [None if groups is None else _layer_updates(groups, dtype, sources, copies) for groups in layers]
     if sources:
         with torch.no_grad():
             torch._foreach_copy_(copies, sources)
     return prepared
 
 
-def _of_layer(
+def _layer_updates(
     groups: tuple[list[Trained | None], ...], dtype: torch.dtype, sources: list[torch.Tensor],
     copies: list[torch.Tensor],
 ) -> LayerUpdates:  # fmt: skip
     updates: list[Updates | None] = []
     site = SECOND + 1
     for group in groups:
-        there = [one for one in group if one is not None]
+        there = [update for update in group if update is not None]
         if not there:
             updates.append(None)
         else:
-            first, ranks = there[0], [len(one.a) for one in there]
+            first, ranks = there[0], [len(update.a) for update in there]
             stacked = first.a.new_empty((sum(ranks), first.a.size(1)), dtype=dtype)
-            bs = [torch.empty_like(one.b, dtype=dtype) for one in there]
+            bs = [torch.empty_like(update.b, dtype=dtype) for update in there]
             copies += [*stacked.split(ranks), *bs]
-            sources += [*(one.a for one in there), *(one.b for one in there)]
-            starts = tuple(place * len(one.b) for place, one in enumerate(group) if one is not None)
+            sources += [*(update.a for update in there), *(update.b for update in there)]
+            starts = tuple(place * len(update.b) for place, update in enumerate(group) if update is not None)
             factor = first.scaling * first.rate.factor
             updates.append(Updates(stacked, tuple(bs), starts, factor, first.rate, site))
         site += len(group)

@@ -1,7 +1,7 @@
-"""BERT's encoder on a CPU without padding: every layer works on the tokens that there are, in few and large operations.
+"""BERT's encoder on a CPU without padding: every layer processes real tokens only, in few and large operations.
 
-As transformers computes it, a tenth of a layer's numbers is padding, even among sentences of similar lengths, and a
-training step takes more than twice as many operations.
+In transformers' encoder, a tenth of a layer's elements is padding, even in batches of similar lengths, and a training
+step takes more than twice as many operations.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from peftlib.acceleration.layer_parts import Parts, parts_for
 from peftlib.acceleration.normalisation import use_kernels
 from peftlib.acceleration.packing import Packing
 
-#: What transformers tells the encoder that its layers do not read: the embeddings know positions, and nobody decodes.
-_OF_NO_ACCOUNT = ("position_ids", "use_cache")
+#: Encoder kwargs that BERT's layers ignore: positions are in the embeddings, and there is no decoding.
+_IGNORED_KWARGS = ("position_ids", "use_cache")
 
 
 def pack_encoder(model: nn.Module) -> bool:
-    """Let the encoder of a BERT-like classifier compute without padding, and its last layer the first token only.
+    """Make the encoder of a BERT-like classifier skip padding, and its last layer compute the first token only.
 
     The head reads no other: `last_hidden_state` has one token. Logits and gradients are the same up to rounding.
-    Under autocast, what goes from layer to layer stays in its precision; sums inside of normalisation are fp32.
-    What it cannot compute (hooks inside, tensors elsewhere than on a CPU) is left to transformers.
+    Under autocast, hidden states stay in its precision between layers; normalisation accumulates in fp32. Calls that it
+    does not support (hooks inside, tensors not on a CPU) go to transformers.
 
     Returns:
-        Whether this model has such an encoder.
+        Whether the model has such an encoder.
     """
     encoder = bert_encoder(model)
     if encoder is None or not is_plain_encoder(encoder.config):
         return False
-    cpu_calls.are_there()  # builds the kernels now, if ever, and not in the first step
+    cpu_calls.are_there()  # builds the kernels now rather than in the first step
     use_kernels(unwrapped(model).base_model.embeddings.LayerNorm)
     kind: Any = type(encoder)
     encoder.__class__ = kind if isinstance(encoder, _PackedEncoder) else _packed(kind)
@@ -56,16 +56,16 @@ def pack_encoder(model: nn.Module) -> bool:
 
 
 class _PackedEncoder(nn.Module):
-    """A mixin in front of transformers' encoder."""
+    """A mixin that overrides transformers' encoder."""
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         encoder: Any = self
         seen = _seen(hidden_states, attention_mask)
-        others = [*args, *(value for name, value in kwargs.items() if name not in _OF_NO_ACCOUNT)]
-        told = any(value is not None and value is not False for value in others)
-        if seen is None or told or not _is_unwatched(encoder.layer):
+        others = [*args, *(value for name, value in kwargs.items() if name not in _IGNORED_KWARGS)]
+        has_options = any(value is not None and value is not False for value in others)
+        if seen is None or has_options or not _is_unwatched(encoder.layer):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         kind = hidden_states.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_states.dtype
@@ -85,7 +85,7 @@ def _packed(kind: type) -> type:
 
 
 def _seen(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Which places of (B, W) hold a token, if that is to be told from the mask and each example has a first one."""
+    """Return which positions of (B, W) hold tokens; None if the mask does not say or an example starts with padding."""
     if x.device.type != "cpu":
         return None
     if mask is None:
@@ -98,7 +98,7 @@ def _seen(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _is_unwatched(layers: Any) -> bool:
-    """Nobody watches, or changes, what is done here in place of the modules."""
+    """Return whether no hook or gradient checkpointing depends on the modules that are bypassed here."""
     return not any(
         getattr(layer, "gradient_checkpointing", False) or any(has_hooks(module) for module in _replaced(layer))
         for layer in layers
@@ -106,7 +106,7 @@ def _is_unwatched(layers: Any) -> bool:
 
 
 def _replaced(layer: Any) -> tuple[nn.Module, ...]:
-    """All modules but the activation and the Linear layers, which are called where they are special."""
+    """Return the bypassed modules: all but the activation and the Linear layers, which are called if not plain."""
     attention, first, second = layer.attention.self, layer.attention.output, layer.output
     return (
         layer, layer.attention, attention, attention.dropout, first, first.dropout, first.LayerNorm,
@@ -115,7 +115,7 @@ def _replaced(layer: Any) -> tuple[nn.Module, ...]:
 
 
 def _layer(layer: Any, rows: torch.Tensor, packing: Packing, parts: Parts, ends: bool) -> torch.Tensor:
-    """(T, D) to (T, D); of the last layer to (B, D), the first token of each example."""
+    """Compute a layer, (T, D) to (T, D); the last layer returns each example's first token, (B, D)."""
     attention = layer.attention.self
     if not ends and parts.add_biases and _is_frozen(layer):
         return _frozen_layer(layer, rows, packing)
@@ -126,7 +126,7 @@ def _layer(layer: Any, rows: torch.Tensor, packing: Packing, parts: Parts, ends:
         query = query if query_update is None else (query + query_update).to(rows.dtype)
         if parts.add_biases and _are_frozen(attention.key, attention.value):
             attended = attend_first(query, rows, attention.key, attention.value, packing, p)
-        else:  # products with their biases
+        else:  # the products include their biases
             attended = parts.attend(_product(rows, parts, attention.key, attention.value)[0], query, None, packing, p)
         rows = starts
     else:
@@ -138,7 +138,7 @@ def _layer(layer: Any, rows: torch.Tensor, packing: Packing, parts: Parts, ends:
 
 
 def _is_frozen(layer: Any) -> bool:
-    """All of its matrices, and it can be computed by `FrozenLayer`."""
+    """Return whether all of the layer's matrices are frozen and `FrozenLayer` can compute it."""
     return is_plain_gelu(layer.intermediate.intermediate_act_fn) and _are_frozen(*linears(layer))
 
 
@@ -150,11 +150,11 @@ def _frozen_layer(layer: Any, rows: torch.Tensor, packing: Packing) -> torch.Ten
     attention, first, second = layer.attention.self, layer.attention.output, layer.output
     query, key, value, out, inner, outer = linears(layer)
     result: torch.Tensor = FrozenLayer.apply(
-        rows, packing, tuple(_rate(one.dropout) for one in (attention, first, second)),
+        rows, packing, tuple(_rate(block.dropout) for block in (attention, first, second)),
         (first.LayerNorm.eps, second.LayerNorm.eps),
-        tuple(frozen_matrix(rows.dtype, *one) for one in ((query, key, value), (out,), (inner,), (outer,))),
+        tuple(frozen_matrix(rows.dtype, *group) for group in ((query, key, value), (out,), (inner,), (outer,))),
         torch.is_grad_enabled(),
-        *(one.float() for one in (
+        *(vector.float() for vector in (
             query.bias, key.bias, value.bias, out.bias, first.LayerNorm.weight, first.LayerNorm.bias,
             inner.bias, outer.bias, second.LayerNorm.weight, second.LayerNorm.bias,
         )),
@@ -163,7 +163,7 @@ def _frozen_layer(layer: Any, rows: torch.Tensor, packing: Packing) -> torch.Ten
 
 
 def _finish(output: Any, rows: torch.Tensor, residual: torch.Tensor, parts: Parts) -> torch.Tensor:
-    """A block's end: its product, dropout, residual and normalisation."""
+    """Compute the end of a block: product, dropout, residual and normalisation."""
     return parts.add_norm(*_product(rows, parts, output.dense), residual, _rate(output.dropout), output.LayerNorm)
 
 
@@ -172,7 +172,7 @@ def _rate(dropout: Any) -> float:
 
 
 def _product(rows: torch.Tensor, parts: Parts, *modules: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What these layers make of the same rows, side by side; and the biases, where the parts add them later."""
+    """Apply layers to the same rows; return the outputs, concatenated, and the biases if the parts add them later."""
     if _are_frozen(*modules):
         frozen: Any = modules
         matrix, biases = frozen_matrix(rows.dtype, *frozen), [linear.bias for linear in frozen]
@@ -185,11 +185,11 @@ def _product(rows: torch.Tensor, parts: Parts, *modules: nn.Module) -> tuple[tor
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """x W' + biases, if any, the latter one behind the other. Gradients for x, (T, in), and each bias."""
+    """x W' + the concatenated biases, if any. Gradients for x, (T, in), and each bias."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, matrix: FrozenMatrix, *biases: torch.Tensor) -> torch.Tensor:
-        ctx.matrix, ctx.sizes = matrix, [len(one) for one in biases]
+        ctx.matrix, ctx.sizes = matrix, [len(bias) for bias in biases]
         ctx.bias_dtype = biases[0].dtype if biases else None
         return matrix.times(x, torch.cat(biases).to(x.dtype) if biases else None)
 
@@ -199,5 +199,5 @@ class _FrozenLinear(torch.autograd.Function):
         grad_biases: list[torch.Tensor | None] = [None] * len(needed)
         if any(needed):
             sums = gradient.sum(0).to(ctx.bias_dtype).split(ctx.sizes)
-            grad_biases = [one if need else None for one, need in zip(sums, needed, strict=True)]
+            grad_biases = [grad if need else None for grad, need in zip(sums, needed, strict=True)]
         return ctx.matrix.back(gradient) if needs_x else None, None, *grad_biases

@@ -1,7 +1,6 @@
-"""BERT's encoder on a GPU over rows of tokens, where its matrices are frozen: all layers as one function.
+"""BERT's encoder on a GPU over rows of tokens, with frozen matrices: all layers as one autograd function.
 
-Batches come as `data.collation.RowCollator` lays them out: (1, T) tokens, and int32 (S, 1, 1, width) in place of a
-mask.
+Batches have the layout of `data.collation.RowCollator`: (1, T) tokens, and int32 (S, 1, 1, width) in place of a mask.
 """
 
 from __future__ import annotations
@@ -26,30 +25,30 @@ from peftlib.acceleration.bert import (
     unwrapped,
 )  # fmt: skip
 
-if find_spec("triton") is not None:  # it comes with torch for GPUs only
+if find_spec("triton") is not None:  # installed with GPU builds of torch only
     from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, Matrices, Vectors, WholeLayer, draw_seeds
     from peftlib.acceleration.layer_calls import Call, Rate, Tables
     from peftlib.acceleration.layer_stack import Layers
     from peftlib.acceleration.low_rank_layer import LowRankLayer, Trained, prepare
 
 _HEAD_WIDTHS = (32, 64)
-#: LoRA's largest rank: the matrices of higher ones leave too little room on a multiprocessor.
+#: The highest supported rank of LoRA: matrices of higher ranks need too much of a multiprocessor's shared memory.
 MOST_RANK = 64
 
 
 def take_rows(model: nn.Module, dtype: torch.dtype) -> int | None:
-    """Let the encoder of a BERT-like classifier compute batches that are laid out in rows.
+    """Make the encoder of a BERT-like classifier compute batches that are laid out in rows.
 
-    Only where all matrices of its layers are frozen, with LoRA beside them or without; biases and normalisation may be
-    trained in layers without. The last layer ends with the first token of each example, since the head reads no other.
-    Padded batches are computed as ever.
+    All matrices of its layers must be frozen, with or without LoRA; in layers without LoRA, biases and normalisation
+    may be trained. The last layer returns each example's first token only, as the head reads no other. Padded batches
+    are computed as before.
 
     Args:
-        model: as transformers made it, or in PEFT's wrapper.
-        dtype: of the products and of what is kept for backward. The matrices are converted.
+        model: a transformers model, with or without PEFT's wrapper.
+        dtype: of the products and of what is saved for backward; the matrices are cast to it.
 
     Returns:
-        The position of an example's first token, as the model's embeddings count; None if it cannot take rows.
+        The position index of an example's first token in the model's embeddings; None if the model cannot take rows.
     """
     encoder = bert_encoder(model)
     if (
@@ -71,13 +70,13 @@ def take_rows(model: nn.Module, dtype: torch.dtype) -> int | None:
         embeddings.rows_dtype = dtype
         kind = type(embeddings)
         embeddings.__class__ = _before(_RowEmbeddings, kind)
-    # RoBERTa's count from behind the padding's own.
+    # RoBERTa's positions start after its padding index.
     counts_from_padding = hasattr(embeddings, "create_position_ids_from_input_ids")
     return embeddings.padding_idx + 1 if counts_from_padding else 0
 
 
 class _RowEncoder(nn.Module):
-    """A mixin in front of transformers' encoder."""
+    """A mixin that overrides transformers' encoder."""
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
@@ -88,7 +87,7 @@ class _RowEncoder(nn.Module):
         if not all(_is_fusible(layer) for layer in encoder.layer):
             raise RuntimeError("the encoder was changed after it was told to take rows; give it padded batches")
         dtype = _base(encoder.layer[0].output.dense).weight.dtype
-        rows = hidden_states.flatten(0, 1).to(dtype)  # a view: a selection would be copied in backward
+        rows = hidden_states.flatten(0, 1).to(dtype)  # a view: backward of an index would copy the gradient
         seeds = draw_seeds(len(encoder.layer), rows.device).split(1)
         updates = prepare([_groups(layer) for layer in encoder.layer], dtype)
         layers = []
@@ -103,7 +102,7 @@ class _RowEncoder(nn.Module):
 
 
 def _biases_of_attention(layers: Any, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Of queries, keys and values, (3 D,) for each layer in this precision, by one kernel for all."""
+    """Copy the biases of queries, keys and values, (3 D,) per layer, to this precision, with a single kernel."""
     biases: list[torch.Tensor] = [_base(linear).bias for layer in layers for linear in linears(layer)[:3]]
     copies = biases[0].new_empty((len(biases), len(biases[0])), dtype=dtype, requires_grad=False)
     with torch.no_grad():
@@ -112,12 +111,12 @@ def _biases_of_attention(layers: Any, dtype: torch.dtype) -> tuple[torch.Tensor,
 
 
 def _is_in_rows(x: torch.Tensor, mask: Any) -> bool:
-    """Whether these are hidden states (1, T, D) and, in place of a mask, the rows of each example's tokens."""
+    """Return whether these are hidden states (1, T, D) and, in place of a mask, the rows of each example's tokens."""
     return isinstance(mask, torch.Tensor) and mask.dtype == torch.int32 and mask.dim() == 4 and x.size(0) == 1
 
 
 def _prepared(layer: Any, call: Call, updates: Any, biases: torch.Tensor, ends: bool) -> Any:
-    """The layer as `Layers` computes it."""
+    """Return the layer in the form that `Layers` computes."""
     first, second = layer.attention.output, layer.output
     query, key, value, out, inner, outer = (_base(linear) for linear in linears(layer))
     eps = (first.LayerNorm.eps, second.LayerNorm.eps)
@@ -132,9 +131,11 @@ def _prepared(layer: Any, call: Call, updates: Any, biases: torch.Tensor, ends: 
 
 
 def _groups(layer: Any) -> tuple[list[Trained | None], ...] | None:
-    """LoRA's updates of the products of the same rows, in the order of `linears`; None if there is none at all."""
-    found = [_update(linear) for linear in linears(layer)]
-    return (found[:3], *([one] for one in found[3:])) if any(one is not None for one in found) else None
+    """Return LoRA's updates, grouped by shared input, in the order of `linears`; None if there are none at all."""
+    updates = [_update(linear) for linear in linears(layer)]
+    if all(update is None for update in updates):
+        return None
+    return updates[:3], *([update] for update in updates[3:])
 
 
 def _update(linear: Any) -> Trained | None:
@@ -147,7 +148,7 @@ def _update(linear: Any) -> Trained | None:
 
 
 class _RowEmbeddings(nn.Module):
-    """A mixin in front of transformers' embeddings."""
+    """A mixin that overrides transformers' embeddings."""
 
     rows_dtype: torch.dtype
 
@@ -162,7 +163,7 @@ class _RowEmbeddings(nn.Module):
         embeddings: Any = self
         if not (
             input_ids is not None
-            and position_ids is not None  # which batches in rows have, and hardly any others
+            and position_ids is not None  # batches in rows have them, others hardly ever
             and input_ids.size(0) == 1
             and input_ids.shape == position_ids.shape
             and kwargs.get("inputs_embeds") is None
@@ -179,7 +180,7 @@ class _RowEmbeddings(nn.Module):
 
 
 def _are_plain_embeddings(embeddings: Any) -> bool:
-    """Three frozen tables, normalisation, dropout, and nobody who watches these."""
+    """Return whether these are three frozen tables, normalisation and dropout, without hooks."""
     tables = [getattr(embeddings, f"{name}_embeddings", None) for name in ("word", "token_type", "position")]
     norm = embeddings.LayerNorm
     return (
@@ -194,7 +195,7 @@ def _are_plain_embeddings(embeddings: Any) -> bool:
 
 @functools.cache
 def _before(mixin: Any, kind: Any) -> Any:
-    """`kind` with the mixin in front, once."""
+    """Return a subclass of `kind` in which the mixin comes first; `kind` itself if it has the mixin."""
     if issubclass(kind, mixin):
         return kind
     return type(f"Row{kind.__name__}", (mixin, kind), {"__module__": __name__})
@@ -205,13 +206,13 @@ def _rate(dropout: nn.Dropout) -> Rate:
 
 
 def _base(linear: Any) -> nn.Linear:
-    """The layer itself, or the one in LoRA's."""
+    """Return the layer itself, or the base layer of LoRA's."""
     base: nn.Linear = getattr(linear, "base_layer", linear)
     return base
 
 
 def _is_fusible(layer: Any) -> bool:
-    """Plain modules, frozen matrices, and nobody who watches what is inside."""
+    """Return whether the layer has plain modules and frozen matrices only, without hooks."""
     attention = layer.attention.self
     matrices, norms = linears(layer), (layer.attention.output.LayerNorm, layer.output.LayerNorm)
     dropouts = (attention.dropout, layer.attention.output.dropout, layer.output.dropout)
@@ -229,22 +230,22 @@ def _is_fusible(layer: Any) -> bool:
 
 
 def _are_plain(updated: list[Any], layer: Any) -> bool:
-    """LoRA's layers with nothing else trained in the layer; those of the same rows alike."""
+    """Return whether these are basic LoRA, with equal settings for a shared input, and nothing else is trained."""
     from peft.tuners.lora import Linear
 
     from peftlib.acceleration.low_rank import is_plain_update
 
-    if not all(type(one) is Linear and is_plain_update(one) for one in updated):
+    if not all(type(linear) is Linear and is_plain_update(linear) for linear in updated):
         return False
-    alike = {(one.a.size(0), one.scaling, one.rate) for one in map(_update, linears(layer)[:3]) if one is not None}
-    names = ("lora_A.", "lora_B.")
-    low = all(one.a.size(0) <= MOST_RANK for one in map(_update, updated) if one is not None)
+    of_qkv = [update for update in map(_update, linears(layer)[:3]) if update is not None]
+    kinds = {(update.a.size(0), update.scaling, update.rate) for update in of_qkv}
+    low = all(update.a.size(0) <= MOST_RANK for update in map(_update, updated) if update is not None)
     return (
         low
-        and len(alike) <= 1
+        and len(kinds) <= 1
         and not any(
             parameter.requires_grad
             for name, parameter in layer.named_parameters()
-            if not any(one in name for one in names)
+            if "lora_A." not in name and "lora_B." not in name
         )
     )

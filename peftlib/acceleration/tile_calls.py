@@ -1,4 +1,4 @@
-"""Products on AMX's tiles (Intel's processors from Sapphire Rapids on), called with bf16 tensors."""
+"""Matrix products of bf16 tensors on AMX tiles (Intel processors from Sapphire Rapids on)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 from peftlib.acceleration.cpu_calls import Dropout, call
 from peftlib.acceleration.cpu_compiler import kernels
 
-#: Columns, and depth, of what two tiles hold: lengths are multiples of it.
+#: Columns, and depth, of two tiles; the dimensions of tiled matrices are multiples of it.
 LENGTH = 32
 _NONE = Dropout(0, 1.0, 0)
 
 
 def fit(*shapes: torch.Size) -> bool:
-    """The processor has AMX, and matrices of these shapes, one below the other, can be multiplied by it both ways."""
+    """Return whether stacked matrices of these shapes can be multiplied on AMX tiles here, forward and backward."""
     return all(length % LENGTH == 0 for shape in shapes for length in shape) and are_there()
 
 
 @functools.cache
 def are_there() -> bool:
-    """This machine has tiles, and the kernels."""
+    """Return whether this machine has AMX tiles and the kernels."""
     library = kernels()
     return library is not None and bool(library.tiles_are_there())
 
 
 class Tiled(NamedTuple):
-    """A matrix (depth, width) in tiles, each 16 columns of 16 pairs of rows.
+    """A matrix (depth, width) in tiles of 16 columns by 16 pairs of rows.
 
     Attributes:
         tiles: bf16, (width / 32, depth / 32, 2, 16, 16, 2).
@@ -38,7 +38,7 @@ class Tiled(NamedTuple):
 
     @classmethod
     def of(cls, matrix: torch.Tensor, factor: float = 1.0) -> Tiled:
-        """Of one in any precision, times a factor and rounded; zeros fill its lengths up."""
+        """Pack a matrix of any precision times a factor, rounded to bf16 and padded with zeros."""
         exact = matrix.float()
         depth, width = (-(-length // LENGTH) for length in matrix.shape)
         tiles = torch.empty(width, depth, 2, LENGTH // 2, LENGTH // 2, 2, dtype=torch.bfloat16)
@@ -58,12 +58,12 @@ class Tiled(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """A product of low rank, dropout(low matrix), which another one adds.
+    """A low-rank product, dropout(low matrix), to be added to another product.
 
     Attributes:
         low: (T, rank).
         matrix: (rank, width).
-        drop: on what it comes to.
+        drop: dropout of the product.
     """
 
     low: torch.Tensor
@@ -75,7 +75,7 @@ def product(
     x: torch.Tensor, matrix: Tiled, bias: torch.Tensor | None = None, *, beside: Beside | None = None,
     onto: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """x matrix + bias, (T, depth) to (T, width), and what is beside it; with `onto`, added to that in place."""
+    """Return x matrix + bias + `beside`, (T, depth) to (T, width); if `onto` is given, add it to that in place."""
     out = x.new_empty(len(x), matrix.width) if onto is None else onto
     low, low_matrix, drop = beside or (None, None, _NONE)
     call(
@@ -87,7 +87,7 @@ def product(
 
 
 def inner_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left' right, (T, width) and (T, other) to fp32 (width, other)."""
+    """Return left' right, (T, width) and (T, other) to fp32 (width, other)."""
     (rows, width), other = left.shape, right.size(1)
     out = torch.empty(width, other)
     call("inner_product", left.dtype, left, width, right, other, out, rows)

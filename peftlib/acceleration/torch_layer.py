@@ -1,4 +1,4 @@
-"""A layer's parts of torch's own operators, for machines without the CPU kernels, and for layers they do not fit."""
+"""A layer's parts on torch's operators, for machines without the CPU kernels and layers that they do not fit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from peftlib.acceleration.packing import Packing
 class Attend(torch.autograd.Function):
     """Scaled dot-product attention of packed queries, keys and values.
 
-    Shapes: rows (T, 3 D) to (T, D); or, with queries (B, D) of the first tokens apart, rows (T, 2 D) to (B, D).
-    p: of dropout on the weights.
+    Shapes: rows (T, 3 D) to (T, D); or, with separate queries (B, D) of the first tokens, rows (T, 2 D) to (B, D).
+    p: dropout rate of the attention weights.
     """
 
     @staticmethod
@@ -57,12 +57,12 @@ class Attend(torch.autograd.Function):
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Of the softmax: fp32 at least. In half precision torch takes four times as long for all but whole vectors."""
+    """Return the softmax's precision, at least fp32: half takes torch four times as long unless vectors are whole."""
     return torch.promote_types(dtype, torch.float32)
 
 
 class DropoutAddNorm(torch.autograd.Function):
-    """LayerNorm(residual + dropout(product)), both (T, D). Gradients for both, for weight and bias."""
+    """LayerNorm(residual + dropout(product)), (T, D). Gradients for product, residual, weight and bias."""
 
     @staticmethod
     def forward(

@@ -7,11 +7,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 
 def tiny_classifier(kind, *, width, heads, inner, layers, p, spread, place, attention="eager", **config):
-    """In training, with biases and normalisation trained, which are not the zeros and ones that they start from.
+    """Build a classifier in training mode with trained biases and normalisation, initialised at random.
 
     Args:
-        p: of dropout.
-        spread: the matrices are so many times what they start from.
+        p: dropout rate.
+        spread: factor on the initial matrices.
         place: device or precision, as `Module.to` takes it.
     """
     config = AutoConfig.for_model(

@@ -1,9 +1,9 @@
-"""`python -m tests.acceleration.compile_kernels` compiles a step's Triton kernels for GPUs that are not there.
+"""`python -m tests.acceleration.compile_kernels` cross-compiles a step's Triton kernels, without a GPU.
 
-The step runs on the CPU, in bf16, with launches that are written down instead of made; what it computes is nonsense.
-One line for each kernel and target: its name, the compute capability, bytes of shared memory, and its constants.
+The step runs on the CPU, in bf16; launches are recorded instead of made, so its results are meaningless. Prints one
+line per kernel and target: name, compute capability, bytes of shared memory, and constants.
 
-Triton's interpreter, in which the other tests run, knows neither bf16 nor shared memory.
+Triton's interpreter, in which the other tests run, supports neither bf16 nor limits of shared memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
 
 
 def launches(capability: int) -> list[Launch]:
-    """What BitFit and LoRA of the largest rank launch on bert-base's layers, for the larger widths."""
+    """Record the launches of BitFit, and of LoRA with the largest rank, on bert-base's layers for the larger widths."""
     made: list[Launch] = []
     layer_calls.is_hopper = lambda device: capability == 90
     layer_calls._registers.cache_clear()
@@ -65,13 +65,13 @@ def examples(longest: int) -> Chosen:
 
 
 def bound(kernel: JITFunction, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A launch's arguments by name, and its options."""
+    """Return a launch's arguments by name, and its options."""
     values = dict(zip(kernel.arg_names, args, strict=False)) | given
     return {name: values.pop(name) for name in kernel.arg_names}, values
 
 
 def source(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
-    """As Triton specialises it for such arguments."""
+    """Specialise a kernel for these arguments as Triton does."""
     signature, constants, aligned = {}, {}, {}
     for place, (parameter, (name, value)) in enumerate(zip(kernel.params, arguments.items(), strict=True)):
         if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize):

@@ -1,4 +1,4 @@
-"""Triton's interpreter in bearable time."""
+"""Fixtures that keep tests in Triton's interpreter fast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def few_programs(monkeypatch):
-    """So few programs that each has several blocks of rows, and few rows: an interpreted block takes milliseconds."""
+    """Few programs, so that each has several blocks of rows, and few rows: an interpreted block takes milliseconds."""
     from peftlib.acceleration import layer_calls  # it imports Triton, which is not everywhere
     from peftlib.data import collation
 

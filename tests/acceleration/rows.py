@@ -1,4 +1,4 @@
-"""Tiny classifiers whose encoder takes rows, batches for them, and what comes out."""
+"""Tiny classifiers whose encoder takes rows, batches for them, and helpers that run and compare them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
 def classifier(kind="bert", width=64, p=0.0, layers=2, attention="eager", **config):
-    """A tiny classifier with two heads on the device, in training, whose biases and normalisation are trained."""
+    """Build a tiny classifier with two heads, in training mode, with trained biases and normalisation."""
     torch.manual_seed(0)
     return tiny_classifier(
         kind, width=width, heads=2, inner=2 * width + 32, layers=layers, p=p, spread=3, place=DEVICE,
@@ -37,7 +37,7 @@ def classifier(kind="bert", width=64, p=0.0, layers=2, attention="eager", **conf
 
 
 def with_lora(model, r=4, alpha=8, p=0.0, targets=("query", "key", "value", "dense"), **options):
-    """In PEFT's wrapper, with updates that are not zero; nothing else is trained."""
+    """Add LoRA with updates that are not zero; nothing else is trained."""
     config = LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=p, target_modules=list(targets), bias="none", **options,
         exclude_modules=["pooler.dense", "classifier.dense"],
@@ -50,7 +50,7 @@ def with_lora(model, r=4, alpha=8, p=0.0, targets=("query", "key", "value", "den
 
 
 def batches(tokens, first_position=0, changed=None):
-    """Three examples, padded and in rows, on the host; the second one with other tokens if asked for."""
+    """Return three examples, padded and in rows, on the CPU; `changed` replaces the tokens of the second one."""
     lengths = np.array([tokens, tokens - 2, 2])
     ids = np.random.default_rng(tokens).integers(5, 50, lengths.sum())
     if changed is not None:
@@ -62,7 +62,7 @@ def batches(tokens, first_position=0, changed=None):
 
 
 def in_both(model, tokens, dtype=torch.float32):
-    """A copy of the model that takes rows, and the batch padded and in rows."""
+    """Return a copy of the model that takes rows, and a batch padded and in rows."""
     ours = copy.deepcopy(model)
     first_position = take_rows(ours, dtype)
     assert first_position is not None
@@ -70,7 +70,7 @@ def in_both(model, tokens, dtype=torch.float32):
 
 
 def gradients(model, given):
-    """Logits of the three examples, and the gradients of every trained parameter by name."""
+    """Return the logits of the three examples, and the gradients of all trained parameters by name."""
     model.zero_grad()
     inputs, targets = split_inputs({name: tensor.to(DEVICE) for name, tensor in given.items()})
     logits = model(**inputs).logits.float()
@@ -79,7 +79,7 @@ def gradients(model, given):
 
 
 def calls(monkeypatch, run):
-    """How often embeddings, and each of `KINDS` of layers, compute in rows while `run` runs."""
+    """Count how often embeddings, and each kind of layer in `KINDS`, compute in rows during `run`."""
     made = []
     with monkeypatch.context() as patched:
         for kind, name in ((Embeddings, "apply"), *((kind, "forward") for kind in KINDS)):
@@ -91,6 +91,6 @@ def calls(monkeypatch, run):
 
 
 def assert_close(ours, theirs, tolerance, least=1e-6):
-    """Up to `tolerance` of the largest element, or of `least`: a key bias has no gradient but rounding."""
+    """Compare up to `tolerance` of the largest element, or of `least`: a key bias's gradient is rounding error only."""
     scale = max(theirs.abs().max().item(), least)
     assert (ours - theirs).abs().max().item() <= tolerance * scale

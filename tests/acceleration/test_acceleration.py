@@ -1,4 +1,4 @@
-"""Faster, and the same: bit for bit where nothing is random or rounded."""
+"""An accelerated model gives the same results, bit for bit where nothing is random or rounded."""
 
 from __future__ import annotations
 

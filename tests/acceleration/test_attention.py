@@ -1,4 +1,4 @@
-"""Our attention, and a last layer of one token, against the plain ones."""
+"""Our attention, and a last layer that computes one token, against the plain ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_last_layer_of_one_token_gives_the_same_gradients(tiny_folder, archite
 
 
 class Questions(TorchDispatchMode):
-    """Counts how often the host asks what a tensor holds: on a GPU it waits for the answer."""
+    """Counts reads of a tensor's value by the host, which would wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_a_head_that_reads_every_token_is_left_alone():
 
 
 def test_own_attention_in_bf16_masks_a_whole_row_without_nan():
-    """A sentence without a token to look at: its scores are all the least number, and its weights equal."""
+    """If all tokens of a sentence are masked, its scores all equal the dtype's minimum and its weights are uniform."""
     query, key, value = torch.randn(3, 2, 1, 5, 4, dtype=torch.bfloat16)
     mask = torch.zeros(2, 1, 5, 5)
     mask[1] = torch.finfo(torch.float32).min
@@ -107,7 +107,7 @@ def test_own_attention_in_bf16_masks_a_whole_row_without_nan():
     ],
 )  # fmt: skip
 def test_models_of_other_kinds_compute_what_they_would_without_us(kind, sizes):
-    """Positions that are added to the scores, heads that share keys, windows."""
+    """Positions added to the scores (T5), heads that share keys (Llama), sliding windows (ModernBERT)."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, vocab_size=1000, num_labels=2, pad_token_id=0, eos_token_id=1, **sizes)
     plain = AutoModelForSequenceClassification.from_config(config).eval()

@@ -17,7 +17,7 @@ from tests.acceleration.rows import DEVICE, assert_close
 
 
 def mask_on_the_host(seed, example_and_head, tokens, rate):
-    """Attention's dropout mask of one example's head, (tokens, tokens), from its documented hash, in plain integers."""
+    """Compute the dropout mask of one head of one example, (tokens, tokens), from the documented hash with NumPy."""
     low = 0xFFFFFFFF
     place = np.arange(tokens, dtype=np.uint64)
     row = ((example_and_head * 128 + place) * 128 * 0x9E3779B1 + (seed & low)) & low
@@ -28,7 +28,7 @@ def mask_on_the_host(seed, example_and_head, tokens, rate):
 
 
 def exact_attention(x, gradient, lengths, heads, seed, rate):
-    """Values, the gradients of queries, keys and values and their sums over each example, in fp64."""
+    """Return the output, the gradients of queries, keys and values, and their sums over each example, in fp64."""
     x = x.double().requires_grad_()
     width, found = x.size(1) // 3 // heads, []
     for example, rows in enumerate(x.split(lengths)):

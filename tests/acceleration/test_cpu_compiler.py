@@ -1,4 +1,4 @@
-"""Where the CPU kernels are built and kept, and what is said when they cannot be."""
+"""Where the CPU kernels are built and cached, and the warning if they cannot be built."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
-    """A cache of the test's own, and no kernels from before; afterwards those of before."""
+    """Give each test its own cache folder, and forget loaded kernels before and after it."""
     kernels.cache_clear()
     monkeypatch.setenv("PEFTLIB_CACHE", str(tmp_path / "cache"))
     yield
@@ -28,7 +28,7 @@ def fresh(monkeypatch, tmp_path):
 
 
 def commands(monkeypatch, run=None):
-    """What the compiler is called with from here on."""
+    """Record the compiler's calls from now on."""
     made = []
     plain = subprocess.run
     monkeypatch.setattr(
@@ -55,7 +55,7 @@ def test_they_are_built_once_and_found_by_the_next_process(monkeypatch, tmp_path
 
 @needs_compiler
 def test_they_share_torch_s_threads():
-    """One OpenMP in the process: a second pool would take the first one's cores."""
+    """The process has a single OpenMP: a second thread pool would compete for the cores."""
     code = "import torch; from peftlib.acceleration.cpu_compiler import kernels; assert kernels() is not None; "
     code += "maps = open('/proc/self/maps').read().split(); print(len({one for one in maps if 'libgomp' in one}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

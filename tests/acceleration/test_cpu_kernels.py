@@ -30,14 +30,14 @@ def number(*shape, dtype=torch.float32, seed=0, grad=True):
 
 
 def close(ours, theirs, dtype):
-    """Up to rounding, in units of the largest number, at least of one: what cancels keeps its rounding."""
+    """Compare relative to the largest element (at least 1): sums that cancel keep the rounding of their terms."""
     theirs = theirs.double()
     error = (ours.double() - theirs).abs().max() / theirs.abs().max().clamp_min(1)
     assert error <= 4 * NEAR[dtype], error
 
 
 def gradients(function, *given):
-    """The result, and the gradients of everything that has one, for the same numbers above."""
+    """Return the result and all gradients, for the same upstream gradient every time."""
     result = function(*given)
     above = number(*result.shape, seed=9, grad=False).to(result.dtype)
     needing = [one for one in given if one.requires_grad]
@@ -45,7 +45,7 @@ def gradients(function, *given):
 
 
 def assert_alike(ours, theirs, dtype, *given):
-    """`theirs` computes in fp64, from the same numbers."""
+    """Compare with `theirs`, computed in fp64 from the same inputs."""
     wide = [one.detach().double().requires_grad_(one.requires_grad) for one in given]
     (out, of_given), (expected, of_wide) = gradients(ours, *given), gradients(theirs, *wide)
     assert out.dtype == dtype
@@ -57,7 +57,7 @@ def assert_alike(ours, theirs, dtype, *given):
 
 
 def mask_of(drop, *shape):
-    """What the kernels multiply elements by, in fp64."""
+    """Return the factors that the kernels multiply elements by, in fp64."""
     return calls.dropout(torch.ones(shape), drop).double()
 
 
@@ -111,7 +111,7 @@ def test_nothing_or_everything_is_dropped():
 
 
 def test_bf16_is_rounded_as_torch_rounds():
-    """Sums of two bf16 numbers: ties, large and small ones, infinities, and what is no number."""
+    """Sums of two bf16 numbers: ties, large and small numbers, infinities and NaN."""
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     x = bits.view(torch.bfloat16).view(-1, 64)
     for y in (x.flip(0, 1), x.roll(77, 0).contiguous(), torch.zeros_like(x)):
@@ -158,7 +158,7 @@ def test_gelu_of_what_is_no_number_or_far_out():
 
 
 def test_a_diverged_loss_stays_visible():
-    """NaN in, NaN out: nothing makes a number of it."""
+    """NaN in, NaN out."""
     bad = torch.full((2, 32), float("nan")).bfloat16()
     zeros, ones = torch.zeros(32), torch.ones(32)
     out = calls.norm_forward(bad, zeros, bad, ones, zeros, 1e-5, Dropout.of(0.0), False)[0]
@@ -172,7 +172,7 @@ def test_a_diverged_loss_stays_visible():
 
 
 def attention(lengths, heads, masks, first_only):
-    """The textbook's, example by example and head by head, on rows with biases; fillers' rows are zero."""
+    """Build textbook attention, by example and head, on rows with biases; fillers' rows are zero."""
 
     def compute(rows, query, bias):
         parts = (rows + bias[-rows.size(1) :]).chunk(2 if first_only else 3, 1)
@@ -197,7 +197,7 @@ def attention(lengths, heads, masks, first_only):
 
 
 def weights_masks(drop, lengths, heads, queries=None):
-    """The same numbers as the kernel's: of head h of example e those from (e * heads + h) * 2**32 on, by SplitMix64."""
+    """Compute the kernel's masks: head h of example e uses SplitMix64's numbers from (e * heads + h) * 2**32 on."""
     golden, masks = 0x9E3779B97F4A7C15, []
     for item in range(len(lengths) * heads):
         length = lengths[item // heads]
@@ -268,7 +268,7 @@ def test_attention_of_first_tokens_without_their_keys_and_values(dtype, lengths,
 
 
 def test_scores_that_are_far_apart():
-    """The largest is subtracted first, for each query apart."""
+    """Softmax first subtracts each query's largest score."""
     packing = Packing(torch.ones(1, 3, dtype=torch.bool), 1, 16, torch.float32)
     rows = number(len(packing.tokens), 48, grad=False) * torch.tensor([[1e3], [1e-3], [30.0], *[[0.0]] * 29])
     theirs = attention([3], 1, [torch.ones(3, 16).double()], False)(rows.double(), None, torch.zeros(48).double())

@@ -1,4 +1,4 @@
-"""Cheap dropout against its definition: the same in law."""
+"""Cheap dropout has the distribution that dropout is defined by."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_neighbours_are_independent():
 
 @pytest.fixture(params=[True, False], ids=["kernels", "torch"])
 def kernels(request, monkeypatch):
-    """Computed by the CPU kernels, and without them."""
+    """Run the test with the CPU kernels and without them."""
     if request.param and not cpu_calls.are_there():
         pytest.skip("this machine has no g++ for the CPU kernels")
     monkeypatch.setattr(cpu_calls, "are_there", lambda: request.param)

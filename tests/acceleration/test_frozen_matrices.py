@@ -1,4 +1,4 @@
-"""Products with matrices in each layout against plain ones, and that no weights are used that are there no more."""
+"""Products with packed matrices against plain ones; outdated packed weights are never used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def close(left, right):
 
 
 def assert_multiplies(matrix, plain, rows=40):
-    """Both ways, with what is added and without."""
+    """Check forward and backward products, with and without an addend."""
     x, gradient = torch.randn(rows, plain.size(1)).to(BF16), torch.randn(rows, plain.size(0)).to(BF16)
     bias, onto = torch.randn(plain.size(0)).to(BF16), torch.randn(rows, plain.size(1)).to(BF16)
     forward, backward = x.float() @ plain.float().t(), gradient.float() @ plain.float()
@@ -51,7 +51,7 @@ def assert_multiplies(matrix, plain, rows=40):
 
 
 def assert_is_of(*modules):
-    """The matrix is of what the modules hold now."""
+    """Check that the matrix holds the modules' current weights."""
     assert_multiplies(frozen_matrix(BF16, *modules), torch.cat([module.weight.detach() for module in modules]))
 
 
@@ -119,7 +119,7 @@ def test_other_precisions_are_not_packed():
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86's instructions")
 def test_where_onednn_refuses_bf16_the_plain_matrix_multiplies():
-    """As on a CPU without AVX-512, when somebody asks for bf16."""
+    """As on a CPU without AVX-512, if the user asks for bf16."""
     code = (
         "import torch\n"
         "from peftlib.acceleration.frozen_matrices import frozen_matrix\n"

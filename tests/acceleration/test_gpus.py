@@ -1,4 +1,4 @@
-"""Which GPU gets what, told from what torch says of it."""
+"""Detection of GPU architectures, and when cuBLAS's workspace is disabled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replayed steps compute what plain steps do: the bookkeeping anywhere, the graphs themselves on a GPU."""
+"""Replayed steps compute the same as plain ones: the bookkeeping is tested anywhere, the graphs themselves on a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need
 
 
 class PretendedGraphs(GraphedStep):
-    """Replays by doing the step again on the recorded tensors, as a graph would."""
+    """Replays by running the step again on the recorded tensors, as a graph would."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -42,7 +42,7 @@ class PretendedGraphs(GraphedStep):
 
 
 class WithSpare(nn.Module):
-    """A model of which one trained parameter is never used, and one parameter is frozen."""
+    """A model with a trained layer that is never used and a frozen layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Triton kernels alone: dropout's masks, normalisation, sums of columns, and that all compile for real GPUs."""
+"""Single Triton kernels: dropout masks, normalisation, column sums; all kernels compile for real GPUs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("few_programs")
 
 
 def attention_mask_drawn(seed, p, tokens=32):
-    """(heads, tokens, tokens): the factors on the attention weights of one example with two heads."""
+    """Return the dropout factors of the attention weights of one example with two heads, (heads, tokens, tokens)."""
     qkv = torch.zeros(tokens, 3 * 64)
     qkv[:, 128:] = torch.eye(32).repeat(1, 2)[:tokens] * tokens  # equal weights, and the values show which are kept
     places = torch.full((1, 1, 1, 32), -1, dtype=torch.int32, device=DEVICE)
@@ -32,7 +32,7 @@ def attention_mask_drawn(seed, p, tokens=32):
 
 
 def mixed_mask_drawn(seed, p, examples=16, tokens=32):
-    """(examples · heads, tokens): the same of the first tokens' attention."""
+    """Return the same for the first tokens' attention, (examples · heads, tokens)."""
     places = torch.arange(tokens, dtype=torch.int32, device=DEVICE).expand(examples, 1, 1, tokens).contiguous()
     asked = torch.zeros(examples, 2, tokens, device=DEVICE)  # equal weights on the rows of a unit matrix
     out, kept = layer_calls.mix(Call(places, seed, 2, (Rate.of(p),)), asked, torch.eye(tokens, device=DEVICE) * tokens)
@@ -107,7 +107,7 @@ def test_normalisation_takes_as_many_rows_at_a_time_as_it_is_told(monkeypatch, r
 
 @pytest.mark.launch
 def test_kernels_compile_for_ampere_and_hopper(tmp_path):
-    """In a process of its own, where Triton does not interpret; see there."""
+    """Runs in its own process, without Triton's interpreter; see `compile_kernels`."""
     done = run_python(
         "-m", "tests.acceleration.compile_kernels", cwd=ROOT, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)
     )  # fmt: skip

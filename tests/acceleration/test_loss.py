@@ -1,4 +1,4 @@
-"""The loss's kernel against torch's cross-entropy, on a GPU or, without one, in Triton's interpreter."""
+"""The loss kernel against torch's cross-entropy, on a GPU or, without one, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def drawn(examples, classes, dtype=torch.float32, spread=3.0):
 
 
 def in_both(logits, labels, weight, scale=1.0):
-    """Each one's loss and gradient of so many times it."""
+    """Return the loss of both implementations, and the gradient of `scale` times the loss."""
     found = []
     for compute in (weighted_loss_in_one, weighted_loss):
         logits.grad = None

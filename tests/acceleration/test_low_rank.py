@@ -26,7 +26,7 @@ from tests.strategies.classifiers import classifier, sentences
 
 
 def adapted(folder, **flags):
-    """A LoRA model whose update is not zero, as PEFT made it, and a copy of it in our functions."""
+    """Return PEFT's LoRA model with updates that are not zero, and a copy that uses our functions."""
     model, head = classifier(folder)
     plain = STRATEGIES["lora"](**flags).apply(model, head).eval()
     for name, parameter in plain.named_parameters():
@@ -38,7 +38,7 @@ def adapted(folder, **flags):
 
 
 def functions_used(model) -> int:
-    """How many layers compute in one function, in a forward pass over some sentences."""
+    """Count the layers that compute in one function, in a forward pass over some sentences."""
     calls = []
     apply = _LowRankLinear.apply
     try:
@@ -78,7 +78,7 @@ def test_in_bf16_gradients_stay_fp32_and_differ_by_rounding(tiny_folder):
 
 
 def test_merged_weights_are_not_those_that_were_packed_before():
-    """PEFT changes them in place, in a way that leaves no trace."""
+    """PEFT changes `weight.data` in place, which does not bump the version counter."""
     config = BertConfig(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=100
     )
@@ -137,7 +137,7 @@ def test_the_function_s_gradients_are_those_of_its_formula(rows, width, r, out, 
     seed=st.integers(0, 99),
 )  # fmt: skip
 def test_on_tiles_it_is_the_same_function(rows, width, r, out, p, scaling, biased, seed):
-    """Against the one on torch's operators, in bf16 with the same elements dropped."""
+    """Against the function on torch's operators, in bf16 with the same dropout masks."""
     torch.manual_seed(seed)
     x, weight = torch.randn(rows, width).bfloat16(), (torch.randn(out, width) / width**0.5).bfloat16()
     bias, a, b = torch.randn(out) if biased else None, torch.randn(r, width) / width**0.5, torch.randn(out, r)
@@ -200,7 +200,7 @@ def test_an_accelerated_lora_model_uses_it(tiny_folder):
 
 
 def test_a_model_may_change_an_update_s_result_in_place():
-    """DeBERTa's first version divides its queries so, behind a permutation."""
+    """DeBERTa's first version divides its queries in place, after a permutation."""
     config = AutoConfig.for_model(
         "deberta", vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
         pooler_hidden_size=32, relative_attention=True, pos_att_type=["c2p", "p2c"], max_position_embeddings=64,

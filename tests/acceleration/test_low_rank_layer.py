@@ -1,4 +1,4 @@
-"""LoRA in a layer on rows: PEFT's outputs and gradients, and which ones are left to it."""
+"""LoRA in a layer on rows: the same outputs and gradients as PEFT's, and which kinds are left to PEFT."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ LIKE_BERT = ["bert", "electra", "roberta", "xlm-roberta"]
 
 
 def classifier(kind="bert", layers=2, p=0.0, width=12, heads=3, inner=20, **config):
-    """A tiny classifier in fp64, in training, whose biases and normalisation are trained."""
+    """Build a tiny classifier in fp64, in training mode, with trained biases and normalisation."""
     torch.manual_seed(0)
     return tiny_classifier(
         kind, width=width, heads=heads, inner=inner, layers=layers, p=p, spread=10, place=torch.float64, **config
@@ -47,7 +47,7 @@ def batch(*lengths):
 
 
 def gradients(model, given):
-    """Logits, and the gradients of every trained parameter by name."""
+    """Return the logits, and the gradients of all trained parameters by name."""
     model.zero_grad()
     logits = model(**given).logits
     nn.functional.cross_entropy(logits, torch.arange(len(logits)) % 2).backward()
@@ -68,7 +68,7 @@ def assert_same(model, given, tolerance=1e-10):
 
 
 def used(monkeypatch, run):
-    """In how many layers `run` computes attention without padding."""
+    """Count the layers in which `run` computes attention without padding."""
     made = []
     apply = Attend.apply
     with monkeypatch.context() as patched:
@@ -156,7 +156,7 @@ def test_layers_that_the_kernels_do_not_fit_are_left_to_torch(dtype, sizes, fit,
 
 @pytest.mark.skipif(not cpu_calls.are_there(), reason="this machine has no g++ for the CPU kernels")
 def test_the_kernels_with_parameters_in_bf16(monkeypatch):
-    """Vectors are read as fp32, which these are not."""
+    """The kernels read vectors as fp32, so bf16 ones must be cast."""
     model = classifier(width=32, heads=2, inner=48).to(torch.bfloat16)
     packed = copy.deepcopy(model)
     pack_encoder(packed)
@@ -180,7 +180,7 @@ def test_a_hook_on_the_activation_is_called_on_the_kernels_too():
 
 
 def test_as_many_tokens_as_rows():
-    """Sixteen tokens, no padding: fillers come on top."""
+    """Sixteen tokens without padding still get fillers."""
     assert_same(classifier(), batch(8, 8))
 
 
@@ -336,7 +336,7 @@ def test_other_models_are_not_changed():
 
 
 class MeanForSequenceClassification(BertForSequenceClassification):
-    """As it may come with a model: BERT by its configuration, with a head that reads every token."""
+    """Custom code as shipped with a model: BERT by its configuration, but with a head that reads every token."""
 
     def forward(self, **given):
         return SequenceClassifierOutput(logits=self.classifier(self.bert(**given).last_hidden_state.mean(1)))
@@ -393,7 +393,7 @@ def test_gradients_of_the_parts(p):
 
 
 def test_dropout_s_masks_are_used_where_transformers_drops(monkeypatch):
-    """With everything dropped a layer is its residuals' normalisation; evaluation drops nothing."""
+    """With everything dropped, a layer only normalises its residuals; evaluation drops nothing."""
     model = classifier(p=1.0)
     use_cheap_dropout(model)
     packed = copy.deepcopy(model)
@@ -406,7 +406,7 @@ def test_dropout_s_masks_are_used_where_transformers_drops(monkeypatch):
 
 
 def test_half_precision_is_as_exact_as_autocast():
-    """Errors against fp64, dropout off."""
+    """Compares errors against fp64, without dropout."""
     exact = classifier(layers=3)
     theirs, ours = copy.deepcopy(exact).float(), copy.deepcopy(exact).float()
     accelerate_model(ours, torch.device("cpu"), "bf16")

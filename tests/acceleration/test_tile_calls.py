@@ -1,4 +1,4 @@
-"""Products on AMX's tiles against the same ones in double precision; skipped where the processor has none."""
+"""Products on AMX tiles against double precision; skipped if the processor has no AMX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ lengths = st.integers(1, 5).map(lambda count: 32 * count)
 
 
 def close(left, right):
-    """Up to bf16's rounding of sums that may cancel."""
+    """Compare up to bf16's rounding, of sums that may cancel."""
     scale = right.abs().max().item()
     torch.testing.assert_close(left.double(), right, rtol=2**-7, atol=2**-7 * scale)
 
@@ -92,7 +92,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
 
 
 def test_the_processor_s_tiles_are_afterwards_as_another_library_left_them(tmp_path):
-    """oneDNN sets them up too, in its own way."""
+    """oneDNN also configures the tiles, in its own way."""
     source, library = tmp_path / "shapes.c", tmp_path / "shapes.so"
     source.write_text('void shapes(char *to) { asm volatile("sttilecfg %0" : "=m"(*(char(*)[64])to)); }')
     subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", "-o", library, source], check=True)
