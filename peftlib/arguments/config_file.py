@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from peftlib.arguments.parser import REFUSED, Parser, underscored
-from peftlib.errors import UserError, nearest
+from peftlib.errors import UserError
 from peftlib.files import load_yaml
 from peftlib.flags import TAKES_JSON, as_json
 
@@ -31,7 +31,8 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
         if flag[2:] in REFUSED:
             raise UserError(f"--config {path}: {key} {REFUSED[flag[2:]]}")
         if flag not in known:
-            raise UserError(f"--config {path}: {key} is no flag of train.py{nearest(flag, known).replace('--', '')}")
+            hint = parser.instead_of(flag[2:], "--config", "--help").replace("--", "")
+            raise UserError(f"--config {path}: {key} is not a flag of train.py{hint}")
         if names.setdefault(flag, key) != key:
             raise UserError(f"--config {path}: {names[flag]} and {key} are the same flag; keep one")
         if isinstance(value, dict) and flag.endswith(TAKES_JSON):

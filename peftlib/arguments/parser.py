@@ -12,13 +12,15 @@ from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
+from peftlib.arguments.other_names import instead_of
 from peftlib.errors import UserError, nearest
 
 #: How the names of flags end that take a path, or may take one.
 _PATHS = ("_dir", "_file", "_or_path", "dataset_name")
 
-#: Flags that other programs have and these do not, each with what to do instead.
-REFUSED = {"hub_token": "would end in histories, process lists and records; run `hf auth login`, or set HF_TOKEN"}
+_TOKEN = "would end up in shell histories, process lists and records; run `hf auth login`, or set HF_TOKEN"
+#: Flags that other programs have and these may not have, each with what to do instead.
+REFUSED = {"hub_token": _TOKEN, "token": _TOKEN, "use_auth_token": _TOKEN}
 
 
 class Parser(HfArgumentParser):
@@ -44,6 +46,16 @@ class Parser(HfArgumentParser):
     def flags(self) -> list[str]:
         """Every long option, with underscores."""
         return [option for option in self._option_string_actions if option.startswith("--") and "-" not in option[2:]]
+
+    def instead_of(self, name: str, *but: str) -> str:
+        """What to write in place of `name`, which is no flag: see `other_names`.
+
+        Args:
+            name: without dashes before it.
+            but: flags that are not to be offered.
+        """
+        told = self._option_string_actions
+        return instead_of(name, [flag for flag in self.flags() if told[flag].help != SUPPRESS and flag not in but])
 
     def parse_words(self, words: list[str]) -> list[Any]:
         """The dataclasses, and behind them the namespace of all other arguments when there are any.
@@ -79,7 +91,7 @@ class Parser(HfArgumentParser):
         if underscored(flag) in REFUSED:
             raise UserError(f"{flag}: {REFUSED[underscored(flag)]}")
         if flag.startswith("-"):
-            raise UserError(f"{flag}: no such flag{nearest('--' + underscored(flag), self.flags())}")
+            raise UserError(f"{flag}: no such flag{self.instead_of(underscored(flag), '--help')}")
         raise UserError(f"{word!r}: a value without a flag; see --help")
 
 

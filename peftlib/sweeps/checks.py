@@ -52,20 +52,27 @@ def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]],
                     raise UserError(f"{place}: {spelled} is given by the sweep itself; see --sweep_dir")
                 if spelled.strip("-") in _OF_ONE_RUN:
                     raise UserError(f"{place}: {spelled} {_OF_ONE_RUN[spelled.strip('-')]}")
+                if spelled not in known:
+                    _try(check, spelled, single, place)  # it says what the flag is called there
                 if spelled not in names:
-                    raise UserError(f"{place}: train.py has no {spelled}{nearest(spelled, names)}")
+                    raise UserError(f"{place}: a run of a sweep takes no {spelled}; leave it out")
                 flags.add(spelled)
                 if single is None or isinstance(single, list):
                     way = "leave it out" if single is None else "write its parts as one text, with commas"
                     raise UserError(f"{place}: {spelled}: {single} is no flag's value; {way}")
-                try:
-                    check([f"{spelled}={single}"])
-                except UserError as error:
-                    raise UserError(f"{place}: {error}") from error
+                _try(check, spelled, single, place)
         for flag in flags:
             if flag in places:
                 raise UserError(f"{place}: {flag} is set by {places[flag]} too")
             places[flag] = place
+
+
+def _try(check: Callable[[list[str]], object], flag: str, value: Any, place: str) -> None:
+    """Whether train.py takes the flag with this value."""
+    try:
+        check([f"{flag}={value}"])
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def check_metric(sweep: Sweep) -> None:

@@ -39,9 +39,9 @@ def test_no_in_a_file_is_a_word_where_a_word_is_wanted(config):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("learnin_rate: 0.1", "learnin_rate is no flag of train.py; did you mean learning_rate?"),
-        ("config: other.yaml", "config is no flag"),
-        ("help: 1", "help is no flag"),
+        ("learnin_rate: 0.1", "learnin_rate is not a flag of train.py; did you mean learning_rate?"),
+        ("config: other.yaml", "config is not a flag of train.py"),
+        ("help: 1", "help is not a flag of train.py"),
         ("no_train_head: true", "did you mean train_head?"),
         ("- seed", "must hold lines such as"),
         ("", "must hold lines such as"),

@@ -39,7 +39,7 @@ def test_a_folder_s_own_name_is_taken_from_inside_it(tmp_path, monkeypatch):
         (("--hub_private_repo",), "--hub_private_repo: is of --push_to_hub; add that too"),
         (("--adapter", "--push_to_hub", "--dtype", "bf16"), "--dtype: is of a checkpoint, and --adapter makes none"),
         (("--adapter", "--push_to_hub", "--output_dir", "x"), "--output_dir: is of a checkpoint, and --adapter"),
-        (("--hub_token", "hf_abc"), "--hub_token: would end in histories, process lists and records"),
+        (("--hub_token", "hf_abc"), "--hub_token: would end up in shell histories, process lists and records"),
     ],
 )
 def test_a_flag_without_the_one_it_is_of_is_refused(words, message):

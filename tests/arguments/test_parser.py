@@ -24,9 +24,9 @@ from tests.arguments.parsing import complaint
         (("--use_dora=maybe",), "--use_dora: "),
         (
             ("--hub_token", "hf_abc"),
-            "--hub_token: would end in histories, process lists and records; run `hf auth login`",
+            "--hub_token: would end up in shell histories, process lists and records; run `hf auth login`",
         ),
-        (("--hub-token=hf_abc",), "--hub-token: would end in"),
+        (("--hub-token=hf_abc",), "--hub-token: would end up in"),
     ],
 )
 def test_a_mistyped_word_gets_the_nearest_right_one(words, expected):
