@@ -14,7 +14,7 @@ def main() -> None:
     # Imports below: a signal to the launcher counts from the first line on, and a wrong flag is answered without torch.
     from peftlib.arguments import parse_train_arguments
 
-    args = parse_train_arguments()
+    args = parse_train_arguments().checked()
     which, data, how, out, hub, name = args.model, args.data, args.training, args.output, args.hub, args.task_name
     with cli.importing():
         from functools import partial
@@ -43,7 +43,7 @@ def main() -> None:
         from peftlib.training.saving import flat_results, save_result
         from peftlib.training.state import Plan, Training
 
-    task, rate, trackers = find_task(name, data.own), args.learning_rate, choose_trackers(out.report_to)
+    task, trackers = find_task(name, data.own, how.metric_for_best_model), choose_trackers(out.report_to)
     resume = choose_resume(out.resume_from_checkpoint, out.output_dir, out.overwrite_output_dir)
     folder = choose_output_dir(out.output_dir, task.name, how.method, out.overwrite_output_dir, resume=resume)
 
@@ -68,7 +68,7 @@ def main() -> None:
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     base, head = load_classifier(source, task.labels, args.dropout, splits.extent(data.pad_to), task.problem_type)
-    base_size, fingerprint = size(base), Fingerprint.of(base, head)
+    base_size, fingerprint, rate = size(base), Fingerprint.of(base, head), args.learning_rate
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader))
     parameters = ParameterCount.of(base_size, adapted)
     facts = describe_run(source, fingerprint, task, splits.facts(), parameters, precision, rate, batches.window_size)

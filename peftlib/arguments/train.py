@@ -73,6 +73,17 @@ class TrainArguments:
         """Whether the method reads frozen weights other than through their layers."""
         return self.strategy.reads_frozen_weights
 
+    def checked(self) -> TrainArguments:
+        """Itself, if its flags go together: a whole command's do, and a sweep has them parsed one by one.
+
+        Raises:
+            UserError: flags for data of one's own lack one or contradict each other, or the task is not scored by
+                `metric_for_best_model`; of data of one's own only their rows tell.
+        """
+        if self.data.own is None:
+            TASKS[self.task_name].best_metric(self.training.metric_for_best_model)
+        return self
+
     def flat(self) -> dict[str, Any]:
         """Flag name -> value, of all groups and of the chosen method; with the defaults of the method and the task."""
         groups = (self.model, self.data, self.training, self.output, self.hub, self.strategy)

@@ -65,13 +65,18 @@ def are_hidden(labels: np.ndarray) -> bool:
     return bool(np.isnan(labels).all() if labels.dtype.kind == "f" else labels.max() < 0)
 
 
-def find_task(name: str, own: OwnData | None) -> Task:
+def find_task(name: str, own: OwnData | None, best_metric: str | None = None) -> Task:
     """The entry of `TASKS`; or what the training split of one's own data describes, if there is one.
 
+    Args:
+        best_metric: one that it has to be scored by; None asks for none.
+
     Raises:
-        UserError: it cannot be read, or holds no texts with classes.
+        UserError: it cannot be read, or holds no texts with classes, or is not scored by `best_metric`.
     """
-    return TASKS[name] if own is None else task_of_own_data(own)
+    task = TASKS[name] if own is None else task_of_own_data(own)
+    task.best_metric(best_metric)
+    return task
 
 
 def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examples:

@@ -237,8 +237,18 @@ def test_files_of_one_s_own_are_a_task_with_a_name():
 def test_files_of_one_s_own_beside_other_data(words, message):
     args = parse(*words)  # a sweep checks its flags one by one
     with pytest.raises(UserError) as caught:
-        args.task_name  # noqa: B018 - what scripts/train.py asks for first
+        args.checked()
     assert str(caught.value) == message
+
+
+def test_a_task_s_metric_is_checked_with_the_flags():
+    asked = ("--metric_for_best_model", "f1")
+    alone = parse(*asked)  # a sweep checks its flags one by one
+    with pytest.raises(UserError, match=r"--metric_for_best_model f1: rotten_tomatoes is scored by accuracy$"):
+        alone.checked()
+    for words in ((*asked, "--task_name", "mrpc"), (*OWN, *asked), ()):
+        args = parse(*words)
+        assert args.checked() is args
 
 
 @pytest.mark.parametrize("method", STRATEGIES)
