@@ -51,10 +51,10 @@ class TrainArguments:
         return self.training.learning_rate or self.strategy.default_learning_rate
 
     @property
-    def num_train_epochs(self) -> int:
-        """The flag's, or else the task's own."""
-        task = TASKS.get(self.task_name, Task)
-        return self.training.num_train_epochs or task.num_train_epochs
+    def num_train_epochs(self) -> float:
+        """The flag's, or else the task's own; 2 for 2.0, as records and checkpoints have it."""
+        epochs = self.training.num_train_epochs or TASKS.get(self.task_name, Task).num_train_epochs
+        return int(epochs) if float(epochs).is_integer() else epochs
 
     @property
     def task_name(self) -> str:

@@ -29,8 +29,9 @@ class TrainingArguments:
         default=64, metadata={"help": "examples per batch and process in evaluation"}
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "micro-batches per optimizer update"})
-    num_train_epochs: int | None = field(
-        default=None, metadata={"help": "passes over the training data; None takes the task's own number"}
+    num_train_epochs: float | None = field(
+        default=None,
+        metadata={"help": "passes over the training data, such as 3 or 0.5; None takes the task's own number"},
     )
     max_train_steps: int | None = field(
         default=None,
@@ -107,13 +108,15 @@ class TrainingArguments:
     def __post_init__(self) -> None:
         at_least(
             self, 1, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-            "num_train_epochs", "max_train_steps", "eval_steps",
+            "max_train_steps", "eval_steps",
         )  # fmt: skip
-        at_least(self, 0, "learning_rate", above=True)
+        at_least(self, 0, "learning_rate", "num_train_epochs", above=True)
         at_least(
             self, 0, "num_warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm",
             "early_stopping_patience", "seed", "num_cpu_threads", "dropout",
         )  # fmt: skip
+        if (self.num_train_epochs or 0) > 1e9:  # times the updates of one it would be no number of updates
+            raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: must be at most 1e9")
         if self.dropout is not None and self.dropout >= 1:
             raise UserError(f"--dropout {self.dropout}: must be less than 1")
         if self.warmup_ratio > 1:

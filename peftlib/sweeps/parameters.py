@@ -87,7 +87,7 @@ class Parameter:
                 f"parameters.{self.name}: {self.distribution} has no grid (method grid: {', '.join(_GRID)})"
             )
         values = settings["values"] if self.varies else [settings["value"]]
-        return list({_identity(value): value for value in values}.values())
+        return list({spelled(value): value for value in values}.values())
 
     def quantile(self, share: float) -> Any:
         """The value below which this share (0..1) of all draws lies; W&B's sampler draws the share evenly."""
@@ -283,14 +283,9 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _identity(value: Any) -> str:
-    # 3.0 and 3 are one value to W&B, True and 1 are two.
-    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
-
-
 def spelled(value: Any) -> str:
-    """A value as JSON, by which the study knows it again."""
-    return json.dumps(value, sort_keys=True)
+    """A value as JSON, by which it is known again. 3.0 and 3 are one value to W&B, True and 1 are two."""
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
 
 
 def label(value: Any) -> str | int | float | None:

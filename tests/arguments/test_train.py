@@ -207,6 +207,13 @@ def test_the_epochs_are_the_flags_or_else_the_tasks_own(task):
     assert parse("--task_name", task, "--num_train_epochs", "7").flat()["num_train_epochs"] == 7
 
 
+@pytest.mark.parametrize(("text", "written"), [("2", "2"), ("2.0", "2"), ("2.5", "2.5"), ("0.5", "0.5"), ("1e1", "10")])
+def test_epochs_are_recorded_as_a_whole_number_where_they_are_one(text, written):
+    """By the same words a run of before is known, by its record and by its checkpoints."""
+    args = parse(f"--num_train_epochs={text}")
+    assert str(args.num_train_epochs) == str(args.flat()["num_train_epochs"]) == written
+
+
 OWN = ("--train_file", "mails/train.csv", "--validation_file", "mails/dev.csv")
 
 
