@@ -2,7 +2,7 @@
 
 accelerate launch scripts/train.py --method bitfit
 accelerate launch scripts/train.py --method lora --lora_r 8 --task_name mrpc --data_dir glue
-accelerate launch --config_file accelerate_configs/single_gpu_fp16.yaml scripts/train.py --report_to wandb
+accelerate launch --config_file accelerate_configs/single_gpu.yaml scripts/train.py --report_to wandb
 accelerate launch scripts/train.py --config run.yaml    # flags from a file; --help lists them
 """
 
