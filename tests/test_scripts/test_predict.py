@@ -62,6 +62,8 @@ def test_two_processes_answer_what_the_run_was_scored_on_as_it_did(run: Path) ->
     written = {path.name for path in folder.iterdir()}
     assert written == {"results.json", "predictions.csv", "predictions.safetensors"}
     assert [row["label"] for row in answers(folder)] == [("not_equivalent", "equivalent")[i] for i in before[1]]
+    lines = (run.parent / "glue" / "MRPC" / "dev.tsv").read_text(encoding="utf-8-sig").splitlines()[1:]
+    assert [[row["first text"], row["second text"]] for row in answers(folder)] == [row.split("\t")[3:] for row in lines]
 
 
 def test_hidden_labels_become_the_file_that_glue_s_server_takes(run: Path) -> None:
@@ -76,7 +78,8 @@ def test_hidden_labels_become_the_file_that_glue_s_server_takes(run: Path) -> No
     assert lines == ["index\tprediction", *(f"{place}\t{answer}" for place, answer in enumerate(classes))]
     rows = answers(folder)
     assert [row["prediction"] for row in rows] == [("not_equivalent", "equivalent")[answer] for answer in classes]
-    assert list(rows[0]) == ["index", "prediction", "probability"]
+    each = ["probability of not_equivalent", "probability of equivalent"]
+    assert list(rows[0]) == ["index", "prediction", "probability", *each, "first text", "second text"]
     assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
     assert not [name for name in json.loads((folder / "results.json").read_text()) if "accuracy" in name]
 
@@ -113,7 +116,7 @@ def test_any_number_of_classes_from_training_to_answers(tmp_path: Path, tiny_fol
     done = run_script(PREDICT, "run", "--test_file", "new.csv", cwd=place)
     assert done.returncode == 0, done.stderr
     found = answers(place / "run" / "predictions" / "new")
-    assert list(found[0]) == ["index", "prediction", "probability of even", "probability of third"]
+    assert list(found[0]) == ["index", "prediction", "probability of even", "probability of third", "text"]
     stock = AutoPeftModelForSequenceClassification.from_pretrained(
         place / "run", id2label={0: "even", 1: "third"}, problem_type="multi_label_classification"
     ).eval()
