@@ -21,9 +21,9 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: no valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"--config {path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: must hold lines such as `learning_rate: 0.003`")
+        raise UserError(f"--config {path}: must contain lines such as `learning_rate: 0.003`")
     known = [flag for flag in parser.flags() if flag not in ("--config", "--help") and not flag.startswith("--no_")]
     argv, names = [], dict[str, str]()
     for key, value in content.items():

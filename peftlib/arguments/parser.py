@@ -72,9 +72,9 @@ class Parser(HfArgumentParser):
         for name, value in (pair for group in parsed for pair in vars(group).items()):
             if name.endswith(_PATHS) and isinstance(value, str):
                 if not value.strip():  # a variable of the shell's that is not set; as a path it is the folder of now
-                    raise UserError(f"--{name}: is empty; name one, or leave the flag out")
+                    raise UserError(f"--{name}: is empty; give a value, or leave the flag out")
                 if value.startswith("~"):  # would be a folder of that name
-                    raise UserError(f"--{name} {value}: no shell has put your home in place of ~; write the whole path")
+                    raise UserError(f"--{name} {value}: the shell has not expanded ~ here; write the full path")
         return parsed
 
     def _with_values(self, words: list[str]) -> list[str]:
@@ -92,7 +92,7 @@ class Parser(HfArgumentParser):
             raise UserError(f"{flag}: {REFUSED[underscored(flag)]}")
         if flag.startswith("-"):
             raise UserError(f"{flag}: no such flag{self.instead_of(underscored(flag), '--help')}")
-        raise UserError(f"{word!r}: a value without a flag; see --help")
+        raise UserError(f"{word!r}: unexpected, no flag before it takes it; see --help")
 
 
 def _is_truth(word: str) -> bool:
@@ -120,7 +120,7 @@ def parse_one_run(kinds: Sequence[type], prog: str, about: str, argv: Sequence[s
     *options, rest = parser.parse_words(words_of(argv))
     runs = getattr(rest, "runs", [])
     if len(runs) != 1:
-        raise UserError(f"{len(runs)} runs: name one run's folder, as in {prog} outputs/my-run")
+        raise UserError(f"{len(runs)} runs given: name one run's folder, as in {prog} outputs/my-run")
     return runs[0], options
 
 

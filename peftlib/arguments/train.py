@@ -43,7 +43,7 @@ class TrainArguments:
     def __post_init__(self) -> None:
         base, folder = Path(self.model.model_name_or_path), self.output.output_dir
         if folder is not None and base.is_dir() and base.resolve().is_relative_to(Path(folder).resolve()):
-            raise UserError(f"--output_dir {folder}: the base model's folder is in it; name another one")
+            raise UserError(f"--output_dir {folder}: contains the base model; choose another folder")
 
     @property
     def learning_rate(self) -> float:
@@ -100,7 +100,7 @@ def train_parser() -> Parser:
         description="Fine-tune an encoder on a text-classification task.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; the command line wins over it")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; flags on the command line override it")
     # W&B's own part of a run's configuration, see `without_records`.
     parser.add_argument("--_wandb", help=SUPPRESS)
     return parser
@@ -149,13 +149,13 @@ def _without_effect(
     }
     for name, (other, with_it) in beside.items():
         if name in given and (other in given) == with_it:
-            yield f"--{name} has no effect {'beside' if with_it else 'without'} --{other}"
+            yield f"--{name} has no effect {'together with' if with_it else 'without'} --{other}"
     if training.lr_scheduler_type == "constant":
         for name in ("num_warmup_steps", "warmup_ratio"):
             if name in given:
-                yield f"--{name} has no effect on --lr_scheduler_type constant; see constant_with_warmup"
+                yield f"--{name} has no effect with --lr_scheduler_type constant; use constant_with_warmup"
     if "model_revision" in given and model.model_name_or_path in PACKAGED_MODELS:
-        yield f"--model_revision has no effect on {model.model_name_or_path}, which is a package"
+        yield f"--model_revision has no effect on {model.model_name_or_path}, which is a packaged model"
 
 
 def _set(group: Any) -> list[str]:

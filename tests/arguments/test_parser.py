@@ -18,7 +18,7 @@ from tests.arguments.parsing import complaint
         (("--mixed_precision=fp61",), "--mixed_precision fp61: unknown; did you mean fp16?"),
         (("--lr-scheduler-type", "liner"), "--lr_scheduler_type liner: unknown; did you mean linear?"),
         (("--bias_terms", "querry"), "--bias_terms querry: no such group of biases; did you mean query?"),
-        (("lora",), "'lora': a value without a flag"),
+        (("lora",), "'lora': unexpected"),
         (("--seed",), "--seed: expected one argument"),
         (("--config",), "--config: expected one argument"),
         (("--use_dora=maybe",), "--use_dora: "),

@@ -330,7 +330,7 @@ def _wrong_inputs(place: Path) -> dict[str, tuple[list[object], str]]:
         "no such model folder": (["--model_name_or_path", "./none"], "--model_name_or_path ./none: no such folder"),
         "no such model": (["--model_name_or_path", "all-MiniLM-L6"], "did you mean all-MiniLM-L6-v2"),
         "fp16 on a CPU": (["--mixed_precision", "fp16"], "--mixed_precision fp16 needs a GPU"),
-        "push offline": (["--push_to_hub"], "--push_to_hub: the environment says offline; unset HF_HUB_OFFLINE"),
+        "push offline": (["--push_to_hub"], "--push_to_hub: HF_HUB_OFFLINE is set, and this needs the Hub; unset it"),
         "used output folder": (["--output_dir", used], f"--output_dir {used}: holds files, and none of a run"),
         "no data file": ([*sst2, no_file], f"{no_file}/SST-2/dev.tsv is missing"),
         "missing column": ([*sst2, no_column], "no column 'label'; did you mean lable?"),
