@@ -282,7 +282,7 @@ def test_what_is_no_text_and_no_class(refused: Callable[..., str]) -> None:
     said = "mine.jsonl, line 1: the label is 0.5; a class must be a name or a whole number"
     assert refused('{"text": "a", "label": 0.5}', "mine.jsonl") == said
     said = "mine.csv, line 2: the label is 1.50; a class must be a name or a whole number: write 1, not 1.0, or "
-    said += "say --do_regression"
+    said += "use --do_regression"
     assert refused("text,label\na, 1.50\n") == said
     assert len(refused(json.dumps({"text": "a", "label": ["b"] * 9999}), "mine.jsonl")) < 150
     assert "has semicolons between its columns; write commas" in refused("text;label\na;b\n")

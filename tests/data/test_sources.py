@@ -201,9 +201,7 @@ def test_a_missing_file_is_named(sst2, tmp_path):
 
 
 def test_a_packaged_task_takes_no_folder(tmp_path):
-    with pytest.raises(
-        UserError, match=r"leave --data_dir out, or choose one of GLUE's tasks with --task_name \(mrpc, sst2, "
-    ):
+    with pytest.raises(UserError, match=r"leave --data_dir out, or choose one of GLUE's tasks with --task_name"):
         load_examples(TASKS["rotten_tomatoes"], "train", tmp_path)
 
 
