@@ -38,7 +38,7 @@ class DataArguments:
     task_name: str | None = field(
         default=None,
         metadata={
-            "help": f"task to train on; None means {DEFAULT_TASK}, or your own data where they are given",
+            "help": f"task to train on; None means {DEFAULT_TASK}, or your own data if given",
             "choices": sorted(TASKS),
         },
     )

@@ -21,7 +21,7 @@ class ReproduceArguments:
     )
     data_dir: str | None = field(
         default=None,
-        metadata={"help": "a folder with MRPC and SST-2 in GLUE's layout; None downloads them from the Hub"},
+        metadata={"help": "a folder with MRPC and SST-2 in GLUE's layout; None uses the Hub"},
     )
     seeds: str = field(default="42,43,44", metadata={"help": "a comma-separated list of seeds"})
     max_train_samples: int | None = field(

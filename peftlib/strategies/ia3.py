@@ -48,7 +48,7 @@ class IA3(Strategy):
     )
     ia3_feedforward_modules: str = field(
         default="auto",
-        metadata={"help": "ia3: those of them whose inputs are scaled instead, such as output.dense; auto likewise"},
+        metadata={"help": "ia3: modules whose inputs are scaled, such as output.dense; auto likewise"},
     )
 
     def __post_init__(self) -> None:

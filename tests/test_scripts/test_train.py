@@ -323,7 +323,7 @@ def _wrong_inputs(place: Path) -> dict[str, tuple[list[object], str]]:
     return {
         "unknown method": (["--method", "bitfti"], "--method bitfti: unknown; did you mean bitfit?"),
         "unknown task": (["--task_name", "mrcp"], "--task_name mrcp: unknown; did you mean mrpc?"),
-        "unknown flag": (["--lora_rank", "8"], "--lora_rank: no such flag; did you mean --lora_"),
+        "unknown flag": (["--lora_rank", "8"], "--lora_rank: no such flag; use --lora_r"),
         "batch size 0": (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0: must be at least 1"),
         "negative rate": (["--learning_rate=-0.001"], "--learning_rate -0.001: must be greater than 0"),
         "unknown tracker": (["--report_to", "wandbb"], "--report_to wandbb: unknown; did you mean wandb?"),
