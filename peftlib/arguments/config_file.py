@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
@@ -31,7 +32,9 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
         if flag[2:] in REFUSED:
             raise UserError(f"--config {path}: {key} {REFUSED[flag[2:]]}")
         if flag not in known:
-            hint = parser.instead_of(flag[2:], "--config", "--help").replace("--", "")
+            # In a file flags have no dashes; the launcher's stay as they are, on its command line.
+            ours, *launcher = re.split(r"(?=accelerate launch)", parser.instead_of(flag[2:], "--config", "--help"))
+            hint = "".join([ours.replace("--", ""), *launcher])
             raise UserError(f"--config {path}: {key} is not a flag of train.py{hint}")
         if names.setdefault(flag, key) != key:
             raise UserError(f"--config {path}: {names[flag]} and {key} are the same flag; keep one")

@@ -73,6 +73,7 @@ def test_the_flags_of_a_command_decide_what_is_said():
 
 def test_a_file_of_flags_is_told_without_dashes(config):
     assert complaint(config("lr: 0.1\n")).endswith("lr is not a flag of train.py; use learning_rate")
+    assert complaint(config("no_cuda: true\n")).endswith("it is the launcher's: accelerate launch --cpu")
 
 
 def test_of_transformers_flags_none_is_led_astray():
