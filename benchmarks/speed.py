@@ -102,7 +102,7 @@ def measure(
     if "memory" in parts:
         found["memory"] = {method: measure_memory(setting, trained, method) for method in ("bitfit", "full")}
     if "start" in parts:
-        config = "single_gpu_bf16" if cuda else "cpu"
+        config = "single_gpu" if cuda else "cpu"
         waits = [seconds_to_first_update(setting.flags(trained), config) for _ in range(rounds)]
         found["start"] = {"first_update": waits, "help": [seconds_to_help() for _ in range(rounds)]}
     if "epochs" in parts and cuda:

@@ -31,8 +31,8 @@ def refuse_what_ends_before(model: PreTrainedModel, name: str, token: int, lengt
         tokens = getattr(model.get_input_embeddings(), "num_embeddings", token + 1)
         if token >= tokens:
             raise UserError(
-                f"--model_name_or_path {name}: its tokenizer gives a token {token}, and it has embeddings for "
-                f"{tokens:,}; save it with as many as the tokenizer has (model.resize_token_embeddings)"
+                f"--model_name_or_path {name}: its tokenizer gives token id {token}, and the model has embeddings for "
+                f"{tokens:,}; resize them to the tokenizer and save it again (model.resize_token_embeddings)"
             )
     # RoBERTa's positions start after the padding index, BART's after an offset.
     limits = [
@@ -44,6 +44,6 @@ def refuse_what_ends_before(model: PreTrainedModel, name: str, token: int, lengt
         positions = min(*limits, getattr(model.config, "max_position_embeddings", limits[0]))
         if length > positions:
             raise UserError(
-                f"--max_length must be at most {positions}: {name} has no positions for more, and the longest "
+                f"--max_length must be at most {positions}: {name} has no more positions, and the longest "
                 f"example here has {length} tokens"
             )

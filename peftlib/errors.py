@@ -32,7 +32,11 @@ class Interrupted(Exception):
         return partial(Interrupted, by_hand=self.by_hand), (str(self), self.status)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`'; did you mean bitfit?'` for the nearest known name, or an empty string."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """`'; did you mean bitfit?'` for the nearest known name, or an empty string.
+
+    Args:
+        cutoff: how alike they must be, from 0 to 1, as `difflib` measures it.
+    """
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {match[0]}?" if match else ""

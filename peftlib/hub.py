@@ -43,7 +43,7 @@ def hub_access(repo_id: str, *, repo_type: Literal["model", "dataset"], flag: st
             f"check the name, or use {ways_out}"
         ) from error
     if isinstance(error, HFValidationError):
-        raise UserError(f"{flag}: no such folder, and no name that the Hub could have; use {ways_out}") from error
+        raise UserError(f"{flag}: no such folder, and not a valid name on the Hub; use {ways_out}") from error
     try:
         cached = any(repo.repo_id == repo_id and repo.repo_type == repo_type for repo in scan_cache_dir().repos)
     except CacheNotFound:
@@ -51,7 +51,7 @@ def hub_access(repo_id: str, *, repo_type: Literal["model", "dataset"], flag: st
     if cached:
         if os.environ.get("RANK", "0") == "0":
             print(
-                f"warning: the Hub does not answer ({type(error).__name__}); {repo_id} is read from its cache",
+                f"warning: the Hub does not answer ({type(error).__name__}); reading {repo_id} from the cache",
                 file=sys.stderr,
             )
         return False
@@ -88,15 +88,15 @@ def signed_in(flag: str) -> Account:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{flag}: the environment says offline; unset HF_HUB_OFFLINE")
+        raise UserError(f"{flag}: HF_HUB_OFFLINE is set, and this needs the Hub; unset it")
     answer, error = _asked(HfApi().whoami)
     if isinstance(error, LocalTokenNotFoundError):
         raise UserError(
-            f"{flag}: this machine has no token for the Hub; run `hf auth login`, or set HF_TOKEN"
+            f"{flag}: no token for the Hub on this machine; run `hf auth login`, or set HF_TOKEN"
         ) from error
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
         way = "set another HF_TOKEN" if os.environ.get("HF_TOKEN") else "run `hf auth login --force`"
-        raise UserError(f"{flag}: the Hub does not take this machine's token; {way}") from error
+        raise UserError(f"{flag}: the Hub rejects this machine's token; {way}") from error
     if error is not None:
         raise _unreachable(flag, error) from error
     token = answer.get("auth", {}).get("accessToken") or {}

@@ -154,7 +154,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     # Without any tokenizer file, transformers makes one that knows special tokens only: all words would be unknown.
     if len(tokenizer) < 16:
         raise UserError(
-            f"--model_name_or_path {source.location}: has no tokenizer; save it there too (tokenizer.save_pretrained)"
+            f"--model_name_or_path {source.location}: has no tokenizer; save one there (tokenizer.save_pretrained)"
         )
     return tokenizer
 
@@ -205,7 +205,9 @@ def load_classifier(
             problem_type=problem_type or ("single_label_classification" if labels else "regression"),
         )
         if dropout is not None and not _set_dropout(config, dropout) and dropout > 0:
-            raise UserError(f"--dropout {dropout}: {source.name} ({config.model_type}) has none in its configuration")
+            raise UserError(
+                f"--dropout {dropout}: {source.name} ({config.model_type}) has no dropout in its configuration"
+            )
         if getattr(config, "pad_token_id", None) is None:  # decoders' heads look for the last token before the padding
             config.pad_token_id = load_tokenizer(source).pad_token_id
         model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -237,8 +239,8 @@ def load_classifier(
     # A pooler may be new. Anything else would be trained as a part of the head, from random weights, or stay random.
     if lost := [name for name in names if name in missing and name.startswith(encoder) and "pool" not in name]:
         raise UserError(
-            f"--model_name_or_path {source.location}: its weights lack {len(lost)} of the encoder's ({lost[0]}, …); "
-            "save it again, whole and under the names that transformers gives them"
+            f"--model_name_or_path {source.location}: {len(lost)} of the encoder's weights are missing ({lost[0]}, …); "
+            "save the whole model again, with save_pretrained"
         )
     head = Head(name for name in names if name in missing or not name.startswith(encoder))
     head.new = head & missing

@@ -68,7 +68,7 @@ def main() -> None:
         about |= {"source": split.source, "place": place_of(split.source), "fingerprint": split.fingerprint}
         about |= {"precision": precision.name, "global_step": run.record["results"].get("best_eval_step")}
         glue = None if args.test_file else task.glue_answers(args.split)
-        scores = write_answers(folder, task, glue, evaluation, about)
+        scores = write_answers(folder, task, examples.texts, glue, evaluation, about)
         shown = {score.removeprefix("eval_").replace("_", " "): f"{value:.4f}" for score, value in scores.items()}
         cut = {"cut": f"{split.truncated:,}, longer than {most} tokens"} if split.truncated else {}
         lines = {"run": place, "examples": f"{len(split):,} ({split.source})", **cut, **shown, "answers": str(folder)}

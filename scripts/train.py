@@ -2,7 +2,7 @@
 
 accelerate launch scripts/train.py --method bitfit
 accelerate launch scripts/train.py --method lora --lora_r 8 --task_name mrpc --data_dir glue
-accelerate launch --config_file accelerate_configs/single_gpu_fp16.yaml scripts/train.py --report_to wandb
+accelerate launch --config_file accelerate_configs/single_gpu.yaml scripts/train.py --report_to wandb
 accelerate launch scripts/train.py --config run.yaml    # flags from a file; --help lists them
 """
 
@@ -14,7 +14,7 @@ def main() -> None:
     # Imports below: a signal to the launcher counts from the first line on, and a wrong flag is answered without torch.
     from peftlib.arguments import parse_train_arguments
 
-    args = parse_train_arguments()
+    args = parse_train_arguments().checked()
     which, data, how, out, hub, name = args.model, args.data, args.training, args.output, args.hub, args.task_name
     with cli.importing():
         from functools import partial
@@ -45,7 +45,7 @@ def main() -> None:
         from peftlib.training.state import Plan, Training
 
     with everywhere(alike=args.of_all_nodes()):  # what one of several nodes cannot read ends all of them
-        task, rate, trackers = find_task(name, data.own), args.learning_rate, choose_trackers(out.report_to)
+        task, trackers = find_task(name, data.own, how.metric_for_best_model), choose_trackers(out.report_to)
     folder, resume = on_main(lambda: choose_folder(task.name, how.method, *out.place))
 
     # ── Accelerator, seed ────────────────────────────────────────────────────────────────────────────────────
@@ -70,7 +70,7 @@ def main() -> None:
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     with everywhere():
         base, head = load_classifier(source, task.labels, args.dropout, splits.extent(data.pad_to), task.problem_type)
-    base_size, fingerprint = size(base), Fingerprint.of(base, head)
+    base_size, fingerprint, rate = size(base), Fingerprint.of(base, head), args.learning_rate
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader), reporter.warn)
     parameters = ParameterCount.of(base_size, adapted)
     facts = describe_run(source, fingerprint, task, splits.facts(), parameters, precision, rate, batches.window_size)

@@ -113,9 +113,7 @@ def test_no_connection_is_one_error_with_the_way_out(tmp_path, endpoint, offline
 
 def test_what_can_be_no_name_is_not_called_unreachable(tmp_path):
     done = run_python("-c", ASK.replace("owner/name", "my model"), cwd=tmp_path, HF_HUB_OFFLINE="0")
-    assert done.stdout.startswith(
-        "UserError --flag: no such folder, and no name that the Hub could have; use the way out"
-    )
+    assert done.stdout.startswith("UserError --flag: no such folder, and not a valid name on the Hub; use the way out")
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])
@@ -124,7 +122,7 @@ def test_without_an_answer_a_cached_copy_will_do(tmp_path, offline):
     changes = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline, "HF_HOME": str(tmp_path / "hf")}
     done = run_python("-c", ASK, cwd=tmp_path, seconds=30, **changes)
     assert done.stdout == "False\n"
-    assert re.fullmatch(r"warning: the Hub does not answer \(\w+\); owner/name is read from its cache\n", done.stderr)
+    assert re.fullmatch(r"warning: the Hub does not answer \(\w+\); reading owner/name from the cache\n", done.stderr)
 
 
 def test_an_answer_counts_more_than_a_cached_copy(tmp_path):
@@ -157,8 +155,8 @@ def test_the_hub_says_whose_token_it_is():
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        ("", "--flag: this machine has no token for the Hub; run `hf auth login`, or set HF_TOKEN"),
-        ("hf_wrong", "--flag: the Hub does not take this machine's token; set another HF_TOKEN"),
+        ("", "--flag: no token for the Hub on this machine; run `hf auth login`, or set HF_TOKEN"),
+        ("hf_wrong", "--flag: the Hub rejects this machine's token; set another HF_TOKEN"),
     ],
 )
 def test_a_token_that_is_missing_or_wrong_names_the_way_to_one(token, message):
@@ -175,7 +173,7 @@ def test_a_stored_token_that_is_wrong_is_replaced_by_signing_in(tmp_path):
 
 def test_offline_nobody_is_asked():
     with local_hub() as hub, mock.patch.object(constants, "HF_HUB_OFFLINE", True):
-        assert refusal(signed_in, "--flag") == "--flag: the environment says offline; unset HF_HUB_OFFLINE"
+        assert refusal(signed_in, "--flag") == "--flag: HF_HUB_OFFLINE is set, and this needs the Hub; unset it"
     assert hub.requests == []
 
 

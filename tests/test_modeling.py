@@ -173,7 +173,7 @@ def test_dropout_that_a_model_cannot_have_is_an_error(tiny_folder, monkeypatch):
     source = find_model(str(tiny_folder("bert")))
     monkeypatch.setattr("peftlib.modeling._set_dropout", lambda config, dropout: False)
     load_classifier(source, LABELS, 0.0)
-    with pytest.raises(UserError, match=r"^--dropout 0.3: .* has none in its configuration"):
+    with pytest.raises(UserError, match=r"^--dropout 0.3: .* has no dropout in its configuration"):
         load_classifier(source, LABELS, 0.3)
 
 
@@ -296,7 +296,7 @@ def test_what_its_embeddings_do_not_have_is_refused(tiny_folder, architecture, p
     with pytest.raises(IndexError):
         model(input_ids=longest + 1)
     message = complaint(lambda: load_classifier(source, LABELS, extent=(30522, positions)))
-    assert "token 30522, and it has embeddings for 30,522; save it with as many" in message
+    assert "token id 30522, and the model has embeddings for 30,522; resize them" in message
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=torch.full((1, positions + 1), 5))
     with pytest.raises(UserError, match=f"^--max_length must be at most {positions}: .* has 500 tokens$"):
@@ -361,7 +361,7 @@ def test_a_checkpoint_that_lacks_weights_of_the_encoder_is_refused(own_folder, l
     assert kept.keys() != weights.keys()
     save_file(kept, own_folder / "model.safetensors", metadata={"format": "pt"})
     message = complaint(load_classifier, find_model(str(own_folder)), LABELS)
-    assert "its weights lack" in message and "of the encoder's (bert." in message
+    assert "weights are missing" in message and "are missing (bert." in message
 
 
 def test_pipelines_take_a_softmax_whatever_the_checkpoint_was_for(own_folder, tmp_path):

@@ -17,7 +17,7 @@ def without_groups(argv: list[str], known: list[str]) -> list[str]:
             try:
                 group = ast.literal_eval(text)
             except (ValueError, SyntaxError) as error:
-                raise UserError(f"{name} {text}: no mapping of flags to values") from error
+                raise UserError(f"{name} {text}: not a mapping of flags to values") from error
             flags += without_groups([f"--{key}={value}" for key, value in group.items()], known)
         else:
             flags.append(word)

@@ -15,16 +15,16 @@ class CompareArguments:
     """What is made of finished runs."""
 
     output_dir: str = field(
-        default="report", metadata={"help": "the report's folder; an earlier report in it is replaced"}
+        default="report", metadata={"help": "folder for the report; an earlier report in it is replaced"}
     )
     examples: bool = field(
         default=False,
         metadata={
-            "help": "of two runs: what one gets right and the other wrong, or where its score is nearer, side by side; "
-            "writes no report"
+            "help": "compare two runs side by side: what one gets right and the other wrong, or where its score is "
+            "closer; writes no report"
         },
     )
-    max_examples: int = field(default=20, metadata={"help": "examples: show N per side at most"})
+    max_examples: int = field(default=20, metadata={"help": "with examples: show at most N per side"})
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_examples")
@@ -38,7 +38,9 @@ def parse_compare_arguments(argv: Sequence[str] | None = None) -> tuple[list[str
         SystemExit: after `--help`.
     """
     parser = Parser([CompareArguments], prog="compare.py", description="Compare finished runs.", allow_abbrev=False)
-    parser.add_argument("runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, or above them, or globs")
+    parser.add_argument(
+        "runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, folders that contain them, or globs"
+    )
     options, rest = parser.parse_words(words_of(argv))
     if not rest.runs:
         raise UserError("no runs: name their folders, as in compare.py outputs/*")

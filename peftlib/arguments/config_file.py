@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
 
 from peftlib.arguments.parser import REFUSED, Parser, underscored
-from peftlib.errors import UserError, nearest
+from peftlib.errors import UserError
 from peftlib.files import load_yaml
 from peftlib.flags import TAKES_JSON, as_json
 
@@ -21,9 +22,9 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: no valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"--config {path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: must hold lines such as `learning_rate: 0.003`")
+        raise UserError(f"--config {path}: must contain lines such as `learning_rate: 0.003`")
     known = [flag for flag in parser.flags() if flag not in ("--config", "--help") and not flag.startswith("--no_")]
     argv, names = [], dict[str, str]()
     for key, value in content.items():
@@ -31,7 +32,10 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
         if flag[2:] in REFUSED:
             raise UserError(f"--config {path}: {key} {REFUSED[flag[2:]]}")
         if flag not in known:
-            raise UserError(f"--config {path}: {key} is no flag of train.py{nearest(flag, known).replace('--', '')}")
+            # In a file flags have no dashes; the launcher's stay as they are, on its command line.
+            ours, *launcher = re.split(r"(?=accelerate launch)", parser.instead_of(flag[2:], "--config", "--help"))
+            hint = "".join([ours.replace("--", ""), *launcher])
+            raise UserError(f"--config {path}: {key} is not a flag of train.py{hint}")
         if names.setdefault(flag, key) != key:
             raise UserError(f"--config {path}: {names[flag]} and {key} are the same flag; keep one")
         if isinstance(value, dict) and flag.endswith(TAKES_JSON):

@@ -19,17 +19,18 @@ class ExportArguments:
     _argument_group_name: ClassVar[str] = "checkpoint"
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "the new model's folder; None means model in the run's folder"}
+        default=None, metadata={"help": "folder for the new model; None means model in the run's folder"}
     )
     dtype: Literal["fp32", "fp16", "bf16"] = field(default="fp32", metadata={"help": "precision of the saved weights"})
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "where the base model is now; None takes the run's"}
+        default=None, metadata={"help": "where the base model is now; None uses the run's"}
     )
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "let code that comes with the model run on this machine"}
+        default=False, metadata={"help": "allow code that comes with the model to run on this machine"}
     )
     adapter: bool = field(
-        default=False, metadata={"help": "with push_to_hub: push the run's adapter as it is; no checkpoint is made"}
+        default=False,
+        metadata={"help": "with push_to_hub: push the run's adapter as it is, without making a full checkpoint"},
     )
 
     def name_for(self, run: Path) -> str:
@@ -54,8 +55,8 @@ def parse_export_arguments(argv: Sequence[str] | None = None) -> tuple[str, Expo
     ]
     of_hub = ("adapter", "hub_model_id", "hub_private_repo")
     if not hub.push_to_hub and (alone := [name for name in of_hub if name in given]):
-        raise UserError(f"--{alone[0]}: is of --push_to_hub; add that too")
+        raise UserError(f"--{alone[0]} requires --push_to_hub")
     others = [name for name in given if name != "adapter" and hasattr(options, name)]
     if options.adapter and others:
-        raise UserError(f"--{others[0]}: is of a checkpoint, and --adapter makes none; leave one of the two out")
+        raise UserError(f"--{others[0]} applies to a full checkpoint and cannot be combined with --adapter")
     return run, options, hub

@@ -18,17 +18,20 @@ class HubArguments:
     push_to_hub: bool = field(
         default=False,
         metadata={
-            "help": "upload the result once it is on disk, with the token of `hf auth login` or HF_TOKEN, which is "
-            "tried before anything else is done"
+            "help": "upload the finished result, with the token of `hf auth login` or HF_TOKEN, which is checked "
+            "before anything starts"
         },
     )
     hub_model_id: str | None = field(
         default=None,
         metadata={
-            "help": "the repository, as in me/reviews; without an owner it is the token's; None takes the output "
-            "folder's name"
+            "help": "repository to push to, such as me/reviews; without an owner it goes to the token's account; "
+            "None uses the output folder's name"
         },
     )
     hub_private_repo: bool = field(
-        default=False, metadata={"help": "make the repository private; else it is public, if its owner allows that"}
+        default=False,
+        metadata={
+            "help": "create the repository as private; otherwise it is public, unless its owner's settings forbid that"
+        },
     )

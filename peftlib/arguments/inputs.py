@@ -21,11 +21,11 @@ class ModelArguments:
 
     model_name_or_path: str = field(
         default=DEFAULT_MODEL,
-        metadata={"help": "a Hub id, a folder with a saved model, or a packaged model's name"},
+        metadata={"help": "base model: a Hub id, a folder with a saved model, or the name of a packaged model"},
     )
     model_revision: str = field(default="main", metadata={"help": "branch, tag or commit of a model on the Hub"})
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "let code that comes with the model run on this machine"}
+        default=False, metadata={"help": "allow code that comes with the model to run on this machine"}
     )
 
 
@@ -38,78 +38,84 @@ class DataArguments:
     task_name: str | None = field(
         default=None,
         metadata={
-            "help": f"the task to train on; None means {DEFAULT_TASK}, or the task of one's own data",
+            "help": f"task to train on; None means {DEFAULT_TASK}, or your own data if given",
             "choices": sorted(TASKS),
         },
     )
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "a dataset on the Hub, or a folder that load_dataset or load_from_disk takes"},
+        metadata={"help": "a dataset on the Hub, or a folder that load_dataset or load_from_disk can read"},
     )
     dataset_config_name: str | None = field(
-        default=None, metadata={"help": "its configuration; None for a dataset that has one"}
+        default=None, metadata={"help": "the dataset's configuration; not needed if it has only one"}
     )
     train_split_name: str = field(
         default=SPLIT_NAMES["train_split_name"],
-        metadata={"help": "the dataset's split to train on, or a slice: train[:90%%]"},
+        metadata={"help": "split of the dataset to train on, or a slice such as train[:90%%]"},
     )
     validation_split_name: str = field(
         default=SPLIT_NAMES["validation_split_name"],
-        metadata={"help": "the one to score on, or a slice: train[90%%:]"},
+        metadata={"help": "split to evaluate on, or a slice such as train[90%%:]"},
     )
     test_split_name: str = field(
-        default=SPLIT_NAMES["test_split_name"], metadata={"help": "the one for predict.py, with classes or without"}
+        default=SPLIT_NAMES["test_split_name"], metadata={"help": "split for predict.py, with labels or without"}
     )
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "a CSV, TSV, JSON or JSON Lines file of one's own to train on, with a column of texts and one of "
-            "classes"
+            "help": "your own CSV, TSV, JSON or JSON Lines file to train on, with a text column and a label column"
         },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "such a file to score on"})
+    validation_file: str | None = field(default=None, metadata={"help": "a file of the same kind to evaluate on"})
     text_column_names: str | None = field(
         default=None,
         metadata={
-            "help": "the column of texts in one's own data, or two of sentence pairs with a comma between; None takes "
-            "the one beside the classes"
+            "help": "text column of your own data, or two columns for sentence pairs, separated by a comma; None "
+            "uses the only column besides the label"
         },
     )
     label_column_name: str = field(
         default=LABEL_COLUMN,
         metadata={
-            "help": "the column of classes, lists of classes or numbers in one's own data; or several with commas "
-            "between, one for each class, of 1 and 0"
+            "help": "label column of your own data: classes, lists of classes or numbers; or several columns of 1 "
+            "and 0, one per class, separated by commas"
         },
     )
     label_delimiter: str | None = field(
         default=None,
-        metadata={"help": "what stands between an example's classes in that column; None for one class, and for lists"},
+        metadata={
+            "help": "separator between the classes of a text in the label column; None for one class per text, and "
+            "for lists"
+        },
     )
-    do_regression: bool = field(default=False, metadata={"help": "predict that column's numbers, not classes"})
+    do_regression: bool = field(
+        default=False, metadata={"help": "predict the numbers in the label column instead of classes"}
+    )
     data_dir: str | None = field(
         default=None,
-        metadata={"help": "a folder in GLUE's layout (DIR/MRPC/train.tsv); None reads the package or the Hub"},
+        metadata={
+            "help": "a folder in GLUE's layout (DIR/MRPC/train.tsv); None reads the installed package or the Hub"
+        },
     )
     max_length: int = field(
-        default=128, metadata={"help": "truncate examples to so many tokens, special ones included"}
+        default=128, metadata={"help": "truncate inputs to this many tokens, special tokens included"}
     )
     pad_to_max_length: bool = field(
-        default=False, metadata={"help": "pad every batch to max_length, not to its longest example"}
+        default=False, metadata={"help": "pad every batch to max_length instead of its longest example"}
     )
     group_by_length: bool = field(
         default=True,
-        metadata={"help": "form updates from examples of similar lengths: less padding, still random"},
+        metadata={"help": "put examples of similar length into the same update: less padding, still shuffled"},
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "train on the first N examples only; None means all"}
+        default=None, metadata={"help": "train on the first N examples only; None uses all"}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "evaluate on the first N examples only; None means all"}
+        default=None, metadata={"help": "evaluate on the first N examples only; None uses all"}
     )
     dataloader_num_workers: int = field(
         default=0,
-        metadata={"help": "processes that prepare batches; 0 prepares them in the training process"},
+        metadata={"help": "worker processes that prepare batches; 0 prepares them in the training process"},
     )
 
     def __post_init__(self) -> None:
@@ -138,5 +144,5 @@ class DataArguments:
         for name in ("task_name", "data_dir") if own else ():
             if (value := getattr(self, name)) is not None:
                 flag = "train_file" if self.dataset_name is None else "dataset_name"
-                raise UserError(f"--{name} {value}: --{flag} brings its own data; leave one of the two out")
+                raise UserError(f"--{name} {value}: cannot be combined with --{flag}; leave one of them out")
         return own

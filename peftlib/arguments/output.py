@@ -18,15 +18,15 @@ class OutputArguments:
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "say what would be trained, and how much memory and time it would take, by a few updates that are "
-            "measured; write nothing"
+            "help": "report what would be trained, and how much memory and time it would take, by measuring a few "
+            "updates; write nothing"
         },
     )
     output_dir: str | None = field(
         default=None,
         metadata={
-            "help": "where the results go; None means outputs/<task>-<method>-<time>, or outputs/sweeps/<sweep>/<run> "
-            "inside a sweep"
+            "help": "folder for the results; None means outputs/<task>-<method>-<time>, or "
+            "outputs/sweeps/<sweep>/<run> inside a sweep"
         },
     )
     overwrite_output_dir: bool = field(
@@ -35,36 +35,37 @@ class OutputArguments:
     checkpointing_steps: str | None = field(
         default=None,
         metadata={
-            "help": "write a checkpoint every N updates, or at the end of each 'epoch'; None writes one only when a "
+            "help": "save a checkpoint every N updates, or 'epoch' for one per epoch; None saves one only when a "
             "signal stops the run"
         },
     )
     checkpoints_total_limit: int | None = field(
-        default=None, metadata={"help": "keep the newest N checkpoints only; None keeps all"}
+        default=None, metadata={"help": "keep only the newest N checkpoints; None keeps all"}
     )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "auto goes on from the newest whole checkpoint in output_dir, or starts afresh when there is none; "
-            "or a checkpoint's folder; None starts afresh, or means auto where a sweep names the folder"
+            "help": "auto resumes from the newest intact checkpoint in output_dir, or starts from scratch if there "
+            "is none; or the folder of a checkpoint; None starts from scratch, or means auto where a sweep "
+            "sets the folder"
         },
     )
     extend_training: bool = field(
-        default=False, metadata={"help": "let a resumed run have more epochs or steps than it was started with"}
+        default=False, metadata={"help": "allow a resumed run more epochs or steps than it was started with"}
     )
     report_to: str = field(
         default="auto",
         metadata={
-            "help": "a comma-separated list of accelerate's trackers (wandb, tensorboard, ...), all, or none; auto "
-            "means wandb inside a W&B sweep or with WANDB_API_KEY or WANDB_MODE set, else none"
+            "help": "comma-separated list of trackers that accelerate knows (wandb, tensorboard, ...), all, or none; "
+            "auto means wandb inside a W&B sweep or if WANDB_API_KEY or WANDB_MODE is set, otherwise none"
         },
     )
     project_name: str | None = field(
         default=None,
-        metadata={"help": "the trackers' project; None takes $WANDB_PROJECT, else peft-text-classification"},
+        metadata={"help": "the project in the trackers; None uses $WANDB_PROJECT, or else peft-text-classification"},
     )
     run_name: str | None = field(
-        default=None, metadata={"help": "the run's name in the trackers; None takes the output folder's name"}
+        default=None, metadata={"help": "the run's name in the trackers; None uses the output folder's name"}
     )
     logging_steps: int = field(default=10, metadata={"help": "log the training loss every N updates"})
 
@@ -82,7 +83,7 @@ class OutputArguments:
                 valid = False
             if not valid:
                 raise UserError(
-                    f"--checkpointing_steps {self.checkpointing_steps}: must be epoch, or a number from 1 on"
+                    f"--checkpointing_steps {self.checkpointing_steps}: must be 'epoch' or a whole number from 1 on"
                 )
         if self.resume_from_checkpoint == "auto" and self.output_dir is None:
             raise UserError("--resume_from_checkpoint auto: needs the run's folder; add --output_dir")

@@ -12,13 +12,15 @@ from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
+from peftlib.arguments.other_names import instead_of
 from peftlib.errors import UserError, nearest
 
 #: How the names of flags end that take a path, or may take one.
 _PATHS = ("_dir", "_file", "_or_path", "dataset_name")
 
-#: Flags that other programs have and these do not, each with what to do instead.
-REFUSED = {"hub_token": "would end in histories, process lists and records; run `hf auth login`, or set HF_TOKEN"}
+_TOKEN = "would end up in shell histories, process lists and records; run `hf auth login`, or set HF_TOKEN"
+#: Flags that other programs have and these may not have, each with what to do instead.
+REFUSED = {"hub_token": _TOKEN, "token": _TOKEN, "use_auth_token": _TOKEN}
 
 
 class Parser(HfArgumentParser):
@@ -45,6 +47,16 @@ class Parser(HfArgumentParser):
         """Every long option, with underscores."""
         return [option for option in self._option_string_actions if option.startswith("--") and "-" not in option[2:]]
 
+    def instead_of(self, name: str, *but: str) -> str:
+        """What to write in place of `name`, which is no flag: see `other_names`.
+
+        Args:
+            name: without dashes before it.
+            but: flags that are not to be offered.
+        """
+        told = self._option_string_actions
+        return instead_of(name, [flag for flag in self.flags() if told[flag].help != SUPPRESS and flag not in but])
+
     def parse_words(self, words: list[str]) -> list[Any]:
         """The dataclasses, and behind them the namespace of all other arguments when there are any.
 
@@ -60,9 +72,9 @@ class Parser(HfArgumentParser):
         for name, value in (pair for group in parsed for pair in vars(group).items()):
             if name.endswith(_PATHS) and isinstance(value, str):
                 if not value.strip():  # a variable of the shell's that is not set; as a path it is the folder of now
-                    raise UserError(f"--{name}: is empty; name one, or leave the flag out")
+                    raise UserError(f"--{name}: is empty; give a value, or leave the flag out")
                 if value.startswith("~"):  # would be a folder of that name
-                    raise UserError(f"--{name} {value}: no shell has put your home in place of ~; write the whole path")
+                    raise UserError(f"--{name} {value}: the shell has not expanded ~ here; write the full path")
         return parsed
 
     def _with_values(self, words: list[str]) -> list[str]:
@@ -79,8 +91,8 @@ class Parser(HfArgumentParser):
         if underscored(flag) in REFUSED:
             raise UserError(f"{flag}: {REFUSED[underscored(flag)]}")
         if flag.startswith("-"):
-            raise UserError(f"{flag}: no such flag{nearest('--' + underscored(flag), self.flags())}")
-        raise UserError(f"{word!r}: a value without a flag; see --help")
+            raise UserError(f"{flag}: no such flag{self.instead_of(underscored(flag), '--help')}")
+        raise UserError(f"{word!r}: unexpected, no flag before it takes it; see --help")
 
 
 def _is_truth(word: str) -> bool:
@@ -108,7 +120,7 @@ def parse_one_run(kinds: Sequence[type], prog: str, about: str, argv: Sequence[s
     *options, rest = parser.parse_words(words_of(argv))
     runs = getattr(rest, "runs", [])
     if len(runs) != 1:
-        raise UserError(f"{len(runs)} runs: name one run's folder, as in {prog} outputs/my-run")
+        raise UserError(f"{len(runs)} runs given: name one run's folder, as in {prog} outputs/my-run")
     return runs[0], options
 
 

@@ -18,45 +18,47 @@ class PredictArguments:
 
     split: str = field(
         default="test",
-        metadata={"help": "the split of the run's task", "choices": [*SPLITS[1:], *MISMATCHED_SPLITS, DIAGNOSTICS]},
+        metadata={
+            "help": "split of the run's task to predict",
+            "choices": [*SPLITS[1:], *MISMATCHED_SPLITS, DIAGNOSTICS],
+        },
     )
     test_file: str | None = field(
         default=None,
-        metadata={
-            "help": "a CSV, TSV, JSON or JSON Lines file in its place, with a column of classes or scores, or without"
-        },
+        metadata={"help": "a CSV, TSV, JSON or JSON Lines file to predict instead, with labels or without"},
     )
     text_column_names: str | None = field(
         default=None,
         metadata={
-            "help": "the column of texts in test_file, or two of sentence pairs with a comma between; None takes the "
-            "run's, or else the one beside the classes"
+            "help": "text column of test_file, or two columns for sentence pairs, separated by a comma; None uses "
+            "the run's, or else the only column besides the label"
         },
     )
     label_column_name: str | None = field(
-        default=None, metadata={"help": "the column of classes or scores in test_file; None takes the run's"}
+        default=None, metadata={"help": "label column of test_file; None uses the run's"}
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "a folder in GLUE's layout; None takes the run's, or the package or the Hub"}
+        default=None,
+        metadata={"help": "a folder in GLUE's layout; None uses the run's, or else the installed package or the Hub"},
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "where the base model is now; None takes the run's"}
+        default=None, metadata={"help": "where the base model is now; None uses the run's"}
     )
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "let code that comes with the model run on this machine"}
+        default=False, metadata={"help": "allow code that comes with the model to run on this machine"}
     )
     per_device_eval_batch_size: int | None = field(
-        default=None, metadata={"help": "examples per batch and process; None takes the run's"}
+        default=None, metadata={"help": "examples per batch and process; None uses the run's"}
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] | None = field(
-        default=None, metadata={"help": "as of train.py; None takes the one that the run computed in"}
+        default=None, metadata={"help": "as in train.py; None uses the run's precision"}
     )
     num_cpu_threads: int = field(
-        default=0, metadata={"help": "threads per process on a CPU; 0 shares the physical cores between processes"}
+        default=0, metadata={"help": "CPU threads per process; 0 divides the physical cores among the processes"}
     )
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "where scores and answers go; None means predictions/<split or file> in the run's folder"},
+        metadata={"help": "folder for scores and answers; None means predictions/<split or file> in the run's folder"},
     )
 
     def __post_init__(self) -> None:
@@ -65,12 +67,10 @@ class PredictArguments:
         if self.test_file is None:
             for name in ("text_column_names", "label_column_name"):
                 if getattr(self, name) is not None:
-                    raise UserError(f"--{name}: is of --test_file; name that file too")
+                    raise UserError(f"--{name} requires --test_file")
         elif self.data_dir is not None or self.split != "test":
             name = "split" if self.data_dir is None else "data_dir"
-            raise UserError(
-                f"--{name} {getattr(self, name)}: --test_file stands in its place; leave one of the two out"
-            )
+            raise UserError(f"--{name} {getattr(self, name)}: cannot be combined with --test_file, which replaces it")
 
 
 def parse_predict_arguments(argv: Sequence[str] | None = None) -> tuple[str, PredictArguments]:

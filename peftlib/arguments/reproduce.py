@@ -17,28 +17,29 @@ class ReproduceArguments:
     """On what the comparison that this project began with is run again."""
 
     model_name_or_path: str = field(
-        default=DEFAULT_MODEL, metadata={"help": "the base model; the first report's was bert-base-uncased"}
+        default=DEFAULT_MODEL, metadata={"help": "base model; the first report used bert-base-uncased"}
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "a folder with MRPC and SST-2 in GLUE's layout; None asks the Hub"}
+        default=None,
+        metadata={"help": "a folder with MRPC and SST-2 in GLUE's layout; None uses the Hub"},
     )
     seeds: str = field(default="42,43,44", metadata={"help": "a comma-separated list of seeds"})
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "train on the first N examples of each task only; None means all"}
+        default=None, metadata={"help": "train on the first N examples of each task only; None uses all"}
     )
     set: list[str] = field(
-        default_factory=list, metadata={"help": "more parameters in place of the sweep's, as sweep.py takes them"}
+        default_factory=list, metadata={"help": "parameters that override the sweep's, as in sweep.py"}
     )
-    workers: int = field(default=1, metadata={"help": "runs at a time on this machine"})
+    workers: int = field(default=1, metadata={"help": "number of runs in parallel on this machine"})
     sweep_dir: str | None = field(
-        default=None, metadata={"help": "the runs' folders; None means outputs/sweeps/reproduce-<model>-<tasks>"}
+        default=None, metadata={"help": "folder for the runs; None means outputs/sweeps/reproduce-<model>-<tasks>"}
     )
-    output_dir: str = field(default="report", metadata={"help": "the report's folder"})
+    output_dir: str = field(default="report", metadata={"help": "folder for the report"})
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_train_samples", "workers")
         if not re.fullmatch(r"\d+(,\d+)*", self.seeds):
-            raise UserError(f"--seeds {self.seeds}: must be whole numbers with commas, as in 42,43,44")
+            raise UserError(f"--seeds {self.seeds}: must be whole numbers separated by commas, as in 42,43,44")
 
 
 def parse_reproduce_arguments(argv: Sequence[str] | None = None) -> ReproduceArguments:

@@ -17,19 +17,19 @@ class SubmitArguments:
 
     output_file: str = field(
         default="submission.zip",
-        metadata={"help": "the zip for GLUE's server; an earlier one is replaced"},
+        metadata={"help": "zip file for GLUE's server; an earlier one is replaced"},
     )
     fill: str | None = field(
         default=None,
         metadata={
-            "help": "files that no run has answered, with commas between, as WNLI,AX: they get one answer everywhere, "
-            f"the most common class; {REST} means those of all tasks without a run"
+            "help": f"files that no run has answered, separated by commas, such as WNLI,AX: they get the most common "
+            f"class as every answer; {REST} means those of all tasks without a run"
         },
     )
 
     def __post_init__(self) -> None:
         if Path(self.output_file).suffix != ".zip":
-            raise UserError(f"--output_file {self.output_file}: GLUE's server takes a .zip; end the name in it")
+            raise UserError(f"--output_file {self.output_file}: must end in .zip, which is what GLUE's server takes")
         known = (*SERVER_FILES, REST)
         for name in self.filled:
             if name not in known:
@@ -50,7 +50,9 @@ def parse_submit_arguments(argv: Sequence[str] | None = None) -> tuple[list[str]
     """
     about = "Put what finished runs have answered into the zip that GLUE's server takes."
     parser = Parser([SubmitArguments], prog="submit.py", description=about, allow_abbrev=False)
-    parser.add_argument("runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, or above them, or globs")
+    parser.add_argument(
+        "runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, folders that contain them, or globs"
+    )
     options, rest = parser.parse_words(words_of(argv))
     if not rest.runs:
         raise UserError("no runs: name their folders, as in submit.py outputs/*")

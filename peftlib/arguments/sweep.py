@@ -18,17 +18,19 @@ class SweepArguments:
 
     sweep_dir: str | None = field(
         default=None,
-        metadata={"help": "the study and the runs' folders; None means outputs/sweeps/<name>"},
+        metadata={"help": "folder for the study and the runs; None means outputs/sweeps/<name>"},
     )
-    workers: int = field(default=1, metadata={"help": "runs at a time on this machine"})
-    count: int | None = field(default=None, metadata={"help": "start at most N runs in this call; None has no limit"})
-    seed: int = field(default=0, metadata={"help": "of the draws of random and bayes; the runs' own is --seed there"})
+    workers: int = field(default=1, metadata={"help": "number of runs in parallel on this machine"})
+    count: int | None = field(default=None, metadata={"help": "start at most N runs in this call; None means no limit"})
+    seed: int = field(
+        default=0, metadata={"help": "random seed of the random and bayes searches; a run's own is train.py's --seed"}
+    )
     dry_run: bool = field(default=False, metadata={"help": "print the runs and their number; start nothing"})
     set: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "parameters in place of the file's, as in --set 'seed=[1, 2, 3]' data_dir=glue; give the same ones "
-            "to go on"
+            "help": "parameters that override the file's, as in --set 'seed=[1, 2, 3]' data_dir=glue; give the same "
+            "ones when continuing"
         },
     )
 

@@ -44,7 +44,7 @@ class TrainArguments:
     def __post_init__(self) -> None:
         base, folder = Path(self.model.model_name_or_path), self.output.output_dir
         if folder is not None and base.is_dir() and base.resolve().is_relative_to(Path(folder).resolve()):
-            raise UserError(f"--output_dir {folder}: the base model's folder is in it; name another one")
+            raise UserError(f"--output_dir {folder}: contains the base model; choose another folder")
 
     @property
     def learning_rate(self) -> float:
@@ -52,10 +52,10 @@ class TrainArguments:
         return self.training.learning_rate or self.strategy.default_learning_rate
 
     @property
-    def num_train_epochs(self) -> int:
-        """The flag's, or else the task's own."""
-        task = TASKS.get(self.task_name, Task)
-        return self.training.num_train_epochs or task.num_train_epochs
+    def num_train_epochs(self) -> float:
+        """The flag's, or else the task's own; 2 for 2.0, as records and checkpoints have it."""
+        epochs = self.training.num_train_epochs or TASKS.get(self.task_name, Task).num_train_epochs
+        return int(epochs) if float(epochs).is_integer() else epochs
 
     @property
     def task_name(self) -> str:
@@ -73,6 +73,17 @@ class TrainArguments:
     def reads_frozen(self) -> bool:
         """Whether the method reads frozen weights other than through their layers."""
         return self.strategy.reads_frozen_weights
+
+    def checked(self) -> TrainArguments:
+        """Itself, if its flags go together: a whole command's do, and a sweep has them parsed one by one.
+
+        Raises:
+            UserError: flags for data of one's own lack one or contradict each other, or the task is not scored by
+                `metric_for_best_model`; of data of one's own only their rows tell.
+        """
+        if self.data.own is None:
+            TASKS[self.task_name].best_metric(self.training.metric_for_best_model)
+        return self
 
     def flat(self) -> dict[str, Any]:
         """Flag name -> value, of all groups and of the chosen method; with the defaults of the method and the task."""
@@ -94,7 +105,7 @@ def train_parser() -> Parser:
         description="Fine-tune an encoder on a text-classification task.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; the command line wins over it")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; flags on the command line override it")
     # W&B's own part of a run's configuration, see `without_records`.
     parser.add_argument("--_wandb", help=SUPPRESS)
     return parser
@@ -143,13 +154,13 @@ def _without_effect(
     }
     for name, (other, with_it) in beside.items():
         if name in given and (other in given) == with_it:
-            yield f"--{name} has no effect {'beside' if with_it else 'without'} --{other}"
+            yield f"--{name} has no effect {'together with' if with_it else 'without'} --{other}"
     if training.lr_scheduler_type == "constant":
         for name in ("num_warmup_steps", "warmup_ratio"):
             if name in given:
-                yield f"--{name} has no effect on --lr_scheduler_type constant; see constant_with_warmup"
+                yield f"--{name} has no effect with --lr_scheduler_type constant; use constant_with_warmup"
     if "model_revision" in given and model.model_name_or_path in PACKAGED_MODELS:
-        yield f"--model_revision has no effect on {model.model_name_or_path}, which is a package"
+        yield f"--model_revision has no effect on {model.model_name_or_path}, which is a packaged model"
 
 
 def _set(group: Any) -> list[str]:

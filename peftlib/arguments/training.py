@@ -18,102 +18,104 @@ class TrainingArguments:
 
     _argument_group_name: ClassVar[str] = "training"
 
-    method: str = field(default="bitfit", metadata={"help": "what trains", "choices": list(STRATEGIES)})
+    method: str = field(default="bitfit", metadata={"help": "fine-tuning method", "choices": list(STRATEGIES)})
     learning_rate: float | None = field(
-        default=None, metadata={"help": f"peak learning rate; None takes the method's own default: {_RATES}"}
+        default=None, metadata={"help": f"peak learning rate; None uses the method's own default: {_RATES}"}
     )
     per_device_train_batch_size: int = field(
-        default=16, metadata={"help": "examples per micro-batch and process in training"}
+        default=16, metadata={"help": "training examples per micro-batch and process"}
     )
-    per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "examples per batch and process in evaluation"}
-    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "evaluation examples per batch and process"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "micro-batches per optimizer update"})
-    num_train_epochs: int | None = field(
-        default=None, metadata={"help": "passes over the training data; None takes the task's own number"}
+    num_train_epochs: float | None = field(
+        default=None,
+        metadata={"help": "passes over the training data, such as 3 or 0.5; None uses the task's default"},
     )
     max_train_steps: int | None = field(
         default=None,
-        metadata={"help": "stop after N optimizer updates, whatever the epochs; None means no limit"},
+        metadata={"help": "stop after N optimizer updates, overriding num_train_epochs; None means no limit"},
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = field(
         default="linear",
-        metadata={"help": "shape of the learning rate after warm-up; linear and cosine end at 0"},
+        metadata={"help": "learning-rate schedule after warm-up; linear and cosine decay to 0"},
     )
     num_warmup_steps: int | None = field(
-        default=None, metadata={"help": "updates over which the rate rises from 0; None takes warmup_ratio"}
+        default=None, metadata={"help": "updates over which the learning rate rises from 0; None uses warmup_ratio"}
     )
-    warmup_ratio: float = field(default=0.15, metadata={"help": "share of all updates that is warm-up, 0..1"})
+    warmup_ratio: float = field(default=0.15, metadata={"help": "fraction of all updates used for warm-up, 0 to 1"})
     weight_decay: float = field(
-        default=0.0, metadata={"help": "AdamW's decoupled decay; never on biases and normalisation weights"}
+        default=0.0,
+        metadata={"help": "AdamW's decoupled weight decay; never applied to biases and normalisation weights"},
     )
     dropout: float | None = field(
         default=None,
         metadata={
-            "help": "probability in the base model's layers and before its head; None takes the method's own, or else "
-            "the model's"
+            "help": "dropout probability in the base model's layers and before its head; None uses the method's "
+            "default, or else the model's"
         },
     )
     max_grad_norm: float = field(
-        default=1.0, metadata={"help": "clip the gradient to this global L2 norm; 0 does not clip"}
+        default=1.0, metadata={"help": "clip the gradient to this global L2 norm; 0 disables clipping"}
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = field(
         default="auto",
         metadata={
-            "help": "auto takes what `accelerate launch` was told (fp16, bf16), else bf16 where the device has it "
-            "natively, else fp16 on CUDA, else no; `no` is fp32"
+            "help": "auto follows `accelerate launch` if that was told fp16 or bf16; otherwise it is bf16 where the "
+            "device supports it natively, else fp16 on CUDA, else no; `no` is fp32"
         },
     )
     frozen_dtype: Literal["auto", "fp32"] = field(
         default="auto",
         metadata={
-            "help": "precision in which frozen Linear weights are kept: auto is the forward pass's own, which computes "
-            "the same with fewer casts and less memory"
+            "help": "precision in which frozen Linear weights are stored; auto uses that of the forward pass, which "
+            "computes the same with fewer casts and less memory"
         },
     )
     cuda_graphs: bool = field(
         default=True,
         metadata={
-            "help": "on one GPU, record forward and backward once per batch shape and launch them as a whole; false "
-            "is for models that wait for the device, which cannot be recorded"
+            "help": "on one GPU, record forward and backward once per batch shape and replay them as CUDA graphs; "
+            "use false for models that wait for the device, which cannot be recorded"
         },
     )
     eval_steps: int | None = field(
         default=None, metadata={"help": "evaluate every N updates; None evaluates at the end of each epoch"}
     )
     early_stopping_patience: int = field(
-        default=0, metadata={"help": "stop after N evaluations without a better score; 0 never stops early"}
+        default=0, metadata={"help": "stop after N evaluations without improvement; 0 disables early stopping"}
     )
     metric_for_best_model: str | None = field(
         default=None,
         metadata={
-            "help": "the metric by which the saved state is chosen, and by which early stopping goes; None takes the "
-            "task's first: accuracy, of cola matthews_correlation, of stsb pearson"
+            "help": "metric that selects the saved state and decides early stopping; None uses the task's first: "
+            "accuracy, for cola matthews_correlation, for stsb pearson"
         },
     )
     auto_find_batch_size: bool = field(
         default=True,
         metadata={
-            "help": "when memory runs out at the start, halve the micro-batch and double the accumulation, which keeps "
+            "help": "if memory runs out at the start, halve the micro-batch and double the accumulation, which keeps "
             "the effective batch size"
         },
     )
-    seed: int = field(default=42, metadata={"help": "of the head's start, the order of the data and dropout"})
+    seed: int = field(default=42, metadata={"help": "random seed for head initialisation, data order and dropout"})
     num_cpu_threads: int = field(
         default=0,
-        metadata={"help": "threads per process on a CPU; 0 shares the physical cores between processes"},
+        metadata={"help": "CPU threads per process; 0 divides the physical cores among the processes"},
     )
 
     def __post_init__(self) -> None:
         at_least(
             self, 1, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-            "num_train_epochs", "max_train_steps", "eval_steps",
+            "max_train_steps", "eval_steps",
         )  # fmt: skip
-        at_least(self, 0, "learning_rate", above=True)
+        at_least(self, 0, "learning_rate", "num_train_epochs", above=True)
         at_least(
             self, 0, "num_warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm",
             "early_stopping_patience", "seed", "num_cpu_threads", "dropout",
         )  # fmt: skip
+        if (self.num_train_epochs or 0) > 1e9:  # times the updates of one it would be no number of updates
+            raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: must be at most 1e9")
         if self.dropout is not None and self.dropout >= 1:
             raise UserError(f"--dropout {self.dropout}: must be less than 1")
         if self.warmup_ratio > 1:

@@ -61,7 +61,7 @@ def _saved_split(folder: Path, config: str | None, split: str) -> Any:
     import datasets
 
     if config is not None:
-        raise ValueError(f"what save_to_disk has written has no configuration {config}")
+        raise ValueError(f"a dataset written by save_to_disk has no configuration {config}")
     saved = datasets.load_from_disk(str(folder))
     splits = saved if isinstance(saved, dict) else {"train": saved}
     sizes = {name: len(rows) for name, rows in splits.items()}

@@ -50,24 +50,24 @@ def own_data_of(flags: Mapping[str, Any]) -> OwnData | None:
     if said["dataset_name"] is not None:
         if files:
             raise UserError(
-                f"--{files[0]} {said[files[0]]}: --dataset_name brings its own data; leave one of the two out"
+                f"--{files[0]} {said[files[0]]}: cannot be combined with --dataset_name; leave one of them out"
             )
     elif of_dataset := [name for name in ("dataset_config_name", *SPLIT_NAMES) if name in chosen]:
-        raise UserError(f"--{of_dataset[0]}: is of a --dataset_name; name that too")
+        raise UserError(f"--{of_dataset[0]} requires --dataset_name")
     elif not chosen:
         return None
     elif len(files) < 2:
         raise UserError(
-            f"--{chosen[0]}: data of one's own are a --train_file and a --validation_file, or a --dataset_name"
+            f"--{chosen[0]}: for your own data give both --train_file and --validation_file, or --dataset_name"
         )
     labels, columns = label_columns_of(said["label_column_name"]), said["text_column_names"]
     texts = None if columns is None else columns_of(columns, labels)
     delimiter, regression = said["label_delimiter"], bool(said["do_regression"])
     if delimiter is not None and (not delimiter.strip() or len(labels) > 1 or regression):
-        why = "is of one column of classes" if delimiter.strip() else "must be something that one can see"
+        why = "applies to a single label column of classes" if delimiter.strip() else "must not be blank"
         raise UserError(f"--label_delimiter {delimiter!r}: {why}; leave it out")
     if regression and len(labels) > 1:
-        raise UserError(f"--do_regression: is about one column of scores, not {', '.join(labels)}; leave it out")
+        raise UserError(f"--do_regression: needs one label column of numbers, not {', '.join(labels)}")
     kind = {"label_delimiter": delimiter, "regression": regression}
     if files:
         return OwnData(said["train_file"], said["validation_file"], texts, labels, **kind)
@@ -85,8 +85,8 @@ def columns_of(text_column_names: str, label_columns: tuple[str, ...]) -> tuple[
     columns = tuple(name.strip() for name in text_column_names.split(","))
     if len({*columns, *label_columns} - {""}) != len(columns) + len(label_columns) or len(columns) > 2:
         raise UserError(
-            f"--text_column_names {text_column_names}: must be one column's name, or two with a comma between, and "
-            f"none of them the classes' ({', '.join(label_columns)})"
+            f"--text_column_names {text_column_names}: must be one column, or two separated by a comma, and "
+            f"not a label column ({', '.join(label_columns)})"
         )
     return columns
 
@@ -100,8 +100,8 @@ def label_columns_of(label_column_name: str) -> tuple[str, ...]:
     columns = tuple(name.strip() for name in label_column_name.split(","))
     if len({*columns} - {""}) != len(columns):
         raise UserError(
-            f"--label_column_name {label_column_name}: must be one column's name, or the names of several with commas "
-            "between, one for each class"
+            f"--label_column_name {label_column_name}: must be one column, or several different ones separated by "
+            "commas, one per class"
         )
     return columns
 
@@ -158,7 +158,7 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
     assert own is not None
     place = {"train": own.train, "validation": own.validation, "test": own.test}[split]
     if place is None:
-        raise UserError(f"{task.name} is read from files, and has no {split} split; name its file in --{split}_file")
+        raise UserError(f"{task.name} is read from files and has no {split} split; give one with --{split}_file")
     table = _read(own, place, split)
     usual = task.hub.text_columns if task.hub is not None else ("text",) * task.packaged
     texts = _texts(table, replace(own, text_columns=_text_columns(table, own, usual)))
@@ -182,8 +182,8 @@ def _text_columns(table: Table, own: OwnData, usual: tuple[str, ...] = ()) -> tu
     if len(others) != 1:
         labels = ", ".join(map(repr, own.label_columns))
         raise UserError(
-            f"{table.source}: the columns beside {labels} are {', '.join(map(repr, others)) or 'none'}; "
-            "name the text's, or a pair's with a comma between, in --text_column_names"
+            f"{table.source}: the columns besides {labels} are {', '.join(map(repr, others)) or 'none'}; "
+            "name the text column, or two for sentence pairs, in --text_column_names"
         )
     return (others[0],)
 
@@ -196,8 +196,8 @@ def _texts(table: Table, own: OwnData) -> list[tuple[str, ...]]:
         for name, place in zip(names, places, strict=True):
             if not isinstance(row[place], str) or not row[place].strip():
                 blank = row[place] is None or isinstance(row[place], str)
-                what = "empty" if blank else f"no text ({short(row[place])})"
-                raise UserError(f"{table.source}, {where}: the {name} is {what}; leave the row out")
+                what = "empty" if blank else f"not a text ({short(row[place])})"
+                raise UserError(f"{table.source}, {where}: the {name} is {what}; remove the row")
             refuse_halves(row[place], f"{table.source}, {where}: the {name}")
         texts.append(tuple(row[place].strip() for place in places))
     return texts

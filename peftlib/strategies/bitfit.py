@@ -49,8 +49,9 @@ class BitFit(Strategy):
     bias_terms: str = field(
         default="all",
         metadata={
-            "help": "bitfit: which biases, a comma-separated list of query, key, value, intermediate, output, "
-            "attention_layernorm, output_layernorm, or all (the paper's subset is query,intermediate)"
+            "help": "bitfit: which biases to train, a comma-separated list of query, key, value, intermediate, "
+            "output, attention_layernorm, output_layernorm, or all (the paper's subset is "
+            "query,intermediate)"
         },
     )
 
@@ -64,7 +65,7 @@ class BitFit(Strategy):
                 )
         if not terms:
             raise UserError(
-                "--bias_terms is empty; leave it out for all biases, or name groups as in query,intermediate"
+                "--bias_terms is empty; leave it out for all biases, or give groups such as query,intermediate"
             )
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:

@@ -42,18 +42,19 @@ class IA3(Strategy):
     ia3_target_modules: str = field(
         default="auto",
         metadata={
-            "help": "ia3: whose outputs are scaled, a comma-separated list of module-name endings such as key,value; "
-            "auto is PEFT's choice for the model"
+            "help": "ia3: modules whose outputs are scaled, a comma-separated list of module-name endings such as "
+            "key,value; auto uses PEFT's default for the model"
         },
     )
     ia3_feedforward_modules: str = field(
-        default="auto", metadata={"help": "ia3: whose inputs are scaled, such as output.dense; auto likewise"}
+        default="auto",
+        metadata={"help": "ia3: modules whose inputs are scaled, such as output.dense; auto likewise"},
     )
 
     def __post_init__(self) -> None:
         for name in ("ia3_target_modules", "ia3_feedforward_modules"):
             if not names_in(getattr(self, name)):
-                raise UserError(f"--{name} is empty; name endings such as key,value or leave it out")
+                raise UserError(f"--{name} is empty; give name endings such as key,value, or leave it out")
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peft import IA3Config, TaskType
@@ -77,7 +78,7 @@ class IA3(Strategy):
             refuse_what_matches_nothing(model, modules, inputs, f"--ia3_feedforward_modules {asked}")
         if not outputs + inputs:
             raise UserError(
-                f"--method ia3: PEFT has no choice of layers for {kind}; say --ia3_target_modules and "
+                f"--method ia3: PEFT has no default layers for {kind}; give --ia3_target_modules and "
                 f"--ia3_feedforward_modules ({linears_of(model)})"
             )
         config = IA3Config(

@@ -27,17 +27,18 @@ class LoRA(Strategy):
     default_learning_rate: ClassVar[float] = 5e-4
     named_by: ClassVar[tuple[str, ...]] = ("lora_r",)
 
-    lora_r: int = field(default=16, metadata={"help": "lora: the rank r of the update matrices"})
+    lora_r: int = field(default=16, metadata={"help": "lora: rank r of the update matrices"})
     lora_alpha: float = field(
         default=32.0,
         metadata={"help": "lora: the update is scaled by alpha / r (by alpha / sqrt(r) with --use_rslora)"},
     )
-    lora_dropout: float = field(
-        default=0.1, metadata={"help": "lora: dropout on the input of A, a probability in 0..1"}
-    )
+    lora_dropout: float = field(default=0.1, metadata={"help": "lora: dropout probability on the input of A"})
     target_modules: str = field(
         default="all-linear",
-        metadata={"help": "lora: a comma-separated list of module-name endings such as query,value, or all-linear"},
+        metadata={
+            "help": "lora: modules to adapt, a comma-separated list of module-name endings such as query,value, or "
+            "all-linear"
+        },
     )
     use_dora: bool = field(default=False, metadata={"help": "lora: weight-decomposed LoRA (DoRA)"})
     use_rslora: bool = field(default=False, metadata={"help": "lora: rank-stabilised scaling (rsLoRA)"})
@@ -51,9 +52,11 @@ class LoRA(Strategy):
             raise UserError(f"--lora_dropout {self.lora_dropout:g}: must be in 0 <= p < 1")
         targets = names_in(self.target_modules)
         if not targets:
-            raise UserError("--target_modules is empty; name endings such as query,value or say all-linear")
+            raise UserError("--target_modules is empty; give name endings such as query,value, or all-linear")
         if "all-linear" in targets and len(targets) > 1:
-            raise UserError(f"--target_modules {self.target_modules}: all-linear holds the others; leave them out")
+            raise UserError(
+                f"--target_modules {self.target_modules}: all-linear already includes the others; leave them out"
+            )
 
     @classmethod
     def named(cls, flags: Mapping[str, Any]) -> str:
@@ -96,5 +99,5 @@ class LoRA(Strategy):
             if "target module" not in str(error).lower():  # "... is not supported": a normalisation, say
                 raise
             raise UserError(
-                f"--target_modules {self.target_modules}: not all can be updated; {linears_of(model)}"
+                f"--target_modules {self.target_modules}: some of these modules cannot be adapted; {linears_of(model)}"
             ) from error

@@ -49,12 +49,14 @@ class PeftMethod(Strategy):
     default_learning_rate: ClassVar[float] = 3e-3
     named_by: ClassVar[tuple[str, ...]] = ("peft_type",)
 
-    peft_type: str = field(default="loha", metadata={"help": f"peft: which of PEFT's methods: {', '.join(PEFT_TYPES)}"})
+    peft_type: str = field(
+        default="loha", metadata={"help": f"peft: which PEFT method, one of {', '.join(PEFT_TYPES)}"}
+    )
     peft_kwargs: str = field(
         default="{}",
         metadata={
-            "help": "peft: a JSON object of what its configuration takes, such as '{\"r\": 256}'; target_modules is "
-            "all-linear where it does not say otherwise"
+            "help": "peft: options of its configuration as a JSON object, such as '{\"r\": 256}'; target_modules is "
+            "all-linear unless given"
         },
     )
 
@@ -68,12 +70,12 @@ class PeftMethod(Strategy):
             raise UserError(f"--peft_kwargs {self.peft_kwargs}: numbers must be finite") from error
         if self.peft_type not in PEFT_TYPES:
             own = self.peft_type in _METHODS
-            hint = f"; that is --method {self.peft_type}" if own else nearest(self.peft_type, PEFT_TYPES)
+            hint = f"; use --method {self.peft_type}" if own else nearest(self.peft_type, PEFT_TYPES)
             raise UserError(f"--peft_type {self.peft_type}: not one of {', '.join(PEFT_TYPES)}{hint}")
         for name in options.keys() & {*_SETTLED}:
             of_layers = name.startswith("layers_")
-            way = "say it in target_modules, as a regular expression" if of_layers else "leave it out"
-            raise UserError(f"--peft_kwargs: {name} is not for you to set; {way}")
+            way = "express it in target_modules, as a regular expression" if of_layers else "leave it out"
+            raise UserError(f"--peft_kwargs: {name} is set automatically; {way}")
 
     @classmethod
     def named(cls, flags: Mapping[str, Any]) -> str:
@@ -90,7 +92,7 @@ class PeftMethod(Strategy):
             try:
                 options = json.loads(json.dumps(ast.literal_eval(self.peft_kwargs)))  # a W&B agent writes Python's form
             except (ValueError, SyntaxError, TypeError, RecursionError):
-                raise UserError(f"--peft_kwargs {self.peft_kwargs}: no JSON: {error}") from error
+                raise UserError(f"--peft_kwargs {self.peft_kwargs}: not valid JSON: {error}") from error
         if not isinstance(options, dict):
             raise UserError(f"--peft_kwargs {self.peft_kwargs}: must be a JSON object, such as '{{\"r\": 8}}'")
         return options
@@ -130,7 +132,7 @@ class PeftMethod(Strategy):
             try:
                 names = [name for name in found if re.fullmatch(wanted, name)]
             except re.error as error:
-                raise UserError(f"{flag} {wanted}: no regular expression: {error}") from error
+                raise UserError(f"{flag} {wanted}: not a valid regular expression: {error}") from error
         else:
             raise UserError(f"{flag} {wanted}: must be all-linear, a list of name endings, or a regular expression")
         if not names:
@@ -146,7 +148,7 @@ class PeftMethod(Strategy):
         hints, known = get_type_hints(kind), {entry.name for entry in fields(kind)} - {*_SETTLED}
         for name, value in self._options().items():
             if name not in known:
-                raise UserError(f"--peft_kwargs: {self.peft_type} has no {name}{nearest(name, known)}")
+                raise UserError(f"--peft_kwargs: {self.peft_type} has no option {name}{nearest(name, known)}")
             hint = float if name in _SCALES else hints[name]
             if not _fits(value, hint):
                 kinds = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
@@ -163,7 +165,9 @@ class PeftMethod(Strategy):
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     options = dict(pairs)
     if len(options) < len(pairs):
-        raise UserError(f"--peft_kwargs: {', '.join(name for name, _ in pairs)}: one is there twice; leave it out")
+        raise UserError(
+            f"--peft_kwargs: {', '.join(name for name, _ in pairs)}: one of them is given twice; leave it out"
+        )
     return options
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from peftlib.flags import TAKES_JSON, as_json
 
 if TYPE_CHECKING:
     from peftlib.sweeps.config import Sweep
+    from peftlib.sweeps.parameters import Parameter
 
 # Set by the sweep itself: each run has its own output folder, and resumes if it was interrupted.
 _OWN_FLAGS = ("output_dir", "resume_from_checkpoint")
@@ -67,42 +69,56 @@ def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]],
                     raise UserError(f"{place}: {spelled} is given by the sweep itself; see --sweep_dir")
                 if spelled.strip("-") in _SINGLE_RUN_FLAGS:
                     raise UserError(f"{place}: {spelled} {_SINGLE_RUN_FLAGS[spelled.strip('-')]}")
+                if spelled not in known:
+                    _try(check, spelled, single, place)  # it says what the flag is called there
                 if spelled not in names:
-                    raise UserError(f"{place}: train.py has no {spelled}{nearest(spelled, names)}")
+                    raise UserError(f"{place}: a run of a sweep takes no {spelled}; leave it out")
                 flags.add(spelled)
                 if single is None or isinstance(single, list):
                     way = "leave it out" if single is None else "write its parts as one text, with commas"
                     raise UserError(f"{place}: {spelled}: {single} is no flag's value; {way}")
-                try:
-                    check([f"{spelled}={single}"])
-                except UserError as error:
-                    raise UserError(f"{place}: {error}") from error
+                _try(check, spelled, single, place)
         for flag in flags:
             if flag in places:
                 raise UserError(f"{place}: {flag} is set by {places[flag]} too")
             places[flag] = place
 
 
+def _try(check: Callable[[list[str]], object], flag: str, value: Any, place: str) -> None:
+    """Whether train.py takes the flag with this value."""
+    try:
+        check([f"{flag}={value}"])
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
 def check_metric(sweep: Sweep) -> None:
     """Refuse a metric that the task does not log, which would otherwise show only after a whole run.
+
+    And a metric to choose the best state by that the task is not scored by: each of its runs would fail at its start.
 
     Raises:
         UserError: names the metrics that it logs.
     """
-    if sweep.metric.startswith(("train/", "perf/")):
-        return
     own = any(_given(sweep, "train_file")) or any(_given(sweep, "dataset_name"))
-    chosen_by = _given(sweep, "metric_for_best_model") or [None]
-    for name in _given(sweep, "task_name") or [None]:
+    pairs = set(_together(sweep, "task_name", "metric_for_best_model"))
+    for name in sorted({name for name, _ in pairs}, key=str):
         task = TASKS[name or DEFAULT_TASK]
         metrics = _own_data_metrics(sweep) if own else task.metrics
-        best = {metric or metrics[0] for metric in chosen_by}  # each run logs one of these
-        names = ("loss", *metrics, *(f"best_{metric}" for metric in best if len(best) == 1))
-        logged = {f"eval/{metric}" for metric in names}
+        by = {metric for other, metric in pairs if other == name}
+        whose = f"task {task.name}" + ("" if name else " (the default: no task_name)")
+        whose = "a task of your own data" if own else whose
+        for metric in sorted(by - {None, *metrics}, key=str):
+            place = next(one.name for one in sweep.parameters if metric in _values(one, "metric_for_best_model"))
+            raise UserError(
+                f"parameters.{place}: --metric_for_best_model {metric}: {whose} is not scored by it"
+                f"{nearest(str(metric), metrics)} (known: {', '.join(metrics)})"
+            )
+        if sweep.metric.startswith(("train/", "perf/")):
+            continue
+        best = {metric or metrics[0] for metric in by}  # a run logs one of them
+        logged = {f"eval/{metric}" for metric in ("loss", *metrics, *(f"best_{one}" for one in best if len(best) == 1))}
         if sweep.metric not in logged:
-            whose = f"task {task.name}" + ("" if name else " (the default: no task_name)")
-            if own:
-                whose = "a task of one's own data"
             hint = nearest(sweep.metric, logged)
             raise UserError(
                 f"metric.name: {whose} does not log {sweep.metric}{hint} (known: {', '.join(sorted(logged))})"
@@ -119,11 +135,30 @@ def _own_data_metrics(sweep: Sweep) -> tuple[str, ...]:
 def _given(sweep: Sweep, name: str) -> list[str | None]:
     """The values that runs of the sweep give a flag, None for runs that omit it; empty if all do."""
     for parameter in sweep.parameters:
-        flags = [leaves([(parameter.flag.replace("-", "_"), value)]) for value in parameter.extremes()]
-        values = [dict(given).get(name) for given in flags]
-        if any(values):
+        if any(values := _values(parameter, name)):
             return values
     return []
+
+
+def _together(sweep: Sweep, *names: str) -> Iterator[tuple[str | None, ...]]:
+    """The values of flags in the sweep's runs, None where a run leaves one out.
+
+    Those of one mapping stand together as they do there; others in every way.
+    """
+    columns = [[tuple(flags.get(name) for name in names) for flags in _flags(each)] for each in sweep.parameters]
+    for rows in itertools.product(*(dict.fromkeys(rows) for rows in columns)):
+        yield tuple(next((value for value in values if value is not None), None) for values in zip(*rows, strict=True))
+
+
+def _values(parameter: Parameter, name: str) -> list[str | None]:
+    """Those of a flag in a parameter's values, None where it is not in one."""
+    return [flags.get(name) for flags in _flags(parameter)]
+
+
+def _flags(parameter: Parameter) -> list[dict[str, Any]]:
+    """Flag -> value, of each of a parameter's values."""
+    settings = [leaves([(parameter.flag, value)]) for value in parameter.extremes()]
+    return [{flag.replace("-", "_"): value for flag, value in setting} for setting in settings]
 
 
 def leaves(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:

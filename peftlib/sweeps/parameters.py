@@ -87,7 +87,7 @@ class Parameter:
                 f"parameters.{self.name}: {self.distribution} has no grid (method grid: {', '.join(_GRID)})"
             )
         values = settings["values"] if self.varies else [settings["value"]]
-        return list({_identity(value): value for value in values}.values())
+        return list({spelled(value): value for value in values}.values())
 
     def quantile(self, share: float) -> Any:
         """Return the quantile (inverse CDF) at `share`, 0..1; W&B's sampler draws the share uniformly."""
@@ -283,14 +283,12 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _identity(value: Any) -> str:
-    # To W&B 3.0 and 3 are the same value, True and 1 are not.
-    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
-
-
 def spelled(value: Any) -> str:
-    """Return the value as canonical JSON, by which the study recognises it."""
-    return json.dumps(value, sort_keys=True)
+    """Return the value as canonical JSON, by which the study recognises it.
+
+    3.0 and 3 are the same value to W&B, True and 1 are not.
+    """
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
 
 
 def label(value: Any) -> str | int | float | None:

@@ -76,9 +76,12 @@ class Plan:
     best_metric: str
 
     @classmethod
-    def of(cls, windows_per_epoch: int, epochs: int, max_steps: int | None, **options: Any) -> Plan:
-        """`max_steps`, where given, decides instead of `epochs`."""
-        steps = epochs * windows_per_epoch if max_steps is None else max_steps
+    def of(cls, windows_per_epoch: int, epochs: float, max_steps: int | None, **options: Any) -> Plan:
+        """`max_steps`, where given, decides instead of `epochs`, of which a part is rounded up to whole updates.
+
+        As transformers' Trainer does it (`set_initial_training_values`).
+        """
+        steps = math.ceil(epochs * windows_per_epoch) if max_steps is None else max_steps
         return cls(steps=steps, epochs=math.ceil(steps / windows_per_epoch), **options)
 
     def evaluates(self, step: int, epoch_ends: bool) -> bool:

@@ -36,7 +36,7 @@ def test_a_nested_parameter_of_a_wandb_agent_is_several_flags(word, flags):
     ("word", "message"),
     [
         ("--strategy={'lora_x': 8}", "--lora_x: no such flag"),
-        ("--strategy={'a'", "--strategy {'a': no mapping of flags"),
+        ("--strategy={'a'", "--strategy {'a': not a mapping of flags"),
     ],
 )
 def test_a_wrong_nested_parameter_is_named(word, message):

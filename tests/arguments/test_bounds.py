@@ -10,13 +10,16 @@ from tests.arguments.parsing import complaint, parse
 
 COUNTS = [
     "max_train_samples", "max_eval_samples", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "gradient_accumulation_steps", "num_train_epochs", "max_train_steps", "eval_steps", "logging_steps", "lora_r",
+    "gradient_accumulation_steps", "max_train_steps", "eval_steps", "logging_steps", "lora_r",
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "dataloader_num_workers", "num_warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm",
     "early_stopping_patience", "seed", "num_cpu_threads", "lora_dropout", "dropout",
 ]  # fmt: skip
-RATES = ["learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "lora_alpha", "lora_dropout", "dropout"]
+RATES = [
+    "learning_rate", "num_train_epochs", "warmup_ratio", "weight_decay", "max_grad_norm", "lora_alpha", "lora_dropout",
+    "dropout",
+]  # fmt: skip
 
 
 @given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))
@@ -31,10 +34,11 @@ def test_any_positive_rate_arrives_exactly(rate):
         *[(name, text) for name in COUNTS for text in ("0", "-1", "1.5", "many", "")],
         *[(name, "-1") for name in NOT_NEGATIVE],
         *[(name, text) for name in RATES for text in ("nan", "inf", "-inf", "fast")],
-        *[("learning_rate", text) for text in ("0", "-1e-3", "1e400")],
+        *[(name, text) for name in ("learning_rate", "num_train_epochs") for text in ("0", "-1e-3", "1e400")],
         *[("max_length", text) for text in ("1", "0")],
         *[("lora_alpha", text) for text in ("0", "-2")],
         *[(name, text) for name in ("lora_dropout", "dropout") for text in ("1", "1.5")],
+        ("num_train_epochs", "1e300"),
         ("warmup_ratio", "1.01"),
         ("seed", str(2**31)),
         ("bias_terms", ","),

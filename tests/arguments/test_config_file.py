@@ -39,20 +39,20 @@ def test_no_in_a_file_is_a_word_where_a_word_is_wanted(config):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("learnin_rate: 0.1", "learnin_rate is no flag of train.py; did you mean learning_rate?"),
-        ("config: other.yaml", "config is no flag"),
-        ("help: 1", "help is no flag"),
+        ("learnin_rate: 0.1", "learnin_rate is not a flag of train.py; did you mean learning_rate?"),
+        ("config: other.yaml", "config is not a flag of train.py"),
+        ("help: 1", "help is not a flag of train.py"),
         ("no_train_head: true", "did you mean train_head?"),
-        ("- seed", "must hold lines such as"),
-        ("", "must hold lines such as"),
-        ("seed", "must hold lines such as"),
-        ("seed: 1: 2", "no valid YAML"),
-        ("seed: [1", "no valid YAML"),
+        ("- seed", "must contain lines such as"),
+        ("", "must contain lines such as"),
+        ("seed", "must contain lines such as"),
+        ("seed: 1: 2", "not valid YAML"),
+        ("seed: [1", "not valid YAML"),
         ("seed: {a: 1}", "seed is a mapping"),
-        ("peft_kwargs: {r: [}", "no valid YAML"),
+        ("peft_kwargs: {r: [}", "not valid YAML"),
         ("seed: x", "--seed: invalid int value"),
         ("method: loraa", "did you mean lora?"),
-        ("seed: 1\nseed: 2", "no valid YAML (a second seed"),
+        ("seed: 1\nseed: 2", "not valid YAML (a second seed"),
         ("lora_r: 1\nlora-r: 2", "lora_r and lora-r are the same flag; keep one"),
         ("max_length: 1", "--max_length 1: must be at least 2"),
     ],
@@ -63,7 +63,7 @@ def test_a_wrong_file_is_one_line_that_says_what(config, text, expected):
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"run_name: caf\xe9\n")
-    assert "latin.yaml: no valid YAML" in complaint(f"--config={tmp_path / 'latin.yaml'}")
+    assert "latin.yaml: not valid YAML" in complaint(f"--config={tmp_path / 'latin.yaml'}")
     assert "nothing.yaml: cannot be read" in complaint(f"--config={tmp_path / 'nothing.yaml'}")
     assert f"{tmp_path}: cannot be read" in complaint("--config", str(tmp_path))
 

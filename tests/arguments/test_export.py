@@ -34,12 +34,15 @@ def test_a_folder_s_own_name_is_taken_from_inside_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--adapter",), "--adapter: is of --push_to_hub; add that too"),
-        (("--hub_model_id", "me/x"), "--hub_model_id: is of --push_to_hub; add that too"),
-        (("--hub_private_repo",), "--hub_private_repo: is of --push_to_hub; add that too"),
-        (("--adapter", "--push_to_hub", "--dtype", "bf16"), "--dtype: is of a checkpoint, and --adapter makes none"),
-        (("--adapter", "--push_to_hub", "--output_dir", "x"), "--output_dir: is of a checkpoint, and --adapter"),
-        (("--hub_token", "hf_abc"), "--hub_token: would end in histories, process lists and records"),
+        (("--adapter",), "--adapter requires --push_to_hub"),
+        (("--hub_model_id", "me/x"), "--hub_model_id requires --push_to_hub"),
+        (("--hub_private_repo",), "--hub_private_repo requires --push_to_hub"),
+        (
+            ("--adapter", "--push_to_hub", "--dtype", "bf16"),
+            "--dtype applies to a full checkpoint",
+        ),
+        (("--adapter", "--push_to_hub", "--output_dir", "x"), "--output_dir applies to a full checkpoint"),
+        (("--hub_token", "hf_abc"), "--hub_token: would end up in shell histories, process lists and records"),
     ],
 )
 def test_a_flag_without_the_one_it_is_of_is_refused(words, message):

@@ -18,15 +18,15 @@ from tests.arguments.parsing import complaint
         (("--mixed_precision=fp61",), "--mixed_precision fp61: unknown; did you mean fp16?"),
         (("--lr-scheduler-type", "liner"), "--lr_scheduler_type liner: unknown; did you mean linear?"),
         (("--bias_terms", "querry"), "--bias_terms querry: no such group of biases; did you mean query?"),
-        (("lora",), "'lora': a value without a flag"),
+        (("lora",), "'lora': unexpected"),
         (("--seed",), "--seed: expected one argument"),
         (("--config",), "--config: expected one argument"),
         (("--use_dora=maybe",), "--use_dora: "),
         (
             ("--hub_token", "hf_abc"),
-            "--hub_token: would end in histories, process lists and records; run `hf auth login`",
+            "--hub_token: would end up in shell histories, process lists and records; run `hf auth login`",
         ),
-        (("--hub-token=hf_abc",), "--hub-token: would end in"),
+        (("--hub-token=hf_abc",), "--hub-token: would end up in"),
     ],
 )
 def test_a_mistyped_word_gets_the_nearest_right_one(words, expected):

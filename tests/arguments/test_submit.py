@@ -12,8 +12,8 @@ from peftlib.errors import UserError
     ("words", "message"),
     [
         ([], "no runs: name their folders"),
-        (["run", "--output", "x.zip"], "--output: no such flag; did you mean --output_file?"),
-        (["run", "--output_file", "x"], "--output_file x: GLUE's server takes a .zip; end the name in it"),
+        (["run", "--output", "x.zip"], "--output: no such flag; use --output_file"),
+        (["run", "--output_file", "x"], "--output_file x: must end in .zip"),
         (["run", "--fill", "WNLI,MNLI"], "--fill MNLI: no such file; did you mean MNLI-m? (known: CoLA, SST-2, MRPC, "),
         (["run", "--fill", "all"], "--fill all: no such file (known: CoLA, "),
     ],

@@ -207,6 +207,13 @@ def test_the_epochs_are_the_flags_or_else_the_tasks_own(task):
     assert parse("--task_name", task, "--num_train_epochs", "7").flat()["num_train_epochs"] == 7
 
 
+@pytest.mark.parametrize(("text", "written"), [("2", "2"), ("2.0", "2"), ("2.5", "2.5"), ("0.5", "0.5"), ("1e1", "10")])
+def test_epochs_are_recorded_as_a_whole_number_where_they_are_one(text, written):
+    """By the same words a run of before is known, by its record and by its checkpoints."""
+    args = parse(f"--num_train_epochs={text}")
+    assert str(args.num_train_epochs) == str(args.flat()["num_train_epochs"]) == written
+
+
 OWN = ("--train_file", "mails/train.csv", "--validation_file", "mails/dev.csv")
 
 
@@ -222,23 +229,33 @@ def test_files_of_one_s_own_are_a_task_with_a_name():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (OWN[:2], "--train_file: data of one's own are a --train_file and a --validation_file, or a --dataset_name"),
+        (OWN[:2], "--train_file: for your own data give both --train_file and --validation_file, or --dataset_name"),
         (
             (*OWN, "--task_name", "mrpc"),
-            "--task_name mrpc: --train_file brings its own data; leave one of the two out",
+            "--task_name mrpc: cannot be combined with --train_file; leave one of them out",
         ),
         (
             ("--dataset_name", "ag_news", "--task_name", "mrpc"),
-            "--task_name mrpc: --dataset_name brings its own data; leave one of the two out",
+            "--task_name mrpc: cannot be combined with --dataset_name; leave one of them out",
         ),
-        ((*OWN, "--data_dir", "glue"), "--data_dir glue: --train_file brings its own data; leave one of the two out"),
+        ((*OWN, "--data_dir", "glue"), "--data_dir glue: cannot be combined with --train_file; leave one of them out"),
     ],
 )
 def test_files_of_one_s_own_beside_other_data(words, message):
     args = parse(*words)  # a sweep checks its flags one by one
     with pytest.raises(UserError) as caught:
-        args.task_name  # noqa: B018 - what scripts/train.py asks for first
+        args.checked()
     assert str(caught.value) == message
+
+
+def test_a_task_s_metric_is_checked_with_the_flags():
+    asked = ("--metric_for_best_model", "f1")
+    alone = parse(*asked)  # a sweep checks its flags one by one
+    with pytest.raises(UserError, match=r"--metric_for_best_model f1: rotten_tomatoes is scored by accuracy$"):
+        alone.checked()
+    for words in ((*asked, "--task_name", "mrpc"), (*OWN, *asked), ()):
+        args = parse(*words)
+        assert args.checked() is args
 
 
 @pytest.mark.parametrize("method", STRATEGIES)
@@ -272,11 +289,11 @@ def test_parsing_does_not_import_torch(tmp_path):
 @pytest.mark.parametrize("value", ["", " "])
 def test_an_empty_path_is_not_the_folder_of_now(flag, value):
     """`--output_dir "$OUT"` with no OUT."""
-    assert complaint(f"--{flag}={value}") == f"--{flag}: is empty; name one, or leave the flag out"
+    assert complaint(f"--{flag}={value}") == f"--{flag}: is empty; give a value, or leave the flag out"
 
 
 def test_a_tilde_that_the_shell_has_left_is_no_folder_s_name():
-    expected = "--output_dir ~/runs: no shell has put your home in place of ~; write the whole path"
+    expected = "--output_dir ~/runs: the shell has not expanded ~ here; write the full path"
     assert complaint("--output_dir=~/runs") == expected  # as bash leaves it behind a =, and YAML anywhere
 
 
@@ -288,4 +305,4 @@ def test_the_base_model_s_folder_is_not_the_result_s(tmp_path, monkeypatch):
     for base in ("link", "model/model"):  # where export.py puts a run's
         (tmp_path / base).mkdir(exist_ok=True)
         message = complaint(f"--model_name_or_path={base}", "--output_dir=model", "--overwrite_output_dir")
-        assert message == "--output_dir model: the base model's folder is in it; name another one"
+        assert message == "--output_dir model: contains the base model; choose another folder"

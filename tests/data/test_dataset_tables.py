@@ -111,9 +111,9 @@ def test_a_folder_of_files_in_slices(tmp_path: Path) -> None:
             {"label_column_name": "topic"},
             ", train: no column 'topic' (there are: idx, text, label, tags); name it in --lab",
         ),
-        ({"text_column_names": "idx"}, ", train, row 1: the idx is no text (0); leave the row out"),
-        ({"train_split_name": "test"}, ", test, row 1: the label is empty; leave the row out"),
-        ({"dataset_config_name": "en"}, "cannot be read: what save_to_disk has written has no configuration en"),
+        ({"text_column_names": "idx"}, ", train, row 1: the idx is not a text (0); remove the row"),
+        ({"train_split_name": "test"}, ", test, row 1: the label is empty; remove the row"),
+        ({"dataset_config_name": "en"}, "cannot be read: a dataset written by save_to_disk has no configuration en"),
         ({"train_split_name": "train[:1]"}, "at least two classes are needed, 'label' has only 'sport'"),
     ],
 )

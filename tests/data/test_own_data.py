@@ -42,6 +42,15 @@ def task_of(train: Path, validation: Path | None = None, columns: str | None = N
     return find_task("", own_data_of({**flags, "label_column_name": label}))
 
 
+def test_a_metric_that_its_answers_are_not_scored_by_is_refused_with_its_task(tmp_path: Path) -> None:
+    path = tmp_path / "mails.csv"
+    path.write_text("text,label\nfree money,spam\nat nine,ham\n", encoding="utf-8")
+    own = own_data_of({"train_file": str(path), "validation_file": str(path)})
+    with pytest.raises(UserError, match=r"--metric_for_best_model r2: mails is scored by accuracy, macro_f1$"):
+        find_task("mails", own, "r2")
+    assert find_task("mails", own, "macro_f1") == find_task("mails", own)
+
+
 @pytest.fixture
 def refused(tmp_path: Path) -> Callable[..., str]:
     """Writes a training file as it stands, and gives what is said of it."""
@@ -94,7 +103,7 @@ def test_the_classes_are_those_of_the_training_file_in_both_splits(tmp_path: Pat
     )
     assert load_examples(task, "train").labels == [2, 0, 1, 0]
     assert load_examples(task, "validation").labels == [2, 0]
-    with pytest.raises(UserError, match="mails is read from files, and has no test split"):
+    with pytest.raises(UserError, match="mails is read from files and has no test split"):
         load_examples(task, "test")
 
 
@@ -105,7 +114,7 @@ def test_a_class_that_was_not_trained_on_is_refused(tmp_path: Path) -> None:
     write(dev, [{"text": "a", "label": "ham"}, {"text": "a", "label": "Spam"}])
     with pytest.raises(UserError) as caught:
         load_examples(task_of(train, dev), "validation")
-    said = f"{dev}, line 3: the label 'Spam' is no class of mine; did you mean spam? (known: ham, spam)"
+    said = f"{dev}, line 3: the label 'Spam' is not a class of mine; did you mean spam? (known: ham, spam)"
     assert str(caught.value) == said
 
 
@@ -211,7 +220,7 @@ def test_data_are_of_one_s_own_when_flags_say_so() -> None:
 
 
 FILES = {"train_file": "a.csv", "validation_file": "a.csv"}
-BOTH = "data of one's own are a --train_file and a --validation_file, or a --dataset_name"
+BOTH = "for your own data give both --train_file and --validation_file, or --dataset_name"
 
 
 @pytest.mark.parametrize(
@@ -223,16 +232,16 @@ BOTH = "data of one's own are a --train_file and a --validation_file, or a --dat
         ({"label_column_name": "stars"}, f"--label_column_name: {BOTH}"),
         (
             {**FILES, "text_column_names": "one,two,three"},
-            "--text_column_names one,two,three: must be one column's name",
+            "--text_column_names one,two,three: must be one column",
         ),
-        ({**FILES, "text_column_names": "one,"}, "--text_column_names one,: must be one column's name, or two"),
-        ({**FILES, "text_column_names": "one,one"}, "--text_column_names one,one: must be one column's name, or two"),
-        ({**FILES, "text_column_names": "one,label"}, "--text_column_names one,label: must be one column's name"),
-        ({"dataset_config_name": "en"}, "--dataset_config_name: is of a --dataset_name; name that too"),
-        ({**FILES, "test_split_name": "dev"}, "--test_split_name: is of a --dataset_name; name that too"),
+        ({**FILES, "text_column_names": "one,"}, "--text_column_names one,: must be one column, or two"),
+        ({**FILES, "text_column_names": "one,one"}, "--text_column_names one,one: must be one column, or two"),
+        ({**FILES, "text_column_names": "one,label"}, "--text_column_names one,label: must be one column"),
+        ({"dataset_config_name": "en"}, "--dataset_config_name requires --dataset_name"),
+        ({**FILES, "test_split_name": "dev"}, "--test_split_name requires --dataset_name"),
         (
             {**FILES, "dataset_name": "x"},
-            "--train_file a.csv: --dataset_name brings its own data; leave one of the two out",
+            "--train_file a.csv: cannot be combined with --dataset_name; leave one of them out",
         ),
     ],
 )
@@ -244,14 +253,14 @@ def test_flags_that_do_not_go_together(flags: dict[str, str], message: str) -> N
 
 def test_where_the_text_is_has_to_be_said(refused: Callable[..., str]) -> None:
     assert refused("id,text,label\n1,a,b\n") == (
-        "mine.csv: the columns beside 'label' are 'id', 'text'; name the text's, or a pair's with a comma between, in "
+        "mine.csv: the columns besides 'label' are 'id', 'text'; name the text column, or two for sentence pairs, in "
         "--text_column_names"
     )
     said = "mine.csv: no column 'label'; did you mean lable? (there are: text, lable); name it in --label_column_name"
     header = ", or write a first line with the columns' names"
     assert refused("text,lable\na,b\n") == said + header
     assert refused('{"text": "a", "lable": "b"}', "mine.jsonl") == said.replace(".csv", ".jsonl")
-    assert refused("label\na\n").startswith("mine.csv: the columns beside 'label' are none; name the text's")
+    assert refused("label\na\n").startswith("mine.csv: the columns besides 'label' are none; name the text column")
     assert refused("text,label\na,b\n", columns="texts").endswith(f"name it in --text_column_names{header}")
     assert refused("text,text,label\na,b,c\n", columns="text") == (
         "mine.csv: more than one column is called 'text'; rename the others"
@@ -263,25 +272,23 @@ def test_missing_texts_and_classes_are_refused(refused: Callable[..., str], text
     good = {"text": "a", "label": "b"}
     for name in good:
         rows = [good, good | {name: text}]
-        said = f"the {name} is empty; leave the row out"
+        said = f"the {name} is empty; remove the row"
         assert refused("\n".join(map(json.dumps, rows)), "mine.jsonl") == f"mine.jsonl, line 2: {said}"
         assert refused(json.dumps(rows), "mine.json") == f"mine.json, row 2: {said}"
-    assert (
-        refused(f'text,label\n"a\nb",c\n{text or ""},c\n') == "mine.csv, line 4: the text is empty; leave the row out"
-    )
+    assert refused(f'text,label\n"a\nb",c\n{text or ""},c\n') == "mine.csv, line 4: the text is empty; remove the row"
 
 
 def test_what_is_no_text_and_no_class(refused: Callable[..., str]) -> None:
-    said = "mine.jsonl, line 1: the label is 0.5; a class is a name or a whole number"
+    said = "mine.jsonl, line 1: the label is 0.5; a class must be a name or a whole number"
     assert refused('{"text": "a", "label": 0.5}', "mine.jsonl") == said
-    said = "mine.csv, line 2: the label is 1.50; a class is a name or a whole number: write 1, not 1.0, or "
-    said += "say --do_regression"
+    said = "mine.csv, line 2: the label is 1.50; a class must be a name or a whole number: write 1, not 1.0, or "
+    said += "use --do_regression"
     assert refused("text,label\na, 1.50\n") == said
     assert len(refused(json.dumps({"text": "a", "label": ["b"] * 9999}), "mine.jsonl")) < 150
     rows = 'text\tlabel\n"hello world\tpos\nfoo "\tneg\nbar\tpos\nbaz\tneg\n'
     assert refused(rows, "mine.tsv").startswith("mine.tsv, line 3: ends a quoted text with tabs and line breaks in it;")
     assert "has semicolons between its columns; write commas" in refused("text;label\na;b\n")
-    assert "the text is no text (3)" in refused('{"text": 3, "label": "a"}', "mine.jsonl")
+    assert "the text is not a text (3)" in refused('{"text": 3, "label": "a"}', "mine.jsonl")
 
 
 def test_one_class_and_as_many_as_rows(refused: Callable[..., str]) -> None:
@@ -294,7 +301,7 @@ def test_one_class_and_as_many_as_rows(refused: Callable[..., str]) -> None:
 def test_half_a_character(refused: Callable[..., str]) -> None:
     """Where a text was cut in the middle of an emoji."""
     good = '{"text": "a", "label": "b"}\n'
-    said = "mine.jsonl, line 2: the text has half a character at 4; mend it or leave the row out"
+    said = "mine.jsonl, line 2: the text has half a character at 4; repair it or remove the row"
     assert refused(good + '{"text": "cut \\ud83d", "label": "c"}', "mine.jsonl") == said
     assert "the label has half a character at 0" in refused(good + '{"text": "a", "label": "\\ud83d"}', "mine.jsonl")
 
@@ -313,13 +320,13 @@ def test_a_file_without_rows(refused: Callable[..., str], name: str) -> None:
         ("mine.tsv", "text\tlabel\na\n", "mine.tsv, line 2: 1 fields where the header has 2; a text with a tab"),
         ("mine.csv", 'text,label\n"a,b\n', "mine.csv, line 2: unexpected end of data"),
         ("mine.csv", "text,label\na,é\n".encode("latin-1"), "mine.csv: not UTF-8 (byte 13); convert"),
-        ("mine.json", '[{"text": "a"},\n}]', "mine.json, line 2: no valid JSON (Expecting value)"),
-        ("mine.jsonl", '{"text": "a", "label": "b"}\n{"text"\n', "mine.jsonl, line 2: no valid JSON"),
-        ("mine.jsonl", '{"text": "a", "label": "b"}\n3\n', "mine.jsonl, line 2: no object with columns ('3')"),
+        ("mine.json", '[{"text": "a"},\n}]', "mine.json, line 2: not valid JSON (Expecting value)"),
+        ("mine.jsonl", '{"text": "a", "label": "b"}\n{"text"\n', "mine.jsonl, line 2: not valid JSON"),
+        ("mine.jsonl", '{"text": "a", "label": "b"}\n3\n', "mine.jsonl, line 2: not an object with columns ('3')"),
         ("mine.json", '{"data": [1]}', "mine.json: no column 'label' (there are: data)"),
         ("mine.jsonl", '{"text": "a", "label": ' + "1" * 5000 + "}\n", "mine.jsonl, line 1: Exceeds the limit (4300 "
-         "digits) for integer string conversion: value has 5000 digits; write it as a text"),
-        ("mine.json", "[" * 100_000, "mine.json: no table; one object a line, or a list of objects"),
+         "digits) for integer string conversion: value has 5000 digits; write it as a string"),
+        ("mine.json", "[" * 100_000, "mine.json: not a table; expected one object per line"),
     ],
 )  # fmt: skip
 def test_what_is_no_table(refused: Callable[..., str], name: str, content: str | bytes, message: str) -> None:

@@ -253,9 +253,7 @@ def test_a_test_file_of_a_run_on_files(tmp_path: Path) -> None:
     assert (examples.texts, examples.labels, examples.labelled) == ([("y",), ("z",)], [1, 0], True)
     bare = run.examples("test", test_file=str(tmp_path / "bare.jsonl"))
     assert (bare.texts, bare.labels, bare.labelled) == ([("y",)], [-1], False)
-    with pytest.raises(
-        UserError, match="mails is read from files, and has no test split; name its file in --test_file"
-    ):
+    with pytest.raises(UserError, match="mails is read from files and has no test split; give one with --test_file"):
         run.examples("test")
 
 
@@ -270,7 +268,7 @@ def test_a_test_file_of_a_task_has_the_task_s_columns(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text("id,text\n1,a\n")
     assert packaged.examples("test", test_file=str(tmp_path / "reviews.csv")).texts == [("a",)]
     (tmp_path / "other.csv").write_text("left,right\na,b\n")
-    with pytest.raises(UserError, match=r"other.csv: the columns beside 'label' are 'left', 'right'; name the text's"):
+    with pytest.raises(UserError, match=r"other.csv: the columns besides 'label' are 'left', 'right'; name the"):
         run.examples("test", test_file=str(tmp_path / "other.csv"))
 
 

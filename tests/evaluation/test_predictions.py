@@ -24,6 +24,14 @@ from peftlib.evaluation.predictions import (
     write_answers,
 )
 
+TEXTS = [("free money, now",), ('she said "at\nnine"',), ("ärger",)]
+PAIRS = [("a", "b"), ("c, d", "e"), ("f", "g")]
+
+
+def rows_in(folder):
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(
@@ -58,33 +66,59 @@ def test_scores_come_back_as_scores(tmp_path):
 def test_a_score_is_written_as_it_came_and_for_glue_s_server_within_its_range(tmp_path):
     logits = np.array([[-0.3], [2.34567], [5.4]], dtype=np.float32)
     known = Evaluation({"pearson": 0.5}, logits, np.array([0.0, 3.8, 5.0], dtype=np.float32), 1.0)
-    write_answers(tmp_path, TASKS["stsb"], "STS-B.tsv", known, {"source": "dev"})
+    write_answers(tmp_path, TASKS["stsb"], PAIRS, "STS-B.tsv", known, {"source": "dev"})
     assert not (tmp_path / "STS-B.tsv").exists()
-    rows = ["index,prediction,label", "0,-0.300000,0", "1,2.345670,3.8", "2,5.400000,5"]
-    assert (tmp_path / "predictions.csv").read_text().splitlines() == rows
+    rows = ["index,prediction,label,first text,second text", "0,-0.300000,0,a,b", '1,2.345670,3.8,"c, d",e']
+    assert (tmp_path / "predictions.csv").read_text().splitlines()[:3] == rows
     hidden = Evaluation({}, logits, np.full(3, -1, dtype=np.float32), 1.0)
     (tmp_path / "test").mkdir()
-    write_answers(tmp_path / "test", TASKS["stsb"], "STS-B.tsv", hidden, {"source": "test"})
+    write_answers(tmp_path / "test", TASKS["stsb"], PAIRS, "STS-B.tsv", hidden, {"source": "test"})
     lines = (tmp_path / "test" / "STS-B.tsv").read_text().splitlines()
     assert lines == ["index\tprediction", "0\t0.000", "1\t2.346", "2\t5.000"]
-    assert (tmp_path / "test" / "predictions.csv").read_text().splitlines()[:2] == ["index,prediction", "0,-0.300000"]
+    assert (tmp_path / "test" / "predictions.csv").read_text().splitlines()[:2] == [
+        "index,prediction,first text,second text",
+        "0,-0.300000,a,b",
+    ]
 
 
 def test_of_several_classes_each_has_its_probability(tmp_path):
     task = Task("mails", ("ham", "a,d", "spam"), (), problem_type=MULTI_LABEL)
     logits = np.array([[1.5, -1.5, 0.5], [-3.0, -0.5, 0.0]], dtype=np.float32)
     labels = np.array([[1, 1, 0], [0, 0, 0]])
-    write_answers(tmp_path, task, None, Evaluation({"micro_f1": 0.5}, logits, labels, 1.0), {"source": "dev"})
-    with (tmp_path / "predictions.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    write_answers(
+        tmp_path, task, TEXTS[:2], None, Evaluation({"micro_f1": 0.5}, logits, labels, 1.0), {"source": "dev"}
+    )
+    rows = rows_in(tmp_path)
     titles = ["probability of ham", "probability of a,d", "probability of spam"]
-    assert list(rows[0]) == ["index", "prediction", *titles, "label"]
+    assert list(rows[0]) == ["index", "prediction", *titles, "label", "text"]
     assert [(row["prediction"], row["label"]) for row in rows] == [("ham|spam", "ham|a,d"), ("", "")]
     assert [[float(row[title]) for title in titles] for row in rows] == pytest.approx(
         1 / (1 + np.exp(-logits)), abs=1e-6
     )
     logits, labels = load_predictions(tmp_path)
     assert answers_of(logits, labels).tolist() == [[1, 0, 1], [0, 0, 0]]  # a half is not more than a half
+
+
+def test_of_one_class_an_example_all_have_their_probability_behind_the_answer_and_the_text_is_last(tmp_path):
+    task = Task("mails", ("ham", "a,d", "spam"), ())
+    logits = np.array([[1.5, -1.5, 0.5], [-3.0, -0.5, 0.0], [9.0, 0.0, 0.0]], dtype=np.float32)
+    known = Evaluation({"accuracy": 0.5}, logits, np.array([0, 1, 2]), 1.0)
+    write_answers(tmp_path, task, TEXTS, None, known, {"source": "dev"})
+    rows, titles = rows_in(tmp_path), ["probability of ham", "probability of a,d", "probability of spam"]
+    assert list(rows[0]) == ["index", "prediction", "probability", "label", *titles, "text"]
+    shares = np.array([[float(row[title]) for title in titles] for row in rows])
+    assert shares == pytest.approx(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), abs=1e-6)
+    assert [float(row["probability"]) for row in rows] == shares.max(axis=1).tolist()
+    assert [(row["prediction"], row["label"]) for row in rows] == [("ham", "ham"), ("spam", "a,d"), ("ham", "spam")]
+    assert [(row["text"],) for row in rows] == TEXTS
+
+
+@pytest.mark.parametrize(("classes", "columns"), [(100, 100), (101, 0)])
+def test_of_very_many_classes_the_answer_alone_has_its_probability(tmp_path, classes, columns):
+    task = Task("mails", tuple(map(str, range(classes))), ())
+    hidden = Evaluation({}, np.zeros((3, classes), dtype=np.float32), np.full(3, -1), 1.0)
+    write_answers(tmp_path, task, TEXTS, None, hidden, {"source": "new"})
+    assert len(rows_in(tmp_path)[0]) == len(["index", "prediction", "probability", "text"]) + columns
 
 
 def test_answers_replace_those_to_the_same_texts_and_nothing_else(tmp_path, monkeypatch):
@@ -135,16 +169,16 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path):
 def test_a_full_disk_costs_the_new_answers_not_the_old_ones(small_disk):
     logits = np.random.default_rng(0).standard_normal((5000, 2))
     evaluation = Evaluation({"accuracy": 0.5}, logits, np.zeros(5000, dtype=np.int64), 1.0)
-    write_answers(small_disk.folder, TASKS["mrpc"], None, evaluation, {"source": "old"})
+    write_answers(small_disk.folder, TASKS["mrpc"], PAIRS[:1] * 5000, None, evaluation, {"source": "old"})
     before = small_disk.contents()
     assert before.keys() == {"results.json", "predictions.csv", PREDICTIONS}
     for room in (0, 40_000, 90_000, 160_000):
         small_disk.leave(room)
         with pytest.raises(RunError, match=r"cannot be written .*; make room there, or name --output_dir"):
-            write_answers(small_disk.folder, TASKS["mrpc"], None, evaluation, {"source": "new"})
+            write_answers(small_disk.folder, TASKS["mrpc"], PAIRS[:1] * 5000, None, evaluation, {"source": "new"})
         assert small_disk.contents() == before
     small_disk.leave(1_000_000)
-    write_answers(small_disk.folder, TASKS["mrpc"], None, evaluation, {"source": "new"})
+    write_answers(small_disk.folder, TASKS["mrpc"], PAIRS[:1] * 5000, None, evaluation, {"source": "new"})
     assert b'"new"' in small_disk.contents()["results.json"]
 
 
@@ -162,6 +196,6 @@ def test_what_glue_s_server_takes_has_its_names_for_files_and_classes(tmp_path, 
     task = TASKS[name]
     logits = np.array([[0.1, 2.0, 0.0], [1.0, 0.5, 0.2], [0.6, 0.5, 0.7]], dtype=np.float32)[:, : len(task.labels)]
     hidden = Evaluation({}, logits, np.full(3, -1), 1.0)
-    write_answers(tmp_path, task, task.glue_answers(split), hidden, {"source": "test"})
+    write_answers(tmp_path, task, TEXTS, task.glue_answers(split), hidden, {"source": "test"})
     lines = (tmp_path / file).read_text().splitlines()
     assert lines == ["index\tprediction", *(f"{place}\t{answer}" for place, answer in enumerate(written))]

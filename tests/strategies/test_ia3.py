@@ -63,13 +63,13 @@ def test_what_matches_nothing_is_refused(tiny_folder: Callable[..., Path], flags
 
 
 def test_no_names_at_all_are_refused() -> None:
-    with pytest.raises(UserError, match=r"^--ia3_target_modules is empty; name endings"):
+    with pytest.raises(UserError, match=r"^--ia3_target_modules is empty; give name endings"):
         IA3(ia3_target_modules=" ,")
 
 
 def test_a_model_that_nobody_has_a_choice_for_needs_the_flags(tiny_folder: Callable[..., Path]) -> None:
     model, head = classifier(tiny_folder("modernbert"))
-    with pytest.raises(UserError, match=r"^--method ia3: PEFT has no choice of layers for modernbert; say --ia3"):
+    with pytest.raises(UserError, match=r"^--method ia3: PEFT has no default layers for modernbert; give --ia3"):
         IA3().apply(model, head)
     found = scaled(IA3(ia3_target_modules="Wqkv", ia3_feedforward_modules="mlp.Wo").apply(model, head))
     assert {(name.rpartition(".")[2], inputs) for name, inputs in found.items()} == {("Wqkv", False), ("Wo", True)}

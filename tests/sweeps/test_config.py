@@ -85,6 +85,15 @@ def test_the_best_of_the_metric_that_chooses_the_model_passes(tmp_path):
     assert load(tmp_path, metric={"name": "eval/best_f1"}, parameters=parameters).metric == "eval/best_f1"
 
 
+def test_a_task_and_what_chooses_its_best_state_count_together_where_they_stand_together(tmp_path):
+    runs = [{"task_name": "mrpc", "metric_for_best_model": "f1"}, {"task_name": "sst2"}]
+    parameters = {"g": {"values": runs}, "seed": {"values": [1, 2]}}
+    assert load(tmp_path, metric={"name": "eval/loss"}, parameters=parameters).metric == "eval/loss"
+    apart = {"task_name": {"values": ["mrpc", "sst2"]}, "metric_for_best_model": {"value": "f1"}}
+    with pytest.raises(UserError, match="task sst2 is not scored by it"):
+        load(tmp_path, metric={"name": "eval/loss"}, parameters=apart)
+
+
 def test_flags_are_told_apart_by_their_words_not_by_their_dashes(tmp_path):
     sweep = load(tmp_path, parameters={"num-cpu-threads": {"value": 7}, "g": {"value": {"lora-r": 8}}})
     assert sweep.flags(next(sweep.grid())) == {"num_cpu_threads": 7, "lora_r": 8}
@@ -217,6 +226,15 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
           "parameters": {"task_name": {"value": "mrpc"},
                          "g": {"values": [{"metric_for_best_model": "f1"}, {"seed": 1}]}}},
          "metric.name: task mrpc does not log eval/best_f1"),
+        ({"parameters": {"metric_for_best_model": {"value": "f1"}}},
+         "parameters.metric_for_best_model: --metric_for_best_model f1: task rotten_tomatoes (the default: no task_na"),
+        ({"parameters": {"metric-for-best-model": {"value": "f1"}}, "metric": {"name": "train/loss"}},
+         "parameters.metric-for-best-model: --metric_for_best_model f1: task rotten_tomatoes"),
+        ({"parameters": {"g": {"values": [{"task_name": "mrpc", "metric_for_best_model": "acuracy"}, {"seed": 1}]}}},
+         "parameters.g: --metric_for_best_model acuracy: task mrpc is not scored by it; did you mean accuracy?"),
+        ({"parameters": {"train_file": {"value": "a.csv"}, "validation_file": {"value": "b.csv"},
+                         "metric_for_best_model": {"values": ["macro_f1", "f1"]}}},
+         "parameters.metric_for_best_model: --metric_for_best_model f1: a task of your own data is not scored by it"),
         ({"parameters": {"target_modules": {"values": [["query"], ["value"]]}}},
          "parameters.target_modules: --target_modules: ['query'] is no flag's value; write its parts as one text"),
         ({"parameters": {"dropout": {"values": [None, 0.1]}}},
@@ -224,11 +242,11 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
         ({"metric": {"name": "eval/accuracy"}, "parameters": {"task_name": {"value": "stsb"}}},
          "metric.name: task stsb does not log eval/accuracy"),
         ({"metric": {"name": "eval/f1"}, "parameters": {"train_file": {"value": "a.csv"}}},
-         "metric.name: a task of one's own data does not log eval/f1"),
+         "metric.name: a task of your own data does not log eval/f1"),
         ({"metric": {"name": "eval/accuracy"}, "parameters": {"train_file": {"value": "a.csv"},
                                                               "validation_file": {"value": "b.csv"},
                                                               "do_regression": {"value": True}}},
-         "metric.name: a task of one's own data does not log eval/accuracy"),
+         "metric.name: a task of your own data does not log eval/accuracy"),
         ({"run_cap": 0}, "run_cap: 0 must be a whole number from 1 on"),
         ({"command": ["python", "${program}"]}, "command: has no ${args}"),
         ({"controller": {"type": "local"}}, "controller: is for W&B's server alone"),
@@ -246,8 +264,10 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
         ({"parameters": {"g": {"value": {"seed": 1, 2: 3}}}}, "parameters.g.value: 2 is no name; put it in quotes"),
         ({"project": b"x"}, "project: YAML reads b'x' as a bytes; put it in quotes"),
         ({"parameters": {"lora_r": 8}}, "parameters.lora_r: must be a mapping such as {value: 8}"),
-        ({"parameters": {"lora_rr": {"value": 8}}}, "parameters.lora_rr: train.py has no --lora_rr; did you"),
-        ({"parameters": {"g": {"value": {"lora_x": 8}}}}, "parameters.g: train.py has no --lora_x; did you mean"),
+        ({"parameters": {"lora_rr": {"value": 8}}}, "parameters.lora_rr: --lora_rr: no such flag; did you"),
+        ({"parameters": {"lr": {"values": [0.1]}}}, "parameters.lr: --lr: no such flag; use --learning_rate"),
+        ({"parameters": {"help": {"value": 1}}}, "parameters.help: a run of a sweep takes no --help"),
+        ({"parameters": {"g": {"value": {"lora_x": 8}}}}, "parameters.g: --lora_x: no such flag; did you mean"),
         ({"parameters": {"lora_r": {"values": [8, 2.5]}}}, "parameters.lora_r: --lora_r: invalid int value: '2.5'"),
         ({"parameters": {"method": {"values": ["lora", "bitfitt"]}}}, "parameters.method: --method bitfitt: unkn"),
         ({"parameters": {"output_dir": {"value": "x"}}}, "parameters.output_dir: --output_dir is given by the sweep"),

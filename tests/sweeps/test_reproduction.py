@@ -81,8 +81,8 @@ def test_set_puts_a_parameter_in_place_of_the_files():
     [
         ("seed", "--set seed: must be name=value, or name=[value, value]"),
         ("=3", "--set =3: must be name=value"),
-        ("seed=[1", "--set seed=[1: no valid YAML"),
-        ("seeds=[1]", "parameters.seeds: train.py has no --seeds; did you mean --seed?"),
+        ("seed=[1", "--set seed=[1: not valid YAML"),
+        ("seeds=[1]", "parameters.seeds: --seeds: no such flag; did you mean --seed?"),
         ("seed=x", "parameters.seed: --seed: invalid int value"),
         ("output_dir=x", "--output_dir is given by the sweep itself"),
     ],

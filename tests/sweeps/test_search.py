@@ -273,6 +273,14 @@ def test_two_workers_of_which_one_has_grown_repeat_nothing(search):
     assert few.claim() is None and more.claim() is None
 
 
+def test_a_number_written_with_a_point_is_the_one_without(search):
+    claims = [take(search(parameters=grid_of(num_train_epochs=[2, 3])))]
+    again = search(parameters=grid_of(num_train_epochs=[2.0, 3.0, 2.5, 3]))
+    claims += [take(again), take(again)]
+    assert [claim.values["num_train_epochs"] for claim in claims] == [2, 3, 2.5]
+    assert again.claim() is None
+
+
 def test_run_cap_cuts_a_grid_that_grew_too(search):
     assert len(run_all(search(parameters=grid_of(seed=[1, 2])))) == 2
     assert run_all(search(parameters=grid_of(seed=[0, 1, 2, 3]), run_cap=3)) == [{"seed": 0}]

@@ -62,6 +62,9 @@ def test_two_processes_answer_what_the_run_was_scored_on_as_it_did(run: Path) ->
     written = {path.name for path in folder.iterdir()}
     assert written == {"results.json", "predictions.csv", "predictions.safetensors"}
     assert [row["label"] for row in answers(folder)] == [("not_equivalent", "equivalent")[i] for i in before[1]]
+    lines = (run.parent / "glue" / "MRPC" / "dev.tsv").read_text(encoding="utf-8-sig").splitlines()[1:]
+    texts = [line.split("\t")[3:] for line in lines]
+    assert [[row["first text"], row["second text"]] for row in answers(folder)] == texts
 
 
 def test_hidden_labels_become_the_file_that_glue_s_server_takes(run: Path) -> None:
@@ -76,7 +79,8 @@ def test_hidden_labels_become_the_file_that_glue_s_server_takes(run: Path) -> No
     assert lines == ["index\tprediction", *(f"{place}\t{answer}" for place, answer in enumerate(classes))]
     rows = answers(folder)
     assert [row["prediction"] for row in rows] == [("not_equivalent", "equivalent")[answer] for answer in classes]
-    assert list(rows[0]) == ["index", "prediction", "probability"]
+    each = ["probability of not_equivalent", "probability of equivalent"]
+    assert list(rows[0]) == ["index", "prediction", "probability", *each, "first text", "second text"]
     assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
     assert not [name for name in json.loads((folder / "results.json").read_text()) if "accuracy" in name]
 
@@ -113,7 +117,7 @@ def test_any_number_of_classes_from_training_to_answers(tmp_path: Path, tiny_fol
     done = run_script(PREDICT, "run", "--test_file", "new.csv", cwd=place)
     assert done.returncode == 0, done.stderr
     found = answers(place / "run" / "predictions" / "new")
-    assert list(found[0]) == ["index", "prediction", "probability of even", "probability of third"]
+    assert list(found[0]) == ["index", "prediction", "probability of even", "probability of third", "text"]
     stock = AutoPeftModelForSequenceClassification.from_pretrained(
         place / "run", id2label={0: "even", 1: "third"}, problem_type="multi_label_classification"
     ).eval()
@@ -167,14 +171,14 @@ def test_sts_b_from_training_to_the_file_that_glue_s_server_takes(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "0 runs: name one run's folder, as in predict.py outputs/my-run"),
+        ([], "0 runs given: name one run's folder, as in predict.py outputs/my-run"),
         (["nowhere"], "nowhere: no run (no run.json in it); name the folder of a finished one"),
         (
             ["run", "--split", "train"],
             "--split train: unknown (known: validation, test, validation_mismatched, test_mismatched, ax)",
         ),
-        (["run", "--label_column_name", "x"], "--label_column_name: is of --test_file; name that file too"),
-        (["run", "--test_file", "x.csv", "--data_dir", "glue"], "--data_dir glue: --test_file stands in its place"),
+        (["run", "--label_column_name", "x"], "--label_column_name requires --test_file"),
+        (["run", "--test_file", "x.csv", "--data_dir", "glue"], "--data_dir glue: cannot be combined with --test_file"),
         (
             ["run", "--split", "validation", "--output_dir", "run"],
             "run: holds files of another kind; name",

@@ -177,10 +177,7 @@ def test_the_shipped_rate_search_runs(tmp_path, tiny_folder):
     ("changes", "message"),
     [
         ({"methd": "grid"}, "methd: no key of a sweep; did you mean method?"),
-        (
-            {"parameters": {"lora_rank": {"value": 8}}},
-            "parameters.lora_rank: train.py has no --lora_rank; did you mean",
-        ),
+        ({"parameters": {"lora_rank": {"value": 8}}}, "parameters.lora_rank: --lora_rank: no such flag; use --lora_r"),
     ],
 )
 def test_a_wrong_file_is_one_line_and_starts_nothing(tmp_path, changes, message):

@@ -324,14 +324,15 @@ def _wrong_inputs(place: Path) -> dict[str, tuple[list[object], str]]:
     return {
         "unknown method": (["--method", "bitfti"], "--method bitfti: unknown; did you mean bitfit?"),
         "unknown task": (["--task_name", "mrcp"], "--task_name mrcp: unknown; did you mean mrpc?"),
-        "unknown flag": (["--lora_rank", "8"], "--lora_rank: no such flag; did you mean --lora_"),
+        "unknown flag": (["--lora_rank", "8"], "--lora_rank: no such flag; use --lora_r"),
         "batch size 0": (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0: must be at least 1"),
         "negative rate": (["--learning_rate=-0.001"], "--learning_rate -0.001: must be greater than 0"),
         "unknown tracker": (["--report_to", "wandbb"], "--report_to wandbb: unknown; did you mean wandb?"),
+        "another task's metric": (["--metric_for_best_model", "f1"], "f1: rotten_tomatoes is scored by accuracy"),
         "no such model folder": (["--model_name_or_path", "./none"], "--model_name_or_path ./none: no such folder"),
         "no such model": (["--model_name_or_path", "all-MiniLM-L6"], "did you mean all-MiniLM-L6-v2"),
         "fp16 on a CPU": (["--mixed_precision", "fp16"], "--mixed_precision fp16 needs a GPU"),
-        "push offline": (["--push_to_hub"], "--push_to_hub: the environment says offline; unset HF_HUB_OFFLINE"),
+        "push offline": (["--push_to_hub"], "--push_to_hub: HF_HUB_OFFLINE is set, and this needs the Hub; unset it"),
         "used output folder": (["--output_dir", used], f"--output_dir {used}: holds files, and none of a run"),
         "no data file": ([*sst2, no_file], f"{no_file}/SST-2/dev.tsv is missing"),
         "missing column": ([*sst2, no_column], "no column 'label'; did you mean lable?"),
@@ -342,8 +343,8 @@ def _wrong_inputs(place: Path) -> dict[str, tuple[list[object], str]]:
 
 WRONG = [
     "unknown method", "unknown task", "unknown flag", "batch size 0", "negative rate", "unknown tracker",
-    "no such model folder", "no such model", "fp16 on a CPU", "push offline", "used output folder", "no data file",
-    "missing column", "label out of range", "empty split",
+    "another task's metric", "no such model folder", "no such model", "fp16 on a CPU", "push offline",
+    "used output folder", "no data file", "missing column", "label out of range", "empty split",
 ]  # fmt: skip
 
 

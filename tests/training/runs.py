@@ -108,7 +108,7 @@ def make_run(
     examples: int = 37,
     micro: int = 4,
     accumulation: int = 1,
-    epochs: int = 1,
+    epochs: float = 1,
     max_steps: int | None = None,
     scores: list[float] | None = None,
     method: str = "full",

@@ -80,6 +80,25 @@ def test_the_plan(windows: int, epochs: int, max_steps: int | None) -> None:
     assert (plan.epochs - 1) * windows < plan.steps <= plan.epochs * windows
 
 
+@pytest.mark.parametrize(
+    ("windows", "epochs", "steps", "passes"),
+    [(4, 2.5, 10, 3), (4, 2.0, 8, 2), (4, 0.5, 2, 1), (10, 0.01, 1, 1), (427, 1.5, 641, 2), (3, 1.01, 4, 2)],
+)
+def test_a_part_of_an_epoch_is_that_share_of_its_updates_as_transformers_rounds_it(
+    windows: int, epochs: float, steps: int, passes: int
+) -> None:
+    how: dict[str, Any] = {"eval_steps": None, "logging_steps": 1, "max_grad_norm": 0, "patience": 0}
+    plan = Plan.of(windows, epochs, None, **how, best_metric="f1")
+    assert (plan.steps, plan.epochs) == (steps, passes) and type(plan.steps) is int
+
+
+def test_the_last_part_of_an_epoch_is_trained_and_evaluated(tmp_path: Path) -> None:
+    run = make_run(tmp_path, examples=29, micro=2, accumulation=4, epochs=1.5)
+    progress = train(run)
+    assert (progress.step, progress.epochs, progress.last["step"]) == (6, 1.5, 6)
+    assert [entry["step"] for entry in progress.history] == [4, 6]
+
+
 # ── The learning rate ────────────────────────────────────────────────────────────────────────────────────────────
 
 

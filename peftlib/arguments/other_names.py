@@ -1,0 +1,117 @@
+"""What the flags of other trainers are called here: transformers', and those of common scripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from peftlib.errors import nearest
+
+#: More alike than this is a slip of the finger; less alike are two flags that mean different things.
+_A_SLIP = 0.86
+
+#: What to write here -> what others call it. A line counts where the command has all flags that it names, and of
+#: several for a name the first that counts.
+_CALLED: tuple[tuple[str, str], ...] = (
+    ("use --mixed_precision fp16", "fp16 half fp16_opt_level half_precision_backend"),
+    ("use --mixed_precision bf16", "bf16"),
+    ("use --mixed_precision, which is auto by default", "amp use_amp precision fp16_full_eval bf16_full_eval"),
+    ("use --dtype fp16", "fp16 half"),
+    ("use --dtype bf16", "bf16"),
+    ("use --dtype", "torch_dtype precision"),
+    ("use --model_name_or_path", "model model_name model_id model_path model_dir base_model bert_model"),
+    ("use --model_revision", "revision"),
+    ("the model's own tokenizer is used, as it was saved", "tokenizer tokenizer_name use_fast_tokenizer do_lower_case"),
+    ("use --method", "peft_method tuning_method finetuning_type adapter_type"),
+    ("use --method lora", "use_lora use_peft lora"),
+    ("use --method bitfit", "use_bitfit bitfit bias_only"),
+    ("use --lora_r", "r rank lora_rank lora_dim"),
+    ("use --lora_alpha", "alpha lora_scaling"),
+    ("use --target_modules", "lora_target_modules lora_target lora_modules lora_targets modules_to_target"),
+    ("use --bias_terms, with --method bitfit", "bias lora_bias train_bias"),
+    ("the head always trains; --train_head false leaves it out with --method bitfit", "modules_to_save freeze_head"),
+    ("use --task_name", "task glue_task glue_task_name"),
+    ("use --dataset_name", "dataset dataset_id dataset_path"),
+    ("use --dataset_config_name", "dataset_config subset config_name"),
+    ("use --train_split_name", "train_split dataset_train_split"),
+    ("use --validation_split_name", "validation_split eval_split dev_split"),
+    ("use --test_split_name", "test_split dataset_test_split"),
+    ("use --train_file", "train_data train_path train_data_file training_file data_path"),
+    ("use --validation_file", "validation_data valid_file val_file dev_file eval_file eval_data_file validation_path"),
+    ("give it to scripts/predict.py, once the run is finished", "test_file predict_file"),
+    ("use --text_column_names", "text_column text_column_name sentence_column input_column text_field"),
+    ("use --label_column_name", "label_column label_names label_field target_column"),
+    ("use --max_length", "max_seq_length max_seq_len max_len seq_length sequence_length model_max_length block_size"),
+    ("use --max_train_samples", "max_samples num_train_samples train_samples"),
+    ("use --max_eval_samples", "max_val_samples max_validation_samples"),
+    ("use --dataloader_num_workers", "num_workers preprocessing_num_workers workers"),
+    ("use --learning_rate", "lr rate peak_lr"),
+    ("use --per_device_train_batch_size",
+     "batch_size bs train_batch_size per_gpu_train_batch_size per_device_batch_size micro_batch_size train_bs"),
+    ("use --per_device_eval_batch_size",
+     "eval_batch_size per_gpu_eval_batch_size val_batch_size test_batch_size predict_batch_size batch_size bs"),
+    ("use --gradient_accumulation_steps", "gradient_accumulation grad_accum grad_accumulation_steps"),
+    ("use --num_train_epochs", "epochs num_epochs n_epochs max_epochs num_epoch train_epochs epoch"),
+    ("use --max_train_steps", "max_steps num_steps num_training_steps num_train_steps total_steps"),
+    ("use --num_warmup_steps", "warmup_steps warmup lr_warmup_steps"),
+    ("use --warmup_ratio", "warmup_proportion"),
+    ("use --lr_scheduler_type", "lr_scheduler scheduler scheduler_type lr_schedule"),
+    ("use --weight_decay", "wd decay l2"),
+    ("use --dropout", "hidden_dropout_prob attention_probs_dropout_prob classifier_dropout hidden_dropout"),
+    ("use --max_grad_norm", "grad_clip clip_grad gradient_clip clip_grad_norm gradient_clip_val gradient_clipping"),
+    ("AdamW is the only optimizer", "optim optimizer adafactor optim_args"),
+    ("AdamW's betas are always 0.9 and 0.999", "adam_beta1 adam_beta2 beta1 beta2 betas"),
+    ("AdamW's epsilon is always 1e-8", "adam_epsilon epsilon eps"),
+    ("not available; to save memory lower --per_device_train_batch_size and raise --gradient_accumulation_steps",
+     "gradient_checkpointing"),
+    ("use --group_by_length, which is on by default", "length_grouped train_sampling_strategy"),
+    ("use --seed", "data_seed random_seed random_state"),
+    ("use --num_cpu_threads", "num_threads threads"),
+    ("it is the launcher's: accelerate launch --cpu", "no_cuda use_cpu use_cuda"),
+    ("it is the launcher's: accelerate launch --multi_gpu --num_processes N", "n_gpu num_gpus gpus ngpu"),
+    ("use --eval_steps N; without it every epoch ends with an evaluation",
+     "eval_strategy evaluation_strategy evaluate_during_training eval_every eval_interval"),
+    ("use --early_stopping_patience", "patience early_stopping early_stop"),
+    ("not needed, every metric here is better when larger", "greater_is_better"),
+    ("use --metric_for_best_model", "metric best_metric monitor"),
+    ("not needed, the best state is always the one that is saved", "load_best_model_at_end save_best save_best_model"),
+    ("not needed, train.py always trains", "do_train train"),
+    ("not needed, train.py always evaluates on the validation split", "do_eval evaluate eval"),
+    ("scripts/predict.py does that, with a finished run", "do_predict do_test predict"),
+    ("use --checkpointing_steps N, or epoch", "save_steps save_strategy save_every save_interval checkpoint_steps"),
+    ("use --checkpoints_total_limit", "save_total_limit keep_checkpoints max_checkpoints"),
+    ("use --resume_from_checkpoint auto", "resume resume_training continue_training restart"),
+    ("use --resume_from_checkpoint", "checkpoint ckpt resume_from checkpoint_path ckpt_path"),
+    ("use --output_dir", "output out out_dir output_path save_dir save_path outdir"),
+    ("use --output_file", "output out output_path"),
+    ("trackers write into --output_dir", "logging_dir log_dir tensorboard_dir"),
+    ("use --overwrite_output_dir", "overwrite"),
+    ("use --report_to", "with_tracking use_wandb wandb log_with"),
+    ("use --project_name", "wandb_project project"),
+    ("use --run_name", "name exp_name experiment_name wandb_run_name wandb_name"),
+    ("use --logging_steps N", "logging_strategy log_steps log_every log_interval log_every_n_steps"),
+    ("use --hub_private_repo", "private hub_private"),
+    ("use --hub_model_id", "repo_id push_to_hub_model_id hub_repo_id"),
+)  # fmt: skip
+_LINES: dict[str, list[str]] = {}
+for _line, _names in _CALLED:
+    for _name in _names.split():
+        _LINES.setdefault(_name, []).append(_line)
+
+
+def instead_of(name: str, known: Collection[str]) -> str:
+    """`'; use --learning_rate'` for `lr`; for a slip the nearest flag, `'; did you mean --seed?'`; or an empty string.
+
+    Args:
+        name: without dashes before it, and underscores in it.
+        known: the command's flags that a person may be told of, `--seed`.
+    """
+    for line in _LINES.get(name, ()):
+        if flags_in(line) <= set(known):
+            return f"; {line}"
+    return nearest(f"--{name}", known, cutoff=_A_SLIP)
+
+
+def flags_in(line: str) -> set[str]:
+    """Those that the command itself would have to have, not the launcher."""
+    return set(re.findall(r"--\w+", line.partition("accelerate launch")[0]))
