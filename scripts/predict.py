@@ -3,6 +3,7 @@
     accelerate launch scripts/predict.py outputs/lora                              # the task's test split
     accelerate launch scripts/predict.py outputs/lora --split validation           # again what the run was scored on
     accelerate launch scripts/predict.py outputs/lora --test_file mails/new.csv
+    accelerate launch scripts/predict.py outputs/lora --text "a charming film"
     accelerate launch scripts/predict.py outputs/mnli --split ax                   # GLUE's diagnostics, AX.tsv
 
 Scores and answers go to predictions/<split or file> in the run's folder.
@@ -28,7 +29,7 @@ def main() -> None:
         from peftlib.distributed import everywhere, on_main
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.evaluation.finished import Finished
-        from peftlib.evaluation.predictions import place_of, refuse_other_answers, write_answers
+        from peftlib.evaluation.predictions import in_words, place_of, refuse_other_answers, write_answers
         from peftlib.tracking.folder import writable_folder
         from peftlib.training.devices import build_accelerator
 
@@ -36,11 +37,12 @@ def main() -> None:
     with everywhere():  # each node reads the run and the data for itself
         run = Finished.read(Path(place))
         task, source = run.task, (args.data_dir, args.test_file, args.text_column_names, args.label_column_name)
-        examples = run.examples(args.split, *source)
+        examples = run.typed(args.texts) if args.texts else run.examples(args.split, *source)
     name = plain_name(Path(args.test_file).stem) if args.test_file else args.split
     folder = Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name
-    on_main(lambda: refuse_other_answers(folder, examples.source, examples.fingerprint()))
-    on_main(lambda: writable_folder(folder))
+    if not args.texts:
+        on_main(lambda: refuse_other_answers(folder, examples.source, examples.fingerprint()))
+        on_main(lambda: writable_folder(folder))
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
     asked = args.mixed_precision or run.record["precision"]["name"]
@@ -62,8 +64,11 @@ def main() -> None:
     # ── Evaluate ─────────────────────────────────────────────────────────────────────────────────────────────
     evaluation = evaluate(accelerator, model, loader, split.labels, task.metrics)
 
-    # ── Save ─────────────────────────────────────────────────────────────────────────────────────────────────
-    if accelerator.is_main_process:
+    # ── Show or save ─────────────────────────────────────────────────────────────────────────────────────────
+    if args.texts:
+        if accelerator.is_main_process:
+            Console().facts("prediction", in_words(evaluation, task), panel=True)
+    elif accelerator.is_main_process:
         about: dict[str, object] = {"run": place, "run_ended": run.record.get("ended"), "split": name}
         about |= {"source": split.source, "place": place_of(split.source), "fingerprint": split.fingerprint}
         about |= {"precision": precision.name, "global_step": run.record["results"].get("best_eval_step")}

@@ -27,6 +27,10 @@ class PredictArguments:
         default=None,
         metadata={"help": "a CSV, TSV, JSON or JSON Lines file to predict instead, with labels or without"},
     )
+    text: str | None = field(
+        default=None, metadata={"help": "a text to predict instead; the answer is printed, and nothing is written"}
+    )
+    text_pair: str | None = field(default=None, metadata={"help": "the second text of a sentence pair"})
     text_column_names: str | None = field(
         default=None,
         metadata={
@@ -64,6 +68,12 @@ class PredictArguments:
     def __post_init__(self) -> None:
         at_least(self, 1, "per_device_eval_batch_size")
         at_least(self, 0, "num_cpu_threads")
+        if self.text is not None:
+            for name in ("split", "test_file", "text_column_names", "label_column_name", "data_dir", "output_dir"):
+                if (value := getattr(self, name)) != vars(type(self))[name]:
+                    raise UserError(f"--{name} {value}: cannot be combined with --text")
+        elif self.text_pair is not None:
+            raise UserError("--text_pair requires --text")
         if self.test_file is None:
             for name in ("text_column_names", "label_column_name"):
                 if getattr(self, name) is not None:
@@ -71,6 +81,11 @@ class PredictArguments:
         elif self.data_dir is not None or self.split != "test":
             name = "split" if self.data_dir is None else "data_dir"
             raise UserError(f"--{name} {getattr(self, name)}: cannot be combined with --test_file, which replaces it")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text to predict, or the two of a sentence pair; empty where there is a file or a split."""
+        return tuple(text for text in (self.text, self.text_pair) if text is not None)
 
 
 def parse_predict_arguments(argv: Sequence[str] | None = None) -> tuple[str, PredictArguments]:

@@ -84,6 +84,12 @@ class Task:
         return (-1,) * len(self.labels) if self.multi_label else -1
 
     @property
+    def texts_per_example(self) -> int:
+        """2 for sentence pairs, else 1."""
+        columns = None if self.own is None else self.own.text_columns
+        return len((columns if self.hub is None else self.hub.text_columns) or ("text",))
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """What its rows are divided into."""
         return SPLITS + MISMATCHED_SPLITS * self.mismatched + (DIAGNOSTICS,) * self.diagnostics

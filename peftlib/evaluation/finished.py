@@ -108,7 +108,6 @@ class Finished:
         """
         task, folder = self.task, data_dir or self.arguments.get("data_dir")
         own = task.own or OwnData("", "", None, (LABEL_COLUMN,))
-        columns = own.text_columns if task.hub is None else task.hub.text_columns
         if test_file is not None:
             label_names = own.label_columns if label_column is None else label_columns_of(label_column)
             text_names = own.text_columns if text_columns is None else columns_of(text_columns, label_names)
@@ -129,13 +128,30 @@ class Finished:
                 )
         if label_column is not None and not examples.labelled:
             raise UserError(f"{examples.source}: no column {label_column!r}; leave --label_column_name out for none")
-        needed, given = len(columns or ("text",)), len(examples.texts[0])
+        needed, given = self.task.texts_per_example, len(examples.texts[0])
         if given != needed:
             raise UserError(
                 f"{examples.source}: {task.name} has {needed} texts an example, not {given}; "
                 "name as many in --text_column_names"
             )
         return examples
+
+    def typed(self, texts: tuple[str, ...]) -> Examples:
+        """Return one example without a label.
+
+        Args:
+            texts: one, or the two of a sentence pair.
+
+        Raises:
+            UserError: the task has another number of them, or one is empty.
+        """
+        task = self.task
+        if len(texts) != task.texts_per_example:
+            way = "no sentence pairs; omit --text_pair" if len(texts) == 2 else "sentence pairs; add --text_pair"
+            raise UserError(f"--text: {task.name} has {way}")
+        if not all(text.strip() for text in texts):
+            raise UserError("--text: is empty")
+        return Examples([tuple(text.strip() for text in texts)], [task.hidden_label], "--text")
 
     @property
     def strategy(self) -> Strategy:

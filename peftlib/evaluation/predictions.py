@@ -27,6 +27,8 @@ PREDICTIONS = "predictions.safetensors"
 RESULTS = "results.json"
 #: So many have a column each in the table for people, where one of them is the answer.
 _MOST_CLASSES = 100
+#: Most classes whose probability is printed.
+_MOST_SHOWN = 10
 
 
 def answers_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -168,6 +170,20 @@ def _table(evaluation: Evaluation, task: Task, texts: Sequence[tuple[str, ...]])
     table.writerow(["index", *columns])
     table.writerows([place, *row] for place, row in enumerate(zip(*columns.values(), strict=True)))
     return written.getvalue()
+
+
+def in_words(evaluation: Evaluation, task: Task) -> dict[str, str]:
+    """Describe the first answer: its class or classes and their probabilities, the highest first; or its score."""
+    answer, logits = answers_of(evaluation.logits, evaluation.labels).tolist()[0], evaluation.logits[0]
+    if task.regression:
+        return {"score": f"{answer:.4f}"}
+    shares = expit(logits) if task.multi_label else softmax(logits.astype(np.float64))
+    ordered = sorted(zip(shares.tolist(), task.labels, strict=True), reverse=True)[:_MOST_SHOWN]
+    title = "classes" if task.multi_label else "class"
+    return {
+        title: task.written(answer) or "none",
+        **{f"probability of {name}": f"{share:.4f}" for share, name in ordered},
+    }
 
 
 def _decimal(value: float) -> str:

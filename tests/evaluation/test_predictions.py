@@ -17,6 +17,7 @@ from peftlib.evaluation.evaluator import Evaluation
 from peftlib.evaluation.predictions import (
     PREDICTIONS,
     answers_of,
+    in_words,
     load_predictions,
     place_of,
     refuse_other_answers,
@@ -199,3 +200,17 @@ def test_what_glue_s_server_takes_has_its_names_for_files_and_classes(tmp_path, 
     write_answers(tmp_path, task, TEXTS, task.glue_answers(split), hidden, {"source": "test"})
     lines = (tmp_path / file).read_text().splitlines()
     assert lines == ["index\tprediction", *(f"{place}\t{answer}" for place, answer in enumerate(written))]
+
+
+def test_an_answer_in_words():
+    hidden, logits = np.array([-1]), np.array([[0.0, np.log(3)]], dtype=np.float32)
+    task = Task("mails", ("ham", "spam"), ())
+    said = in_words(Evaluation({}, logits, hidden, 1.0), task)
+    assert list(said.items()) == [
+        ("class", "spam"), ("probability of spam", "0.7500"), ("probability of ham", "0.2500")
+    ]  # fmt: skip
+    several = Task("mails", ("ham", "spam"), (), problem_type=MULTI_LABEL)
+    said = in_words(Evaluation({}, np.array([[-1.0, -0.5]]), np.array([[-1, -1]]), 1.0), several)
+    assert list(said) == ["classes", "probability of spam", "probability of ham"] and said["classes"] == "none"
+    score = Evaluation({}, np.array([[2.5]], dtype=np.float32), np.array([np.nan], dtype=np.float32), 1.0)
+    assert in_words(score, TASKS["stsb"]) == {"score": "2.5000"}

@@ -96,6 +96,18 @@ def test_a_file_of_one_s_own_in_place_of_a_split(run: Path) -> None:
     assert [row["label"] for row in answers(run.parent / "elsewhere")] == expected
 
 
+def test_a_text_is_answered_and_nothing_written(run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    done = run_script(PREDICT, "run", "--text", "He said 1 .", "--text_pair", " She ran 1 .", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    (run.parent / "one.json").write_text(json.dumps([{"sentence1": "He said 1 .", "sentence2": "She ran 1 ."}]))
+    run_script(PREDICT, "run", "--test_file", "one.json", cwd=run.parent)
+    (row,) = answers(run / "predictions" / "one")
+    assert f"class: {row['prediction']}\n" in done.stdout
+    assert f"probability of {row['prediction']}: {float(row['probability']):.4f}\n" in done.stdout
+
+
 def test_any_number_of_classes_from_training_to_answers(tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
     place = tmp_path / "work"
     place.mkdir()
@@ -177,6 +189,9 @@ def test_sts_b_from_training_to_the_file_that_glue_s_server_takes(
             ["run", "--split", "train"],
             "--split train: unknown (known: validation, test, validation_mismatched, test_mismatched, ax)",
         ),
+        (["run", "--text", "He said"], "--text: mrpc has sentence pairs; add --text_pair"),
+        (["run", "--text_pair", "He said"], "--text_pair requires --text"),
+        (["run", "--text", "a", "--split", "validation"], "--split validation: cannot be combined with --text"),
         (["run", "--label_column_name", "x"], "--label_column_name requires --test_file"),
         (["run", "--test_file", "x.csv", "--data_dir", "glue"], "--data_dir glue: cannot be combined with --test_file"),
         (
