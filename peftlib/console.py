@@ -6,7 +6,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.panel import Panel
@@ -51,24 +53,29 @@ class Console:
     def table(
         self, header: Sequence[str], lines: Sequence[Sequence[str]], *, title: str | None = None, numbers: int = 0
     ) -> None:
-        """Print a table that wraps within the terminal; in a pipe, columns are as wide as their content.
+        """Print a table; in a pipe, columns are as wide as their content.
+
+        On a terminal too narrow for it, numbers continue in further tables with the first column repeated, and text
+        wraps.
 
         Args:
             title: printed above the table, on a terminal only.
             numbers: number of columns after the first one that hold numbers.
         """
+        widths = [max(map(cell_len, column)) for column in zip(header, *lines, strict=True)]
         if not self._pretty:
-            widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
             for line in [header, *lines]:
-                self.note("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+                self.note("  ".join(set_cell_size(cell, n) for cell, n in zip(line, widths, strict=True)).rstrip())
             return
-        table = Table(title=title, title_justify="left")
-        for place, name in enumerate(header):
-            # Wrap instead of truncating: a truncated number would be a different number.
-            table.add_column(Text(name), justify="right" if 0 < place <= numbers else "left", overflow="fold")
-        for line in lines:
-            table.add_row(*map(Text, line))
-        self._print(table)
+        for part, columns in enumerate(_that_fit(widths, self._rich.width, numbers)):
+            table = Table(title=None if part else title, title_justify="left")
+            for place in columns:
+                # Wrap instead of truncating: a truncated number would be a different number.
+                justify: Literal["left", "right"] = "right" if 0 < place <= numbers else "left"
+                table.add_column(Text(header[place]), justify=justify, overflow="fold")
+            for line in lines:
+                table.add_row(*(Text(line[place]) for place in columns))
+            self._print(table)
 
     def _print(self, what: RenderableType) -> None:
         """Print until the output fails: a closed pipe or full disk must not end the run.
@@ -82,3 +89,19 @@ class Console:
             # Otherwise the interpreter's final flush would fail and change the exit status.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _that_fit(widths: Sequence[int], most: int, numbers: int) -> list[list[int]]:
+    """Divide a table's columns into tables no wider than `most` characters, each with the first column.
+
+    Args:
+        widths: of the columns' content.
+        numbers: columns after the first one that may begin another table; later ones wrap.
+    """
+    tables, border = [[0]], 3  # of each column, and one more
+    for place in range(1, len(widths)):
+        here = tables[-1]
+        if place <= numbers and len(here) > 1 and sum(widths[one] + border for one in [*here, place]) + 1 > most:
+            tables.append([0])
+        tables[-1].append(place)
+    return tables

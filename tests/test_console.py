@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from peftlib.console import Console
+from peftlib.console import Console, _that_fit
 from peftlib.reporting.console import CompareConsole
 from peftlib.sweeps.console import SweepConsole
 from peftlib.tracking.console import RunConsole
@@ -55,6 +59,28 @@ def test_every_console_is_this_one(kind):
 def test_a_table_in_a_pipe_is_aligned(capsys):
     Console().table(["method", "accuracy"], [["bitfit", "0.8"], ["lora [r=8]", ""]], title="ranking", numbers=1)
     assert capsys.readouterr().out.splitlines() == ["method      accuracy", "bitfit      0.8", "lora [r=8]"]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(20, 120), st.integers(0, 11))
+def test_a_table_that_is_too_wide_continues_below(widths, most, numbers):
+    tables = _that_fit(widths, most, numbers)
+    assert [place for table in tables for place in table[1:]] == list(range(1, len(widths)))
+    for before, table in itertools.pairwise(tables):
+        assert table[0] == 0 and 0 < table[1] <= numbers, "text wraps"
+        assert sum(widths[place] + 3 for place in [*before, table[1]]) + 1 > most, "no table breaks early"
+    for table in tables:
+        fits = sum(widths[place] + 3 for place in table) + 1 <= most
+        assert fits or len(table) <= 2 or table[-1] > numbers
+
+
+def test_a_narrow_terminal_shows_whole_numbers(monkeypatch, capsys):
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "60")):
+        monkeypatch.setenv(name, value)
+    header = ["method", *(f"metric {i}" for i in range(6))]
+    Console().table(header, [["bitfit", *["0.8123 ± 0.0042"] * 6]], title="ranking", numbers=6)
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert out.count("0.8123 ± 0.0042") == 6 and out.count("bitfit") == 3 and out.count("ranking") == 1
+    assert max(map(len, out.splitlines())) <= 60
 
 
 def test_a_table_on_a_terminal_has_its_numbers_on_the_right(monkeypatch, capsys):
