@@ -160,6 +160,11 @@ class Finished:
             "widest": max(split.get("longest", 0) for split in splits),  # runs up to 0.1.0 do not say
         }
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples per batch and process in its evaluations: where memory was short, fewer than were asked for."""
+        return int(self.record.get("eval_batch_size", self.arguments["per_device_eval_batch_size"]))
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The one that was saved with it.
 

@@ -58,10 +58,19 @@ def small_run(folder: Path, *, every: str | None = None, limit: int | None = Non
     return run
 
 
-def stop_at(call: int) -> SimpleNamespace:
-    """An interruption that arrives at the n-th time it is asked for, after the n-th micro-batch."""
-    count = iter(range(1, 10**6))
-    return SimpleNamespace(requested=lambda: signal.SIGTERM if next(count) == call else None)
+class Stop:
+    """An interruption that arrives after the n-th micro-batch of a run, or at the n-th question in its evaluations.
+
+    An evaluation of three batches asks twice.
+    """
+
+    def __init__(self, run: Training, micro_batch: int | None = None, question: int | None = None) -> None:
+        self._run, self._wanted, self._asked = run, (question, micro_batch), [0, 0]
+
+    def requested(self) -> signal.Signals | None:
+        trains = self._run.model.training
+        self._asked[trains] += 1
+        return signal.SIGTERM if self._asked[trains] == self._wanted[trains] else None
 
 
 def weights(run: Training) -> dict[str, torch.Tensor]:
@@ -120,7 +129,7 @@ def test_resumed_equals_uninterrupted_in_bf16(tmp_path):
 def assert_resumes(folder: Path, uninterrupted: SimpleNamespace, micro_batch: int, **options) -> None:
     """Stopped after this many micro-batches and gone on with, a run ends with the uninterrupted one's bits."""
     first = small_run(folder, **options)
-    first.interruption = stop_at(micro_batch)
+    first.interruption = Stop(first, micro_batch)
     with pytest.raises(Interrupted) as stop:
         train(first)
     assert stop.value.status == 143
@@ -143,7 +152,7 @@ def test_stopping_again_and_again_changes_nothing(tmp_path, uninterrupted):
         found = find_checkpoint("auto", tmp_path, lambda line: None)
         if found is not None:
             restore(run, found)
-        run.interruption = stop_at(3)
+        run.interruption = Stop(run, 3)
         try:
             train(run)
         except Interrupted:
@@ -191,7 +200,7 @@ def test_a_damaged_newer_one_does_not_push_out_a_whole_one(tmp_path):
     (newest / "state.json").unlink()
     again = small_run(tmp_path, every="5", limit=1)
     restore(again, tmp_path / "checkpoints" / "step_00000010")
-    again.interruption = stop_at(11)  # after step 15
+    again.interruption = Stop(again, 11)  # after step 15
     with pytest.raises(Interrupted):
         train(again)
     assert find_checkpoint("auto", tmp_path, lambda line: None).name == "step_00000015"
@@ -441,12 +450,14 @@ def test_enospc_at_each_write_leaves_the_previous_checkpoint_and_the_run_goes_on
         monkeypatch.setattr(owner, name, breaking(getattr(owner, name)))
     monkeypatch.setattr(Path, "rename", breaking(Path.rename))
 
-    train(small_run(tmp_path / "count", every="10", epochs=3))
-    per_checkpoint = calls["made"] // 3
-    assert per_checkpoint > 10
-    for point in range(1, per_checkpoint + 1):
+    counting, until = small_run(tmp_path / "count", every="10", epochs=3), []
+    save = counting.keeper.save
+    counting.keeper.save = lambda training: (save(training), until.append(calls["made"]))[0]
+    train(counting)
+    assert len(until) == 3 and until[0] > 10
+    for point in range(1, until[1] - until[0] + 1):
         folder = tmp_path / str(point)
-        calls.update(made=0, fails_at=per_checkpoint + point)  # in the second checkpoint
+        calls.update(made=0, fails_at=until[0] + point)  # in the second checkpoint
         run = small_run(folder, every="10", epochs=3)
         train(run)
         assert len(run.keeper._reporter.warnings) == 1, point
@@ -549,7 +560,7 @@ def test_the_end_is_kept_as_well_since_the_result_has_yet_to_be_written(tmp_path
 
 def test_a_signal_behind_the_last_update_loses_nothing(tmp_path, uninterrupted):
     run = small_run(tmp_path)
-    run.interruption = stop_at(38)  # the last micro-batch: 2 epochs of 9 × 2 + 1
+    run.interruption = Stop(run, 38)  # the last micro-batch: 2 epochs of 9 × 2 + 1
     with pytest.raises(Interrupted):
         train(run)
     again = small_run(tmp_path)
