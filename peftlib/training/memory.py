@@ -79,21 +79,25 @@ def set_micro_batch(training: Training, size: int, accumulation_steps: int) -> N
     training.accelerator.gradient_accumulation_steps = accumulation_steps
 
 
+# The bare model: one wrapped for several processes begins by talking to the others, unless its previous forward pass
+# ended well, and where memory ran out in one of them they would wait for each other for ever.
+
+
 def _step_on_longest(training: Training) -> None:
-    batch = send_to_device(
-        longest_batch(training.loader, training.batches.micro_batch_size), training.accelerator.device
-    )
+    accelerator, longest = training.accelerator, longest_batch(training.loader, training.batches.micro_batch_size)
     training.model.train()
-    with training.accelerator.no_sync(training.model):
-        train_step(training.accelerator, training.model, batch)
+    with accelerator.no_sync(training.model):
+        batch = send_to_device(longest, accelerator.device)
+        train_step(accelerator, accelerator.unwrap_model(training.model), batch)
 
 
 def _answer_longest(training: Training) -> None:
-    loader = training.eval_loader
-    batch = send_to_device(longest_batch(loader, batches_of(loader).micro_batch_size), training.accelerator.device)
+    accelerator, loader = training.accelerator, training.eval_loader
+    longest = longest_batch(loader, batches_of(loader).micro_batch_size)
     training.model.eval()
     with torch.inference_mode():
-        training.model(**split_inputs(batch)[0]).logits.float()
+        inputs, _ = split_inputs(send_to_device(longest, accelerator.device))
+        accelerator.unwrap_model(training.model)(**inputs).logits.float()
 
 
 def _fits(training: Training, work: Callable[[Training], None]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -21,10 +22,11 @@ from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.strategies import STRATEGIES
 from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.folder import choose_output_dir
-from peftlib.training import checkpointing
+from peftlib.training import checkpointing, state
 from peftlib.training.checkpointing import CheckpointKeeper, _with_nan, restore
 from peftlib.training.loop import train
-from peftlib.training.manifest import checkpoints, digest, find_checkpoint, matching_manifest, verify
+from peftlib.training.manifest import checkpoints, digest, find_checkpoint, matching_manifest, sha256, verify
+from peftlib.training.milestones import score_best
 from peftlib.training.state import Training
 from tests.training.runs import make_run
 
@@ -81,6 +83,12 @@ def curve(run: Training) -> dict[int, tuple[float, float]]:
     return {step: (values["train/loss"], values["train/learning_rate"]) for step, values in run.watcher.lines}
 
 
+def logged(run: Training) -> dict[int, dict[str, float]]:
+    """What `metrics.jsonl` gets, without the times."""
+    times = {"train/samples_per_second"}
+    return {step: {name: values[name] for name in values.keys() - times} for step, values in run.watcher.lines}
+
+
 def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
     assert left.keys() == right.keys()
     for name in left:
@@ -95,7 +103,13 @@ def uninterrupted(tmp_path_factory):
 def whole_run(folder: Path, **options) -> SimpleNamespace:
     run = small_run(folder, **options)
     train(run)
-    return SimpleNamespace(weights=weights(run), curve=curve(run), best=run.best_state, progress=run.progress)
+    return ended(run)
+
+
+def ended(run: Training) -> SimpleNamespace:
+    return SimpleNamespace(
+        weights=weights(run), curve=curve(run), logged=logged(run), best=run.best_state, progress=run.progress
+    )
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 5, 7, 18, 19, 20, 21, 30, 36, 38])
@@ -133,10 +147,13 @@ def assert_resumes(folder: Path, uninterrupted: SimpleNamespace, micro_batch: in
     with pytest.raises(Interrupted) as stop:
         train(first)
     assert stop.value.status == 143
-    torch.manual_seed(999)  # a new process starts with other generators
+    assert_ends_alike(first, small_run(folder, **options), uninterrupted)
 
-    second = small_run(folder, **options)
-    restore(second, find_checkpoint("auto", folder, print))
+
+def assert_ends_alike(first: Training, second: Training, uninterrupted: SimpleNamespace) -> None:
+    """The second life goes on from the checkpoint of the first, which has ended."""
+    torch.manual_seed(999)  # a new process starts with other generators
+    restore(second, find_checkpoint("auto", second.keeper.folder.parent, print))
     train(second)
     assert_same(weights(second), uninterrupted.weights)
     assert_same(second.best_state, uninterrupted.best)
@@ -144,6 +161,9 @@ def assert_resumes(folder: Path, uninterrupted: SimpleNamespace, micro_batch: in
     assert second.progress.loss_sum == uninterrupted.progress.loss_sum
     assert second.progress.examples == uninterrupted.progress.examples
     assert second.progress.best == uninterrupted.progress.best
+    assert second.progress.history == uninterrupted.progress.history
+    assert second.progress.stopped_early == uninterrupted.progress.stopped_early
+    assert logged(first) | logged(second) == uninterrupted.logged
 
 
 def test_stopping_again_and_again_changes_nothing(tmp_path, uninterrupted):
@@ -204,6 +224,168 @@ def test_a_damaged_newer_one_does_not_push_out_a_whole_one(tmp_path):
     with pytest.raises(Interrupted):
         train(again)
     assert find_checkpoint("auto", tmp_path, lambda line: None).name == "step_00000015"
+
+
+# ── In the middle of an evaluation ───────────────────────────────────────────────────────────────────────────────
+
+
+def often_evaluated(folder: Path, every: str | None = None, scores: dict[int, float] | None = None) -> Training:
+    """Evaluated after the updates 4, 8, 12, 16 and 20 in three batches, which ask twice; perhaps scored by a script.
+
+    Clipped, so that the norm of the gradient is logged.
+    """
+    run = small_run(folder, every=every, eval_steps=4, patience=2 if scores else 0, max_grad_norm=1.0)
+    if scores is not None:
+        evaluate = run.evaluate
+
+        def scored(between):
+            found = evaluate(between)
+            return dataclasses.replace(found, metrics=found.metrics | {"accuracy": scores[run.progress.step]})
+
+        run.evaluate = scored
+    return run
+
+
+#: Patience runs out after update 12.
+SCRIPT = {4: 0.5, 8: 0.25, 12: 0.25}
+
+
+@pytest.fixture(scope="module", params=[None, SCRIPT], ids=["to the end", "stopped early"])
+def evaluated(request, tmp_path_factory):
+    run = often_evaluated(tmp_path_factory.mktemp("evaluated"), scores=request.param)
+    train(run)
+    assert run.progress.stopped_early == (request.param is not None)
+    return SimpleNamespace(script=request.param, run=ended(run))
+
+
+@pytest.mark.parametrize("every", [None, "4"])
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_stopped_in_an_evaluation_resumed_equals_uninterrupted(tmp_path, evaluated, place, every):
+    last = 2 * len(evaluated.run.progress.history)
+    question = {"first": 1, "middle": 4, "last": last}[place]
+    step = (question + 1) // 2 * 4
+    first = often_evaluated(tmp_path, every, evaluated.script)
+    first.interruption = Stop(first, question=question)
+    with pytest.raises(Interrupted, match=f"after step {step}; continue with --output_dir"):
+        train(first)
+    assert first.model.training, "as it was before the evaluation"
+    assert checkpoints(tmp_path / "checkpoints")[0].name == f"step_{step:08d}"
+    assert step not in logged(first), "an update is logged once, with its scores"
+    assert_ends_alike(first, often_evaluated(tmp_path, every, evaluated.script), evaluated.run)
+
+
+def test_stopped_in_every_evaluation_twice_changes_nothing(tmp_path, evaluated):
+    """The second time in the evaluation that is due."""
+    lines: dict[int, dict[str, float]] = {}
+    for life in range(1, 20):
+        run = often_evaluated(tmp_path, scores=evaluated.script)
+        if life > 1:
+            restore(run, find_checkpoint("auto", tmp_path, print))
+        run.interruption = Stop(run, question=1 if life % 2 else 3)
+        try:
+            train(run)
+        except Interrupted:
+            lines |= logged(run)
+            continue
+        break
+    assert life > 3
+    assert_same(weights(run), evaluated.run.weights)
+    assert lines | logged(run) == evaluated.run.logged
+
+
+class Killed(BaseException):
+    """Nothing can be done about it."""
+
+
+@pytest.mark.parametrize("evaluation", [1, 2, 3])
+def test_a_due_checkpoint_is_there_before_its_evaluation_begins(tmp_path, evaluated, evaluation):
+    first, count = often_evaluated(tmp_path, "4", evaluated.script), iter(range(1, 9))
+    evaluate = first.evaluate
+
+    def killed(between):
+        if next(count) == evaluation:
+            raise Killed
+        return evaluate(between)
+
+    first.evaluate = killed
+    with pytest.raises(Killed):
+        train(first)
+    assert checkpoints(tmp_path / "checkpoints")[0].name == f"step_{4 * evaluation:08d}"
+    assert_ends_alike(first, often_evaluated(tmp_path, "4", evaluated.script), evaluated.run)
+
+
+def test_time_in_an_evaluation_that_is_stopped_is_no_training(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(state, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    run = often_evaluated(tmp_path)
+    asked = Stop(run, question=1)
+
+    def hour_of_answers():
+        now[0] += 0.0 if run.model.training else 3600.0
+        return asked.requested()
+
+    run.interruption = SimpleNamespace(requested=hour_of_answers)
+    with pytest.raises(Interrupted):
+        train(run)
+    kept = json.loads((checkpoints(tmp_path / "checkpoints")[0] / "state.json").read_text())
+    assert now[0] == 3600.0
+    assert kept["progress"]["train_seconds"] == kept["recent"]["seconds"] == 0.0
+
+
+@pytest.mark.parametrize("every", [None, "epoch"])
+def test_stopped_while_the_saved_state_is_scored_nothing_is_lost(tmp_path, evaluated, every):
+    """The model holds the best state then, and the checkpoint has to hold the last one."""
+    whole = often_evaluated(tmp_path / "whole", every, evaluated.script)
+    train(whole)
+    last, expected = weights(whole), score_best(whole)
+    assert whole.progress.best["step"] != whole.progress.step
+    first = often_evaluated(tmp_path, every, evaluated.script)
+    train(first)
+    first.interruption = Stop(first, question=2)
+    with pytest.raises(Interrupted):
+        score_best(first)
+    second = often_evaluated(tmp_path, every, evaluated.script)
+    restore(second, find_checkpoint("auto", tmp_path, print))
+    train(second)
+    assert second.watcher.steps == [], "no update is left"
+    assert_same(weights(second), last)
+    found = score_best(second)
+    assert found.logits.tobytes() == expected.logits.tobytes() and found.metrics == expected.metrics
+
+
+def test_a_checkpoint_of_before_resumes(tmp_path, uninterrupted):
+    """Format 3 has no evaluations that are due."""
+    first = small_run(tmp_path)
+    first.interruption = Stop(first, 21)
+    with pytest.raises(Interrupted):
+        train(first)
+    (checkpoint,) = checkpoints(tmp_path / "checkpoints")
+    kept = json.loads((checkpoint / "state.json").read_text())
+    assert kept.pop("due") is None
+    (checkpoint / "state.json").write_text(json.dumps(kept))
+    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    rewrite_manifest(checkpoint, format=3, files=files | {"state.json": sha256(checkpoint / "state.json")})
+    assert_ends_alike(first, small_run(tmp_path), uninterrupted)
+
+
+def test_an_evaluation_without_memory_leaves_a_checkpoint_and_one_line(tmp_path, evaluated):
+    first = often_evaluated(tmp_path, scores=evaluated.script)
+    forward = first.model.forward
+
+    def limited(input_ids, **rest):
+        if len(input_ids) > 2 and not first.model.training and first.progress.step > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(input_ids=input_ids, **rest)
+
+    first.model.forward = limited
+    line = (
+        r"^out of memory with evaluation batches of 4; use --per_device_eval_batch_size 2; continue with --output_dir "
+    )
+    with pytest.raises(RunError, match=line):
+        train(first)
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step_00000008"]
+    first.model.forward = forward
+    assert_ends_alike(first, often_evaluated(tmp_path, scores=evaluated.script), evaluated.run)
 
 
 # ── Damage ───────────────────────────────────────────────────────────────────────────────────────────────────────
