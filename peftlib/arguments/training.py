@@ -95,7 +95,7 @@ class TrainingArguments:
         default=True,
         metadata={
             "help": "when memory runs out at the start, halve the micro-batch and double the accumulation, which keeps "
-            "the effective batch size"
+            "the effective batch size; and halve the batch of evaluations"
         },
     )
     seed: int = field(default=42, metadata={"help": "of the head's start, the order of the data and dropout"})

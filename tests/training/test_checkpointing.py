@@ -314,22 +314,30 @@ def test_a_due_checkpoint_is_there_before_its_evaluation_begins(tmp_path, evalua
     assert_ends_alike(first, often_evaluated(tmp_path, "4", evaluated.script), evaluated.run)
 
 
-def test_time_in_an_evaluation_that_is_stopped_is_no_training(tmp_path, monkeypatch):
+def test_time_in_an_evaluation_that_is_stopped_or_made_again_is_no_training(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(state, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    run = often_evaluated(tmp_path)
-    asked = Stop(run, question=1)
 
-    def hour_of_answers():
-        now[0] += 0.0 if run.model.training else 3600.0
-        return asked.requested()
+    class SlowStop(Stop):
+        def requested(self):
+            now[0] += 0.0 if self._run.model.training else 3600.0
+            return super().requested()
 
-    run.interruption = SimpleNamespace(requested=hour_of_answers)
+    def kept_seconds():
+        kept = json.loads((checkpoints(tmp_path / "checkpoints")[0] / "state.json").read_text())
+        return kept["progress"]["step"], kept["progress"]["train_seconds"], kept["recent"]["seconds"]
+
+    first, second = often_evaluated(tmp_path), often_evaluated(tmp_path)
+    first.interruption = SlowStop(first, question=1)
     with pytest.raises(Interrupted):
-        train(run)
-    kept = json.loads((checkpoints(tmp_path / "checkpoints")[0] / "state.json").read_text())
-    assert now[0] == 3600.0
-    assert kept["progress"]["train_seconds"] == kept["recent"]["seconds"] == 0.0
+        train(first)
+    assert now[0] == 3600.0 and kept_seconds() == (4, 0.0, 0.0)
+    restore(second, find_checkpoint("auto", tmp_path, print))
+    second.interruption = SlowStop(second, question=11)  # while the saved state is scored
+    train(second)
+    with pytest.raises(Interrupted):
+        score_best(second)
+    assert now[0] == 12 * 3600.0 and kept_seconds() == (20, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("every", [None, "epoch"])
