@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -67,6 +67,8 @@ def predict(
     finally:
         model.train(was_training)
     if not everywhere(accelerator, fits):
+        logits.clear()
+        clear_device_cache(garbage_collection=True)  # for whoever has yet to write what must not be lost
         raise OutOfMemory.in_evaluation(batches_of(loader).micro_batch_size)
     # One gather at the end: no process waits for the device, or for another's answers, inside the loop.
     local = accelerator.pad_across_processes(torch.cat(places), pad_index=-1)

@@ -79,7 +79,9 @@ def score_best(training: Training) -> Evaluation:
     Raises:
         Interrupted, RunError: as `_score`. A resumed run comes straight back here.
     """
-    last = trained_state(training.accelerator.unwrap_model(training.model))
+    last = None
+    if training.progress.best["step"] != training.progress.step:
+        last = trained_state(training.accelerator.unwrap_model(training.model))
     keep_best(training)
     return _score(training, last)
 

@@ -22,7 +22,7 @@ from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.strategies import STRATEGIES
 from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.folder import choose_output_dir
-from peftlib.training import checkpointing, state
+from peftlib.training import checkpointing, milestones, state
 from peftlib.training.checkpointing import CheckpointKeeper, _with_nan, restore
 from peftlib.training.loop import train
 from peftlib.training.manifest import checkpoints, digest, find_checkpoint, matching_manifest, sha256, verify
@@ -359,6 +359,19 @@ def test_stopped_while_the_saved_state_is_scored_nothing_is_lost(tmp_path, evalu
     assert_same(weights(second), last)
     found = score_best(second)
     assert found.logits.tobytes() == expected.logits.tobytes() and found.metrics == expected.metrics
+
+
+def test_the_last_state_is_copied_only_where_the_best_is_another(tmp_path, monkeypatch):
+    run = small_run(tmp_path, epochs=1)
+    train(run)
+    last = weights(run)
+    monkeypatch.setattr(milestones, "trained_state", None)
+    run.interruption = Stop(run, question=1)
+    with pytest.raises(Interrupted):
+        score_best(run)
+    again = small_run(tmp_path, epochs=1)
+    restore(again, find_checkpoint("auto", tmp_path, print))
+    assert_same(weights(again), last)
 
 
 def test_a_checkpoint_of_before_resumes(tmp_path, uninterrupted):
