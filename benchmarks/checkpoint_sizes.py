@@ -44,7 +44,7 @@ def measure(method: str, options: dict[str, Any], folder: Path) -> tuple[int, in
     examples = EncodedExamples(
         {"input_ids": np.arange(1, 33, dtype=np.int32)}, np.array([0, 16, 32]), np.array([0, 1]), "none", "made up"
     )
-    train_loader, _, batches = build_loaders(
+    train_loader, eval_loader, batches = build_loaders(
         Splits(examples, examples), SimpleNamespace(pad_token_id=0, pad_token_type_id=0), (2, 2), 1, 1,
         seed=0, group_by_length=False, pad_to=0, num_workers=0,
     )  # fmt: skip
@@ -55,7 +55,9 @@ def measure(method: str, options: dict[str, Any], folder: Path) -> tuple[int, in
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
     answers = Evaluation({"accuracy": 0.5, "loss": 0.7}, np.zeros((2, 2)), np.zeros(2, dtype=int), 1.0)
     watcher = SimpleNamespace(advance=lambda step: None, log=lambda values, step: None)
-    run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, lambda: answers, watcher, plan)
+    run = Training(
+        accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, lambda _: answers, watcher, plan
+    )
     train(run)
     silent = SimpleNamespace(tracker_ids={}, warn=print)
     CheckpointKeeper(folder, "1", None, {}, silent).save(run)  # type: ignore[arg-type]

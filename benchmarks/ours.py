@@ -21,7 +21,7 @@ from peftlib.acceleration import accelerate_model
 from peftlib.arguments import parse_train_arguments
 from peftlib.data.loading import build_loaders, load_splits, longest_inputs
 from peftlib.data.tasks import TASKS
-from peftlib.evaluation.evaluator import Evaluation, predict
+from peftlib.evaluation.evaluator import Between, Evaluation, predict
 from peftlib.modeling import Fingerprint, find_model, load_classifier, load_tokenizer
 from peftlib.strategies.parameters import ParameterCount, freeze_unread, size
 from peftlib.tracking.record import describe_run
@@ -119,16 +119,20 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         )
         with reporter.watching(plan.steps, facts):
             set_seed(how.seed, device_specific=True)
-            run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
+            run = Training(
+                accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan
+            )
             run.cuda_graphs = how.cuda_graphs
             if how.auto_find_batch_size:
                 fit_micro_batch(run)
             yield run, reporter
 
 
-def _score(accelerator: Any, model: nn.Module, loader: Any, labels: np.ndarray) -> Evaluation:
+def _score(
+    accelerator: Any, model: nn.Module, loader: Any, labels: np.ndarray, between: Between | None = None
+) -> Evaluation:
     start = time.perf_counter()
-    logits = predict(accelerator, model, loader, len(labels))
+    logits = predict(accelerator, model, loader, len(labels), between)
     seconds = time.perf_counter() - start
     loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
     return Evaluation({"accuracy": accuracy(logits, labels), "loss": loss}, logits, labels, seconds)
@@ -156,10 +160,10 @@ def measure_evaluation(job: Job) -> Speed:
     with prepared(job, 1, None) as (run, _):
         meter = Meter(run.accelerator.device, after_imports)
         meter.watch(run.model)
-        run.evaluate()
+        run.evaluate(None)
         meter.start()
         for _ in range(EVALUATIONS):
-            run.evaluate()
+            run.evaluate(None)
         meter.stop()
         return _speed(meter, run, training=False)
 

@@ -16,6 +16,34 @@ class RunError(Exception):
     """A run that started well and cannot go on (a diverged loss, say). Scripts exit with status 1."""
 
 
+class OutOfMemory(RunError):
+    """Batches are too large for the device."""
+
+    @classmethod
+    def in_training(cls, batch_size: int, problem: str = "") -> OutOfMemory:
+        """With micro-batches of so many examples, and perhaps with what else is wrong with them."""
+        if batch_size == 1:
+            return cls.with_one_example()
+        return cls(
+            f"out of memory with micro-batches of {batch_size}{problem}; lower --per_device_train_batch_size and raise "
+            "--gradient_accumulation_steps"
+        )
+
+    @classmethod
+    def in_evaluation(cls, batch_size: int) -> OutOfMemory:
+        """With batches of so many examples."""
+        if batch_size == 1:
+            return cls.with_one_example()
+        return cls(
+            f"out of memory with evaluation batches of {batch_size}; use --per_device_eval_batch_size {batch_size // 2}"
+        )
+
+    @classmethod
+    def with_one_example(cls) -> OutOfMemory:
+        """No batch is smaller."""
+        return cls("out of memory with a single example; use a smaller --max_length or model, or another device")
+
+
 class Interrupted(Exception):
     """A signal ended what can go on later; scripts exit with `status`.
 

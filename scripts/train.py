@@ -35,9 +35,10 @@ def main() -> None:
         from peftlib.training.checkpointing import CheckpointKeeper, restore
         from peftlib.training.devices import build_accelerator
         from peftlib.training.interruption import Interruption
-        from peftlib.training.loop import keep_best, train
+        from peftlib.training.loop import train
         from peftlib.training.manifest import choose_checkpoint, identity_of, matching_manifest
-        from peftlib.training.memory import fit_micro_batch
+        from peftlib.training.memory import fit_batches
+        from peftlib.training.milestones import score_best
         from peftlib.training.optimization import build_optimizer, build_scheduler
         from peftlib.training.preview import preview
         from peftlib.training.publishing import choose_repository, push_result
@@ -90,7 +91,7 @@ def main() -> None:
     # ── Prepare ──────────────────────────────────────────────────────────────────────────────────────────────
     model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
     score = partial(evaluate, accelerator, model, eval_loader, splits.validation.labels, task.metrics)
-    run = Training(accelerator, model, optimizer, scheduler, train_loader, batches, score, reporter, plan)
+    run = Training(accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan)
     run.cuda_graphs = how.cuda_graphs
     run.keeper = CheckpointKeeper(folder, out.checkpointing_steps, out.checkpoints_total_limit, identity, reporter)
 
@@ -99,16 +100,15 @@ def main() -> None:
         set_seed(how.seed, device_specific=True)  # dropout differs between processes; the head's start did not
         if checkpoint is not None:
             restore(run, checkpoint)
-        elif how.auto_find_batch_size:
-            fit_micro_batch(run)
+        if how.auto_find_batch_size:
+            fit_batches(run, resumed=checkpoint is not None)
         if out.dry_run:
-            preview(run, eval_loader, head, reporter, args.flat())
+            preview(run, head, reporter, args.flat())
             return
         progress = train(run)
 
-        # ── Evaluate, save, push ───────────────────────────────────────────────────────────────────────────────────
-        keep_best(run)
-        evaluation = score()
+        # ── Evaluate, save, push ─────────────────────────────────────────────────────────────────────────────
+        evaluation = score_best(run)
         if accelerator.is_main_process:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             saved = save_result(folder, args.strategy, trained, head, tokenizer, reporter.facts, evaluation)

@@ -95,7 +95,7 @@ class TrainingArguments:
         default=True,
         metadata={
             "help": "if memory runs out at the start, halve the micro-batch and double the accumulation, which keeps "
-            "the effective batch size"
+            "the effective batch size; likewise halve the evaluation batch"
         },
     )
     seed: int = field(default=42, metadata={"help": "random seed for head initialisation, data order and dropout"})

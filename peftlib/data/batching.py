@@ -86,6 +86,11 @@ class WindowBatches(Sampler[list[Slot]]):
         self.epoch, self.start = epoch, start
         self.stop = self.windows_per_epoch if stop is None else min(stop, self.windows_per_epoch)
 
+    def resize(self, micro_batch_size: int, accumulation_steps: int = 1) -> None:
+        """Cut windows anew, before or between iterations; the next one starts at the first window."""
+        self.micro_batch_size, self.accumulation_steps = micro_batch_size, accumulation_steps
+        self.set_position(self.epoch)
+
     def windows(self, epoch: int) -> list[np.ndarray]:
         """The epoch's windows: arrays of example indices, every example in exactly one of them."""
         size, count = self.window_size, len(self.lengths)

@@ -127,6 +127,12 @@ def _in_order(split: EncodedExamples, collator: Any, batch_size: int, num_proces
     return DataLoader(split, batch_sampler=batches, collate_fn=collator, **options)
 
 
+def batches_of(loader: DataLoader) -> WindowBatches:
+    """A loader's sampler; of a prepared one, that of all processes."""
+    sampler: Any = loader.batch_sampler
+    return sampler if isinstance(sampler, WindowBatches) else sampler.batch_sampler
+
+
 def longest_batch(loader: DataLoader, size: int) -> dict[str, torch.Tensor]:
     """The longest examples, at most `size` of them, as the loader's collator lays them out; none counts in a loss."""
     split: Any = loader.dataset

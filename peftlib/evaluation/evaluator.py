@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 from torch.utils.data import DataLoader
 
 from peftlib.data.collation import split_inputs
+from peftlib.data.loading import batches_of
 from peftlib.data.sources import are_hidden
+from peftlib.errors import OutOfMemory
 from peftlib.evaluation.losses import losses
 from peftlib.evaluation.predictions import answers_of
+
+#: Called between batches, equally often on every process; what it raises ends the evaluation.
+Between = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,9 @@ class Evaluation:
     seconds: float
 
 
-def predict(accelerator: Accelerator, model: nn.Module, loader: DataLoader, examples: int) -> np.ndarray:
+def predict(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, examples: int, between: Between | None = None
+) -> np.ndarray:
     """Forward passes over a split.
 
     Args:
@@ -45,19 +54,23 @@ def predict(accelerator: Accelerator, model: nn.Module, loader: DataLoader, exam
         Logits in the split's order, fp32, shape (examples, classes), the same on every process.
 
     Raises:
+        OutOfMemory: a batch is too large, on any process; raised on all of them.
         RuntimeError: an example was left out or seen twice.
     """
     was_training = model.training
+    logits: list[torch.Tensor] = []
+    places: list[torch.Tensor] = []
     model.eval()
-    logits, places = [], []
-    with torch.inference_mode():
-        for batch in loader:
-            inputs, targets = split_inputs(batch)
-            logits.append(model(**inputs).logits.float())
-            # A filler (weight 0) repeats an example for the sake of equal batch counts: it is no answer.
-            places.append(torch.where(targets.weight > 0, targets.example, -1))
-    model.train(was_training)
-    # One gather at the end: no process waits for another, or for the device, inside the loop.
+    try:
+        with torch.inference_mode():
+            fits = _answer(model, loader, logits, places, between)
+    finally:
+        model.train(was_training)
+    if not fits_everywhere(accelerator, fits):
+        logits.clear()
+        clear_device_cache(garbage_collection=True)  # for whoever has yet to write what must not be lost
+        raise OutOfMemory.in_evaluation(batches_of(loader).micro_batch_size)
+    # One gather at the end: no process waits for the device, or for another's answers, inside the loop.
     local = accelerator.pad_across_processes(torch.cat(places), pad_index=-1)
     place = accelerator.gather(local).cpu().numpy()
     values = accelerator.gather(accelerator.pad_across_processes(torch.cat(logits))).cpu().numpy()
@@ -69,21 +82,61 @@ def predict(accelerator: Accelerator, model: nn.Module, loader: DataLoader, exam
     return ordered
 
 
+def _answer(
+    model: nn.Module,
+    loader: DataLoader,
+    logits: list[torch.Tensor],
+    places: list[torch.Tensor],
+    between: Between | None,
+) -> bool:
+    """Collect logits, and where they belong (-1: nowhere); False where memory ran out.
+
+    The batches are gone through to the end in any case, for the sake of other processes.
+    """
+    fits = True
+    for number, batch in enumerate(loader):
+        if number > 0 and between is not None:
+            between()
+        if fits:
+            inputs, targets = split_inputs(batch)
+            try:
+                logits.append(model(**inputs).logits.float())
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                fits = False
+            # A filler (weight 0) repeats an example for the sake of equal batch counts: it is no answer.
+            places.append(torch.where(targets.weight > 0, targets.example, -1))
+    return fits
+
+
+def fits_everywhere(accelerator: Accelerator, fits: bool) -> bool:
+    """Whether it does on every process; each of them has to ask."""
+    if accelerator.num_processes == 1:
+        return fits
+    votes: torch.Tensor = accelerator.reduce(torch.tensor(float(fits), device=accelerator.device), reduction="sum")
+    return votes.item() == accelerator.num_processes
+
+
 def evaluate(
     accelerator: Accelerator,
     model: nn.Module,
     loader: DataLoader,
     labels: np.ndarray,
     metrics: tuple[str, ...],
+    between: Between | None = None,
 ) -> Evaluation:
     """Score a model on a split.
 
     Args:
         labels: in the split's order, as `EncodedExamples` has them.
         metrics: names from `evaluation/metrics.py`.
+
+    Raises:
+        OutOfMemory: as `predict`.
     """
     start = time.perf_counter()
-    logits = predict(accelerator, model, loader, len(labels))
+    logits = predict(accelerator, model, loader, len(labels), between)
     seconds = time.perf_counter() - start
     if are_hidden(labels):
         return Evaluation({}, logits, labels, seconds)

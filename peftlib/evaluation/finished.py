@@ -176,6 +176,11 @@ class Finished:
             "widest": max(split.get("longest", 0) for split in splits),  # missing in runs up to 0.1.0
         }
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples per batch and process in its evaluations: where memory was short, fewer than were asked for."""
+        return int(self.record.get("eval_batch_size", self.arguments["per_device_eval_batch_size"]))
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer that was saved with the run.
 

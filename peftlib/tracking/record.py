@@ -49,7 +49,7 @@ class RunRecord:
         overwrite: bool = False,
     ) -> None:
         self.folder = folder
-        self.logged_step = -1
+        self.logged_step = self._kept_step = -1
         self._warn = warn
         self._started = time.time()
         try:
@@ -64,7 +64,7 @@ class RunRecord:
                 if overwrite:
                     clear_results(folder)
             else:
-                self.logged_step = _cut_metrics(folder / "metrics.jsonl", resumed_step)
+                self.logged_step, self._kept_step = _cut_metrics(folder / "metrics.jsonl", resumed_step)
             self._metrics: TextIO = (folder / "metrics.jsonl").open("a", encoding="utf-8")
             resumed = {} if resumed_step is None else {"resumed_at_step": resumed_step}
             self._facts: dict[str, Any] = {"status": "running", "started": _now(), **resumed, **facts}
@@ -86,7 +86,12 @@ class RunRecord:
             self._warn(f"WARNING: run.json could not be written: {error}")
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Append one line to `metrics.jsonl` and flush it, so that readers see it at once."""
+        """Append one line to `metrics.jsonl` and flush it, so that readers see it at once.
+
+        After a resume, an evaluation that is repeated already has its line.
+        """
+        if step <= self._kept_step:
+            return
         try:
             self._metrics.write(json.dumps(strict({"step": step, **values}), allow_nan=False) + "\n")
             self._metrics.flush()
@@ -117,9 +122,9 @@ class RunRecord:
         write_json(self.folder / "run.json", self._facts)
 
 
-def _cut_metrics(path: Path, step: int) -> int:
-    """Drop the lines after `step`; returns the last step that had been logged, -1 for none."""
-    kept, last = [], -1
+def _cut_metrics(path: Path, step: int) -> tuple[int, int]:
+    """Drop the lines after `step`; returns the last step that was logged before the cut, and after it; -1 for none."""
+    kept, last, last_kept = [], -1, -1
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             logged = int(json.loads(line)["step"])
@@ -128,8 +133,9 @@ def _cut_metrics(path: Path, step: int) -> int:
         last = max(last, logged)
         if logged <= step:
             kept.append(line + "\n")
+            last_kept = max(last_kept, logged)
     write_text(path, "".join(kept))
-    return last
+    return last, last_kept
 
 
 def describe_run(

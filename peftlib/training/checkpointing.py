@@ -6,7 +6,7 @@ A checkpoint is a folder `checkpoints/step_XXXXXXXX` of safetensors and JSON, no
     best.safetensors       those of the best evaluation so far
     optimizer.safetensors  AdamW's moments
     random.safetensors     the generators of every process, as they were at the start of the next window
-    state.json             progress, schedule, loss scale, the losses not logged yet
+    state.json             progress, schedule, loss scale, the losses not logged yet, what an evaluation is due for
     manifest.json          what made it, and a SHA-256 of each file above
 
 It is written into a temporary sibling, synced to the disk, and renamed; older ones are removed after that. A run
@@ -35,9 +35,9 @@ from peftlib.files import share, strict, sync, write_json
 from peftlib.strategies.parameters import load_trained_state, trained, trained_state
 from peftlib.tracking.reporter import Reporter
 from peftlib.training import randomness
-from peftlib.training.loop import losses_since_log
 from peftlib.training.manifest import FORMAT, PREFIX, checkpoints, digest, sha256
 from peftlib.training.memory import set_micro_batch
+from peftlib.training.milestones import losses_since_log
 from peftlib.training.state import Progress, Recent, Training
 
 _TEMPORARY = ".writing-"  # a killed run's are removed by tracking/folder.py
@@ -184,6 +184,8 @@ def restore(training: Training, checkpoint: Path) -> None:
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     training.progress = Progress(**_with_nan(state["progress"]))
+    due = state.get("due")  # not in those of format 3
+    training.due = None if due is None else _scores(due)
     recent = state["recent"]
     # The losses were summed over the processes: the main one brings them back, the others add nothing.
     share = 1.0 if accelerator.is_main_process else 0.0
@@ -228,6 +230,7 @@ def _write_state(training: Training, losses: list[float], generators: list[dict[
         "optimizer": optimizer["param_groups"],
         "scheduler": _plain(training.scheduler),
         "scaler": None if scaler is None else scaler.state_dict(),
+        "due": training.due,
         "recent": {"losses": losses, "rates": recent.rates, "examples": recent.examples, "seconds": recent.seconds},
         "random": scalars,
         "micro_batch": {
@@ -238,13 +241,13 @@ def _write_state(training: Training, losses: list[float], generators: list[dict[
 
 
 def _with_nan(progress: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: scores that were none come back as null."""
+    history = [_scores(values) for values in progress["history"]]
+    return {**progress, "best": _scores(progress["best"]), "last": _scores(progress["last"]), "history": history}
 
-    def scores(values: dict[str, float | None]) -> dict[str, float]:
-        return {name: math.nan if value is None else value for name, value in values.items()}
 
-    history = [scores(values) for values in progress["history"]]
-    return {**progress, "best": scores(progress["best"]), "last": scores(progress["last"]), "history": history}
+def _scores(values: dict[str, float | None]) -> dict[str, float]:
+    """JSON has no NaN: what was no number comes back as null."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _plain(scheduler: LRScheduler) -> dict[str, Any]:

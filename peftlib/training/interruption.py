@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, turned into a question that the loop asks after every micro-batch."""
+"""Signals that ask a run to stop, turned into a question that a run asks between batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Interruption(CaughtSignals):
 
     All processes of a run have to stop after the same micro-batch, and a signal may reach only one of them, or each
     at another moment, so they agree on it: a sum over the processes' hosts (gloo, never the device), once per
-    micro-batch. A single process asks nobody.
+    micro-batch, or batch of an evaluation. A single process asks nobody.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

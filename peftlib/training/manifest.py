@@ -17,7 +17,8 @@ from peftlib.flags import NOT_SHAPING
 from peftlib.run_files import record_in
 from peftlib.tracking.reporter import Reporter
 
-FORMAT = 3  # raise it when a checkpoint's files, or a place in an epoch, mean something else
+FORMAT = 4  # raise it when a checkpoint's files, or a place in an epoch, mean something else
+_READ = (3, FORMAT)  # in 3, every evaluation up to its step is done
 PREFIX = "step_"
 
 #: Flags that `--extend_training` lets grow.
@@ -45,8 +46,9 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
         if manifest.pop("sha256") != digest(manifest):
             raise ValueError("manifest.json is damaged")
-        if manifest["format"] != FORMAT:
-            raise Unreadable(f"is written in format {manifest['format']}, and this version reads {FORMAT}")
+        if manifest["format"] not in _READ:
+            reads = " and ".join(map(str, _READ))
+            raise Unreadable(f"is written in format {manifest['format']}, and this version reads {reads}")
         for name, expected in manifest["files"].items():
             if Path(name).name != name:
                 raise ValueError(f"manifest.json names a file elsewhere ({name})")

@@ -1,16 +1,51 @@
-"""A micro-batch that fits: halved until the longest examples go through, at the same effective batch."""
+"""Batches that fit: halved until the longest examples go through, at the same effective batch in training."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from peftlib.data.loading import longest_batch
-from peftlib.errors import RunError
+from peftlib.data.collation import split_inputs
+from peftlib.data.loading import batches_of, longest_batch
+from peftlib.errors import OutOfMemory
+from peftlib.evaluation.evaluator import fits_everywhere
 from peftlib.training.loop import train_step
 from peftlib.training.randomness import capture_random, restore_random
 from peftlib.training.state import Training
+
+
+def fit_batches(training: Training, *, resumed: bool) -> None:
+    """`fit_micro_batch`, unless a checkpoint has brought one, and `fit_evaluation_batch`.
+
+    Raises:
+        OutOfMemory: a single example does not fit.
+    """
+    if not resumed:  # other micro-batches would round otherwise
+        fit_micro_batch(training)
+    fit_evaluation_batch(training)
+
+
+def fit_evaluation_batch(training: Training) -> None:
+    """Halve the batch of evaluations until a forward pass of the longest examples has enough memory.
+
+    The run's watcher is told what was changed.
+
+    Raises:
+        OutOfMemory: a single example does not fit.
+    """
+    batches = batches_of(training.eval_loader)
+    while not fits_everywhere(training.accelerator, _fits(training, _answer_longest)):
+        if batches.micro_batch_size == 1:
+            raise OutOfMemory.with_one_example()
+        batches.resize(batches.micro_batch_size // 2)
+        training.watcher.warn(
+            f"out of memory: evaluation batches of {batches.micro_batch_size} "
+            "(--auto_find_batch_size false turns this off)"
+        )
+    training.watcher.update(eval_batch_size=batches.micro_batch_size)
 
 
 def fit_micro_batch(training: Training) -> None:
@@ -21,22 +56,12 @@ def fit_micro_batch(training: Training) -> None:
     what was changed.
 
     Raises:
-        RunError: a single example does not fit.
+        OutOfMemory: a single example does not fit.
     """
-    batches, accelerator = training.batches, training.accelerator
-    while True:
-        fits = torch.tensor(float(_fits(training)), device=accelerator.device)
-        if accelerator.reduce(fits, reduction="sum").item() == accelerator.num_processes:
-            break
-        if batches.micro_batch_size == 1:
-            raise RunError(
-                "out of memory with a single example; use a smaller --max_length or model, or another device"
-            )
+    batches = training.batches
+    while not fits_everywhere(training.accelerator, _fits(training, _step_on_longest)):
         if batches.micro_batch_size % 2:
-            raise RunError(
-                f"out of memory with micro-batches of {batches.micro_batch_size}, an odd number that cannot be halved; "
-                "lower --per_device_train_batch_size and raise --gradient_accumulation_steps"
-            )
+            raise OutOfMemory.in_training(batches.micro_batch_size, ", an odd number that cannot be halved")
         set_micro_batch(training, batches.micro_batch_size // 2, batches.accumulation_steps * 2)
         training.watcher.warn(
             f"out of memory: micro-batches of {batches.micro_batch_size}, {batches.accumulation_steps} per update "
@@ -49,20 +74,35 @@ def fit_micro_batch(training: Training) -> None:
 
 def set_micro_batch(training: Training, size: int, accumulation_steps: int) -> None:
     """Cut every window anew, before or between epochs."""
-    training.batches.micro_batch_size = size
-    training.batches.accumulation_steps = accumulation_steps
+    training.batches.resize(size, accumulation_steps)
     training.accelerator.gradient_accumulation_steps = accumulation_steps
 
 
-def _fits(training: Training) -> bool:
-    accelerator = training.accelerator
-    generators = capture_random()
+# The bare model: one wrapped for several processes begins by talking to the others, unless its previous forward pass
+# ended well, and where memory ran out in one of them they would wait for each other for ever.
+
+
+def _step_on_longest(training: Training) -> None:
+    accelerator, longest = training.accelerator, longest_batch(training.loader, training.batches.micro_batch_size)
     training.model.train()
-    try:
-        longest = longest_batch(training.loader, training.batches.micro_batch_size)
+    with accelerator.no_sync(training.model):
         batch = send_to_device(longest, accelerator.device)
-        with accelerator.no_sync(training.model):
-            train_step(accelerator, training.model, batch)
+        train_step(accelerator, accelerator.unwrap_model(training.model), batch)
+
+
+def _answer_longest(training: Training) -> None:
+    accelerator, loader = training.accelerator, training.eval_loader
+    longest = longest_batch(loader, batches_of(loader).micro_batch_size)
+    training.model.eval()
+    with torch.inference_mode():
+        inputs, _ = split_inputs(send_to_device(longest, accelerator.device))
+        accelerator.unwrap_model(training.model)(**inputs).logits.float()
+
+
+def _fits(training: Training, work: Callable[[Training], None]) -> bool:
+    generators = capture_random()
+    try:
+        work(training)
         return True
     except RuntimeError as error:
         if not should_reduce_batch_size(error):

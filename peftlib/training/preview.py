@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from peftlib.files import bytes_in_words
 from peftlib.strategies.parameters import trained_groups
@@ -44,30 +43,27 @@ class Left:
         steps = [(step, step % training.batches.windows_per_epoch == 0) for step in range(first + 1, plan.steps + 1)]
         return cls(
             len(steps),
-            sum(plan.evaluates(step, epoch_ends) for step, epoch_ends in steps),
+            (training.due is not None) + sum(plan.evaluates(step, epoch_ends) for step, epoch_ends in steps),
             sum(keeper.is_due(step, ends, step == plan.steps) for step, ends in steps) if keeper is not None else 0,
         )
 
 
-def preview(
-    training: Training, eval_loader: DataLoader, head: frozenset[str], reporter: Reporter, arguments: dict[str, Any]
-) -> None:
+def preview(training: Training, head: frozenset[str], reporter: Reporter, arguments: dict[str, Any]) -> None:
     """Say what trains, on what and how long; then measure a few updates, and say what the whole run will take.
 
     Called on every process, behind the run's announcement. The model is changed, and nothing is written.
 
     Args:
         training: ready for `loop.train`, with a keeper.
-        eval_loader: prepared.
         head: the names of the head's parameters in the base model.
         arguments: flag -> value.
 
     Raises:
-        RunError: an update has too little memory.
+        OutOfMemory: an update or an evaluation batch has too little memory.
         Interrupted: a signal asked for it.
     """
     console, left = reporter.console, Left.of(training)
-    console.facts("data", _data({"training": training.loader.dataset, "validation": eval_loader.dataset}))
+    console.facts("data", _data({"training": training.loader.dataset, "validation": training.eval_loader.dataset}))
     groups = trained_groups(training.accelerator.unwrap_model(training.model), head)
     scalars = sum(group.scalars for group in groups)
     console.facts("plan", _plan(training, left, scalars, arguments))
@@ -80,7 +76,7 @@ def preview(
         [f"all, {in_head:,} of them in the head", str(sum(group.tensors for group in groups)), "", f"{scalars:,}"]
     )
     console.table(("trained", "tensors", "shape", "parameters"), rows, numbers=3)
-    seen = rehearse(training, eval_loader, arguments["per_device_eval_batch_size"])
+    seen = rehearse(training)
     console.facts("measured", _measured(training, seen, left))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 
 from peftlib.acceleration.graphs import GraphedStep
-from peftlib.data.batching import Slot, WindowBatches
+from peftlib.data.batching import Slot
 from peftlib.data.collation import split_inputs
-from peftlib.data.loading import laid_out
-from peftlib.errors import Interrupted, RunError
+from peftlib.data.loading import batches_of, laid_out
+from peftlib.errors import Interrupted, OutOfMemory
 from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.machine import peak_memory
 from peftlib.training.interruption import EXIT_STATUS
@@ -65,38 +65,39 @@ class Rehearsal:
     peak_memory: int
 
 
-def rehearse(training: Training, eval_loader: DataLoader, eval_batch_size: int) -> Rehearsal:
+def rehearse(training: Training) -> Rehearsal:
     """Make evaluation batches, then the longest updates that the run can have, then a sample of its own.
 
     The model learns from them, and is of no use for the run itself. Called on every process.
 
     Args:
         training: as `loop.train` takes it.
-        eval_loader: prepared.
-        eval_batch_size: per process.
 
     Raises:
-        RunError: an update has too little memory.
+        OutOfMemory: an update or an evaluation batch has too little memory.
         Interrupted: a signal asked for it.
     """
     accelerator = training.accelerator
-    try:
-        evaluation, windows = _rehearse_evaluation(training, eval_loader, eval_batch_size)
-        # In most of a run's updates the best state is there, which may be as large as the model; and a better one is
-        # copied before it goes.
-        training.best_state = trained_state(accelerator.unwrap_model(training.model))
+    with _out_of_memory_as(OutOfMemory.in_evaluation(batches_of(training.eval_loader).micro_batch_size)):
+        evaluation, windows = _rehearse_evaluation(training)
+    # In most of a run's updates the best state is there, which may be as large as the model; and a better one is
+    # copied before it goes.
+    training.best_state = trained_state(accelerator.unwrap_model(training.model))
+    with _out_of_memory_as(OutOfMemory.in_training(training.batches.micro_batch_size)):
         updates = _rehearse_updates(training)
-        training.best_state = trained_state(accelerator.unwrap_model(training.model))
+    training.best_state = trained_state(accelerator.unwrap_model(training.model))
+    peak = int(_highest(peak_memory(accelerator.device)))
+    return Rehearsal(updates, evaluation, windows, peak)
+
+
+@contextmanager
+def _out_of_memory_as(problem: OutOfMemory) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
-        raise RunError(
-            f"out of memory with micro-batches of {training.batches.micro_batch_size}, or evaluation batches of "
-            f"{eval_batch_size}; lower --per_device_train_batch_size and raise --gradient_accumulation_steps, or lower "
-            "--per_device_eval_batch_size"
-        ) from error
-    peak = int(_highest(peak_memory(accelerator.device)))
-    return Rehearsal(updates, evaluation, windows, peak)
+        raise problem from error
 
 
 def _rehearse_updates(training: Training) -> Timing:
@@ -116,12 +117,12 @@ def _rehearse_updates(training: Training) -> Timing:
     return _time(training, _update, windows, seconds * of_all)
 
 
-def _rehearse_evaluation(training: Training, loader: DataLoader, batch_size: int) -> tuple[Timing, int]:
+def _rehearse_evaluation(training: Training) -> tuple[Timing, int]:
     """And the number of windows in the whole split."""
     import peftlib.evaluation.metrics  # noqa: F401 - a run's first evaluation does, and it takes a hundred MB
 
-    accelerator = training.accelerator
-    batches = WindowBatches(loader.dataset.lengths, batch_size, num_processes=accelerator.num_processes)  # type: ignore[attr-defined]
+    accelerator, loader = training.accelerator, training.eval_loader
+    batches = batches_of(loader)
     windows = batches.windows(0)  # longest first
 
     def answer(training: Training, window: np.ndarray) -> None:

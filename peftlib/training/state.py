@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from peftlib.acceleration.graphs import Step
 from peftlib.data.batching import WindowBatches
-from peftlib.evaluation.evaluator import Evaluation
+from peftlib.evaluation.evaluator import Between, Evaluation
 from peftlib.training.interruption import Interruption
 from peftlib.training.scaling import Verdict
 
@@ -154,13 +154,15 @@ class Training:
     """What a run works with: the prepared objects, and what changes as it goes.
 
     Attributes:
-        evaluate: scores the model on the validation split.
+        eval_loader: over the validation split, prepared.
+        evaluate: scores the model on the validation split; calls its argument between batches.
         cuda_graphs: replay forward and backward as CUDA graphs where that is possible.
         step: forward and backward of one micro-batch, which `loop.train` chooses.
         parameters: those that train, in the model's order.
         loss_scale: fp16's, after the updates whose verdict is known.
         verdict: of the latest update in fp16, until somebody needs to know.
         keeper: writes checkpoints; None keeps nothing.
+        due: the last update's values, while its evaluation is still to come and they wait to be logged with it.
         interruption: tells of signals; None never stops.
         random: every generator's state at the start of the window that is under way: what a checkpoint has to hold,
             since a run that is stopped inside a window starts that window anew. Where none is, a checkpoint takes it.
@@ -171,8 +173,9 @@ class Training:
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     loader: DataLoader
+    eval_loader: DataLoader
     batches: WindowBatches
-    evaluate: Callable[[], Evaluation]
+    evaluate: Callable[[Between | None], Evaluation]
     watcher: Watcher
     plan: Plan
     cuda_graphs: bool = True
@@ -186,15 +189,18 @@ class Training:
     recent: Recent = field(default_factory=Recent)
     best_state: dict[str, torch.Tensor] = field(default_factory=dict)
     random: dict[str, Any] = field(default_factory=dict)
-    _clock: float = 0.0
+    due: dict[str, float] | None = None
+    _clock: float | None = None
 
     def start_clock(self) -> None:
-        """What follows is training."""
-        self._clock = time.perf_counter()
+        """What follows is training, if it was not already."""
+        if self._clock is None:
+            self._clock = time.perf_counter()
 
     def stop_clock(self) -> None:
         """Book the time since `start_clock` as training; what follows (evaluation, a checkpoint) is not."""
-        seconds = time.perf_counter() - self._clock
-        self.progress.train_seconds += seconds
-        self.recent.seconds += seconds
-        self.start_clock()
+        if self._clock is not None:
+            seconds = time.perf_counter() - self._clock
+            self.progress.train_seconds += seconds
+            self.recent.seconds += seconds
+            self._clock = None

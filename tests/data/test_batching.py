@@ -53,6 +53,14 @@ def test_every_example_counts_exactly_once_in_an_epoch(sampler):
     assert sorted(real(sampler)) == list(range(len(sampler.lengths)))
 
 
+@given(samplers(), st.integers(1, 9))
+def test_cut_anew_every_example_counts_exactly_once(sampler, micro_batch_size):
+    sampler.resize(micro_batch_size, sampler.accumulation_steps)
+    assert sorted(real(sampler)) == list(range(len(sampler.lengths)))
+    assert all(len(batch) <= micro_batch_size for batch in sampler)
+    assert len(list(sampler)) == len(sampler)
+
+
 @given(samplers())
 def test_the_weights_of_a_window_sum_to_one_and_are_equal(sampler):
     for window in sampler.windows(sampler.epoch):

@@ -203,6 +203,13 @@ def test_batches_are_laid_out_as_in_training(
     assert left(tmp_path, record(arguments={"pad_to_max_length": padded}, data=splits)).layout == expected
 
 
+def test_its_evaluation_batches_are_those_that_fitted(tmp_path: Path) -> None:
+    """In batches of other widths, a product may round otherwise; and larger ones did not fit."""
+    asked = record(arguments={"per_device_eval_batch_size": 64})
+    assert left(tmp_path / "asked", asked).eval_batch_size == 64
+    assert left(tmp_path / "fitted", asked | {"eval_batch_size": 16}).eval_batch_size == 16
+
+
 def test_a_whole_model_takes_no_base(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     model, head = classifier(tiny_folder())
     METHODS["full"].save(METHODS["full"].apply(model, head), head, tmp_path)

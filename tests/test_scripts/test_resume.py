@@ -59,6 +59,20 @@ def losses(folder: Path) -> list[float]:
     return [line["train/loss"] for line in lines]
 
 
+def curves(folder: Path) -> list[dict[str, float]]:
+    """All that is logged, without times and memory."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    beside = ("perf/", "train/samples_per_second")
+    return [{name: line[name] for name in line if not name.startswith(beside)} for line in lines]
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)
+
+
 def status(folder: Path) -> str:
     return json.loads((folder / "run.json").read_text())["status"]
 
@@ -79,6 +93,28 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_status(tmp_path, fl
     assert f"stopped by {number.name}" in errors and "Traceback" not in errors
     assert len(list((folder / "checkpoints").glob("step_*"))) == 1
     assert status(folder) == "interrupted"
+
+
+def test_a_signal_ends_a_long_evaluation_which_is_made_by_the_next_life(tmp_path, flags, glue_folder):
+    glue_folder(train=400, dev=250)
+    slow = [*flags, "--max_train_steps", 20, "--eval_steps", 10, "--per_device_eval_batch_size", 1]
+    slow += ["--checkpointing_steps", 10]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    first = start_script(TRAIN, *slow, "--output_dir", parts, cwd=tmp_path)
+    wait_for(parts / "checkpoints" / "step_00000010")  # which is there before the evaluation begins
+    first.send_signal(signal.SIGTERM)
+    _, errors = first.communicate(timeout=PATIENCE)
+    assert first.returncode == 143 and "stopped by SIGTERM after step 10" in errors
+    assert len(losses(parts)) == 1, "the line of update 10 would have come when the evaluation ended"
+    assert json.loads((parts / "checkpoints" / "step_00000010" / "state.json").read_text())["due"] is not None
+
+    for folder, more in ((parts, ["--resume_from_checkpoint", "auto"]), (whole, [])):
+        done = run_script(TRAIN, *slow, "--output_dir", folder, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    left, right = (load_file(folder / "adapter_model.safetensors") for folder in (whole, parts))
+    assert all(left[key].tobytes() == right[key].tobytes() for key in left)
+    left, right = (curves(folder) for folder in (whole, parts))
+    assert left == right and sum("eval/accuracy" in line for line in left) == 2
 
 
 def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, flags):

@@ -141,6 +141,20 @@ def test_every_logged_line_can_be_read_while_the_run_goes_on(tmp_path):
         assert read_lines(tmp_path / "metrics.jsonl") == [{"step": s, "train/loss": 1 / s} for s in range(1, step + 1)]
 
 
+def test_an_update_that_an_earlier_life_has_logged_is_not_logged_twice(tmp_path):
+    """An evaluation that is made again."""
+    earlier = RunRecord(tmp_path, {})
+    for step in (4, 8, 9):
+        earlier.log({"a": float(step)}, step)
+    earlier._lock.close()
+    later = RunRecord(tmp_path, {}, resumed_step=8)
+    for step in (8, 9, 12):
+        later.log({"a": -float(step)}, step)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["a"]) for line in lines] == [(4, 4.0), (8, 8.0), (9, -9.0), (12, -12.0)]
+    assert later.logged_step == 9
+
+
 def test_on_a_full_disk_the_records_stay_readable_and_say_so(tmp_path, small_disk):
     warnings = []
     record = RunRecord(small_disk.folder / "run", {"seed": 1}, warn=warnings.append)

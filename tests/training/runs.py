@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from peftlib.data.encoding import EncodedExamples
 from peftlib.data.loading import Splits, build_loaders
 from peftlib.data.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from peftlib.evaluation.evaluator import Evaluation, evaluate
+from peftlib.evaluation.evaluator import Between, Evaluation, evaluate
 from peftlib.strategies import STRATEGIES
 from peftlib.training.devices import build_accelerator
 from peftlib.training.optimization import build_optimizer, build_scheduler
@@ -96,10 +96,10 @@ class GradientRecorder(torch.optim.SGD):
         self.seen.append({name: p.grad.clone() for name, p in zip(self.names, parameters, strict=True)})
 
 
-def scripted(scores: list[float]) -> Callable[[], Evaluation]:
+def scripted(scores: list[float]) -> Callable[[Between | None], Evaluation]:
     """Evaluations with these accuracies, one after the other."""
     left = iter(scores)
-    return lambda: Evaluation({"accuracy": next(left), "loss": 1.0}, np.zeros((1, 2)), np.zeros(1, dtype=int), 1.0)
+    return lambda _: Evaluation({"accuracy": next(left), "loss": 1.0}, np.zeros((1, 2)), np.zeros(1, dtype=int), 1.0)
 
 
 def make_run(
@@ -161,6 +161,7 @@ def make_run(
         optimizer,
         scheduler,
         train_loader,
+        eval_loader,
         batches,
         scripted(scores) if scores is not None else score,
         Log(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -21,10 +22,11 @@ from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.strategies import STRATEGIES
 from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.folder import choose_output_dir
-from peftlib.training import checkpointing
+from peftlib.training import checkpointing, milestones, state
 from peftlib.training.checkpointing import CheckpointKeeper, _with_nan, restore
 from peftlib.training.loop import train
-from peftlib.training.manifest import checkpoints, digest, find_checkpoint, matching_manifest, verify
+from peftlib.training.manifest import checkpoints, digest, find_checkpoint, matching_manifest, sha256, verify
+from peftlib.training.milestones import score_best
 from peftlib.training.state import Training
 from tests.training.runs import make_run
 
@@ -58,10 +60,19 @@ def small_run(folder: Path, *, every: str | None = None, limit: int | None = Non
     return run
 
 
-def stop_at(call: int) -> SimpleNamespace:
-    """An interruption that arrives at the n-th time it is asked for, after the n-th micro-batch."""
-    count = iter(range(1, 10**6))
-    return SimpleNamespace(requested=lambda: signal.SIGTERM if next(count) == call else None)
+class Stop:
+    """An interruption that arrives after the n-th micro-batch of a run, or at the n-th question in its evaluations.
+
+    An evaluation of three batches asks twice.
+    """
+
+    def __init__(self, run: Training, micro_batch: int | None = None, question: int | None = None) -> None:
+        self._run, self._wanted, self._asked = run, (question, micro_batch), [0, 0]
+
+    def requested(self) -> signal.Signals | None:
+        trains = self._run.model.training
+        self._asked[trains] += 1
+        return signal.SIGTERM if self._asked[trains] == self._wanted[trains] else None
 
 
 def weights(run: Training) -> dict[str, torch.Tensor]:
@@ -70,6 +81,12 @@ def weights(run: Training) -> dict[str, torch.Tensor]:
 
 def curve(run: Training) -> dict[int, tuple[float, float]]:
     return {step: (values["train/loss"], values["train/learning_rate"]) for step, values in run.watcher.lines}
+
+
+def logged(run: Training) -> dict[int, dict[str, float]]:
+    """What `metrics.jsonl` gets, without the times."""
+    times = {"train/samples_per_second"}
+    return {step: {name: values[name] for name in values.keys() - times} for step, values in run.watcher.lines}
 
 
 def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
@@ -86,7 +103,13 @@ def uninterrupted(tmp_path_factory):
 def whole_run(folder: Path, **options) -> SimpleNamespace:
     run = small_run(folder, **options)
     train(run)
-    return SimpleNamespace(weights=weights(run), curve=curve(run), best=run.best_state, progress=run.progress)
+    return ended(run)
+
+
+def ended(run: Training) -> SimpleNamespace:
+    return SimpleNamespace(
+        weights=weights(run), curve=curve(run), logged=logged(run), best=run.best_state, progress=run.progress
+    )
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 5, 7, 18, 19, 20, 21, 30, 36, 38])
@@ -120,14 +143,17 @@ def test_resumed_equals_uninterrupted_in_bf16(tmp_path):
 def assert_resumes(folder: Path, uninterrupted: SimpleNamespace, micro_batch: int, **options) -> None:
     """Stopped after this many micro-batches and gone on with, a run ends with the uninterrupted one's bits."""
     first = small_run(folder, **options)
-    first.interruption = stop_at(micro_batch)
+    first.interruption = Stop(first, micro_batch)
     with pytest.raises(Interrupted) as stop:
         train(first)
     assert stop.value.status == 143
-    torch.manual_seed(999)  # a new process starts with other generators
+    assert_ends_alike(first, small_run(folder, **options), uninterrupted)
 
-    second = small_run(folder, **options)
-    restore(second, find_checkpoint("auto", folder, print))
+
+def assert_ends_alike(first: Training, second: Training, uninterrupted: SimpleNamespace) -> None:
+    """The second life goes on from the checkpoint of the first, which has ended."""
+    torch.manual_seed(999)  # a new process starts with other generators
+    restore(second, find_checkpoint("auto", second.keeper.folder.parent, print))
     train(second)
     assert_same(weights(second), uninterrupted.weights)
     assert_same(second.best_state, uninterrupted.best)
@@ -135,6 +161,9 @@ def assert_resumes(folder: Path, uninterrupted: SimpleNamespace, micro_batch: in
     assert second.progress.loss_sum == uninterrupted.progress.loss_sum
     assert second.progress.examples == uninterrupted.progress.examples
     assert second.progress.best == uninterrupted.progress.best
+    assert second.progress.history == uninterrupted.progress.history
+    assert second.progress.stopped_early == uninterrupted.progress.stopped_early
+    assert logged(first) | logged(second) == uninterrupted.logged
 
 
 def test_stopping_again_and_again_changes_nothing(tmp_path, uninterrupted):
@@ -143,7 +172,7 @@ def test_stopping_again_and_again_changes_nothing(tmp_path, uninterrupted):
         found = find_checkpoint("auto", tmp_path, lambda line: None)
         if found is not None:
             restore(run, found)
-        run.interruption = stop_at(3)
+        run.interruption = Stop(run, 3)
         try:
             train(run)
         except Interrupted:
@@ -191,10 +220,193 @@ def test_a_damaged_newer_one_does_not_push_out_a_whole_one(tmp_path):
     (newest / "state.json").unlink()
     again = small_run(tmp_path, every="5", limit=1)
     restore(again, tmp_path / "checkpoints" / "step_00000010")
-    again.interruption = stop_at(11)  # after step 15
+    again.interruption = Stop(again, 11)  # after step 15
     with pytest.raises(Interrupted):
         train(again)
     assert find_checkpoint("auto", tmp_path, lambda line: None).name == "step_00000015"
+
+
+# ── In the middle of an evaluation ───────────────────────────────────────────────────────────────────────────────
+
+
+def often_evaluated(folder: Path, every: str | None = None, scores: dict[int, float] | None = None) -> Training:
+    """Evaluated after the updates 4, 8, 12, 16 and 20 in three batches, which ask twice; perhaps scored by a script.
+
+    Clipped, so that the norm of the gradient is logged.
+    """
+    run = small_run(folder, every=every, eval_steps=4, patience=2 if scores else 0, max_grad_norm=1.0)
+    if scores is not None:
+        evaluate = run.evaluate
+
+        def scored(between):
+            found = evaluate(between)
+            return dataclasses.replace(found, metrics=found.metrics | {"accuracy": scores[run.progress.step]})
+
+        run.evaluate = scored
+    return run
+
+
+#: Patience runs out after update 12.
+SCRIPT = {4: 0.5, 8: 0.25, 12: 0.25}
+
+
+@pytest.fixture(scope="module", params=[None, SCRIPT], ids=["to the end", "stopped early"])
+def evaluated(request, tmp_path_factory):
+    run = often_evaluated(tmp_path_factory.mktemp("evaluated"), scores=request.param)
+    train(run)
+    assert run.progress.stopped_early == (request.param is not None)
+    return SimpleNamespace(script=request.param, run=ended(run))
+
+
+@pytest.mark.parametrize("every", [None, "4"])
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_stopped_in_an_evaluation_resumed_equals_uninterrupted(tmp_path, evaluated, place, every):
+    last = 2 * len(evaluated.run.progress.history)
+    question = {"first": 1, "middle": 4, "last": last}[place]
+    step = (question + 1) // 2 * 4
+    first = often_evaluated(tmp_path, every, evaluated.script)
+    first.interruption = Stop(first, question=question)
+    with pytest.raises(Interrupted, match=f"after step {step}; continue with --output_dir"):
+        train(first)
+    assert first.model.training, "as it was before the evaluation"
+    assert checkpoints(tmp_path / "checkpoints")[0].name == f"step_{step:08d}"
+    assert step not in logged(first), "an update is logged once, with its scores"
+    assert_ends_alike(first, often_evaluated(tmp_path, every, evaluated.script), evaluated.run)
+
+
+def test_stopped_in_every_evaluation_twice_changes_nothing(tmp_path, evaluated):
+    """The second time in the evaluation that is due."""
+    lines: dict[int, dict[str, float]] = {}
+    for life in range(1, 20):
+        run = often_evaluated(tmp_path, scores=evaluated.script)
+        if life > 1:
+            restore(run, find_checkpoint("auto", tmp_path, print))
+        run.interruption = Stop(run, question=1 if life % 2 else 3)
+        try:
+            train(run)
+        except Interrupted:
+            lines |= logged(run)
+            continue
+        break
+    assert life > 3
+    assert_same(weights(run), evaluated.run.weights)
+    assert lines | logged(run) == evaluated.run.logged
+
+
+class Killed(BaseException):
+    """Nothing can be done about it."""
+
+
+@pytest.mark.parametrize("evaluation", [1, 2, 3])
+def test_a_due_checkpoint_is_there_before_its_evaluation_begins(tmp_path, evaluated, evaluation):
+    first, count = often_evaluated(tmp_path, "4", evaluated.script), iter(range(1, 9))
+    evaluate = first.evaluate
+
+    def killed(between):
+        if next(count) == evaluation:
+            raise Killed
+        return evaluate(between)
+
+    first.evaluate = killed
+    with pytest.raises(Killed):
+        train(first)
+    assert checkpoints(tmp_path / "checkpoints")[0].name == f"step_{4 * evaluation:08d}"
+    assert_ends_alike(first, often_evaluated(tmp_path, "4", evaluated.script), evaluated.run)
+
+
+def test_time_in_an_evaluation_that_is_stopped_or_made_again_is_no_training(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(state, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class SlowStop(Stop):
+        def requested(self):
+            now[0] += 0.0 if self._run.model.training else 3600.0
+            return super().requested()
+
+    def kept_seconds():
+        kept = json.loads((checkpoints(tmp_path / "checkpoints")[0] / "state.json").read_text())
+        return kept["progress"]["step"], kept["progress"]["train_seconds"], kept["recent"]["seconds"]
+
+    first, second = often_evaluated(tmp_path), often_evaluated(tmp_path)
+    first.interruption = SlowStop(first, question=1)
+    with pytest.raises(Interrupted):
+        train(first)
+    assert now[0] == 3600.0 and kept_seconds() == (4, 0.0, 0.0)
+    restore(second, find_checkpoint("auto", tmp_path, print))
+    second.interruption = SlowStop(second, question=11)  # while the saved state is scored
+    train(second)
+    with pytest.raises(Interrupted):
+        score_best(second)
+    assert now[0] == 12 * 3600.0 and kept_seconds() == (20, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("every", [None, "epoch"])
+def test_stopped_while_the_saved_state_is_scored_nothing_is_lost(tmp_path, evaluated, every):
+    """The model holds the best state then, and the checkpoint has to hold the last one."""
+    whole = often_evaluated(tmp_path / "whole", every, evaluated.script)
+    train(whole)
+    last, expected = weights(whole), score_best(whole)
+    assert whole.progress.best["step"] != whole.progress.step
+    first = often_evaluated(tmp_path, every, evaluated.script)
+    train(first)
+    first.interruption = Stop(first, question=2)
+    with pytest.raises(Interrupted):
+        score_best(first)
+    second = often_evaluated(tmp_path, every, evaluated.script)
+    restore(second, find_checkpoint("auto", tmp_path, print))
+    train(second)
+    assert second.watcher.steps == [], "no update is left"
+    assert_same(weights(second), last)
+    found = score_best(second)
+    assert found.logits.tobytes() == expected.logits.tobytes() and found.metrics == expected.metrics
+
+
+def test_the_last_state_is_copied_only_where_the_best_is_another(tmp_path, monkeypatch):
+    run = small_run(tmp_path, epochs=1)
+    train(run)
+    last = weights(run)
+    monkeypatch.setattr(milestones, "trained_state", None)
+    run.interruption = Stop(run, question=1)
+    with pytest.raises(Interrupted):
+        score_best(run)
+    again = small_run(tmp_path, epochs=1)
+    restore(again, find_checkpoint("auto", tmp_path, print))
+    assert_same(weights(again), last)
+
+
+def test_a_checkpoint_of_before_resumes(tmp_path, uninterrupted):
+    """Format 3 has no evaluations that are due."""
+    first = small_run(tmp_path)
+    first.interruption = Stop(first, 21)
+    with pytest.raises(Interrupted):
+        train(first)
+    (checkpoint,) = checkpoints(tmp_path / "checkpoints")
+    kept = json.loads((checkpoint / "state.json").read_text())
+    assert kept.pop("due") is None
+    (checkpoint / "state.json").write_text(json.dumps(kept))
+    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    rewrite_manifest(checkpoint, format=3, files=files | {"state.json": sha256(checkpoint / "state.json")})
+    assert_ends_alike(first, small_run(tmp_path), uninterrupted)
+
+
+def test_an_evaluation_without_memory_leaves_a_checkpoint_and_one_line(tmp_path, evaluated):
+    first = often_evaluated(tmp_path, scores=evaluated.script)
+    forward = first.model.forward
+
+    def limited(input_ids, **rest):
+        if len(input_ids) > 2 and not first.model.training and first.progress.step > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(input_ids=input_ids, **rest)
+
+    first.model.forward = limited
+    line = (
+        r"^out of memory with evaluation batches of 4; use --per_device_eval_batch_size 2; continue with --output_dir "
+    )
+    with pytest.raises(RunError, match=line):
+        train(first)
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step_00000008"]
+    first.model.forward = forward
+    assert_ends_alike(first, often_evaluated(tmp_path, scores=evaluated.script), evaluated.run)
 
 
 # ── Damage ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -441,12 +653,14 @@ def test_enospc_at_each_write_leaves_the_previous_checkpoint_and_the_run_goes_on
         monkeypatch.setattr(owner, name, breaking(getattr(owner, name)))
     monkeypatch.setattr(Path, "rename", breaking(Path.rename))
 
-    train(small_run(tmp_path / "count", every="10", epochs=3))
-    per_checkpoint = calls["made"] // 3
-    assert per_checkpoint > 10
-    for point in range(1, per_checkpoint + 1):
+    counting, until = small_run(tmp_path / "count", every="10", epochs=3), []
+    save = counting.keeper.save
+    counting.keeper.save = lambda training: (save(training), until.append(calls["made"]))[0]
+    train(counting)
+    assert len(until) == 3 and until[0] > 10
+    for point in range(1, until[1] - until[0] + 1):
         folder = tmp_path / str(point)
-        calls.update(made=0, fails_at=per_checkpoint + point)  # in the second checkpoint
+        calls.update(made=0, fails_at=until[0] + point)  # in the second checkpoint
         run = small_run(folder, every="10", epochs=3)
         train(run)
         assert len(run.keeper._reporter.warnings) == 1, point
@@ -549,7 +763,7 @@ def test_the_end_is_kept_as_well_since_the_result_has_yet_to_be_written(tmp_path
 
 def test_a_signal_behind_the_last_update_loses_nothing(tmp_path, uninterrupted):
     run = small_run(tmp_path)
-    run.interruption = stop_at(38)  # the last micro-batch: 2 epochs of 9 × 2 + 1
+    run.interruption = Stop(run, 38)  # the last micro-batch: 2 epochs of 9 × 2 + 1
     with pytest.raises(Interrupted):
         train(run)
     again = small_run(tmp_path)

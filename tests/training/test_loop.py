@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftlib.errors import RunError
 from peftlib.strategies.parameters import trained_state
-from peftlib.training.loop import keep_best, train, train_step
+from peftlib.training.loop import train, train_step
+from peftlib.training.milestones import keep_best
 from peftlib.training.state import Plan, Training
 from tests.training.runs import make_run
 
@@ -149,9 +150,9 @@ def test_a_skipped_update_moves_neither_the_schedule_nor_the_weights(tmp_path: P
     snapshots = [weights(run)]
     evaluate = run.evaluate
 
-    def remembering() -> Any:
+    def remembering(between: Any) -> Any:
         snapshots.append(weights(run))
-        return evaluate()
+        return evaluate(between)
 
     run.evaluate = remembering
     progress = train(run)
@@ -211,9 +212,9 @@ def test_the_best_state_is_kept_and_put_back(tmp_path: Path) -> None:
     states: list[dict[str, torch.Tensor]] = []
     evaluate = run.evaluate
 
-    def remembering() -> Any:
+    def remembering(between: Any) -> Any:
         states.append(weights(run))
-        return evaluate()
+        return evaluate(between)
 
     run.evaluate = remembering
     progress = train(run)
@@ -406,9 +407,9 @@ def test_training_time_leaves_evaluation_out(tmp_path: Path, monkeypatch: pytest
         now[0] += 1.0
         advance(step)
 
-    def minute_of_evaluation() -> Any:
+    def minute_of_evaluation(between: Any) -> Any:
         now[0] += 60.0
-        return evaluate()
+        return evaluate(between)
 
     run.watcher.advance = second_of_training
     run.evaluate = minute_of_evaluation

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from peftlib.data.loading import batches_of
 from peftlib.errors import RunError
 from peftlib.strategies.parameters import trained_state
 from peftlib.training.loop import train
-from peftlib.training.memory import fit_micro_batch
+from peftlib.training.memory import fit_batches, fit_evaluation_batch, fit_micro_batch
 from tests.training.runs import make_run
 
 
@@ -24,13 +25,13 @@ class Reporter:
         self.facts |= facts
 
 
-def limited_run(folder, largest: int, **options):
-    """A run whose model has memory for so many examples."""
+def limited_run(folder, largest: int, mode: str = "any", **options):
+    """A run whose model has memory for so many examples; in the other mode, of training or evaluation, for any."""
     run = make_run(folder, **options)
     forward = run.model.forward
 
     def limited(input_ids, **rest):
-        if len(input_ids) > largest:
+        if len(input_ids) > largest and mode in ("any", "training" if run.model.training else "evaluation"):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(input_ids=input_ids, **rest)
 
@@ -72,7 +73,37 @@ def test_a_single_example_that_does_not_fit_is_an_error(tmp_path):
         fit_micro_batch(limited_run(tmp_path, 0, micro=4))
 
 
-def test_other_errors_are_not_mistaken_for_it(tmp_path):
+@pytest.mark.parametrize(("largest", "fitted"), [(9, 4), (3, 2), (1, 1)])
+def test_the_batch_of_evaluations_is_halved_until_it_fits(tmp_path, largest, fitted):
+    expected = make_run(tmp_path).evaluate(None)
+    run, reporter = limited_run(tmp_path, largest, "evaluation", micro=8, dropout=0.1), Reporter()
+    run.watcher = reporter
+    before = torch.get_rng_state()
+    fit_evaluation_batch(run)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert batches_of(run.eval_loader).micro_batch_size == fitted and run.batches.micro_batch_size == 8
+    assert reporter.facts == {"eval_batch_size": fitted}
+    assert [line.split(" (")[0] for line in reporter.warnings] == [
+        f"out of memory: evaluation batches of {size}" for size in (2, 1) if size >= fitted
+    ]
+    torch.testing.assert_close(run.evaluate(None).logits, expected.logits)
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_checkpoint_s_micro_batch_stays(tmp_path, resumed):
+    run = limited_run(tmp_path, 2, micro=8)
+    fit_batches(run, resumed=resumed)
+    assert run.batches.micro_batch_size == (8 if resumed else 2)
+    assert batches_of(run.eval_loader).micro_batch_size == 2
+
+
+def test_a_single_example_that_cannot_be_evaluated_is_an_error(tmp_path):
+    with pytest.raises(RunError, match=r"^out of memory with a single example; use a smaller --max_length or model"):
+        fit_batches(limited_run(tmp_path, 0, "evaluation", micro=4), resumed=False)
+
+
+@pytest.mark.parametrize("mode", ["training", "evaluation"])
+def test_other_errors_are_not_mistaken_for_it(tmp_path, mode):
     run = make_run(tmp_path, micro=4)
 
     def broken(**inputs):
@@ -80,4 +111,4 @@ def test_other_errors_are_not_mistaken_for_it(tmp_path):
 
     run.model.forward = broken
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        fit_micro_batch(run)
+        fit_batches(run, resumed=mode == "evaluation")

@@ -95,7 +95,7 @@ def previewed(tmp_path, monkeypatch, capsys, *words, **options) -> str:
     arguments = made_arguments("--dry_run", *words)
     run.keeper = CheckpointKeeper(tmp_path, arguments["checkpointing_steps"], None, {}, None)
     reporter = Reporter(run.accelerator, tmp_path, arguments, [])
-    preview.preview(run, run.evaluate.args[2], HEAD, reporter, arguments)
+    preview.preview(run, HEAD, reporter, arguments)
     return capsys.readouterr().out
 
 

@@ -20,10 +20,6 @@ from peftlib.training.rehearsal import SAMPLES, Timing, rehearse, spread
 from tests.training.runs import make_run
 
 
-def eval_loader_of(run):
-    return run.evaluate.args[2]
-
-
 class Clock:
     """Stands still but for the work that is done: a second for each token."""
 
@@ -65,24 +61,24 @@ def test_the_time_of_all_updates_is_estimated_from_some(tmp_path, monkeypatch):
     run, clock = make_run(tmp_path, examples=1203, accumulation=2), Clock(monkeypatch)
     watch(run, clock)
     monkeypatch.setattr(rehearsal, "_SECONDS", 1e9)
-    seen = rehearse(run, eval_loader_of(run), 4)
+    seen = rehearse(run)
     tokens = int(run.batches.lengths.sum())
     assert seen.updates.windows == 3 * 12 < len(run.batches.windows(0)) / 4
     assert seen.updates.mean * len(run.batches.windows(0)) == pytest.approx(tokens, rel=0.03)
     assert all(mean * len(run.batches.windows(0)) == pytest.approx(tokens, rel=0.06) for mean in seen.updates.seconds)
     assert seen.evaluation_windows == 3
-    assert seen.evaluation.mean * 3 == eval_loader_of(run).dataset.lengths.sum()
+    assert seen.evaluation.mean * 3 == run.eval_loader.dataset.lengths.sum()
 
 
 def test_slow_updates_are_few(tmp_path, monkeypatch):
     run, clock = make_run(tmp_path, examples=203), Clock(monkeypatch)
     watch(run, clock)
     monkeypatch.setattr(rehearsal, "_SECONDS", 400.0)  # an update of the longest takes 44
-    seen = rehearse(run, eval_loader_of(run), 4)
+    seen = rehearse(run)
     assert seen.updates.windows == 9
     assert clock.now < 2.5 * 400
     monkeypatch.setattr(rehearsal, "_SECONDS", 1.0)
-    assert rehearse(run, eval_loader_of(run), 4).updates.windows == 3
+    assert rehearse(run).updates.windows == 3
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -97,12 +93,12 @@ def test_the_longest_micro_batch_of_all_is_among_them_when_everything_is_there(t
         return forward(**inputs)
 
     run.model.forward = watched
-    rehearse(run, eval_loader_of(run), 4)
+    rehearse(run)
     longest = int(np.sort(run.batches.lengths)[-4:].sum())
     with_moments = [batch for batch, held in zip(clock.batches, moments, strict=True) if held]
     assert (longest, True) in with_moments
     assert run.best_state.keys() == trained_state(run.model).keys()
-    assert (int(np.sort(eval_loader_of(run).dataset.lengths)[-4:].sum()), False) in clock.batches
+    assert (int(np.sort(run.eval_loader.dataset.lengths)[-4:].sum()), False) in clock.batches
 
 
 def test_what_is_left_of_a_run_is_what_is_sampled(tmp_path, monkeypatch):
@@ -110,19 +106,29 @@ def test_what_is_left_of_a_run_is_what_is_sampled(tmp_path, monkeypatch):
     run.progress.step = run.progress.window = 3
     made: list[tuple[int, ...]] = []
     monkeypatch.setattr(rehearsal, "_update", lambda training, window: made.append(tuple(window)))
-    rehearse(run, eval_loader_of(run), 4)
+    rehearse(run)
     assert set(made[3:]) == {tuple(window) for window in run.batches.windows(0)[3:5]}
 
 
-def test_too_little_memory_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("trains", "line"),
+    [
+        (True, "micro-batches of 4; lower --per_device_train_batch_size and raise --gradient_accumulation_steps"),
+        (False, "evaluation batches of 4; use --per_device_eval_batch_size 2"),
+    ],
+)
+def test_too_little_memory_is_one_line(tmp_path, trains, line):
     run = make_run(tmp_path)
+    forward = run.model.forward
 
     def full(**inputs):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        if run.model.training == trains:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(**inputs)
 
     run.model.forward = full
-    with pytest.raises(RunError, match=r"out of memory with micro-batches of 4, .*--per_device_train_batch_size"):
-        rehearse(run, eval_loader_of(run), 4)
+    with pytest.raises(RunError, match=f"^out of memory with {line}$"):
+        rehearse(run)
 
 
 def test_other_errors_are_not_mistaken_for_it(tmp_path, monkeypatch):
@@ -133,14 +139,14 @@ def test_other_errors_are_not_mistaken_for_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train_step", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        rehearse(run, eval_loader_of(run), 4)
+        rehearse(run)
 
 
 def test_a_signal_ends_it(tmp_path):
     run = make_run(tmp_path)
     run.interruption = SimpleNamespace(requested=lambda: signal.SIGINT)
     with pytest.raises(Interrupted, match="stopped by SIGINT") as caught:
-        rehearse(run, eval_loader_of(run), 4)
+        rehearse(run)
     assert (caught.value.status, caught.value.by_hand) == (130, True)
 
 
@@ -171,4 +177,4 @@ def test_a_device_without_fp64_trains_and_rehearses(tmp_path):
     with WithoutFp64():
         train(make_run(tmp_path / "real", max_steps=2, max_grad_norm=0.1))
         run = make_run(tmp_path, max_steps=2)
-        assert rehearse(run, eval_loader_of(run), 4).peak_memory > 0
+        assert rehearse(run).peak_memory > 0

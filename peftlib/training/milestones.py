@@ -1,0 +1,205 @@
+"""Between updates: a log, an evaluation, a checkpoint, or the end at a signal."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import signal
+from functools import partial
+
+import torch
+
+from peftlib.errors import Interrupted, OutOfMemory, RunError
+from peftlib.evaluation.evaluator import Evaluation
+from peftlib.strategies.parameters import load_trained_state, trained_state
+from peftlib.training.interruption import EXIT_STATUS
+from peftlib.training.randomness import capture_random
+from peftlib.training.state import Recent, Training
+
+
+def finish_window(training: Training) -> None:
+    """After an update: count it, and log, keep a checkpoint and evaluate where that is due.
+
+    The checkpoint comes first, since an evaluation may take longer than all updates since the previous one. It says
+    that the evaluation is due, and a run that goes on from it begins with that.
+    """
+    progress, plan, keeper = training.progress, training.plan, training.keeper
+    progress.step += 1
+    progress.window += 1
+    if epoch_ends := progress.window == progress.windows_per_epoch:
+        progress.epoch, progress.window = progress.epoch + 1, 0
+    training.watcher.advance(progress.step)
+
+    if plan.evaluates(progress.step, epoch_ends):
+        training.due = _flush(training)
+    elif progress.step % plan.logging_steps == 0:
+        training.watcher.log(_flush(training), progress.step)
+    if keeper is not None and keeper.is_due(progress.step, epoch_ends, progress.step == plan.steps):
+        _keep(training)
+    if training.due is not None:
+        evaluate_due(training)
+    if training.batches.accumulation_steps > 1:
+        training.random = capture_random()  # a signal may come inside the next window
+    training.start_clock()
+
+
+def evaluate_due(training: Training) -> None:
+    """Score the last update, log it, keep the model if it is the best so far, and decide whether patience has run out.
+
+    Every process computes the same metrics from the same gathered logits, so all decide alike.
+
+    Raises:
+        Interrupted, RunError: as `_score`.
+    """
+    progress, keeper, metric = training.progress, training.keeper, training.plan.best_metric
+    assert training.due is not None
+    training.stop_clock()
+    progress.last = _score(training).metrics | {"step": progress.step}
+    progress.history.append(progress.last)
+    score = progress.last[metric]
+    # A NaN is never better, and anything is better than a NaN.
+    if not progress.best or score > progress.best[metric] or (math.isnan(progress.best[metric]) and score == score):
+        progress.best, progress.stale = dict(progress.last), 0
+        training.best_state = trained_state(training.accelerator.unwrap_model(training.model))
+    else:
+        progress.stale += 1
+        progress.stopped_early = 0 < training.plan.patience <= progress.stale
+    values = {f"eval/{name}": value for name, value in progress.last.items() if name != "step"}
+    values |= {f"eval/best_{metric}": progress.best[metric]}
+    training.watcher.log(training.due | values, progress.step)
+    training.due = None
+    if progress.stopped_early and keeper is not None and keeper.is_due(progress.step, epoch_ends=False, run_ends=True):
+        _keep(training)
+    training.start_clock()
+
+
+def score_best(training: Training) -> Evaluation:
+    """Put the trained state of the best evaluation back into the model, and score it; when nothing is left to train.
+
+    Raises:
+        Interrupted, RunError: as `_score`. A resumed run comes straight back here.
+    """
+    last = None
+    if training.progress.best["step"] != training.progress.step:
+        last = trained_state(training.accelerator.unwrap_model(training.model))
+    keep_best(training)
+    return _score(training, last)
+
+
+def keep_best(training: Training) -> None:
+    """Put the trained state of the best evaluation back into the model."""
+    load_trained_state(training.accelerator.unwrap_model(training.model), training.best_state)
+
+
+def _score(training: Training, last: dict[str, torch.Tensor] | None = None) -> Evaluation:
+    """An evaluation whose early end loses no update.
+
+    Args:
+        last: the trained state after the last update; None where the model has it.
+
+    Raises:
+        Interrupted: a signal arrived.
+        RunError: too little memory.
+    """
+    try:
+        return training.evaluate(partial(stop_if_asked, training, last))
+    except OutOfMemory as error:
+        raise RunError(f"{error}; {_kept_for_later(training, last)}") from error
+
+
+def stop_if_asked(training: Training, last: dict[str, torch.Tensor] | None = None) -> None:
+    """Between batches, of training or of an evaluation: end the run at a signal, with a checkpoint.
+
+    Args:
+        last: as `_score` takes it.
+
+    Raises:
+        Interrupted: a signal arrived.
+    """
+    number = None if training.interruption is None else training.interruption.requested()
+    if number is not None:
+        way = _kept_for_later(training, last)
+        message = f"stopped by {number.name} after step {training.progress.step}; {way}"
+        raise Interrupted(message, EXIT_STATUS[number], by_hand=number is signal.SIGINT)
+
+
+def losses_since_log(training: Training) -> list[float]:
+    """Fetch the losses of the updates since the last log, the same on every process.
+
+    The loop's only synchronisation of host and device.
+
+    Raises:
+        RunError: one of them is not finite.
+    """
+    recent = training.recent
+    if not recent.losses:
+        return []
+    # A window's loss is the sum of the processes' shares.
+    losses: list[float] = training.accelerator.reduce(torch.stack(recent.losses), reduction="sum").tolist()
+    for step, (loss, rate) in enumerate(
+        zip(losses, recent.rates, strict=True), training.progress.step - len(losses) + 1
+    ):
+        if not math.isfinite(loss):
+            way = "try a smaller --learning_rate, more --num_warmup_steps, or --mixed_precision no"
+            if step == 1:  # nothing has been trained yet
+                way = "try --mixed_precision no, or another base model: this one's weights may be damaged"
+            raise RunError(f"the loss is {loss} at step {step} (learning rate {rate:.3g}); {way}")
+    return losses
+
+
+def settle(training: Training) -> None:
+    """Step the schedule for the latest update in fp16, or count it as skipped, if that has not been done yet."""
+    if training.verdict is None:
+        return
+    scale, training.verdict = training.verdict.scale(), None
+    if scale < training.loss_scale:
+        training.progress.skipped += 1
+    else:
+        training.scheduler.step()
+    training.loss_scale = scale
+
+
+def _kept_for_later(training: Training, last: dict[str, torch.Tensor] | None) -> str:
+    """Write a checkpoint of the last whole update; in words, how a later life of the run goes on."""
+    if last is not None:
+        load_trained_state(training.accelerator.unwrap_model(training.model), last)
+    keeper = training.keeper
+    place = "" if keeper is None else f"--output_dir {shlex.quote(str(keeper.folder.parent))} "
+    way = f"continue with {place}--resume_from_checkpoint auto"
+    if not _keep(training):
+        way = f"this step could not be kept; an older one, if there is any, is whole: {way}"
+    return way
+
+
+def _keep(training: Training) -> bool:
+    """Write a checkpoint; its time is not training time."""
+    settle(training)
+    if training.accelerator.sync_gradients:  # no window is under way: the generators are where a new one will start
+        training.random = capture_random()
+    training.stop_clock()
+    return training.keeper is not None and training.keeper.save(training)
+
+
+def _flush(training: Training) -> dict[str, float]:
+    """The values of a log, and a fresh start for what follows it."""
+    progress = training.progress
+    losses = losses_since_log(training)
+    settle(training)
+    training.stop_clock()
+    recent, training.recent = training.recent, Recent()
+    progress.loss_sum += sum(losses)
+    progress.examples += recent.examples
+    values = {
+        "train/loss": sum(losses) / len(losses),
+        "train/learning_rate": recent.rates[-1],
+        "train/epoch": progress.epochs,
+        "train/global_step": float(progress.step),
+    }
+    if recent.seconds > 0:
+        values["train/samples_per_second"] = recent.examples / recent.seconds
+    if recent.norm is not None:
+        values["train/grad_norm"] = float(recent.norm)
+    if training.accelerator.scaler is not None:
+        values["train/loss_scale"] = training.loss_scale
+        values["train/skipped_steps"] = float(progress.skipped)
+    return values
