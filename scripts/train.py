@@ -15,7 +15,7 @@ def main() -> None:
     from peftlib.arguments import parse_train_arguments
 
     args = parse_train_arguments().checked()
-    which, data, how, out, hub, name = args.model, args.data, args.training, args.output, args.hub, args.task_name
+    model_args, data_args, train_args, output_args, hub_args = args.groups
     with cli.importing():
         from functools import partial
 
@@ -46,63 +46,70 @@ def main() -> None:
         from peftlib.training.state import Plan, Training
 
     with everywhere(alike=args.of_all_nodes()):  # what one of several nodes cannot read ends all of them
-        task, trackers = find_task(name, data.own, how.metric_for_best_model), choose_trackers(out.report_to)
-    folder, resume = on_main(lambda: choose_folder(task.name, how.method, *out.place))
+        task = find_task(args.task_name, data_args.own, train_args.metric_for_best_model)
+        trackers = choose_trackers(output_args.report_to)
+    folder, resume = on_main(lambda: choose_folder(task.name, train_args.method, *output_args.place))
 
     # ── Accelerator, seed ────────────────────────────────────────────────────────────────────────────────────
     accelerator, precision = build_accelerator(
-        how.mixed_precision, how.gradient_accumulation_steps, trackers, folder, how.num_cpu_threads
+        train_args.mixed_precision, train_args.gradient_accumulation_steps, trackers, folder, train_args.num_cpu_threads
     )
     reporter = Reporter(accelerator, folder, args.flat(), trackers)
     reporter.notes(args.ignored)
-    repository = choose_repository(hub.push_to_hub, hub.hub_model_id, hub.hub_private_repo, reporter)
-    set_seed(how.seed)
+    repository = choose_repository(hub_args.push_to_hub, hub_args.hub_model_id, hub_args.hub_private_repo, reporter)
+    set_seed(train_args.seed)
 
     # ── Data ─────────────────────────────────────────────────────────────────────────────────────────────────
     with everywhere(in_turn=True):  # a node's first process tokenises, its others find the cache
-        source = find_model(which.model_name_or_path, which.model_revision, which.trust_remote_code)
+        source = find_model(model_args.model_name_or_path, model_args.model_revision, model_args.trust_remote_code)
         tokenizer = load_tokenizer(source)
-        splits = load_splits(task, tokenizer, data.data_dir, data.max_length, *data.limits)
+        splits = load_splits(task, tokenizer, data_args.data_dir, data_args.max_length, *data_args.limits)
     train_loader, eval_loader, batches = build_loaders(
-        splits, tokenizer, how.batch_sizes, how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed,
-        group_by_length=data.group_by_length, pad_to=data.pad_to, num_workers=data.dataloader_num_workers,
+        splits, tokenizer, train_args.batch_sizes, train_args.gradient_accumulation_steps, accelerator.num_processes,
+        seed=train_args.seed, group_by_length=data_args.group_by_length, pad_to=data_args.pad_to,
+        num_workers=data_args.dataloader_num_workers,
     )  # fmt: skip
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     with everywhere():
-        base, head = load_classifier(source, task.labels, args.dropout, splits.extent(data.pad_to), task.problem_type)
+        extent = splits.extent(data_args.pad_to)
+        base, head = load_classifier(source, task.labels, args.dropout, extent, task.problem_type)
     base_size, fingerprint, rate = size(base), Fingerprint.of(base, head), args.learning_rate
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader), reporter.warn)
     parameters = ParameterCount.of(base_size, adapted)
     facts = describe_run(source, fingerprint, task, splits.facts(), parameters, precision, rate, batches.window_size)
     checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), facts, accelerator)
-    manifest = matching_manifest(checkpoint, identity, extend=out.extend_training, folder=folder)
-    accelerate_model(adapted, accelerator.device, precision.name, how.frozen_dtype, args.reads_frozen, train_loader)
+    manifest = matching_manifest(checkpoint, identity, extend=output_args.extend_training, folder=folder)
+    frozen_dtype, device = train_args.frozen_dtype, accelerator.device
+    accelerate_model(adapted, device, precision.name, frozen_dtype, args.reads_frozen, train_loader)
 
     # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────
     plan = Plan.of(
-        batches.windows_per_epoch, args.num_train_epochs, how.max_train_steps, eval_steps=how.eval_steps,
-        logging_steps=out.logging_steps, max_grad_norm=how.max_grad_norm, patience=how.early_stopping_patience,
-        best_metric=task.best_metric(how.metric_for_best_model),
+        batches.windows_per_epoch, args.num_train_epochs, train_args.max_train_steps, eval_steps=train_args.eval_steps,
+        logging_steps=output_args.logging_steps, max_grad_norm=train_args.max_grad_norm,
+        patience=train_args.early_stopping_patience, best_metric=task.best_metric(train_args.metric_for_best_model),
     )  # fmt: skip
-    optimizer = build_optimizer(adapted, rate, how.weight_decay, accelerator.device)
-    scheduler = build_scheduler(optimizer, how.lr_scheduler_type, plan.steps, how.num_warmup_steps, how.warmup_ratio)
+    optimizer = build_optimizer(adapted, rate, train_args.weight_decay, device)
+    scheduler = build_scheduler(optimizer, train_args.lr_scheduler_type, plan.steps, *train_args.warmup)
 
     # ── Prepare ──────────────────────────────────────────────────────────────────────────────────────────────
     model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
     score = partial(evaluate, accelerator, model, eval_loader, splits.validation.labels, task.metrics)
-    run = Training(accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan)
-    run.cuda_graphs = how.cuda_graphs
-    run.keeper = CheckpointKeeper(folder, out.checkpointing_steps, out.checkpoints_total_limit, identity, reporter)
+    run = Training(
+        accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan,
+        keeper=CheckpointKeeper(folder, *output_args.checkpointing, identity, reporter),
+        cuda_graphs=train_args.cuda_graphs,
+    )  # fmt: skip
 
-    with Interruption(accelerator) as run.interruption, reporter.watching(plan.steps, facts, manifest):
+    with Interruption(accelerator) as interruption, reporter.watching(plan.steps, facts, manifest):
+        run.interruption = interruption
         # ── Train ────────────────────────────────────────────────────────────────────────────────────────────
-        set_seed(how.seed, device_specific=True)  # dropout differs between processes; the head's start did not
+        set_seed(train_args.seed, device_specific=True)  # dropout differs between processes; the head's start did not
         if checkpoint is not None:
             restore(run, checkpoint)
-        if how.auto_find_batch_size:
+        if train_args.auto_find_batch_size:
             fit_batches(run, resumed=checkpoint is not None)
-        if out.dry_run:
+        if output_args.dry_run:
             preview(run, head, reporter, args.flat())
             return
         progress = train(run)

@@ -74,6 +74,11 @@ class OutputArguments:
         """Where it writes, what it goes on from, and whether it may replace what is there."""
         return self.output_dir, self.resume_from_checkpoint, self.overwrite_output_dir
 
+    @property
+    def checkpointing(self) -> tuple[str | None, int | None]:
+        """When checkpoints are written, and how many are kept."""
+        return self.checkpointing_steps, self.checkpoints_total_limit
+
     def __post_init__(self) -> None:
         at_least(self, 1, "logging_steps", "checkpoints_total_limit")
         if self.checkpointing_steps is not None and self.checkpointing_steps != "epoch":

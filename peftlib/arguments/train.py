@@ -47,6 +47,11 @@ class TrainArguments:
             raise UserError(f"--output_dir {folder}: contains the base model; choose another folder")
 
     @property
+    def groups(self) -> tuple[ModelArguments, DataArguments, TrainingArguments, OutputArguments, HubArguments]:
+        """All groups of flags but the method's."""
+        return self.model, self.data, self.training, self.output, self.hub
+
+    @property
     def learning_rate(self) -> float:
         """The peak rate: the flag's, or else the method's own."""
         return self.training.learning_rate or self.strategy.default_learning_rate
@@ -87,7 +92,7 @@ class TrainArguments:
 
     def flat(self) -> dict[str, Any]:
         """Flag name -> value, of all groups and of the chosen method; with the defaults of the method and the task."""
-        groups = (self.model, self.data, self.training, self.output, self.hub, self.strategy)
+        groups = (*self.groups, self.strategy)
         values = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
         settled = ("task_name", "learning_rate", "num_train_epochs", "dropout")
         return values | {name: getattr(self, name) for name in settled}

@@ -129,3 +129,8 @@ class TrainingArguments:
     def batch_sizes(self) -> tuple[int, int]:
         """Examples per batch and process, in training and in evaluation."""
         return self.per_device_train_batch_size, self.per_device_eval_batch_size
+
+    @property
+    def warmup(self) -> tuple[int | None, float]:
+        """Updates, or else the share of all updates, over which the learning rate rises."""
+        return self.num_warmup_steps, self.warmup_ratio
