@@ -101,7 +101,7 @@ class Reporter:
             facts["sweep"] = sweep
         if arguments["dry_run"]:
             on_main(lambda: self._refuse_folder(resumed))
-            self._announce(facts, steps, "dry run: a few updates are measured, nothing is kept", resumed)
+            self._announce(facts, steps, "dry run: a few updates are measured, nothing is saved", resumed)
             yield
             return
         on_main(lambda: self._open_record(facts, resumed))
@@ -185,7 +185,7 @@ class Reporter:
         try:
             write_json(self.folder / "all_results.json", results)
         except OSError as error:
-            raise RunError(f"{self.folder}: no room for all_results.json ({error}); make some there") from error
+            raise RunError(f"{self.folder}: cannot write all_results.json ({error}); free some space there") from error
         self._record.update(results=results, peak_memory_bytes=peak_memory(self._accelerator.device))
         rows = {
             name.removeprefix("best_eval_").replace("_", " "): f"{value:.4f}"
@@ -214,7 +214,7 @@ class Reporter:
         except Exception as error:
             if who not in self._silenced:
                 self._silenced.add(who)
-                self.warn(f"WARNING: {who} failed, the run goes on without it: {type(error).__name__}: {error}")
+                self.warn(f"WARNING: {who} failed, the run continues without it: {type(error).__name__}: {error}")
 
     def _announce(self, facts: dict[str, Any], steps: int, notice: str | None, resumed: dict[str, Any] | None) -> None:
         parameters, data = facts["parameters"], facts["data"]
@@ -247,12 +247,12 @@ class Reporter:
             if cut := data[split]["truncated"]:
                 self.console.note(
                     f"note: {cut:,} of {data[split]['examples']:,} {name} examples are longer than --max_length "
-                    f"{self._arguments['max_length']} tokens, and were cut"
+                    f"{self._arguments['max_length']} tokens, and were truncated"
                 )
         warmup = self._arguments["num_warmup_steps"] or 0
         if warmup > steps and self._arguments["lr_scheduler_type"] != "constant":
             self.console.note(
-                f"--num_warmup_steps {warmup}: the run is shorter, its rate rises over all {steps} updates"
+                f"--num_warmup_steps {warmup}: the run is shorter, so the learning rate rises over all {steps} updates"
             )
         others = self._neighbours.busy_cores()
         free = max(1, threads - round(others))
