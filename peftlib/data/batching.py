@@ -1,4 +1,4 @@
-"""Which examples go into which update, and how an update's examples are cut into micro-batches.
+"""Assign examples to optimizer updates, and cut each update into micro-batches.
 
 An epoch is a list of *windows*: the examples of one optimizer update, over all processes and accumulation steps.
 The windows depend on the seed, the epoch and the effective batch size only, so 16 × 1, 4 × 4 and 1 × 16, on one

@@ -129,12 +129,14 @@ class Pair:
             return "More than 10,000 seeds would be needed to detect a difference this small."
         if needed <= len(self.seeds):
             if self.p is not None and self.p < ALPHA:
-                return "It is significant on its own, but not after correction for all pairs."
-            return "It is close to significance; a few more seeds may settle it."
+                return "The difference is significant on its own, but not after correction for all pairs."
+            return "The difference is close to significance; a few more seeds may settle it."
         if self.seed_test is not None and self.seed_test.effect is None:
-            return f"It is the same for all {len(self.seeds)} seeds; at least {needed:,} would have to agree."
+            return (
+                f"The difference is the same for all {len(self.seeds)} seeds; at least {needed:,} would have to agree."
+            )
         return (
-            f"If it is really as large as measured, about {needed:,} seeds would detect it; there are "
+            f"If the difference is really this large, about {needed:,} seeds would detect it; there are "
             f"{len(self.seeds)}."
         )
 

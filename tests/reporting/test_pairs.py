@@ -93,7 +93,7 @@ def test_ties_are_no_claim_and_the_seeds_that_would_have_to_agree_are_named(tmp_
     ]
     (pair,) = compare_pairs(compare(runs)[0], "accuracy")
     assert pair.bootstrap.p < 0.001 and pair.p == 0.5 and not pair.claimed
-    assert pair.words.endswith("It is the same for all 2 seeds; at least 6 would have to agree.")
+    assert pair.words.endswith("The difference is the same for all 2 seeds; at least 6 would have to agree.")
 
 
 def test_a_pair_that_holms_correction_loses_is_said(tmp_path):
@@ -101,7 +101,7 @@ def test_a_pair_that_holms_correction_loses_is_said(tmp_path):
     assert pair.claimed and pair.seeds_needed <= 5
     words = replace(pair, corrected=0.06).words
     assert words.startswith("No difference can be claimed")
-    assert words.endswith("It is significant on its own, but not after correction for all pairs.")
+    assert words.endswith("The difference is significant on its own, but not after correction for all pairs.")
 
 
 def test_ties_are_no_difference(tmp_path):
