@@ -1,4 +1,4 @@
-"""How a script ends: one line and an exit status that says whose turn it is."""
+"""Run a script's main function, and turn errors into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _PATIENCE = 3.0  # seconds
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main` and exit: 0 done, 1 the run failed, 2 the input was wrong, else a signal's own.
+    """Call `main` and exit: status 0 on success, 1 if the run failed, 2 for bad input, else that of the signal.
 
-    The first process of each node speaks at once; another one only if it is still there a while later: where the first
-    has failed too, the launcher has ended it by then, and where it has failed alone, nobody else knows why.
+    The first process of each node prints its error at once. Another process waits a while first: if all have failed,
+    the launcher ends it before it repeats the line; if it alone has failed, it prints.
     """
-    if sys.platform == "win32":  # has no fcntl, no resource, no SIGUSR1
+    if sys.platform == "win32":  # lacks fcntl, resource and SIGUSR1
         _end("error: Windows is not supported; run it in WSL (wsl --install)", 2)
     end_with_launcher()
-    for stream in (sys.stdout, sys.stderr):  # LC_ALL=C has no letters for the names of classes, which may be any
+    for stream in (sys.stdout, sys.stderr):  # class names may contain characters that LC_ALL=C cannot encode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -43,10 +43,10 @@ def run(main: Callable[[], None]) -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For a script's imports: what they make stays, so the garbage collector need not look at it, now or ever.
+    """Disable the garbage collector during a script's imports, then freeze the imported objects, which all stay alive.
 
-    Python would search all of it again and again while it grows, and once more at the end: a second of the seven from
-    launch to the first update, and a quarter of the processor time of a short run (benchmarks/NOTES.md, Start-up).
+    Otherwise Python scans them again and again as they grow, and once more at exit: a second of the seven from launch
+    to the first update, and a quarter of the processor time of a short run (benchmarks/NOTES.md, Start-up).
     """
     gc.disable()
     try:
@@ -57,9 +57,9 @@ def importing() -> Iterator[None]:
 
 
 def _end(line: str, status: int, to_tell: UserError | None = None) -> NoReturn:
-    """Say it, and exit with this status.
+    """Print the line and exit with this status.
 
-    Whoever has started the processes ends all when one has ended: the first of all may need a moment longer.
+    The launcher ends all processes when one exits, so every process but rank 0 waits: rank 0 may need a moment longer.
     """
     rank, speaks = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
     if speaks:
@@ -74,7 +74,7 @@ def _end(line: str, status: int, to_tell: UserError | None = None) -> NoReturn:
 
 
 def _tell_other_nodes(error: UserError) -> None:
-    """Those of this node have a launcher in common, which ends them."""
+    """Pass an error on to the other nodes; processes on this node are ended by their common launcher."""
     world = os.environ.get("WORLD_SIZE")
     if os.environ.get("LOCAL_WORLD_SIZE", world) != world:
         from peftlib.distributed import tell

@@ -1,7 +1,7 @@
-"""The processes of a run, on one node or on several: how they join, and what has to be the same on all of them.
+"""Distributed runs, on one node or several: join the processes, share errors, and check that all have the same inputs.
 
-Each process reads flags, data and the base model for itself, and nodes need not share a file system. One that leaves
-with an error of its own would keep the others waiting for it until torch gives up, half an hour later.
+Each process reads flags, data and the base model itself, and nodes need not share a file system. If one process exited
+with an error of its own, the others would wait for it until torch times out, half an hour later.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _Answer = TypeVar("_Answer")
 
 
 def join(timeout: timedelta | None = None) -> PartialState:
-    """The device of this process and, under a launcher, its place among the others; the same one at every call.
+    """Join the launcher's processes, if any; return accelerate's state, the same object at every call.
 
     Args:
-        timeout: of what all processes do together, from joining on; None is torch's.
+        timeout: of collective operations, joining included; None means torch's default.
     """
     if PartialState._shared_state:
         return PartialState()
-    # Without a GPU, accelerate joins the processes of a launcher only when it is told that they are on CPUs.
+    # Without a GPU, accelerate joins the launcher's processes only with cpu=True.
     state = PartialState(cpu=not has_accelerator(), **({} if timeout is None else {"timeout": timeout}))
     if dist.is_initialized():
         _free_last(dist.group.WORLD)
@@ -41,23 +41,23 @@ def join(timeout: timedelta | None = None) -> PartialState:
 
 
 def has_accelerator() -> bool:
-    """Whether torch finds a GPU here."""
+    """Return whether torch finds an accelerator on this machine."""
     return bool(torch.accelerator.is_available() and torch.accelerator.device_count() > 0)
 
 
 @contextmanager
 def everywhere(*, in_turn: bool = False, alike: dict[str, Any] | None = None) -> Iterator[None]:
-    """What fails in this block on one process fails on all, with that one's line. Called on every process.
+    """Make a block that fails on one process fail on all, with that process's message. Call it on every process.
 
-    The block must not communicate: a process that failed in it would not answer.
+    The block must not communicate, since a process that failed in it would not take part.
 
     Args:
-        in_turn: the first process of each node goes ahead, and the others find what it has left in a cache.
-        alike: what has to be the same on all of them, see `refuse_differences`.
+        in_turn: let the first process of each node run the block before the others, which then find its caches.
+        alike: values that must be equal on all processes, see `refuse_differences`.
 
     Raises:
-        UserError: one process had it.
-        RunError: one process had it, or an error that is nobody's input; there it keeps its own type.
+        UserError: a process raised it.
+        RunError: another process raised it, or any other exception; the failing process keeps its own exception.
     """
     state = join()
     if in_turn and not state.is_local_main_process:
@@ -74,27 +74,27 @@ def everywhere(*, in_turn: bool = False, alike: dict[str, Any] | None = None) ->
     if problem is not None and (all_say_so or not isinstance(problem, (UserError, RunError))):
         raise problem
     for rank, (host, _, line, by_input) in enumerate(said):
-        if line is not None:  # not what all of them say: somebody has to know where to look
+        if line is not None:  # only some processes failed: say which one, so that the user knows where to look
             raise (UserError if by_input else RunError)(f"in process {rank} on {host}: {line}") from problem
     if alike is not None:
         _compare([(host, values) for host, values, *_ in said])
 
 
 def refuse_differences(values: dict[str, Any]) -> None:
-    """Called on every process, with what makes its part of the run.
+    """Check that all processes have the same values. Call it on every process.
 
     Args:
-        values: what it is called -> JSON types.
+        values: name -> value of JSON types.
 
     Raises:
-        UserError: one process has another value than the first.
+        UserError: a process differs from the first.
     """
     _compare(gather_object([(platform.node(), values)]))
 
 
-def _compare(of_all: list[tuple[str, dict[str, Any]]]) -> None:
-    host, first = of_all[0]
-    for rank, (other, theirs) in enumerate(of_all):
+def _compare(gathered: list[tuple[str, dict[str, Any]]]) -> None:
+    host, first = gathered[0]
+    for rank, (other, theirs) in enumerate(gathered):
         if names := [name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name)]:
             raise UserError(
                 f"process {rank} on {other} differs from process 0 on {host} in {', '.join(sorted(names))}; start all "
@@ -103,19 +103,19 @@ def _compare(of_all: list[tuple[str, dict[str, Any]]]) -> None:
 
 
 def tell(error: UserError) -> None:
-    """End the other processes with an error that this one had before it joined them, at their first `everywhere`.
+    """Pass an error from before `join` on to the other processes, which raise it at their first `everywhere`.
 
-    They wait for it. For those that do not come either, it waits a minute or two.
+    They are waiting for this process. If they do not join either, give up after a minute or two.
     """
     if not dist.is_initialized():
-        with suppress(UserError, RuntimeError):  # torch's errors of processes that are away
+        with suppress(UserError, RuntimeError):  # torch raises RuntimeError if the other processes are gone
             join(timedelta(minutes=1))
             with everywhere():
                 raise error
 
 
 def on_main(call: Callable[[], _Answer]) -> _Answer:
-    """What `call` returns on the main process, or raises there, on every process: none waits for ever."""
+    """Run `call` on the main process only; return its result, or raise its exception, on every process."""
     outcome: list[Any] = [None, None]
     if join().is_main_process:
         try:
@@ -136,17 +136,17 @@ def _line(error: Exception | None) -> str | None:
 
 
 def _free_last(group: dist.ProcessGroup | None) -> None:
-    """Let nothing free this process group before the process ends, and its threads finish what they do.
+    """Keep the process group alive until exit, so that it is freed last, and its threads can finish first.
 
-    Whoever frees gloo's group waits for its threads, and a thread that still lets go of a tensor waits for Python's
-    lock. DistributedDataParallel's Reducer holds that lock meanwhile: where the model is freed last, a run that is done
-    hangs for ever, or aborts (torch 2.13, about one of ten ends on busy cores).
+    Freeing gloo's group waits for its threads, and a thread that is releasing a tensor waits for the GIL. If
+    DistributedDataParallel's Reducer holds the last reference, it frees the group while holding the GIL: a finished run
+    then deadlocks or aborts (torch 2.13, about one exit in ten on busy cores).
     """
     held = [group]
 
     def free() -> None:
-        gc.collect()  # models that wait in reference cycles go first
-        time.sleep(0.1)  # gives the lock up, to a thread that waits for it
+        gc.collect()  # frees models in reference cycles first
+        time.sleep(0.1)  # releases the GIL to a waiting thread
         held.clear()
 
     atexit.register(free)

@@ -1,4 +1,4 @@
-"""The ways in which a run ends with one line instead of a traceback."""
+"""Exceptions that end a script with one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Bad input: the message is one line that names the fix. Scripts exit with status 2."""
+    """Bad input; the message is one line that names the fix. Scripts exit with status 2."""
 
 
 class RunError(Exception):
-    """A run that started well and cannot go on (a diverged loss, say). Scripts exit with status 1."""
+    """A failure during a run, such as a diverged loss. Scripts exit with status 1."""
 
 
 class OutOfMemory(RunError):
@@ -45,10 +45,11 @@ class OutOfMemory(RunError):
 
 
 class Interrupted(Exception):
-    """A signal ended what can go on later; scripts exit with `status`.
+    """A signal stopped work that can be resumed. Scripts exit with `status`.
 
     Attributes:
-        by_hand: SIGINT, from a person at the terminal or at W&B's stop button: the run is not wanted back.
+        by_hand: whether it was SIGINT, from a person at the terminal or W&B's stop button, who does not want the run to
+            be restarted automatically.
     """
 
     def __init__(self, message: str, status: int, *, by_hand: bool) -> None:
@@ -56,15 +57,15 @@ class Interrupted(Exception):
         self.status = status
         self.by_hand = by_hand
 
-    def __reduce__(self) -> tuple[Any, ...]:  # as it travels between processes
+    def __reduce__(self) -> tuple[Any, ...]:  # it is pickled between processes
         return partial(Interrupted, by_hand=self.by_hand), (str(self), self.status)
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """`'; did you mean bitfit?'` for the nearest known name, or an empty string.
+    """Return `'; did you mean bitfit?'` for the nearest known name, or an empty string.
 
     Args:
-        cutoff: how alike they must be, from 0 to 1, as `difflib` measures it.
+        cutoff: minimum similarity, 0 to 1, as in `difflib.get_close_matches`.
     """
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {match[0]}?" if match else ""

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face Hub can be reached, and as whom, found out in seconds instead of minutes of retries."""
+"""Check access to the Hugging Face Hub, and the signed-in account, in seconds instead of minutes of retries."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any, Literal, NamedTuple
 
 from peftlib.errors import UserError
 
-#: Seconds: what one request may take, and what all of finding out may take (name resolution has its own retries).
+#: Time-outs in seconds, of one request and of a whole check (name resolution has its own retries).
 _REQUEST_TIMEOUT = 5
 _DEADLINE = 8
 
 
 def hub_access(repo_id: str, *, repo_type: Literal["model", "dataset"], flag: str, ways_out: str) -> bool:
-    """Ask the Hub for `repo_id` before anything that would retry for minutes.
+    """Check that the Hub has `repo_id`, before any call that would retry for minutes.
 
     Args:
         repo_id: such as "bert-base-uncased" or "nyu-mll/glue".
-        flag: the flag that asked for it, for the error.
-        ways_out: what else the user can do, for the error.
+        flag: the flag that asked for it, for error messages.
+        ways_out: the user's alternatives, for error messages.
 
     Returns:
-        True when the Hub answered; False when it did not but the local cache holds a copy, which is said on stderr.
+        True if the Hub answered; False if it did not but the local cache has a copy, with a warning on stderr.
 
     Raises:
-        UserError: no answer and no copy, or the Hub's answer is that there is no such repository for this user.
+        UserError: neither the Hub nor the cache has it, or this user may not read it.
     """
     from huggingface_hub import HfApi, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound, GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -62,12 +62,12 @@ def hub_access(repo_id: str, *, repo_type: Literal["model", "dataset"], flag: st
 
 
 class Account(NamedTuple):
-    """Whose token this machine has.
+    """The account that this machine's token belongs to.
 
     Attributes:
         name: the user.
-        organisations: those that the user is in.
-        role: "read" or "write"; others ("fineGrained", say) do not tell what they allow.
+        organisations: the user's organisations.
+        role: the token's role, "read" or "write"; others, such as "fineGrained", do not say what they allow.
     """
 
     name: str
@@ -76,13 +76,13 @@ class Account(NamedTuple):
 
 
 def signed_in(flag: str) -> Account:
-    """Who pushes from here: the owner of the token that `huggingface_hub` finds.
+    """Return the account of the token that `huggingface_hub` finds.
 
     Args:
-        flag: the flag that asked for it, for the error.
+        flag: the flag that asked for it, for error messages.
 
     Raises:
-        UserError: the environment says offline, there is no token, the Hub does not know it, or does not answer.
+        UserError: HF_HUB_OFFLINE is set, there is no token, or the Hub rejects it or does not answer.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -104,13 +104,13 @@ def signed_in(flag: str) -> Account:
 
 
 def is_public(repo_id: str, flag: str) -> bool:
-    """Whether there is such a model on the Hub, for everybody to read.
+    """Return whether the Hub has such a model, and it is public.
 
     Args:
-        flag: the flag that asked for it, for the error.
+        flag: the flag that asked for it, for error messages.
 
     Raises:
-        UserError: the Hub does not say.
+        UserError: the Hub does not answer.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -127,16 +127,16 @@ def _unreachable(flag: str, error: Exception) -> UserError:
 
 
 def _asked(question: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """What the client returns, or raises; a TimeoutError when that takes too long."""
+    """Return the client's answer or exception; a TimeoutError after `_DEADLINE` seconds."""
     outcome: list[tuple[Any, Exception | None]] = []
 
     def ask() -> None:
         try:
             outcome.append((question(), None))
-        except Exception as error:  # handed over, for the caller to judge
+        except Exception as error:  # passed on to the caller
             outcome.append((None, error))
 
-    # A daemon thread, since a name that does not resolve ignores the request's own time-out.
+    # In a daemon thread, since name resolution ignores the request's time-out.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(_DEADLINE)

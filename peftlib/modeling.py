@@ -1,4 +1,4 @@
-"""A base model and its tokenizer for a task, from a package, a folder or the Hub."""
+"""Load a base model and its tokenizer from a package, a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Packaged(NamedTuple):
-    """A model that is installed with the suite: what to install, where it is then, and the same one on the Hub."""
+    """A model from a Python package: the requirement to install, where its files are, and its id on the Hub."""
 
     distribution: str
     package: str
@@ -28,7 +28,7 @@ class Packaged(NamedTuple):
     hub_id: str
 
 
-#: By name.
+#: Name -> packaged model.
 PACKAGED_MODELS = {
     # BERT with 6 layers of width 384 (https://arxiv.org/abs/2002.10957).
     "all-MiniLM-L6-v2": Packaged(
@@ -36,10 +36,10 @@ PACKAGED_MODELS = {
     ),
 }
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
-#: What transformers calls a model's only output, unless told otherwise.
+#: transformers' default name of a model's only output.
 _SCORE = "LABEL_0"
 
-#: What a configuration says of a checkpoint, of a task, or of who wrote it.
+#: Configuration keys that describe a checkpoint, a task or the writing library, not the architecture.
 _NO_ARCHITECTURE = frozenset({
     "_name_or_path", "architectures", "dtype", "id2label", "label2id", "num_labels", "pad_token_id", "problem_type",
     "torch_dtype", "transformers_version",
@@ -47,10 +47,10 @@ _NO_ARCHITECTURE = frozenset({
 
 
 class Head(frozenset[str]):
-    """The names of a head's parameters.
+    """The names of the head's parameters.
 
     Attributes:
-        new: those of them that the checkpoint did not bring.
+        new: those that are missing in the checkpoint, and so newly initialised.
     """
 
     new: frozenset[str]
@@ -61,11 +61,11 @@ class ModelSource:
     """Where a base model is loaded from.
 
     Attributes:
-        name: as the user gave it.
-        location: a folder or a Hub id, in the form that `from_pretrained` takes.
+        name: as given by the user.
+        location: a folder or a Hub id, for `from_pretrained`.
         revision: a branch, tag or commit on the Hub.
         trust_remote_code: whether code that comes with the model may run.
-        cached_only: the Hub did not answer, its local cache has to do.
+        cached_only: use only the local cache, since the Hub did not answer.
     """
 
     name: str
@@ -75,7 +75,7 @@ class ModelSource:
     cached_only: bool = False
 
     def options(self) -> dict[str, object]:
-        """Keyword arguments shared by every `from_pretrained` of this model."""
+        """Return the keyword arguments for every `from_pretrained` of this model."""
         return {
             "revision": self.revision,
             "trust_remote_code": self.trust_remote_code,
@@ -87,7 +87,7 @@ def find_model(name: str, revision: str = "main", trust_remote_code: bool = Fals
     """Resolve `--model_name_or_path`: a packaged model's name, a folder, or a Hub id.
 
     Raises:
-        UserError: there is no such model, or no way to get at it from here; raised within 10 seconds.
+        UserError: there is no such model, or it cannot be reached from here; raised within 10 seconds.
     """
     if name in PACKAGED_MODELS:
         packaged = PACKAGED_MODELS[name]
@@ -101,7 +101,7 @@ def find_model(name: str, revision: str = "main", trust_remote_code: bool = Fals
         if not (Path(name) / "config.json").is_file():
             raise UserError(f"--model_name_or_path {name}: the folder has no config.json; give a saved model's folder")
         return ModelSource(name, str(Path(name).resolve()), trust_remote_code=trust_remote_code)
-    # A Hub id is `name` or `owner/name`; anything else was meant to be a path.
+    # A Hub id is `name` or `owner/name`; anything else is meant as a path.
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
         raise UserError(f"--model_name_or_path {name}: no such folder")
     answered = hub_access(
@@ -114,23 +114,22 @@ def find_model(name: str, revision: str = "main", trust_remote_code: bool = Fals
 
 
 def name_of_base(model: Mapping[str, Any]) -> str:
-    """What `find_model` takes for the base model of a finished run, whatever the directory that one asks in.
+    """Return the name for `find_model` of a finished run's base model, independent of the working directory.
 
     Args:
-        model: what `run.json` says of it.
+        model: the entry `model` of `run.json`.
     """
     name, location = str(model["name"]), Path(model.get("location", ""))
-    was_folder = (
-        name not in PACKAGED_MODELS and location.is_absolute()
-    )  # of a package, it is another in each environment
+    # A packaged model's location differs between environments.
+    was_folder = name not in PACKAGED_MODELS and location.is_absolute()
     return str(location) if was_folder and location.is_dir() else name
 
 
 def hub_name_of_base(model: Mapping[str, Any]) -> str | None:
-    """What the Hub calls the base model of a finished run; None for one from a folder.
+    """Return the Hub id of a finished run's base model; None for one from a folder.
 
     Args:
-        model: what `run.json` says of it.
+        model: the entry `model` of `run.json`.
     """
     name = str(model["name"])
     if name in PACKAGED_MODELS:
@@ -139,7 +138,7 @@ def hub_name_of_base(model: Mapping[str, Any]) -> str | None:
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The fast tokenizer that belongs to the model.
+    """Load the model's fast tokenizer.
 
     Raises:
         UserError: there is none, or its files are damaged.
@@ -148,10 +147,10 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.options())
-    except Exception as error:  # a damaged file shows as a KeyError or TypeError, say, from deep inside
+    except Exception as error:  # damaged files raise anything, such as a KeyError or TypeError from deep inside
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"--model_name_or_path {source.location}: its tokenizer cannot be loaded: {reason}") from error
-    # Without any tokenizer file, transformers makes one that knows special tokens only: all words would be unknown.
+    # Without tokenizer files, transformers creates one with special tokens only, to which all words are unknown.
     if len(tokenizer) < 16:
         raise UserError(
             f"--model_name_or_path {source.location}: has no tokenizer; save one there (tokenizer.save_pretrained)"
@@ -166,23 +165,22 @@ def load_classifier(
     extent: tuple[int, int] | None = None,
     problem_type: str | None = None,
 ) -> tuple[PreTrainedModel, Head]:
-    """Load a sequence classifier in fp32, with a new head where the checkpoint has none.
+    """Load a sequence classifier in fp32, with a newly initialised head if the checkpoint has none.
 
     Args:
         source: from `find_model`.
-        labels: the class names, in the order of their indices; none of them for a model of one output, a score.
-        dropout: in place of every probability of dropout that the model's configuration names; None leaves them.
-        extent: the highest token id that it will be given, and the most tokens.
-        problem_type: as transformers' configurations call it; None means that a text has one of the classes, or where
-            there are none a score.
+        labels: class names in the order of their indices; empty for regression, which has one output.
+        dropout: replaces every dropout probability in the model's configuration; None keeps them.
+        extent: highest token id and maximum number of tokens that the model will be given.
+        problem_type: as in transformers' configurations; None means single-label, or regression without `labels`.
 
     Returns:
         The model, and the names of its head's parameters: those outside the encoder (DeBERTa's `pooler` and
-        `classifier`, DistilBERT's `pre_classifier`) and those that the checkpoint did not bring.
+        `classifier`, DistilBERT's `pre_classifier`) and those missing in the checkpoint.
 
     Raises:
-        UserError: the checkpoint has no safetensors weights, or not all, or is no model that can classify sequences, or
-            names no dropout and was to have some, or its embeddings end before `extent` does.
+        UserError: the checkpoint's safetensors weights are missing or incomplete, the model cannot classify sequences,
+            `dropout` is set but the configuration has none, or the embeddings are too small for `extent`.
     """
     import torch
     from safetensors import SafetensorError
@@ -190,7 +188,7 @@ def load_classifier(
     from transformers.utils import logging
 
     outputs = labels or (_SCORE,)
-    # "classifier.weight MISSING" is what fine-tuning is about; the head's size is in our own table.
+    # Silence warnings such as "classifier.weight MISSING", which fine-tuning implies.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -201,20 +199,20 @@ def load_classifier(
             num_labels=len(outputs),
             id2label=dict(enumerate(outputs)),
             label2id={output: index for index, output in enumerate(outputs)},
-            # Never another checkpoint's: pipelines go by it.
+            # Override the checkpoint's own, since pipelines read it.
             problem_type=problem_type or ("single_label_classification" if labels else "regression"),
         )
         if dropout is not None and not _set_dropout(config, dropout) and dropout > 0:
             raise UserError(
                 f"--dropout {dropout}: {source.name} ({config.model_type}) has no dropout in its configuration"
             )
-        if getattr(config, "pad_token_id", None) is None:  # decoders' heads look for the last token before the padding
+        if getattr(config, "pad_token_id", None) is None:  # decoders' heads use it to find the last token
             config.pad_token_id = load_tokenizer(source).pad_token_id
         model, report = AutoModelForSequenceClassification.from_pretrained(
             source.location,
             **source.options(),
             config=config,
-            # transformers 5 keeps the checkpoint's precision by default; trained weights have to be fp32.
+            # transformers 5 keeps the checkpoint's precision by default; trained weights must be fp32.
             dtype=torch.float32,
             use_safetensors=True,  # never unpickle what a path or a Hub id points to
             output_loading_info=True,
@@ -236,7 +234,7 @@ def load_classifier(
     encoder = f"{model.base_model_prefix}."
     names = [name for name, _ in model.named_parameters()]
     missing = set(report["missing_keys"])
-    # A pooler may be new. Anything else would be trained as a part of the head, from random weights, or stay random.
+    # Only a pooler may be new: other missing weights would stay random, or be trained from random as part of the head.
     if lost := [name for name in names if name in missing and name.startswith(encoder) and "pool" not in name]:
         raise UserError(
             f"--model_name_or_path {source.location}: {len(lost)} of the encoder's weights are missing ({lost[0]}, …); "
@@ -248,12 +246,12 @@ def load_classifier(
 
 
 class Fingerprint(NamedTuple):
-    """Two hashes of a base model, by which it is known wherever it lies.
+    """Two hashes that identify a base model, wherever it is stored.
 
     Attributes:
-        weights: of what the checkpoint brought, whatever its file and its tensors are called. What was trained on these
-            weights means nothing on others, and is a thousandth of them.
-        configuration: of what its configuration says that is not its class's default, but for names and dropout.
+        weights: hash of the checkpoint's weights, regardless of file and tensor names. An adapter is meaningless on
+            other weights.
+        configuration: hash of the configuration's non-default values, without names and dropout.
     """
 
     weights: str
@@ -261,8 +259,9 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def of(cls, model: PreTrainedModel, head: Head) -> Fingerprint:
-        """Of a model from `load_classifier`, before anything is trained."""
-        arrays = [one.detach().contiguous().numpy() for name, one in model.named_parameters() if name not in head.new]
+        """Compute them for a model from `load_classifier`, before it is trained."""
+        loaded = [parameter for name, parameter in model.named_parameters() if name not in head.new]
+        arrays = [parameter.detach().contiguous().numpy() for parameter in loaded]
         with ThreadPoolExecutor() as pool:  # the packaged model's 91 MB take .06 s on two cores
             digests = sorted(pool.map(lambda array: hashlib.sha256(array).digest(), arrays))
         said = {
@@ -275,9 +274,10 @@ class Fingerprint(NamedTuple):
 
 
 def _set_dropout(config: PretrainedConfig, dropout: float) -> bool:
-    """Replace every probability of dropout; whether there was one.
+    """Replace every dropout probability in the configuration; return whether there was one.
 
-    They are called hidden_dropout_prob, dropout, dropout_rate, resid_pdrop, … by model; None stands for another one.
+    Depending on the model they are called hidden_dropout_prob, dropout, dropout_rate, resid_pdrop, …; one that is None
+    defaults to another, so it is left.
     """
     names = [
         name

@@ -1,4 +1,4 @@
-"""The command lines of the scripts, which hand flat values down; without torch, so a wrong flag is answered at once."""
+"""Command lines of the scripts, which pass plain values to the library. No torch, so that errors show at once."""
 
 from __future__ import annotations
 

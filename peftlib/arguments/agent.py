@@ -1,4 +1,4 @@
-"""What a W&B agent puts on the command line of a run beside plain flags."""
+"""Handle what a W&B agent puts on a run's command line besides plain flags."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def without_groups(argv: list[str], known: list[str]) -> list[str]:
 
 
 def without_records(argv: list[str], known: list[str]) -> list[str]:
-    """Drop what is no flag with a value from the words with which a W&B agent starts a preempted run again.
+    """Drop the words that are not flags with values when a W&B agent restarts a preempted run.
 
-    The first time it passes on the sweep's parameters. After a preemption it passes on all that the run's
-    configuration holds by then (https://github.com/wandb/wandb/issues/9143): every flag, those without a value as
-    None, facts such as `params/trainable`, and `_wandb`, by which such a command line is known.
+    At first an agent passes the sweep's parameters. After a preemption it passes everything in the run's configuration
+    (https://github.com/wandb/wandb/issues/9143): every flag, unset ones as None, facts such as `params/trainable`, and
+    `_wandb`, by which such a command line is recognised.
     """
     if not any(word.startswith("--_wandb=") for word in argv):
         return argv

@@ -1,4 +1,4 @@
-"""Numbers out of range, refused under their flag."""
+"""Range checks of numeric flags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from peftlib.errors import UserError
 
 
 def at_least(arguments: Any, bound: float, *names: str, above: bool = False) -> None:
-    """Refuse values under `bound` (or, with `above`, at it), and those that are no finite numbers."""
+    """Refuse values that are less than `bound` (or, with `above`, equal to it) or not finite; None passes.
+
+    Raises:
+        UserError: names the flag.
+    """
     for name in names:
         value = getattr(arguments, name)
         if value is None:

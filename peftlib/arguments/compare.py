@@ -12,7 +12,7 @@ from peftlib.errors import UserError
 
 @dataclass(frozen=True)
 class CompareArguments:
-    """What is made of finished runs."""
+    """What to do with finished runs."""
 
     output_dir: str = field(
         default="report", metadata={"help": "folder for the report; an earlier report in it is replaced"}
@@ -31,7 +31,7 @@ class CompareArguments:
 
 
 def parse_compare_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], CompareArguments]:
-    """Parse the flags of `scripts/compare.py`: the runs' folders or globs, and what is made of them.
+    """Parse the command line of `scripts/compare.py`: the runs' folders or globs, and the options.
 
     Raises:
         UserError: an unknown flag or a wrong value, or no runs.

@@ -1,4 +1,4 @@
-"""A YAML file of flags, which `--config FILE` puts below the command line."""
+"""Read the YAML file of flags for `--config FILE`; the command line overrides it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from peftlib.flags import TAKES_JSON, as_json
 
 
 def flags_of_file(path: Path, parser: Parser) -> list[str]:
-    """The file's mapping as command-line flags, so that both are checked by the same code."""
+    """Convert the file's mapping to command-line flags, so that the same code checks both.
+
+    Raises:
+        UserError: the file cannot be read, or an entry is not a flag with a value.
+    """
     try:
-        # The base loader keeps every value as it is written: to YAML's others `mixed_precision: no` is False.
+        # The base loader keeps values as written; YAML's other loaders read `mixed_precision: no` as False.
         text = path.read_text(encoding="utf-8")
         content = load_yaml(text, yaml.BaseLoader)
     except OSError as error:
@@ -32,7 +36,7 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
         if flag[2:] in REFUSED:
             raise UserError(f"--config {path}: {key} {REFUSED[flag[2:]]}")
         if flag not in known:
-            # In a file flags have no dashes; the launcher's stay as they are, on its command line.
+            # Flags in a file have no dashes; the launcher's flags keep theirs.
             ours, *launcher = re.split(r"(?=accelerate launch)", parser.instead_of(flag[2:], "--config", "--help"))
             hint = "".join([ours.replace("--", ""), *launcher])
             raise UserError(f"--config {path}: {key} is not a flag of train.py{hint}")
@@ -40,7 +44,7 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
             raise UserError(f"--config {path}: {names[flag]} and {key} are the same flag; keep one")
         if isinstance(value, dict) and flag.endswith(TAKES_JSON):
             try:
-                value = as_json(load_yaml(text)[key])  # with numbers that are numbers
+                value = as_json(load_yaml(text)[key])  # read again by a loader that parses numbers
             except (yaml.YAMLError, ValueError, TypeError) as error:
                 reason = " ".join(str(error).split())
                 raise UserError(

@@ -14,7 +14,7 @@ from peftlib.errors import UserError
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Where a finished run's model goes, and in which form."""
+    """Where to export a finished run's model, and in which form."""
 
     _argument_group_name: ClassVar[str] = "checkpoint"
 
@@ -34,7 +34,7 @@ class ExportArguments:
     )
 
     def name_for(self, run: Path) -> str:
-        """What the result of the run in this folder is called, as its own folder: an adapter's is the run's."""
+        """Return the exported model's name, which is that of its folder; an adapter has the run's."""
         name = run.resolve().name
         if self.adapter:
             return name
@@ -42,10 +42,10 @@ class ExportArguments:
 
 
 def parse_export_arguments(argv: Sequence[str] | None = None) -> tuple[str, ExportArguments, HubArguments]:
-    """Parse the flags of `scripts/export.py`: the run's folder, what is made of it, and whether that is pushed.
+    """Parse the command line of `scripts/export.py`: the run's folder, the options, and whether to push.
 
     Raises:
-        UserError: an unknown flag or a wrong value, or one that another lacks or contradicts, or not one run.
+        UserError: an unknown flag, a wrong value, a missing or contradictory flag, or not exactly one run.
         SystemExit: after `--help`.
     """
     about = "Make a plain checkpoint of a finished run, or push the run to the Hub."
@@ -53,8 +53,8 @@ def parse_export_arguments(argv: Sequence[str] | None = None) -> tuple[str, Expo
     given = [
         entry.name for group in (options, hub) for entry in fields(group) if getattr(group, entry.name) != entry.default
     ]
-    of_hub = ("adapter", "hub_model_id", "hub_private_repo")
-    if not hub.push_to_hub and (alone := [name for name in of_hub if name in given]):
+    hub_flags = ("adapter", "hub_model_id", "hub_private_repo")
+    if not hub.push_to_hub and (alone := [name for name in hub_flags if name in given]):
         raise UserError(f"--{alone[0]} requires --push_to_hub")
     others = [name for name in given if name != "adapter" and hasattr(options, name)]
     if options.adapter and others:

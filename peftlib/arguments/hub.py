@@ -1,6 +1,6 @@
-"""Whether a result is pushed to the Hugging Face Hub. Flags of `scripts/train.py` and `scripts/export.py`.
+"""Flags of `scripts/train.py` and `scripts/export.py` for pushing to the Hugging Face Hub.
 
-There is none for the token: on a command line it would end in records and process lists.
+There is none for the token: on a command line it would end up in records and process lists.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class HubArguments:
-    """Whether the result is pushed, and where to."""
+    """Whether to push the result, and where to."""
 
     _argument_group_name: ClassVar[str] = "Hugging Face Hub"
 

@@ -1,4 +1,4 @@
-"""What a run is made from: the base model and the data. Flags of `scripts/train.py`."""
+"""Flags of `scripts/train.py` for the base model and the data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peftlib.modeling import DEFAULT_MODEL
 
 @dataclass(frozen=True)
 class ModelArguments:
-    """Which base model."""
+    """Flags for the base model."""
 
     _argument_group_name: ClassVar[str] = "model"
 
@@ -31,7 +31,7 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class DataArguments:
-    """On what it trains."""
+    """Flags for the data."""
 
     _argument_group_name: ClassVar[str] = "data"
 
@@ -125,7 +125,7 @@ class DataArguments:
 
     @property
     def limits(self) -> tuple[int | None, int | None]:
-        """Examples of the training and the validation split at most; None for all."""
+        """Maximum number of training and of validation examples; None for all."""
         return self.max_train_samples, self.max_eval_samples
 
     @property
@@ -135,10 +135,10 @@ class DataArguments:
 
     @property
     def own(self) -> OwnData | None:
-        """Data of one's own; None for a task from the table.
+        """The user's own data; None for a task in `TASKS`.
 
         Raises:
-            UserError: one of the flags for them lacks another, or contradicts it.
+            UserError: one of their flags requires another, or contradicts it.
         """
         own = own_data_of(vars(self))
         for name in ("task_name", "data_dir") if own else ():

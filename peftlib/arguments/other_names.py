@@ -1,4 +1,4 @@
-"""What the flags of other trainers are called here: transformers', and those of common scripts."""
+"""Hints for flags of transformers and of common training scripts that have another name here."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Collection
 
 from peftlib.errors import nearest
 
-#: More alike than this is a slip of the finger; less alike are two flags that mean different things.
+#: Similarity from which an unknown flag counts as a typo; below it, two flags mean different things.
 _A_SLIP = 0.86
 
-#: What to write here -> what others call it. A line counts where the command has all flags that it names, and of
-#: several for a name the first that counts.
+#: (hint, the others' names). A hint applies if the command has all flags that it mentions; the first that applies wins.
 _CALLED: tuple[tuple[str, str], ...] = (
     ("use --mixed_precision fp16", "fp16 half fp16_opt_level half_precision_backend"),
     ("use --mixed_precision bf16", "bf16"),
@@ -100,11 +99,11 @@ for _line, _names in _CALLED:
 
 
 def instead_of(name: str, known: Collection[str]) -> str:
-    """`'; use --learning_rate'` for `lr`; for a slip the nearest flag, `'; did you mean --seed?'`; or an empty string.
+    """Return `'; use --learning_rate'` for `lr`, `'; did you mean --seed?'` for a typo, or an empty string.
 
     Args:
-        name: without dashes before it, and underscores in it.
-        known: the command's flags that a person may be told of, `--seed`.
+        name: the unknown flag without leading dashes, with underscores.
+        known: the command's flags that may be suggested, such as `--seed`.
     """
     for line in _LINES.get(name, ()):
         if flags_in(line) <= set(known):
@@ -113,5 +112,5 @@ def instead_of(name: str, known: Collection[str]) -> str:
 
 
 def flags_in(line: str) -> set[str]:
-    """Those that the command itself would have to have, not the launcher."""
+    """Return the flags that a hint mentions, without the launcher's."""
     return set(re.findall(r"--\w+", line.partition("accelerate launch")[0]))

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and who watches it. Flags of `scripts/train.py`."""
+"""Flags of `scripts/train.py` for outputs, checkpoints and tracking."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peftlib.errors import UserError
 
 @dataclass(frozen=True)
 class OutputArguments:
-    """What it leaves behind, and who watches."""
+    """Flags for outputs, checkpoints and tracking."""
 
     _argument_group_name: ClassVar[str] = "output and checkpoints"
 
@@ -71,7 +71,7 @@ class OutputArguments:
 
     @property
     def place(self) -> tuple[str | None, str | None, bool]:
-        """Where it writes, what it goes on from, and whether it may replace what is there."""
+        """The output folder, the checkpoint to resume from, and whether earlier results may be overwritten."""
         return self.output_dir, self.resume_from_checkpoint, self.overwrite_output_dir
 
     @property

@@ -1,4 +1,4 @@
-"""The parser of every script: dataclasses from flags, and one line that says what is wrong."""
+"""The parser of every script: flags to dataclasses, with one-line errors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from transformers.hf_argparser import HfArgumentParser, string_to_bool
 from peftlib.arguments.other_names import instead_of
 from peftlib.errors import UserError, nearest
 
-#: How the names of flags end that take a path, or may take one.
+#: Name endings of flags whose value is, or may be, a path.
 _PATHS = ("_dir", "_file", "_or_path", "dataset_name")
 
 _TOKEN = "would end up in shell histories, process lists and records; run `hf auth login`, or set HF_TOKEN"
-#: Flags that other programs have and these may not have, each with what to do instead.
+#: Flags of other programs that are deliberately missing here -> why, and what to do instead.
 REFUSED = {"hub_token": _TOKEN, "token": _TOKEN, "use_auth_token": _TOKEN}
 
 
@@ -30,7 +30,7 @@ class Parser(HfArgumentParser):
         super().__init__(*args, **options)
         for action in self._actions:
             if action.option_strings and action.option_strings[0].startswith("--no_"):
-                action.help = SUPPRESS  # it would be the help of the flag that it turns off
+                action.help = SUPPRESS  # it would repeat the help of the flag that it negates
             elif action.nargs == "?" and action.const is True:
                 action.metavar = "BOOL"
 
@@ -44,21 +44,21 @@ class Parser(HfArgumentParser):
             raise UserError(f"{flag} {value}: unknown{nearest(str(value), known)} (known: {', '.join(known)})")
 
     def flags(self) -> list[str]:
-        """Every long option, with underscores."""
+        """Return every long option, with underscores."""
         return [option for option in self._option_string_actions if option.startswith("--") and "-" not in option[2:]]
 
     def instead_of(self, name: str, *but: str) -> str:
-        """What to write in place of `name`, which is no flag: see `other_names`.
+        """Return a hint for the unknown flag `name`, see `other_names.instead_of`.
 
         Args:
-            name: without dashes before it.
-            but: flags that are not to be offered.
+            name: without leading dashes.
+            but: flags not to suggest.
         """
-        told = self._option_string_actions
-        return instead_of(name, [flag for flag in self.flags() if told[flag].help != SUPPRESS and flag not in but])
+        actions = self._option_string_actions
+        return instead_of(name, [flag for flag in self.flags() if actions[flag].help != SUPPRESS and flag not in but])
 
     def parse_words(self, words: list[str]) -> list[Any]:
-        """The dataclasses, and behind them the namespace of all other arguments when there are any.
+        """Parse into the dataclasses, followed by a namespace of all other arguments if there are any.
 
         Raises:
             UserError: an unknown flag or a wrong value.
@@ -71,14 +71,14 @@ class Parser(HfArgumentParser):
             self._refuse(unknown[0])
         for name, value in (pair for group in parsed for pair in vars(group).items()):
             if name.endswith(_PATHS) and isinstance(value, str):
-                if not value.strip():  # a variable of the shell's that is not set; as a path it is the folder of now
+                if not value.strip():  # for instance an unset shell variable; as a path it means the current folder
                     raise UserError(f"--{name}: is empty; give a value, or leave the flag out")
-                if value.startswith("~"):  # would be a folder of that name
+                if value.startswith("~"):  # would be taken for a folder called ~
                     raise UserError(f"--{name} {value}: the shell has not expanded ~ here; write the full path")
         return parsed
 
     def _with_values(self, words: list[str]) -> list[str]:
-        """`--flag` of a switch as `--flag=true`, where it would take the word behind it for its value."""
+        """Write a bare boolean `--flag` as `--flag=true`, so that it does not consume the next word as its value."""
         actions = self._option_string_actions.items()
         switches = {option for option, action in actions if action.nargs == "?" and action.const is True}
         return [
@@ -96,7 +96,7 @@ class Parser(HfArgumentParser):
 
 
 def _is_truth(word: str) -> bool:
-    """Whether HfArgumentParser takes it for the value of a switch."""
+    """Whether HfArgumentParser accepts the word as a boolean."""
     try:
         string_to_bool(word)
     except ArgumentTypeError:
@@ -105,17 +105,17 @@ def _is_truth(word: str) -> bool:
 
 
 def parse_one_run(kinds: Sequence[type], prog: str, about: str, argv: Sequence[str] | None) -> tuple[str, list[Any]]:
-    """The folder of a run, and flags: for scripts that do something with one finished run.
+    """Parse the command line of a script that takes one finished run: the run's folder, and the flags.
 
     Args:
         kinds: the flags' dataclasses.
 
     Raises:
-        UserError: an unknown flag or a wrong value, or not one run.
+        UserError: an unknown flag, a wrong value, or not exactly one run.
         SystemExit: after `--help`.
     """
     parser = Parser(list(kinds), prog=prog, description=about, allow_abbrev=False)
-    # Checked below: argparse's own message would name no example, and its help a default.
+    # Counted below: argparse's own message would show no example, and its help would show a default.
     parser.add_argument("runs", metavar="RUN", nargs="*", default=SUPPRESS, help="the folder of a finished run")
     *options, rest = parser.parse_words(words_of(argv))
     runs = getattr(rest, "runs", [])
@@ -125,10 +125,10 @@ def parse_one_run(kinds: Sequence[type], prog: str, about: str, argv: Sequence[s
 
 
 def words_of(argv: Sequence[str] | None) -> list[str]:
-    """The words to parse: those given, or else the command line's."""
+    """Return the words to parse: `argv`, or the process's command line if it is None."""
     return list(sys.argv[1:] if argv is None else argv)
 
 
 def underscored(flag: str) -> str:
-    """--lora-r -> lora_r"""
+    """Convert --lora-r to lora_r."""
     return flag.lstrip("-").replace("-", "_")

@@ -14,7 +14,7 @@ from peftlib.errors import UserError
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """What a finished run is asked."""
+    """What to predict with a finished run, and how."""
 
     split: str = field(
         default="test",
@@ -89,10 +89,10 @@ class PredictArguments:
 
 
 def parse_predict_arguments(argv: Sequence[str] | None = None) -> tuple[str, PredictArguments]:
-    """Parse the flags of `scripts/predict.py`: the run's folder, and what it is asked.
+    """Parse the command line of `scripts/predict.py`: the run's folder, and the options.
 
     Raises:
-        UserError: an unknown flag or a wrong value, or not one run.
+        UserError: an unknown flag, a wrong value, or not exactly one run.
         SystemExit: after `--help`.
     """
     about = "Score a finished run, or let it answer texts without classes."

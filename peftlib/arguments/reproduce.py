@@ -14,7 +14,7 @@ from peftlib.modeling import DEFAULT_MODEL
 
 @dataclass(frozen=True)
 class ReproduceArguments:
-    """On what the comparison that this project began with is run again."""
+    """Model, data and seeds on which to repeat the comparison that this project began with."""
 
     model_name_or_path: str = field(
         default=DEFAULT_MODEL, metadata={"help": "base model; the first report used bert-base-uncased"}
@@ -43,7 +43,7 @@ class ReproduceArguments:
 
 
 def parse_reproduce_arguments(argv: Sequence[str] | None = None) -> ReproduceArguments:
-    """Parse the flags of `scripts/reproduce.py`.
+    """Parse the command line of `scripts/reproduce.py`.
 
     Raises:
         UserError: an unknown flag or a wrong value.

@@ -13,7 +13,7 @@ from peftlib.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class SubmitArguments:
-    """What is made of the answers of finished runs."""
+    """How to make a submission from finished runs' predictions."""
 
     output_file: str = field(
         default="submission.zip",
@@ -37,12 +37,12 @@ class SubmitArguments:
 
     @property
     def filled(self) -> tuple[str, ...]:
-        """The names in `fill`."""
+        """The names in `fill`, without .tsv."""
         return tuple(name.strip().removesuffix(".tsv") for name in (self.fill or "").split(",") if name.strip())
 
 
 def parse_submit_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], SubmitArguments]:
-    """Parse the flags of `scripts/submit.py`: the runs' folders or globs, and what is made of them.
+    """Parse the command line of `scripts/submit.py`: the runs' folders or globs, and the options.
 
     Raises:
         UserError: an unknown flag or a wrong value, or no runs.

@@ -14,7 +14,7 @@ from peftlib.errors import UserError
 
 @dataclass(frozen=True)
 class SweepArguments:
-    """Which sweep, and how it is run."""
+    """How to run a sweep."""
 
     sweep_dir: str | None = field(
         default=None,
@@ -40,7 +40,7 @@ class SweepArguments:
 
 
 def parse_sweep_arguments(argv: Sequence[str] | None = None) -> tuple[Path, SweepArguments]:
-    """Parse the flags of `scripts/sweep.py`: the sweep's file, and how it is run.
+    """Parse the command line of `scripts/sweep.py`: the sweep's file, and the options.
 
     Raises:
         UserError: an unknown flag or a wrong value.
@@ -55,7 +55,10 @@ def parse_sweep_arguments(argv: Sequence[str] | None = None) -> tuple[Path, Swee
 
 
 def _with_parameters_last(words: list[str]) -> list[str]:
-    """What stands behind each `--set` goes to the end, up to the first word that sets nothing: the file, or a flag."""
+    """Move the values of each `--set` to the end; they end at the first word that is no assignment: the file or a flag.
+
+    Otherwise argparse would take the file for one of them.
+    """
     others: list[str] = []
     settings: list[str] = []
     before, taking = "", False

@@ -1,4 +1,4 @@
-"""The command line of `scripts/train.py`; the methods' own dataclasses bring their flags along."""
+"""The command line of `scripts/train.py`, including the flags of every method's dataclass."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from peftlib.strategies import STRATEGIES, Strategy
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """Everything that `scripts/train.py` was asked for.
+    """The parsed command line of `scripts/train.py`.
 
     Attributes:
         strategy: the chosen method with its own flags.
-        ignored: a line for flags that were set and have no effect. No errors: a sweep over methods sets all methods'.
+        ignored: a line for each group of flags that were set without effect. This is no error, since a sweep over
+            methods sets the flags of all of them.
     """
 
     model: ModelArguments
@@ -53,57 +54,57 @@ class TrainArguments:
 
     @property
     def learning_rate(self) -> float:
-        """The peak rate: the flag's, or else the method's own."""
+        """Peak learning rate: the flag's, or else the method's default."""
         return self.training.learning_rate or self.strategy.default_learning_rate
 
     @property
     def num_train_epochs(self) -> float:
-        """The flag's, or else the task's own; 2 for 2.0, as records and checkpoints have it."""
+        """The flag's value, or else the task's default; 2.0 becomes 2, as in records and checkpoints."""
         epochs = self.training.num_train_epochs or TASKS.get(self.task_name, Task).num_train_epochs
         return int(epochs) if float(epochs).is_integer() else epochs
 
     @property
     def task_name(self) -> str:
-        """The flag's, or the name that data of one's own have, or else the default task's."""
+        """The flag's value, the name of the user's own data, or else the default task."""
         own = self.data.own
         return (self.data.task_name or DEFAULT_TASK) if own is None else name_of_own_data(own)
 
     @property
     def dropout(self) -> float | None:
-        """The flag's, or else the method's own; None leaves the model's."""
+        """The flag's value, or else the method's default; None keeps the model's own."""
         asked = self.training.dropout
         return self.strategy.default_dropout if asked is None else asked
 
     @property
     def reads_frozen(self) -> bool:
-        """Whether the method reads frozen weights other than through their layers."""
+        """See `Strategy.reads_frozen_weights`."""
         return self.strategy.reads_frozen_weights
 
     def checked(self) -> TrainArguments:
-        """Itself, if its flags go together: a whole command's do, and a sweep has them parsed one by one.
+        """Check that the flags fit together, and return `self`. Not done when parsing, since sweeps parse single flags.
 
         Raises:
-            UserError: flags for data of one's own lack one or contradict each other, or the task is not scored by
-                `metric_for_best_model`; of data of one's own only their rows tell.
+            UserError: a flag for the user's own data is missing or contradicts another, or the task lacks
+                `metric_for_best_model` (the metrics of the user's own data are known only from their rows).
         """
         if self.data.own is None:
             TASKS[self.task_name].best_metric(self.training.metric_for_best_model)
         return self
 
     def flat(self) -> dict[str, Any]:
-        """Flag name -> value, of all groups and of the chosen method; with the defaults of the method and the task."""
+        """Return flag name -> value for all groups and the chosen method, with the method's and task's defaults."""
         groups = (*self.groups, self.strategy)
         values = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
         settled = ("task_name", "learning_rate", "num_train_epochs", "dropout")
         return values | {name: getattr(self, name) for name in settled}
 
     def of_all_nodes(self) -> dict[str, Any]:
-        """Flag -> value, of those that have to be the same on all nodes of a run."""
+        """Return flag -> value for the flags that must be equal on all nodes of a run."""
         return {f"--{name}": value for name, value in self.flat().items() if name not in OF_A_NODE}
 
 
 def train_parser() -> Parser:
-    """The parser of `scripts/train.py`; its `flags()` are what a sweep may set."""
+    """Create the parser of `scripts/train.py`; a sweep may set its `flags()`."""
     parser = Parser(
         [ModelArguments, DataArguments, TrainingArguments, OutputArguments, HubArguments, *STRATEGIES.values()],
         prog="train.py",
@@ -111,16 +112,16 @@ def train_parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; flags on the command line override it")
-    # W&B's own part of a run's configuration, see `without_records`.
+    # W&B's own entry in a run's configuration, see `without_records`.
     parser.add_argument("--_wandb", help=SUPPRESS)
     return parser
 
 
 def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
-    """Parse flags (of `sys.argv` by default), with those of `--config FILE` below them.
+    """Parse the command line (`sys.argv` by default), which overrides the flags of `--config FILE`.
 
     Raises:
-        UserError: an unknown flag, a wrong value, or a file that is no flat mapping of flags.
+        UserError: an unknown flag, a wrong value, or a file that is not a flat mapping of flags.
         SystemExit: after `--help`.
     """
     parser = train_parser()
@@ -142,14 +143,15 @@ def _without_effect(
     model: ModelArguments, data: DataArguments, training: TrainingArguments, output: OutputArguments,
     hub: HubArguments, strategies: dict[str, Strategy],
 ) -> Iterator[str]:  # fmt: skip
-    """A line for each flag that differs from its default in vain."""
-    of_others = [
+    """Yield a line for each flag that was set without effect."""
+    unused = [
         f"--{name}" for method, strategy in strategies.items() if method != training.method for name in _set(strategy)
     ]
-    if of_others:
-        yield f"--method {training.method} does not use {', '.join(of_others)}"
+    if unused:
+        yield f"--method {training.method} does not use {', '.join(unused)}"
     given = {name for group in (model, data, training, output, hub) for name in _set(group)}
-    beside = {
+    # Flag -> (another flag, whether the flag is ineffective with it, or else without it).
+    without_effect = {
         "warmup_ratio": ("num_warmup_steps", True),
         "num_train_epochs": ("max_train_steps", True),
         "extend_training": ("resume_from_checkpoint", False),
@@ -157,7 +159,7 @@ def _without_effect(
         "hub_model_id": ("push_to_hub", False),
         "hub_private_repo": ("push_to_hub", False),
     }
-    for name, (other, with_it) in beside.items():
+    for name, (other, with_it) in without_effect.items():
         if name in given and (other in given) == with_it:
             yield f"--{name} has no effect {'together with' if with_it else 'without'} --{other}"
     if training.lr_scheduler_type == "constant":
@@ -169,5 +171,5 @@ def _without_effect(
 
 
 def _set(group: Any) -> list[str]:
-    """The flags of a group that are not at their defaults."""
+    """The flags of a group that differ from their defaults."""
     return [entry.name for entry in fields(group) if getattr(group, entry.name) != entry.default]

@@ -1,4 +1,4 @@
-"""How a run trains. Flags of `scripts/train.py`; a method's own stand with the method."""
+"""Flags of `scripts/train.py` for training; a method's own flags are defined with the method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RATES = ", ".join(f"{kind.default_learning_rate:g} for {name}" for name, kind i
 
 @dataclass(frozen=True)
 class TrainingArguments:
-    """How it trains."""
+    """Flags for training."""
 
     _argument_group_name: ClassVar[str] = "training"
 
@@ -114,7 +114,7 @@ class TrainingArguments:
             self, 0, "num_warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm",
             "early_stopping_patience", "seed", "num_cpu_threads", "dropout",
         )  # fmt: skip
-        if (self.num_train_epochs or 0) > 1e9:  # times the updates of one it would be no number of updates
+        if (self.num_train_epochs or 0) > 1e9:  # the total number of updates would overflow
             raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: must be at most 1e9")
         if self.dropout is not None and self.dropout >= 1:
             raise UserError(f"--dropout {self.dropout}: must be less than 1")
@@ -122,7 +122,7 @@ class TrainingArguments:
             raise UserError(
                 f"--warmup_ratio {self.warmup_ratio}: must be at most 1; for a number of updates use --num_warmup_steps"
             )
-        if self.seed >= 2**31:  # NumPy takes less than 2**32, and each process adds its number
+        if self.seed >= 2**31:  # NumPy needs less than 2**32, and each process adds its rank
             raise UserError(f"--seed {self.seed}: must be less than 2**31")
 
     @property

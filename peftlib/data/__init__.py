@@ -1,1 +1,1 @@
-"""What it trains on: the table of tasks, where their rows come from, tokens, and batches."""
+"""Data: the task table, where rows come from, tokenisation, and batches."""

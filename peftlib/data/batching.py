@@ -1,4 +1,4 @@
-"""Which examples go into which update, and how an update's examples are cut into micro-batches.
+"""Assign examples to optimizer updates, and cut each update into micro-batches.
 
 An epoch is a list of *windows*: the examples of one optimizer update, over all processes and accumulation steps.
 The windows depend on the seed, the epoch and the effective batch size only, so 16 × 1, 4 × 4 and 1 × 16, on one
@@ -16,17 +16,19 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-#: Windows are formed from pools of so many windows' examples, sorted by length, and from four pools an epoch at least,
-#: lest a small split has the same windows in every epoch. Larger pools pad less and mix less: with 50, BitFit on
-#: rotten_tomatoes ends a point lower (`benchmarks/NOTES.md`).
+#: Number of windows per pool, and minimum number of pools per epoch. Each pool is sorted by length and cut into
+#: windows; with fewer pools, a small split would have the same windows in every epoch. Larger pools pad less and mix
+#: less: with 50 windows, BitFit on rotten_tomatoes ends a point lower (`benchmarks/NOTES.md`).
 POOL_WINDOWS, POOLS = 16, 4
 
 
 class Slot(NamedTuple):
-    """An example in a micro-batch, by its place in the split.
+    """One example of a micro-batch.
 
-    `weight` is its share in the window's mean loss; 0 marks a filler, which keeps a process in step with the
-    others when a short window has too few examples for all of them.
+    Attributes:
+        example: its index in the split.
+        weight: its share in the window's mean loss; 0 marks a filler, which keeps a process in step with the others
+            when a short window has too few examples for all of them.
     """
 
     example: int
@@ -34,19 +36,19 @@ class Slot(NamedTuple):
 
 
 class WindowBatches(Sampler[list[Slot]]):
-    """Micro-batches of a split, in the order in which accelerate deals them out to the processes.
+    """Batch sampler that yields a split's micro-batches in the order in which accelerate assigns them to processes.
 
     Batch i of an iteration goes to process i mod `num_processes`, which is how `accelerator.prepare` shards a
     batch sampler. The number of batches is always a multiple of `num_processes`.
 
     Args:
         lengths: tokens per example, shape (examples,).
-        micro_batch_size: examples per forward pass and process, at most.
-        num_processes: how many processes share each window.
+        micro_batch_size: maximum number of examples per forward pass and process.
+        num_processes: number of processes that share each window.
         accumulation_steps: micro-batches per window and process.
-        seed: of the shuffling; None keeps one fixed order, longest first (for evaluation).
-        group_by_length: form windows from examples of similar lengths. False draws them uniformly; the
-            micro-batches inside a window are sorted by length all the same, which changes nothing but padding.
+        seed: shuffling seed; None keeps a fixed order, longest first (for evaluation).
+        group_by_length: form windows from examples of similar lengths. False draws them uniformly; within a window
+            the examples are still sorted by length, which changes nothing but padding.
     """
 
     # accelerate reads these two; without a batch size, batches may differ in size.
@@ -73,16 +75,16 @@ class WindowBatches(Sampler[list[Slot]]):
 
     @property
     def window_size(self) -> int:
-        """Examples per update over all processes: the effective batch size."""
+        """Effective batch size: examples per update, over all processes."""
         return self.micro_batch_size * self.num_processes * self.accumulation_steps
 
     @property
     def windows_per_epoch(self) -> int:
-        """Updates per epoch, the short last window included."""
+        """Updates per epoch, including a short last window."""
         return math.ceil(len(self.lengths) / self.window_size)
 
     def set_position(self, epoch: int, start: int = 0, stop: int | None = None) -> None:
-        """The next iteration yields windows `start` to `stop` (exclusive) of `epoch`."""
+        """Make the next iteration yield windows `start` to `stop` (exclusive) of `epoch`."""
         self.epoch, self.start = epoch, start
         self.stop = self.windows_per_epoch if stop is None else min(stop, self.windows_per_epoch)
 
@@ -92,7 +94,7 @@ class WindowBatches(Sampler[list[Slot]]):
         self.set_position(self.epoch)
 
     def windows(self, epoch: int) -> list[np.ndarray]:
-        """The epoch's windows: arrays of example indices, every example in exactly one of them."""
+        """Return the epoch's windows as arrays of example indices; every example is in exactly one of them."""
         size, count = self.window_size, len(self.lengths)
         if self.seed is None:
             order = np.argsort(-self.lengths, kind="stable")
@@ -100,7 +102,7 @@ class WindowBatches(Sampler[list[Slot]]):
         generator = np.random.default_rng((self.seed, epoch))
         order = generator.permutation(count)
         full = count // size
-        # The short window is drawn at random too, and comes last, where accelerate expects it.
+        # The short window is random too; it comes last, where accelerate expects it.
         last = [order[full * size :]] if count % size else []
         if not self.group_by_length:
             return [order[number * size : (number + 1) * size] for number in range(full)] + last
@@ -113,7 +115,7 @@ class WindowBatches(Sampler[list[Slot]]):
         return [windows[number] for number in generator.permutation(full)] + last
 
     def micro_batches(self, window: np.ndarray) -> list[list[Slot]]:
-        """Cut one window: a multiple of `num_processes` batches, similar in length and in size."""
+        """Cut a window into batches of similar lengths and sizes; their number is a multiple of `num_processes`."""
         weight = 1 / len(window)
         rounds = math.ceil(len(window) / (self.micro_batch_size * self.num_processes))
         ordered = window[np.argsort(self.lengths[window], kind="stable")]
@@ -126,7 +128,7 @@ class WindowBatches(Sampler[list[Slot]]):
             yield from self.micro_batches(window)
 
     def __len__(self) -> int:
-        """Micro-batches of the next iteration, over all processes."""
+        """Number of micro-batches of the next iteration, over all processes."""
         windows = max(0, self.stop - self.start)
         if windows == 0:
             return 0

@@ -1,4 +1,4 @@
-"""Splits of datasets, as `datasets` reads them from the Hub or a folder; and tables of them."""
+"""Load splits from the Hub or a folder with `datasets`, and read them as tables."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from peftlib.errors import UserError
 from peftlib.hub import hub_access
 
 _STRINGS = ("string", "large_string")
-#: What `save_to_disk` leaves of several splits, and of one.
+#: Files by which a folder from `save_to_disk` is recognised: of a DatasetDict, and of a single Dataset.
 _SAVED = ("dataset_dict.json", "state.json")
 
 
 def load_split(path: str, config: str | None, split: str, *, flag: str, split_flag: str = "", ways_out: str) -> Any:
-    """A `datasets.Dataset`.
+    """Load a split as a `datasets.Dataset`.
 
     Args:
-        path: a name on the Hub, or a folder that `load_dataset` or `load_from_disk` takes.
-        config: of the dataset's configurations; None where there is one.
+        path: a name on the Hub, or a folder that `load_dataset` or `load_from_disk` can read.
+        config: the dataset's configuration; None if it has only one.
         split: its name, or a slice such as `train[:90%]`.
-        flag, split_flag: what asked for it, for errors.
-        ways_out: what else the user can do, for errors.
+        flag, split_flag: the flags that asked for it, for error messages.
+        ways_out: the user's alternatives, for error messages.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be loaded.
     """
     folder = Path(path)
     if not folder.is_dir() and folder.is_absolute():
         raise UserError(f"{flag}: no such folder")
     offline = not folder.is_dir() and not _hub_answers(path, flag, ways_out)
-    import datasets  # a second to import, and only these tasks need it
+    import datasets  # takes a second to import, and only these tasks need it
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         if folder.is_dir() and any((folder / name).is_file() for name in _SAVED):
             return _saved_split(folder, config, split)
-        # The whole path: datasets has readers called csv and text, say.
+        # Absolute, since datasets would take a folder called csv or text for its reader of that name.
         place = str(folder.resolve()) if folder.is_dir() else path
         cached = datasets.DownloadConfig(local_files_only=offline)
         return datasets.load_dataset(place, config, split=split, download_config=cached)
@@ -52,12 +52,12 @@ def load_split(path: str, config: str | None, split: str, *, flag: str, split_fl
 
 @functools.cache
 def _hub_answers(path: str, flag: str, ways_out: str) -> bool:
-    """Asked once for all splits: each time takes a request, or without an answer eight seconds and a warning."""
+    """Whether the Hub answers; cached, since each check takes a request, or eight seconds and a warning if it fails."""
     return hub_access(path, repo_type="dataset", flag=flag, ways_out=ways_out)
 
 
 def _saved_split(folder: Path, config: str | None, split: str) -> Any:
-    """Of what `save_to_disk` has written; a dataset without splits is all "train"."""
+    """A split from a folder that `save_to_disk` has written; a single Dataset counts as "train"."""
     import datasets
 
     if config is not None:
@@ -83,27 +83,27 @@ def read_dataset(
     labels: tuple[str, ...],
     split_flag: str,
 ) -> Table:
-    """A split's columns of texts, and those of labels that it has; classes by their names where it names them.
+    """Read a split's text columns, and its label columns if present; ClassLabel indices become class names.
 
     Args:
-        path, config, split, split_flag: as `load_split` takes them.
-        texts: the columns to read; None for all that hold texts.
-        labels: the columns of labels.
+        path, config, split, split_flag: as for `load_split`.
+        texts: the text columns to read; None for all string columns.
+        labels: the label columns.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be loaded.
     """
     ways_out = "--train_file and --validation_file"
     flag, split_flag = f"--dataset_name {path}", f" {split_flag} {split}"
     rows = load_split(path, config, split, flag=flag, split_flag=split_flag, ways_out=ways_out)
-    rows = rows.with_format(None)  # it may have been saved as one of tensors, or of some columns
+    rows = rows.with_format(None)  # it may have been saved with a format, such as tensors, or only some columns
     texts_there = tuple(name for name, feature in rows.features.items() if getattr(feature, "dtype", None) in _STRINGS)
     needed = {*labels, *(texts_there if texts is None else texts)}
     values = {name: rows[name][:] if name in needed else [None] * len(rows) for name in rows.column_names}
     classes: tuple[str, ...] | None = None
     if len(labels) == 1 and labels[0] in values:
         feature = rows.features[labels[0]]
-        each = getattr(feature, "feature", feature)  # of lists, what is in them
+        each = getattr(feature, "feature", feature)  # of a list, the type of its items
         if hasattr(each, "names"):
             classes = tuple(each.names)
             values[labels[0]] = [_by_name(value, classes) for value in values[labels[0]]]
@@ -113,7 +113,7 @@ def read_dataset(
 
 
 def _by_name(value: Any, classes: tuple[str, ...]) -> Any:
-    """A class, or a list of classes, by their names. One that is hidden is -1."""
+    """The class name of an index, or the names of a list of indices; None for -1, which marks a hidden label."""
     if isinstance(value, list):
-        return [_by_name(one, classes) for one in value]
+        return [_by_name(index, classes) for index in value]
     return classes[value] if value is not None and 0 <= value < len(classes) else None

@@ -1,4 +1,4 @@
-"""Text to token ids, once: the result is cached on disk under a hash of all that it depends on."""
+"""Tokenise texts, with a cache on disk keyed by a hash of everything that the result depends on."""
 
 from __future__ import annotations
 
@@ -27,17 +27,20 @@ from peftlib.files import cache_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT = "2"  # raise it when the cached files' content changes
-#: Seconds after which a cached file that nobody has read goes: 90 days.
+_FORMAT = "2"  # increase when the content of cached files changes
+#: Seconds after which an unused cache file is removed: 90 days.
 _KEPT = 90 * 24 * 3600
 
 
 class Chosen(NamedTuple):
-    """Some examples of a split, their tokens end to end.
+    """The examples of a micro-batch, with their tokens concatenated.
 
-    `columns` are the model's inputs, each flat, int32, of shape (total tokens,); `lengths`, `labels` and `example`,
-    the places in the split, are int64, `weight` fp32, all of shape (B,). Labels that are scores are fp32; those of any
-    number of classes of shape (B, classes).
+    Attributes:
+        columns: the model's inputs, each flat, int32, shape (total tokens,).
+        lengths: tokens per example, int64, shape (B,).
+        labels: as in `EncodedExamples`.
+        example: indices in the split, int64, shape (B,).
+        weight: shares in the window's loss, fp32, shape (B,).
     """
 
     columns: dict[str, np.ndarray]
@@ -54,11 +57,11 @@ class EncodedExamples(Dataset[Chosen]):
     Attributes:
         columns: the model's inputs without padding or mask, each flat, int32, of shape (total tokens,).
         offsets: int64, shape (examples + 1,).
-        labels: class indices, int64, or scores, fp32, shape (examples,); or for each class whether it is one of the
-            example's, int64, shape (examples, classes).
-        fingerprint: of the texts and labels, see `Examples.fingerprint`.
-        source: where the rows come from, for people.
-        truncated: how many of them were longer than they might be, and have lost their ends.
+        labels: class indices, int64, or regression targets, fp32, shape (examples,); multi-hot for multi-label tasks,
+            int64, shape (examples, classes).
+        fingerprint: hash of the texts and labels, see `Examples.fingerprint`.
+        source: where the rows come from, for messages.
+        truncated: number of truncated examples.
     """
 
     columns: dict[str, np.ndarray]
@@ -78,11 +81,11 @@ class EncodedExamples(Dataset[Chosen]):
 
     @property
     def extent(self) -> tuple[int, int]:
-        """The highest token id, and the tokens of the longest example."""
+        """The highest token id, and the length of the longest example in tokens."""
         return int(self.columns["input_ids"].max()), int(self.lengths.max())
 
     def __getitems__(self, slots: Sequence[Slot]) -> Chosen:
-        """The examples of a micro-batch, all at once: one at a time, they cost more than a GPU's step allows."""
+        """Gather a micro-batch in one vectorised step: example by example would take longer than a step on a GPU."""
         example = np.array([slot.example for slot in slots], dtype=np.int64)
         starts = self.offsets[example]
         lengths = self.offsets[example + 1] - starts
@@ -98,10 +101,10 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
     """Tokenise `examples`, or read the result of an earlier call from the cache.
 
     Args:
-        max_length: longer examples are truncated to so many tokens, special ones included.
+        max_length: longer examples are truncated to this many tokens, special tokens included.
 
     Raises:
-        UserError: the model cannot take sequences of `max_length`, or nothing but special tokens would be left.
+        UserError: `max_length` is more than the model supports, or so short that only special tokens would be left.
     """
     if max_length > tokenizer.model_max_length:
         raise UserError(f"--max_length {max_length}: this model takes at most {tokenizer.model_max_length} tokens")
@@ -114,9 +117,9 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
     path = cache_folder() / "tokens" / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
     try:
         arrays = load_file(path)
-        with contextlib.suppress(OSError):  # of a cache that cannot be written
-            os.utime(path)  # read today
-    except (OSError, SafetensorError):  # not there yet, or damaged: tokenise, and write it anew
+        with contextlib.suppress(OSError):  # the cache may be read-only
+            os.utime(path)  # marks it as used, for `_forget_old`
+    except (OSError, SafetensorError):  # missing or damaged: tokenise and write it again
         arrays = _tokenise(examples, tokenizer, max_length)
         _store(arrays, path)
         _forget_old(path.parent)
@@ -127,8 +130,8 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
 
 def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, np.ndarray]:
     columns = [list(column) for column in zip(*examples.texts, strict=True)]
-    # A copy, because a call leaves its truncation and padding in the tokenizer, which is saved with the result: the
-    # file would depend on whether the cache was filled.
+    # Copied, because a call sets truncation and padding in the tokenizer, which is saved with the run's result: that
+    # file would depend on whether the cache was hit.
     tokens = deepcopy(tokenizer)(
         *columns,
         truncation=True,
@@ -139,7 +142,7 @@ def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length
     )
     lengths = np.fromiter((len(ids) for ids in tokens["input_ids"]), dtype=np.int64, count=len(examples))
     arrays = {name: np.concatenate([np.asarray(ids, dtype=np.int32) for ids in rows]) for name, rows in tokens.items()}
-    arrays["truncated"] = np.array(sum(bool(one.overflowing) for one in tokens.encodings), dtype=np.int64)
+    arrays["truncated"] = np.array(sum(bool(encoding.overflowing) for encoding in tokens.encodings), dtype=np.int64)
     arrays["offsets"] = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     labels = np.asarray(examples.labels)
     arrays["labels"] = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
@@ -147,19 +150,19 @@ def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that shapes its output beside `max_length`: the class, its columns, the vocabulary and what is around it."""
+    """Everything that its output depends on besides `max_length`: class, columns, truncation side and pipeline."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json; use a model that has one")
     pipeline = json.loads(backend.to_str())
-    # How the tokenizer was called last: it would make the second split's place depend on the first one's.
+    # State of the last call, which would make the second split's key depend on the first split.
     del pipeline["truncation"], pipeline["padding"]
     columns = ",".join(tokenizer.model_input_names)
     return f"{type(tokenizer).__name__}\0{columns}\0{tokenizer.truncation_side}\0{json.dumps(pipeline)}"
 
 
 def _store(arrays: dict[str, np.ndarray], path: Path) -> None:
-    """Write the cache; a folder that cannot be written costs time on the next run, not this run."""
+    """Write the cache; if that fails, only the next run is slower."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +177,7 @@ def _store(arrays: dict[str, np.ndarray], path: Path) -> None:
 
 
 def _forget_old(folder: Path) -> None:
-    """Remove what has not been read for so long, and what was left half-written; others may do the same meanwhile."""
+    """Remove unused and half-written files older than `_KEPT`; other processes may be doing the same."""
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             if path.suffix in (".safetensors", ".tmp") and time.time() - path.stat().st_mtime > _KEPT:

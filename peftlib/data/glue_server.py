@@ -1,4 +1,4 @@
-"""What GLUE's server takes: eleven files, each the answers to a split whose labels it keeps to itself."""
+"""The eleven files that GLUE's server takes, each with the predictions for a split whose labels are hidden."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HEADER = "index\tprediction"
 
 
 def answer_file(answers: list[str]) -> str:
-    """What such a file holds.
+    """Format a file for the server.
 
     Args:
         answers: classes as GLUE writes them, or scores, in the split's order.
@@ -20,12 +20,12 @@ def answer_file(answers: list[str]) -> str:
 
 @dataclass(frozen=True)
 class ServerFile:
-    """One of the eleven.
+    """One of the eleven files.
 
     Attributes:
-        examples: in the split.
-        constant: one answer to all of them that needs no model: the most common class, of classes that are as common as
-            each other the first, of scores the middle of their range.
+        examples: number of examples in the split.
+        constant: the constant answer, which needs no model: the most common class (the first of equally common ones),
+            or for regression the middle of the range.
     """
 
     task_name: str
@@ -39,17 +39,17 @@ class ServerFile:
 
     @property
     def name(self) -> str:
-        """As the server wants it to be called."""
+        """The file name that the server expects."""
         name = self.task.glue_answers(self.split)
         assert name is not None, self.task_name
         return name
 
     def filled(self) -> str:
-        """The file with the one answer everywhere."""
+        """Return the file's content with the constant answer for every example."""
         return answer_file([self.constant] * self.examples)
 
     def problem(self, content: bytes) -> str | None:
-        """What the server would not take, or would score as something else; None for a file as it should be."""
+        """Return why the server would reject this content or score it wrongly; None if it is valid."""
         try:
             *lines, rest = content.decode().split("\n")
         except UnicodeDecodeError as error:
@@ -72,7 +72,7 @@ class ServerFile:
         return None
 
 
-#: Their names without .tsv -> what they are, in the order of GLUE's tasks. Numbers of examples as the data card says
+#: File name without .tsv -> file, in the order of GLUE's tasks. Numbers of examples are from the dataset card
 #: (https://huggingface.co/datasets/nyu-mll/glue); MNLI, QNLI and RTE are balanced.
 SERVER_FILES: dict[str, ServerFile] = {
     file.name.removesuffix(".tsv"): file
@@ -91,5 +91,5 @@ SERVER_FILES: dict[str, ServerFile] = {
     )
 }
 
-#: Stands for the files of all tasks that nobody was trained on.
+#: Stands for the files of all tasks without a run.
 REST = "rest"

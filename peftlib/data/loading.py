@@ -1,4 +1,4 @@
-"""From a task to loaders: its splits as tokens, and the micro-batches over them."""
+"""Load a task's splits as tokens, and build data loaders over them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from peftlib.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: So many examples of one class alone come from a file that is sorted by class.
+#: From this many examples on, a split with a single class is taken to come from a file that is sorted by class.
 _ENOUGH_FOR_TWO_CLASSES = 16
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run trains on and what it is scored on."""
+    """The training and validation splits of a run."""
 
     train: EncodedExamples
     validation: EncodedExamples
 
     def extent(self, pad_to: int = 0) -> tuple[int, int]:
-        """The highest token id, and the tokens of the longest example, padded to so many at least."""
+        """Return the highest token id, and the length of the longest example in tokens, at least `pad_to`."""
         (token, length), (other, longer) = self.train.extent, self.validation.extent
         return max(token, other), max(length, longer, pad_to)
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Split -> its size, fingerprint and source, for the run's record."""
+        """Return split -> its size, fingerprint and source, for the run's record."""
         return {
             name: {
                 "examples": len(split),
@@ -58,17 +58,17 @@ def load_splits(
     max_train_samples: int | None,
     max_eval_samples: int | None,
 ) -> Splits:
-    """Read and tokenise the training and validation splits; the first N examples where a limit is given.
+    """Read and tokenise the training and validation splits; only the first N examples if a limit is given.
 
     Raises:
-        UserError: the rows cannot be had, or are not what the task says.
+        UserError: the rows cannot be loaded, or do not fit the task.
     """
     folder = None if data_dir is None else Path(data_dir)
-    # Both are read before either is tokenised: what is wrong with the data is said at once.
+    # Read both before tokenising either, so that bad data is reported at once.
     train = load_examples(task, "train", folder).first(max_train_samples)
     validation = load_examples(task, "validation", folder).first(max_eval_samples)
     for split, flag, most in ((train, "train", max_train_samples), (validation, "eval", max_eval_samples)):
-        # The first rows of a file, or a slice of a dataset, which may be sorted by class.
+        # Only part of the data is used: the first rows, or a slice of a dataset, which may be sorted by class.
         is_part = most is not None or (task.own is not None and task.own.dataset is not None)
         if is_part and len(split) >= _ENOUGH_FOR_TWO_CLASSES and len(set(split.labels)) == 1:
             part = "" if most is None else f"--max_{flag}_samples {most}: the first "
@@ -91,19 +91,19 @@ def build_loaders(
     pad_to: int,
     num_workers: int,
 ) -> tuple[DataLoader, DataLoader, WindowBatches]:
-    """Loaders for training and evaluation, still to be prepared by accelerate.
+    """Build loaders for training and evaluation, still to be prepared by accelerate.
 
     Args:
-        batch_sizes: in training and in evaluation, per process.
+        batch_sizes: per process, for training and for evaluation.
         pad_to: tokens to pad every batch to; 0 pads to its longest example, rounded up.
 
     Returns:
-        The two loaders, and the training loader's sampler, which holds the order of the data and its position.
+        The two loaders, and the training loader's sampler, which holds the order of the data and the position in it.
     """
-    # Any: torch's types know of lists alone, a collator takes what `__getitems__` gives.
+    # Any: torch's types allow only lists, but a collator is passed what `__getitems__` returns.
     collator: Any = Collator.for_tokenizer(tokenizer, pad_to, widest=splits.extent()[1])
-    # A loader draws a seed for its workers at every start. From a generator of its own: the run's generators, which
-    # checkpoints hold, stay out of it.
+    # A loader draws a seed for its workers at every start. A separate generator keeps this from advancing the run's
+    # generators, which are saved in checkpoints.
     own = torch.Generator().manual_seed(seed)
     train_batch_size, eval_batch_size = batch_sizes
     batches = WindowBatches(
@@ -134,21 +134,21 @@ def batches_of(loader: DataLoader) -> WindowBatches:
 
 
 def longest_batch(loader: DataLoader, size: int) -> dict[str, torch.Tensor]:
-    """The longest examples, at most `size` of them, as the loader's collator lays them out; none counts in a loss."""
+    """Return a micro-batch of the longest examples, at most `size` of them, with weight 0 in the loss."""
     split: Any = loader.dataset
     longest = np.argsort(-split.lengths, kind="stable")[:size]
-    return laid_out(loader, [Slot(int(one), 0.0) for one in longest])
+    return laid_out(loader, [Slot(int(index), 0.0) for index in longest])
 
 
 def laid_out(loader: DataLoader, slots: list[Slot]) -> dict[str, torch.Tensor]:
-    """A micro-batch of these examples, as the loader's collator lays it out."""
+    """Return a micro-batch of these examples, built by the loader's collator."""
     split: Any = loader.dataset
     batch: dict[str, torch.Tensor] = loader.collate_fn(split.__getitems__(slots))
     return batch
 
 
 def longest_inputs(loader: DataLoader) -> dict[str, torch.Tensor]:
-    """What a model takes of `longest_batch` of one."""
+    """Return the model's inputs for the longest example."""
     return split_inputs(longest_batch(loader, 1))[0]
 
 
@@ -161,13 +161,13 @@ def build_eval_loader(
     pad_to: int = 0,
     widest: int = 0,
 ) -> DataLoader:
-    """A loader over one split for `evaluation.evaluator`, still to be prepared by accelerate.
+    """Build a loader over one split for `evaluation.evaluator`, still to be prepared by accelerate.
 
     Args:
         batch_size: per process.
         pad_to: as in `build_loaders`.
-        widest: tokens of the longest example that the model has been given in training; in batches of other widths, a
-            matrix product may round otherwise.
+        widest: length of the longest example in the run's own splits, in tokens: the same widths as in training give
+            the same bits, since matrix products of other widths may round differently.
     """
     longest = max(widest, int(split.lengths.max()))
     return _in_order(split, Collator.for_tokenizer(tokenizer, pad_to, longest), batch_size, num_processes)

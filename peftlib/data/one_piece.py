@@ -1,4 +1,4 @@
-"""A batch as one piece of memory."""
+"""A batch in one contiguous buffer, so that it reaches a GPU in few copies."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-#: Bytes at whose multiples tensors start: Triton would compile its kernels once more for others.
+#: Alignment of tensors in the buffer, in bytes: Triton specialises kernels on it, and would compile more of them.
 _ALIGNMENT = 16
-#: Most bytes that the driver takes to itself at once from memory that is not pinned. With more, the host would wait for
-#: what the device was given before (CUDA Programming Guide, "Asynchronous Concurrent Execution").
+#: Maximum bytes per copy from unpinned memory that the driver stages itself. A larger copy would make the host wait for
+#: the device's earlier work (CUDA Programming Guide, "Asynchronous Concurrent Execution").
 _MOST_AT_ONCE = 1 << 16
 
 
 class _Part(NamedTuple):
-    """A tensor, contiguous, that starts after so many elements of its type."""
+    """A contiguous tensor in the buffer; `start` is its offset in elements of its dtype."""
 
     start: int
     dtype: torch.dtype
@@ -26,9 +26,10 @@ class _Part(NamedTuple):
 
 
 class OnePiece(dict[str, torch.Tensor]):
-    """A batch whose tensors are parts of one piece of memory, which goes to a device in few copies.
+    """A batch whose tensors are views of one buffer, which moves to a device in few copies.
 
-    For each, however small, a GPU takes 2 µs, and 1 to begin with the next one. Tensors put into it later do not move.
+    A copy to a GPU, however small, takes 2 µs, and another 1 µs before the next one begins. Tensors added later are not
+    part of the buffer, so `to` leaves them out.
     """
 
     def __init__(self, memory: torch.Tensor, parts: Mapping[str, _Part]) -> None:
@@ -40,7 +41,7 @@ class OnePiece(dict[str, torch.Tensor]):
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> OnePiece:
-        """Copy these into one piece."""
+        """Copy the arrays into one buffer."""
         starts = np.cumsum([0, *(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays.values())]).tolist()
         memory = np.zeros(starts[-1], np.uint8)
         parts = {}
@@ -54,7 +55,7 @@ class OnePiece(dict[str, torch.Tensor]):
         return OnePiece, (self._memory, self._parts)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> OnePiece:
-        """A copy on this device: accelerate asks what has a `to`, as tensors have, to move itself."""
+        """Return a copy on this device; accelerate calls this on any object with a `to` method."""
         memory = torch.empty_like(self._memory, device=device)
         for ours, theirs in zip(memory.split(_MOST_AT_ONCE), self._memory.split(_MOST_AT_ONCE), strict=True):
             ours.copy_(theirs, non_blocking=non_blocking)

@@ -1,4 +1,4 @@
-"""Rows of one's own data: CSV and TSV with a header, JSON, JSON Lines, datasets."""
+"""Read the user's own data: CSV and TSV with a header, JSON, JSON Lines, datasets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from peftlib.data.tables import DELIMITERS, Table, read_delimited, read_json, re
 from peftlib.data.tasks import TASKS, Label, Task
 from peftlib.errors import UserError
 
-#: Of the column of classes, when nobody says otherwise.
+#: Default name of the label column.
 LABEL_COLUMN = "label"
-#: What the splits of a dataset are called, when nobody says otherwise.
+#: Flag -> default name of the dataset's split.
 SPLIT_NAMES = {"train_split_name": "train", "validation_split_name": "validation", "test_split_name": "test"}
 _DEFAULTS: dict[str, str | bool | None] = {
     "dataset_name": None,
@@ -34,13 +34,13 @@ _KINDS = (*DELIMITERS, ".json", ".jsonl")
 
 
 def own_data_of(flags: Mapping[str, Any]) -> OwnData | None:
-    """What train.py's flags say of data of one's own; None if they name none.
+    """Parse train.py's flags for the user's own data; None if they name none.
 
     Args:
-        flags: name -> value; what is missing is at its default.
+        flags: name -> value; missing ones have their defaults.
 
     Raises:
-        UserError: one of the flags lacks another, or contradicts it.
+        UserError: a flag requires another one, or contradicts it.
     """
     said: dict[str, Any] = {
         name: default if flags.get(name) is None else flags[name] for name, default in _DEFAULTS.items()
@@ -77,10 +77,10 @@ def own_data_of(flags: Mapping[str, Any]) -> OwnData | None:
 
 
 def columns_of(text_column_names: str, label_columns: tuple[str, ...]) -> tuple[str, ...]:
-    """One name, or two with a comma between.
+    """Parse the text columns: one name, or two separated by a comma.
 
     Raises:
-        UserError: it is something else, or a label's column.
+        UserError: it is something else, or names a label column.
     """
     columns = tuple(name.strip() for name in text_column_names.split(","))
     if len({*columns, *label_columns} - {""}) != len(columns) + len(label_columns) or len(columns) > 2:
@@ -92,10 +92,10 @@ def columns_of(text_column_names: str, label_columns: tuple[str, ...]) -> tuple[
 
 
 def label_columns_of(label_column_name: str) -> tuple[str, ...]:
-    """One name, or those of several columns with commas between.
+    """Parse the label columns: one name, or several separated by commas.
 
     Raises:
-        UserError: one of them is empty, or named twice.
+        UserError: a name is empty or repeated.
     """
     columns = tuple(name.strip() for name in label_column_name.split(","))
     if len({*columns} - {""}) != len(columns):
@@ -107,17 +107,20 @@ def label_columns_of(label_column_name: str) -> tuple[str, ...]:
 
 
 def task_in_table(flags: Mapping[str, Any]) -> Task | None:
-    """The entry of `TASKS` that a run's flags name; None for data of one's own, whatever they are called.
+    """Return the entry of `TASKS` that a run's flags name; None for the user's own data, whatever its name.
 
     Args:
-        flags: name -> value; what is missing is at its default.
+        flags: name -> value; missing ones have their defaults.
     """
     own = flags.get("train_file") or flags.get("dataset_name")
     return None if own else TASKS.get(flags.get("task_name") or "")
 
 
 def name_of_own_data(own: OwnData) -> str:
-    """What a task is called that has no name: as its dataset or training file, or the folder of a file called train."""
+    """Return the task's name: the dataset's or the training file's, or its folder's if the file is called train*.
+
+    A suffix keeps it apart from the names in `TASKS`.
+    """
     if own.dataset is not None:
         name = plain_name(Path(own.dataset[0]).resolve().name)
         return f"{name}-dataset" if name in TASKS else name
@@ -127,18 +130,18 @@ def name_of_own_data(own: OwnData) -> str:
 
 
 def plain_name(text: str) -> str:
-    """`text` as a folder may be called."""
+    """Return `text` as a valid folder name."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "files"
 
 
 def task_of_own_data(own: OwnData) -> Task:
-    """The task that the training split describes: see `own_labels.task_of_labels`.
+    """Infer the task from the training split, see `own_labels.task_of_labels`.
 
     Raises:
-        UserError: it cannot be read, or holds no texts with labels.
+        UserError: the split cannot be read, or holds no texts with labels.
     """
     table = _read(own, own.train, "train")
-    for name in own.label_columns:  # before the texts' column is looked for beside them
+    for name in own.label_columns:  # first, since the text column is found as the one that is no label
         table.place_of(name, "--label_column_name")
     own = replace(own, text_columns=_text_columns(table, own))
     _texts(table, own)
@@ -146,13 +149,13 @@ def task_of_own_data(own: OwnData) -> Task:
 
 
 def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], list[Label], str]:
-    """Texts, labels, and the place of one split. The test split may lack labels: all are the task's hidden one then.
+    """Read the texts, labels and source of one split. A test split without labels gets the task's hidden label.
 
     Args:
-        task: one with data of one's own.
+        task: a task on the user's own data.
 
     Raises:
-        UserError: there is no such split, or it cannot be read, or holds something else.
+        UserError: there is no such split, it cannot be read, or its rows do not fit the task.
     """
     own = task.own
     assert own is not None
@@ -168,10 +171,10 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
 
 
 def _text_columns(table: Table, own: OwnData, usual: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Those that are named, or the one beside the label. A column without a name is an index that pandas wrote.
+    """The named text columns, or else the only one besides the label. A column without a name is pandas' index.
 
     Args:
-        usual: what the task's own data call them.
+        usual: the text columns of the task in the table, preferred if the file has them.
     """
     if own.text_columns is not None:
         return own.text_columns
@@ -204,7 +207,7 @@ def _texts(table: Table, own: OwnData) -> list[tuple[str, ...]]:
 
 
 def _read(own: OwnData, place: str, split: str) -> Table:
-    """A file, or a split of the dataset."""
+    """Read a file, or a split of the dataset."""
     if own.dataset is None:
         flag = f"--{split}_file"
         table = _read_file(Path(place), flag)

@@ -1,4 +1,4 @@
-"""What the rows of one's own data are labelled with: a class, any number of classes, or a score."""
+"""Labels of the user's own data: one class, several classes (multi-label), or a score (regression)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from peftlib.data.tables import Table, refuse_halves, short
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Label, Task
 from peftlib.errors import UserError, nearest
 
-#: From so many rows on, classes that are more than half as many are taken for numbers that were measured.
+#: From this many labels on, more classes than half as many are taken for measured numbers.
 _ENOUGH_TO_TELL = 20
-#: How columns of one class each say whether it is one of the row's.
+#: Values of a column that stands for one class.
 _YES_OR_NO = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "true": 1, "false": 0}
 
 
 def task_of_labels(name: str, table: Table, own: OwnData) -> Task:
-    """The task that the training split's labels describe: its classes are those in it, or those that it names.
+    """Infer the task from the labels of the training split: its classes are those that it names, or else contains.
 
     Raises:
-        UserError: they are no labels, or fewer than two classes.
+        UserError: a value is not a valid label, or there are fewer than two classes.
     """
     if own.regression:
         _scores(table, Task(name, (), (), problem_type=REGRESSION, own=own), own)
@@ -44,15 +44,15 @@ def task_of_labels(name: str, table: Table, own: OwnData) -> Task:
 
 
 def labels_of_rows(task: Task, table: Table, own: OwnData) -> list[Label]:
-    """Each row's label, as `task` has them.
+    """Convert each row's label to the task's form.
 
     Raises:
-        UserError: a row has none, or one that the task does not know.
+        UserError: a row has no label, or one that is not in the task.
     """
     if task.regression:
         return list(_scores(table, task, own))
     places = {label: index for index, label in enumerate(task.labels)}
-    if task.hub is not None or task.packaged:  # a task of the table, whose own data hold the indices
+    if task.hub is not None or task.packaged:  # a task in `TASKS`, whose original data hold indices
         places |= {str(index): index for index in range(len(task.labels))}
     labels: list[Label] = []
     for where, classes in _classes_of_rows(table, own, task.problem_type):
@@ -70,7 +70,7 @@ def labels_of_rows(task: Task, table: Table, own: OwnData) -> list[Label]:
 
 
 def are_missing(table: Table, own: OwnData) -> bool:
-    """No such columns, or empty ones, for somebody to fill in."""
+    """Return whether the table has no labels: no label columns, or only empty ones."""
     there = [table.place(name) for name in own.label_columns if name in table.columns]
     if len(there) < len(own.label_columns):
         return not there
@@ -78,7 +78,7 @@ def are_missing(table: Table, own: OwnData) -> bool:
 
 
 def _has_several(table: Table, own: OwnData) -> bool:
-    """Whether a row has any number of classes."""
+    """Whether the table is multi-label."""
     if len(own.label_columns) > 1 or own.label_delimiter is not None:
         return True
     place = table.place_of(own.label_columns[0], "--label_column_name")
@@ -86,7 +86,7 @@ def _has_several(table: Table, own: OwnData) -> bool:
 
 
 def _classes_of_rows(table: Table, own: OwnData, kind: str) -> Iterator[tuple[str, list[str]]]:
-    """Where each row stands, and the names of its classes: of a single label, one."""
+    """Yield each row's place and its class names, one of them if the task is single-label."""
     places = [table.place_of(name, "--label_column_name") for name in own.label_columns]
     for where, row in table.rows:
         if len(places) > 1:
@@ -102,7 +102,7 @@ def _classes_of_rows(table: Table, own: OwnData, kind: str) -> Iterator[tuple[st
 
 
 def _several(written: Any, what: str, delimiter: str | None) -> list[Any]:
-    """What stands in a field of any number of classes."""
+    """Parse a multi-label field."""
     if delimiter is not None and isinstance(written, str):
         return [name for name in written.split(delimiter) if name.strip()]
     if not isinstance(written, list):
@@ -112,7 +112,7 @@ def _several(written: Any, what: str, delimiter: str | None) -> list[Any]:
 
 
 def _applies(written: Any, what: str) -> int:
-    """Whether a column's class is one of the row's."""
+    """Parse the field of a column that stands for one class: 1 if the row has the class, else 0."""
     said = _YES_OR_NO.get(str(written).strip().lower())
     if said is None:
         blank = written is None or str(written).strip() == ""
@@ -123,10 +123,10 @@ def _applies(written: Any, what: str) -> int:
 
 
 def _class(label: Any, what: str, *, named: bool) -> str:
-    """A class's name; whole numbers and JSON's true and false are names as they are written.
+    """Parse a class name; whole numbers and JSON's true and false are names as written.
 
     Args:
-        named: whether the table names its classes: any text may be one.
+        named: whether the table names its classes: then any text is valid.
     """
     if label is None or (not named and isinstance(label, str) and not label.strip()):
         raise UserError(f"{what} is empty; remove the row")
@@ -137,7 +137,7 @@ def _class(label: Any, what: str, *, named: bool) -> str:
     if named:
         return label
     refuse_halves(label, what)
-    if re.fullmatch(r"\s*[-+]?[0-9]+\.[0-9]+\s*", label):  # as JSON has them without quotes
+    if re.fullmatch(r"\s*[-+]?[0-9]+\.[0-9]+\s*", label):  # refused like a JSON number with a decimal point
         raise UserError(
             f"{what} is {label.strip()}; a class must be a name or a whole number: write 1, not 1.0, or use "
             "--do_regression"
@@ -157,9 +157,9 @@ def _scores(table: Table, task: Task, own: OwnData) -> Iterator[float]:
 
 
 def _in_order(labels: Iterable[str]) -> list[str]:
-    """Numbers in theirs, names in alphabetical order."""
+    """Sort labels numerically if all are whole numbers, else alphabetically."""
     labels = list(labels)
-    numbers = all(re.fullmatch(r"-?\d{1,100}", label) for label in labels)  # Python reads no number of 5,000 digits
+    numbers = all(re.fullmatch(r"-?\d{1,100}", label) for label in labels)  # Python refuses to parse 5,000 digits
     return sorted(labels, key=lambda label: (int(label) if numbers else 0, label))
 
 
@@ -168,5 +168,5 @@ def _in_words(own: OwnData) -> str:
 
 
 def _some(names: tuple[str, ...], most: int = 20) -> str:
-    """As many names as a line has room for."""
+    """Join at most `most` names, and count the rest."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Where a task's rows are: in a GLUE folder, on the Hub, or in data of one's own."""
+"""Data sources of a task: a GLUE folder, the Hub, or the user's own data."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GlueFolder:
-    """A task's place in the classic GLUE download: `DIR/<folder>/{train,dev,test}.tsv`.
+    """A task's files in the classic GLUE download: `DIR/<folder>/{train,dev,test}.tsv`.
 
     Attributes:
-        label_column: of the splits whose classes are known.
-        named: whether classes stand there by their names, and go to GLUE's server by them; otherwise by their indices.
-        columns: of files without a header, all but the test split's; None where every file has one.
-        broken: whether some rows are cut in two by a line break in a text. The Hub leaves them out, and so do we.
+        label_column: label column of the splits whose labels are known.
+        named: whether the files and GLUE's server write class names; otherwise indices.
+        columns: columns of files without a header, which are all but the test split's; None if every file has one.
+        broken: whether line breaks in texts cut some rows in two. The Hub omits such rows, and so do we.
     """
 
     folder: str
@@ -26,7 +26,7 @@ class GlueFolder:
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A task's place on the Hugging Face Hub."""
+    """A task's dataset on the Hugging Face Hub."""
 
     path: str
     config: str
@@ -36,15 +36,15 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class OwnData:
-    """A task's place in data of one's own: files, or a dataset on the Hub or in a folder.
+    """The user's own data: files, or a dataset on the Hub or in a folder.
 
     Attributes:
-        train, validation, test: files, which are CSV, TSV, JSON or JSON Lines as their names end; or the names of the
-            dataset's splits. The last one may lack the label's column.
-        text_columns: one or two; None takes the one beside the label's.
-        label_columns: one, of classes, lists of classes or scores; or several, one of each class, of 1 and 0.
-        dataset: its name on the Hub or folder, and its configuration; None for files.
-        label_delimiter: what stands between the names of an example's classes; None for one class, and for lists.
+        train, validation, test: CSV, TSV, JSON or JSON Lines files, told apart by their suffix; or split names of the
+            dataset. The test split may lack label columns.
+        text_columns: one or two names; None means the only column besides the label.
+        label_columns: one column of classes, lists of classes or scores; or several of 1 and 0, one per class.
+        dataset: name on the Hub or folder, and configuration; None for files.
+        label_delimiter: separator between the classes of an example; None for one class per example, and for lists.
         regression: whether the labels are scores.
     """
 

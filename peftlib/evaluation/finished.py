@@ -46,14 +46,15 @@ class Finished:
         try:
             record = read_record(folder)
         except FileNotFoundError as error:
-            raise UserError(f"{folder}: no run (no run.json in it); name the folder of a finished one") from error
+            raise UserError(f"{folder}: contains no run (no run.json in it); name a finished run's folder") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
         if {name: type(record.get(name)) for name in _NEEDED} != _NEEDED:
-            raise UserError(f"{path}: is no record of a training")
+            raise UserError(f"{path}: is not a training run's record")
         if record.get("status") != "finished":
             raise UserError(
-                f"{folder}: is not finished (status {record.get('status')}); go on with --resume_from_checkpoint auto"
+                f"{folder}: has not finished (status {record.get('status')}); continue it with "
+                "--resume_from_checkpoint auto"
             )
         return cls(folder, record)
 
@@ -81,7 +82,7 @@ class Finished:
         task = task_in_table(arguments)
         if task is None or task.labels != labels:
             raise UserError(
-                f"{self.folder}: {arguments['task_name']} of {', '.join(labels)} is no task of this version"
+                f"{self.folder}: this version has no task {arguments['task_name']} with labels {', '.join(labels)}"
             )
         return task
 
@@ -117,22 +118,22 @@ class Finished:
             examples = load_examples(task, split, None if folder is None else Path(folder))
         except UserError as error:
             if test_file is None and task.own is not None and split != "test":
-                raise UserError(f"{error}; go to the directory that the run was started in") from error
+                raise UserError(f"{error}; change to the directory in which the run was started") from error
             raise
         if split == "validation":
             examples = examples.first(self.arguments.get("max_eval_samples"))
             scored = self.record["data"].get("validation", {}).get("fingerprint")
             if data_dir is None and examples.fingerprint() != scored:
                 raise UserError(
-                    f"{examples.source}: has changed since {self.folder} was scored on it; put back what it was"
+                    f"{examples.source}: has changed since {self.folder} was scored on it; restore the original"
                 )
         if label_column is not None and not examples.labelled:
-            raise UserError(f"{examples.source}: no column {label_column!r}; leave --label_column_name out for none")
+            raise UserError(f"{examples.source}: no column {label_column!r}; leave --label_column_name out")
         needed, given = self.task.texts_per_example, len(examples.texts[0])
         if given != needed:
             raise UserError(
-                f"{examples.source}: {task.name} has {needed} texts an example, not {given}; "
-                "name as many in --text_column_names"
+                f"{examples.source}: {task.name} has {needed} texts per example, not {given}; "
+                "name that many columns in --text_column_names"
             )
         return examples
 
@@ -163,7 +164,7 @@ class Finished:
         arguments = self.arguments
         kind = STRATEGIES.get(arguments["method"])
         if kind is None:
-            raise UserError(f"{self.folder}: {arguments['method']} is no method of this version")
+            raise UserError(f"{self.folder}: this version has no method {arguments['method']}")
         given = {field.name: arguments[field.name] for field in dataclasses.fields(kind) if field.name in arguments}
         return kind(**given)
 
@@ -188,7 +189,7 @@ class Finished:
             UserError: it is missing or damaged.
         """
         if not (self.folder / "tokenizer.json").is_file():
-            raise UserError(f"{self.folder}: has no tokenizer.json any more; copy it from the base model's folder")
+            raise UserError(f"{self.folder}: tokenizer.json is missing; copy it from the base model's folder")
         return load_tokenizer(ModelSource(str(self.folder), str(self.folder)))
 
     def load(
@@ -208,7 +209,7 @@ class Finished:
         kind = problem_type_of(self.record)
         if not (self.folder / ADAPTER_CONFIG).is_file():
             if base is not None:
-                raise UserError(f"--model_name_or_path {base}: {self.folder} holds the whole model; leave it out")
+                raise UserError(f"--model_name_or_path {base}: {self.folder} has the whole model; leave the flag out")
             source = ModelSource(place, place, trust_remote_code=trust_remote_code)
             return load_classifier(source, labels, extent=extent, problem_type=kind)[0]
         revision = self.arguments.get("model_revision", "main")
@@ -217,7 +218,7 @@ class Finished:
         weights = self.record["model"].get("fingerprint")  # missing in runs up to 0.1.0
         if weights is not None and Fingerprint.of(model, head).weights != weights:
             raise UserError(
-                f"--model_name_or_path {source.name}: its weights are not those that {self.folder} was trained on; "
-                "name the model that it was trained on"
+                f"--model_name_or_path {source.name}: its weights differ from those that {self.folder} was trained "
+                "on; name the original base model"
             )
         return self.strategy.load(model, self.folder)

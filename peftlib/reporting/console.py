@@ -44,12 +44,12 @@ class CompareConsole(Console):
     def _section(self, section: Section) -> None:
         self.note(section.title)
         if section.comparison.apart:
-            self.note(f"apart: {section.comparison.apart}")
+            self.note(f"separate comparison: {section.comparison.apart}")
         self.sheet(section.sheet)
         for line in section.comparison.notes:
             self.note(line)
         if section.references.lines:
-            self.note("beside what others have reported, of other models and settings:")
+            self.note("scores reported by others, for other models and settings:")
             self.sheet(section.references)
             for line in notes_of(section.references):
                 self.note(line)
@@ -59,10 +59,10 @@ class CompareConsole(Console):
             for words in section.no_claims:
                 self.note(f"- {words}")
         else:
-            self.note(f"- of {len(section.no_claims)} pairs no difference can be claimed; every test is in the report")
+            self.note(f"- no difference can be claimed for {len(section.no_claims)} pairs; all tests are in the report")
         for metric, pairs in section.by_other_metric.items():
             found = [pair.words for pair in pairs if pair.claimed]
-            self.note(f"{metric}: {len(found)} of {len(pairs)} pairs differ; every test is in the report")
+            self.note(f"{metric}: {len(found)} of {len(pairs)} pairs differ; all tests are in the report")
         self.note()
 
     def sheet(self, sheet: Sheet) -> None:

@@ -62,17 +62,17 @@ def _show_scores(
 ) -> None:
     a, b = runs
     errors = [np.abs(scores - labels) for scores in answers]
-    means = " and ".join(f"{error.mean():.4f} of {run.name}" for run, error in zip(runs, errors, strict=True))
+    means = " and ".join(f"{error.mean():.4f} ({run.name})" for run, error in zip(runs, errors, strict=True))
     console.note(f"{a.task}: mean absolute error {means}, {len(labels):,} examples")
     ahead = errors[1] - errors[0]
     for better, worse, by in ((a, b, ahead), (b, a, -ahead)):
         places = [place for place in np.argsort(-by, kind="stable").tolist() if by[place] > 0]
         shown = places[:most]
-        limit = f", the {len(shown)} by the most" if len(shown) < len(places) else ""
+        limit = f", the {len(shown)} with the largest lead" if len(shown) < len(places) else ""
         console.note()
-        console.note(f"{better.name} nearer than {worse.name}: {len(places):,}{limit}")
+        console.note(f"{better.name} closer than {worse.name}: {len(places):,}{limit}")
         if shown:
-            header = ["example", "true", *(f"said by {run.name}" for run in runs), "text"]
+            header = ["example", "label", *(f"predicted by {run.name}" for run in runs), "text"]
             numbers = [[f"{column[place]:.2f}" for column in (labels, *answers)] for place in shown]
             texts = [" ‖ ".join(examples.texts[place]) for place in shown]
             lines = [[str(place), *row, text] for place, row, text in zip(shown, numbers, texts, strict=True)]
@@ -81,7 +81,7 @@ def _show_scores(
 
 def _two(runs: Sequence[Run]) -> tuple[Run, Run]:
     if len(runs) != 2:
-        raise UserError(f"--examples: compares two runs, {len(runs)} were given; name two runs' folders")
+        raise UserError(f"--examples: compares two runs, but {len(runs)} were given; name two runs' folders")
     a, b = runs
     for run in runs:
         if run.problem is not None:
@@ -94,7 +94,7 @@ def _two(runs: Sequence[Run]) -> tuple[Run, Run]:
 
 def _answers(run: Run) -> tuple[np.ndarray, np.ndarray]:
     if run.answers is None:
-        raise UserError(f"--examples: {run.folder} holds no predictions; train it again")
+        raise UserError(f"--examples: {run.folder} has no predictions; train it again")
     return run.answers
 
 
@@ -107,4 +107,4 @@ def _sheet(examples: Examples, places: np.ndarray, wrong: np.ndarray, task: Task
         ]
         for place, answer in zip(places.tolist(), wrong.tolist(), strict=True)
     ]
-    return Sheet(["example", "text", "true, and said by the other", f"said by {loser}"], lines, numeric=1)
+    return Sheet(["example", "text", "label, and predicted by the other", f"predicted by {loser}"], lines, numeric=1)

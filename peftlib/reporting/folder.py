@@ -28,8 +28,8 @@ def check_folder(folder: Path) -> None:
     own = {folder / (name + end) for name in _listed(folder) for end in ("", _PART)}
     own |= {folder / MANIFEST, *folder.glob(f".{MANIFEST}.*.tmp")}
     if foreign := sorted(present - own):
-        raise UserError(f"--output_dir {folder}: holds {foreign[0].relative_to(folder)}, which no report has written; "
-                        "name another folder")  # fmt: skip
+        raise UserError(f"--output_dir {folder}: contains {foreign[0].relative_to(folder)}, which is not part of a "
+                        "report; name another folder")  # fmt: skip
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {folder}: {existing} is read-only; name another folder")

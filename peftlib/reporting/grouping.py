@@ -133,8 +133,8 @@ class Comparison:
         if not others:
             return None
         return (
-            f"Of {len(tested) + len(others)} methods the {len(tested)} that stand highest are tested, plotted and set "
-            f"beside others' numbers; in the table only: {'; '.join(others)}."
+            f"Only the best {len(tested)} of {len(tested) + len(others)} methods are tested, plotted and compared with "
+            f"published scores; the others are in the table only: {'; '.join(others)}."
         )
 
 
@@ -219,9 +219,9 @@ def _difference(key: dict[str, Any], main: dict[str, Any]) -> str:
         if name.endswith(" split") and here and there:
             as_many = here[1] == there[1]
             which, usual = (f" {hashed}" if as_many else "" for hashed, _ in (here, there))
-            parts.append(f"another {name} ({here[1]:,} examples{which}, not {there[1]:,}{usual})")
+            parts.append(f"different {name} ({here[1]:,} examples{which}, not {there[1]:,}{usual})")
         else:
-            parts.append(f"another {name} ({here}, not {there})")
+            parts.append(f"different {name} ({here}, not {there})")
     return "; ".join(parts)
 
 
@@ -230,9 +230,11 @@ def _notes(group: list[Run]) -> list[str]:
     threads = {str(run.record.get("machine", {}).get("threads")) for run in group}
     notes = []
     if len(machines) > 1:
-        notes.append(f"Runs of different machines ({', '.join(sorted(machines))}): times and memory do not compare.")
+        devices = ", ".join(sorted(machines))
+        notes.append(f"The runs are from different machines ({devices}): times and memory are not comparable.")
     elif len(threads) > 1:
-        notes.append(f"Runs on different numbers of threads ({', '.join(sorted(threads))}): times do not compare.")
+        numbers = ", ".join(sorted(threads))
+        notes.append(f"The runs used different numbers of threads ({numbers}): times are not comparable.")
     if any(run.answers is None for run in group):
-        notes.append("Some runs have left no predictions, so their examples cannot be paired; train them again.")
+        notes.append("Some runs saved no predictions, so they are not paired by examples; train them again.")
     return notes

@@ -24,15 +24,15 @@ from peftlib.reporting.variants import Variant
 
 #: Describes the tests to the report's readers.
 METHOD = (
-    "Each method at one learning rate: of those with the most seeds (that other methods have too), the one with the "
-    "highest mean. Pairs under the seeds that both have. Examples: paired bootstrap over validation examples and "
-    "seeds (5,000 resamples). Seeds: paired t-test; effect is Cohen's d_z. Where the difference is the same under "
-    "every seed, the exact sign-flip test stands in, which needs six seeds to say anything. A difference is claimed "
-    f"when the larger of the two p-values stays below {ALPHA} after Holm's correction over all pairs of the "
-    "comparison, for each metric and each task by itself: with several of them, some more claims are by chance. "
-    f"Numbers of seeds are for a power of 0.8 of both tests at an uncorrected {ALPHA}, on these same examples. Rates "
-    "and saved states were chosen on these examples too, which flatters a method the more, the more rates it was "
-    "tried at."
+    "Each method is tested at one learning rate: the one with the most seeds in common with other methods, and among "
+    "equals the one with the highest mean. A pair is tested on the seeds that both methods have. Examples: paired "
+    "bootstrap over validation examples and seeds (5,000 resamples). Seeds: paired t-test; the effect size is Cohen's "
+    "d_z. If the difference is the same for every seed, the exact sign-flip test is used instead, which needs at least "
+    f"six seeds to reach significance. A difference is claimed if the larger of the two p-values is below {ALPHA} "
+    "after Holm's correction over all pairs of the comparison. Each metric and each task is corrected on its own, so "
+    "with several of them more claims are false positives. Numbers of seeds are for a power of 0.8 of both tests at an "
+    f"uncorrected {ALPHA}, on the same examples. Learning rates and saved states were selected on these examples too, "
+    "which favours methods that were tried at more rates."
 )
 
 
@@ -89,19 +89,20 @@ class Pair:
 
     def _words_for_single_runs(self) -> str:
         if self.seeds:
-            opening = f"{self.a} and {self.b} share seed {self.seeds[0]} only: no difference can be claimed."
+            opening = f"{self.a} and {self.b} share only seed {self.seeds[0]}: no difference can be claimed."
         elif self.mcnemar is not None or self.bootstrap is not None:
             opening = f"{self.a} and {self.b} have one run each: no difference can be claimed."
         else:
             return f"{self.a} and {self.b} have no seed in common and are not tested."
         if self.mcnemar is None and self.bootstrap is not None:
-            told = "can" if self.bootstrap.p < ALPHA else "cannot"
+            differ = "differ" if self.bootstrap.p < ALPHA else "do not differ"
             test = f"bootstrap over the examples, p {p_text(self.bootstrap.p)}, uncorrected"
-            return f"{opening} These two runs {told} be told apart by their {self.metric} ({test})."
+            return f"{opening} These two runs {differ} significantly in {self.metric} ({test})."
         if self.mcnemar is None:
             return opening
-        differ = "make different errors" if self.mcnemar < ALPHA else "cannot be told apart by their errors"
-        return f"{opening} These two runs {differ} (McNemar's p {p_text(self.mcnemar)}, uncorrected)."
+        differ = "differ" if self.mcnemar < ALPHA else "do not differ"
+        test = f"McNemar's p {p_text(self.mcnemar)}, uncorrected"
+        return f"{opening} These two runs {differ} significantly in their errors ({test})."
 
     @property
     def examples_suffice(self) -> bool:
@@ -125,14 +126,19 @@ class Pair:
             return "More seeds would not settle it: the validation examples are too few for a difference of this size."
         needed = self.seeds_needed
         if needed is None:
-            return "More than 10,000 seeds would be needed to find so small a difference."
+            return "More than 10,000 seeds would be needed to detect a difference this small."
         if needed <= len(self.seeds):
             if self.p is not None and self.p < ALPHA:
-                return "By itself this pair would be told apart; as one of so many it is not."
-            return "It is close to the line; a few more seeds may settle it."
+                return "The difference is significant on its own, but not after correction for all pairs."
+            return "The difference is close to significance; a few more seeds may settle it."
         if self.seed_test is not None and self.seed_test.effect is None:
-            return f"It is the same under all {len(self.seeds)} seeds; at least {needed:,} would have to agree."
-        return f"If it is as large as it looks, about {needed:,} seeds would find it; there are {len(self.seeds)}."
+            return (
+                f"The difference is the same for all {len(self.seeds)} seeds; at least {needed:,} would have to agree."
+            )
+        return (
+            f"If the difference is really this large, about {needed:,} seeds would detect it; there are "
+            f"{len(self.seeds)}."
+        )
 
 
 def compare_pairs(comparison: Comparison, metric: str) -> list[Pair]:

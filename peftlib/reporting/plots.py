@@ -72,7 +72,7 @@ def draw_pareto(comparison: Comparison, rows: list[Row], cost: str, folder: Path
     shown = {variant.label: index for index, variant in enumerate(comparison.contenders())}
     points = [(row, value(row)) for row in rows if row.label in shown]
     if len(points) < 2:
-        raise NoData(f"{metric.capitalize()} against {label}: there is one method only.")
+        raise NoData(f"{metric.capitalize()} against {label}: there is only one method.")
     figure, axes = new_figure()
     for row, x in points:
         interval = row.metrics[metric]
@@ -86,7 +86,7 @@ def draw_pareto(comparison: Comparison, rows: list[Row], cost: str, folder: Path
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
     legend_below(figure, axes)
-    caption = f"Means with 95 % intervals over seeds. On the front, no other method has a higher {metric} for less."
+    caption = f"Means with 95 % intervals over seeds. On the front, no method has a higher {metric} at a lower cost."
     return write_figure(figure, folder, f"{slug}-{metric}-by-{cost}", f"{metric.capitalize()} by {label}", caption)
 
 
@@ -104,7 +104,7 @@ def draw_rank(comparison: Comparison, folder: Path, slug: str) -> Plot:
     family = max(families.values(), key=len, default=[])
     metric = comparison.metrics[0]
     if len(family) < 2:
-        raise NoData(f"{metric.capitalize()} against rank: there are no two ranks to compare.")
+        raise NoData(f"{metric.capitalize()} against rank: there are fewer than two ranks.")
     figure, axes = new_figure()
     family = sorted(family, key=lambda variant: int(variant.flags["lora_r"]))
     ranks = [int(variant.flags["lora_r"]) for variant in family]
@@ -138,11 +138,11 @@ def draw_rate(comparison: Comparison, folder: Path, slug: str) -> Plot:
         _line_with_intervals(axes, [variant.rate for variant in same], same, metric, index, best.strategy)
         rates |= {variant.rate for variant in same}
     if not rates:
-        raise NoData(f"{metric.capitalize()} against the learning rate: every method was trained at one rate only.")
+        raise NoData(f"{metric.capitalize()} against the learning rate: every method was trained at only one rate.")
     axes.set(xlabel="peak learning rate", ylabel=metric, xscale="log", ylim=_possible(axes, metric))
     _tick_at(axes, sorted(rates))
     legend_below(figure, axes)
-    caption = "Means with 95 % intervals over seeds. Of several warm-ups at one rate the one with most seeds is shown."
+    caption = "Means with 95 % intervals over seeds. Of several warm-ups at a rate, the one with most seeds is shown."
     return write_figure(figure, folder, f"{slug}-{metric}-by-rate", f"{metric.capitalize()} by learning rate", caption)
 
 

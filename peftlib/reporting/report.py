@@ -118,7 +118,7 @@ def work_out(runs: list[Run]) -> Report:
     failed = without_result(runs)
     if not comparisons:
         name, _, problem = failed[0]
-        raise UserError(f"none of the {len(runs)} runs has a result to compare (the first, {name}: {problem})")
+        raise UserError(f"none of the {len(runs)} runs has a result (the first, {name}: {problem}); name finished runs")
     sections: list[Section] = []
     for comparison in comparisons:
         slug = _free_slug(comparison.task, {section.slug for section in sections})
@@ -186,7 +186,7 @@ def _write_report(report: Report, folder: Path, command: str) -> None:
                 section.plots.extend(plots)
                 section.left_out.extend(left_out)
         for section in by_size[_PLOTTED:]:
-            section.left_out.append(f"Plots are drawn of the {_PLOTTED} comparisons with the most runs only.")
+            section.left_out.append(f"Plots are drawn only for the {_PLOTTED} comparisons with the most runs.")
         content = {
             "report": report,
             "command": command,

@@ -103,7 +103,7 @@ def find_runs(words: Iterable[str]) -> list[Run]:
     for word in words:
         below = sorted((run for place in _folders(word) for run in _runs_below(place)), key=lambda run: run.folder)
         if not below:
-            raise UserError(f"{word}: holds no run (no run.json in it or below it); name a run's or a sweep's folder")
+            raise UserError(f"{word}: contains no run (no run.json in it or below it); name a run's or sweep's folder")
         for run in below:
             found.setdefault(run.folder.resolve(), run)
     return list(found.values())
@@ -137,7 +137,7 @@ def _runs_below(folder: Path) -> Iterator[Run]:
             yield _with_answers(read_run(here))
         elif here.name == "runs" and (here.parent / "sweep.json").exists():
             yield from (
-                Run(here / log.removesuffix(".log"), {}, f"failed before it began: {_last_line(here / log)}")
+                Run(here / log.removesuffix(".log"), {}, f"failed at start-up: {_last_line(here / log)}")
                 for log in sorted(files)
                 if log.endswith(".log") and not (here / log.removesuffix(".log") / "run.json").exists()
             )
@@ -160,7 +160,7 @@ def read_run(folder: Path) -> Run:
         return Run(folder, {}, f"run.json cannot be read: {' '.join(str(error).split())}")
     missing = [path for path in _NEEDED if _at(record, path) is None]
     if missing:
-        return Run(folder, {}, f"run.json is no record of a training: it lacks {missing[0]}")
+        return Run(folder, {}, f"run.json is not a training run's record: it lacks {missing[0]}")
     return Run(folder, record, _problem(record))
 
 
@@ -181,7 +181,7 @@ def _problem(record: dict[str, Any]) -> str | None:
     results, task = record.get("results"), task_in_table(_at(record, "arguments"))
     scores = [name for name in results if name.startswith("best_eval_")] if isinstance(results, dict) else []
     if odd := [name for name in scores if not re.fullmatch(r"\w+", name)]:  # file names contain them
-        return f"finished with a score of no usable name ({odd[0]!r})"
+        return f"finished with a score whose name is invalid ({odd[0]!r})"
     # The task's metrics, and any other score in the results.
     scores = [*(f"best_eval_{name}" for name in (() if task is None else task.metrics)), *scores]
     for path in (*(f"results.{name}" for name in scores), *_MEASURED):

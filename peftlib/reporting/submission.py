@@ -58,8 +58,8 @@ class Submission:
             RunError: writing failed, for instance on a full disk.
         """
         if self.missing:
-            missing = f"{len(self.missing)} of {len(SERVER_FILES)} files missing; what makes them is said above"
-            hint = f", or --fill {','.join(self.without_run)}" if self.without_run else ""
+            missing = f"{len(self.missing)} of {len(SERVER_FILES)} files are missing; run the commands above"
+            hint = f", or use --fill {','.join(self.without_run)}" if self.without_run else ""
             raise UserError(f"{path}: not written, {missing}{hint}")
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as file:
@@ -71,7 +71,9 @@ class Submission:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, archive.getvalue())
         except OSError as error:
-            raise RunError(f"--output_file {path}: cannot be written ({error}); make room, or name another") from error
+            raise RunError(
+                f"--output_file {path}: cannot be written ({error}); free some space, or name another file"
+            ) from error
 
 
 def check_place(path: Path) -> None:
@@ -83,7 +85,7 @@ def check_place(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"--output_file {path}: is a folder; name a file")
     if path.exists() and not _is_submission(path):
-        raise UserError(f"--output_file {path}: is a file of another kind; name another")
+        raise UserError(f"--output_file {path}: exists and is not a submission; name another file")
     existing = next(place for place in path.absolute().parents if place.exists())
     if not existing.is_dir():
         raise UserError(f"--output_file {path}: {existing} is a file; name another place")
@@ -119,7 +121,7 @@ def collect(runs: list[Run], fill: Collection[str] = ()) -> Submission:
         if task is not None and task.glue is not None:
             by_task.setdefault(task.name, []).append(run)
         else:
-            submission.left_out.append(f"{run.folder}: {run.problem or f'{run.task} is no task of GLUE'}")
+            submission.left_out.append(f"{run.folder}: {run.problem or f'{run.task} is not a GLUE task'}")
     best = {task: _best_of(task, several) for task, several in by_task.items()}
     for name, file in SERVER_FILES.items():
         if file.task_name in best:
@@ -128,7 +130,7 @@ def collect(runs: list[Run], fill: Collection[str] = ()) -> Submission:
             _fill(submission, file)
         else:
             train = f"accelerate launch scripts/train.py --task_name {file.task_name}"
-            submission.missing.append(f"{file.name}: no run of {file.task_name} is named; one is trained by {train}")
+            submission.missing.append(f"{file.name}: no run on {file.task_name} was given; train one with {train}")
             submission.without_run.append(name)
     return submission
 
@@ -157,7 +159,7 @@ def _add(submission: Submission, file: ServerFile, run: Run, why: str, *, fill: 
     path = run.folder / "predictions" / file.split / file.name
     if fill:
         if path.exists():
-            raise UserError(f"--fill {path.stem}: {path} holds a run's answers; leave one of the two out")
+            raise UserError(f"--fill {path.stem}: {path} has a run's answers; leave out the run or {path.stem}")
         _fill(submission, file)
         return
     try:
@@ -172,18 +174,18 @@ def _add(submission: Submission, file: ServerFile, run: Run, why: str, *, fill: 
         return
     predict = f"accelerate launch scripts/predict.py {shlex.quote(str(run.folder))}"
     split = "" if file.split == "test" else f" --split {file.split}"
-    submission.missing.append(f"{file.name}: of {run.folder}{why}: {problem}; it is made by {predict}{split}")
+    submission.missing.append(f"{file.name}: {run.folder}{why}: {problem}; make it with {predict}{split}")
 
 
 def _fill(submission: Submission, file: ServerFile) -> None:
     submission.contents[file.name] = file.filled().encode()
-    submission.origins[file.name] = f"--fill: {file.constant} everywhere"
+    submission.origins[file.name] = f"--fill: always {file.constant}"
 
 
 def _why_absent(path: Path) -> str:
     """Why there is no such file: no answers, or answers to the user's own file or to a split with known labels."""
     about = _said_beside(path)
-    return "missing" if about is None else f"{path.parent} answers {about.get('source')}, not GLUE's own split"
+    return "missing" if about is None else f"{path.parent} has answers to {about.get('source')}, not to GLUE's split"
 
 
 def _staleness(path: Path, run: Run) -> str | None:
@@ -193,10 +195,10 @@ def _staleness(path: Path, run: Run) -> str | None:
     """
     about = _said_beside(path)
     if about is None:
-        return f"no {RESULTS} beside it says which training has answered"
+        return f"no {RESULTS} beside it says which training it is from"
     ended = run.record.get("ended")
     of_now = about.get("run_ended", ended) == ended and about.get("global_step") == run.results.get("best_eval_step")
-    return None if of_now else "answered before the run was trained again"
+    return None if of_now else "made before the run was trained again"
 
 
 def _said_beside(path: Path) -> dict[str, object] | None:

@@ -63,7 +63,8 @@ def variants_of(group: list[Run]) -> tuple[tuple[Variant, ...], list[str]]:
         seeds = found.setdefault((run.method, flags, rate, warmup), {})
         if run.seed in seeds:
             # A repeated seed is no new observation: counting it would narrow the interval without cause.
-            notes.append(f"{run.name} repeats {seeds[run.seed].name} (seed {run.seed}) and is left out, being older.")
+            newer = seeds[run.seed].name
+            notes.append(f"{run.name} is left out: {newer} is newer and has the same seed ({run.seed}).")
         else:
             seeds[run.seed] = run
     rates: dict[tuple[str, str], set[float]] = {}

@@ -26,7 +26,7 @@ def draw_biases(comparison: Comparison, folder: Path, slug: str) -> Plot:
     """
     variant = next((variant for variant in comparison.contenders() if variant.method == "bitfit"), None)
     if variant is None:
-        raise NoData("Where the biases moved: there is no run with BitFit.")
+        raise NoData("Where the biases moved: there is no BitFit run.")
     try:
         changes = bias_changes(variant.runs[0])
     except Unreadable as error:
@@ -49,7 +49,7 @@ def draw_biases(comparison: Comparison, folder: Path, slug: str) -> Plot:
     figure.colorbar(image, label="mean |change| × 1000")
     caption = (
         f"{variant.label}, seed {variant.runs[0].seed}: mean absolute change of each bias vector × 1000. Softmax "
-        "ignores a shift that is the same for all keys, so key biases move by rounding only."
+        "ignores a shift that is the same for all keys, so key biases change only by rounding."
     )
     return write_figure(figure, folder, f"{slug}-bias-changes", "Where the biases moved", caption)
 
@@ -79,12 +79,12 @@ def draw_singular_values(comparison: Comparison, folder: Path, slug: str) -> Plo
         needed = int(np.median((energy < 0.9).sum(axis=1) + 1))
         ranks.append(f"{variant.label}: {needed} of {shares.shape[1]}")
     if not ranks:
-        raise NoData("Singular values of the LoRA updates: there is no LoRA adapter, or none that has moved.")
+        raise NoData("Singular values of the LoRA updates: there is no LoRA adapter that training has changed.")
     axes.set(xlabel="singular value, largest first", ylabel="share of the largest", ylim=(0, 1.05))
     legend_below(figure, axes)
     caption = (
-        "Lines: median over the layers of one seed. Bands: the middle half of the layers. Singular values that hold "
-        f"90 % of the update's squared norm: {'; '.join(ranks)}."
+        "Lines: median over the layers of one seed. Bands: the middle half of the layers. Number of singular values "
+        f"that make up 90 % of the update's squared norm: {'; '.join(ranks)}."
     )
     return write_figure(figure, folder, f"{slug}-singular-values", "Singular values of the LoRA updates", caption)
 

@@ -1,8 +1,7 @@
-"""What trains. One method is one file here and one entry in `STRATEGIES`.
+"""Fine-tuning methods: one file per method, and one entry in `STRATEGIES`.
 
-A strategy is a frozen dataclass: its fields are the command line's flags for it (`arguments/train.py`
-reads them off), so a new method brings its own flags, its own default learning rate and its own way to be
-saved, and nothing else in the project names it.
+A strategy is a frozen dataclass whose fields become command-line flags (`arguments/train.py` reads them). A new method
+brings its own flags, default learning rate and file format, and nothing else in the project names it.
 """
 
 from __future__ import annotations

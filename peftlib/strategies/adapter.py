@@ -1,9 +1,9 @@
-"""Trained biases and heads as an adapter that stock PEFT loads.
+"""Save trained biases and heads as an adapter that stock PEFT loads.
 
-PEFT has no BitFit, but its LoRA format has room for one: an adapter with `bias="all"` holds every bias of the
-model (LayerNorm's included), and `modules_to_save` holds the head. The LoRA part itself is rank 1 on the
-smallest Linear with B = 0, so that it adds exactly nothing. `PeftModel.from_pretrained`,
-`AutoPeftModelForSequenceClassification` and `merge_and_unload()` then give back the trained logits bit for bit.
+PEFT has no BitFit, but its LoRA format can hold it: an adapter with `bias="all"` contains every bias of the model
+(LayerNorm's included), and `modules_to_save` contains the head. The LoRA part itself is rank 1 on the smallest Linear
+with B = 0, so it adds exactly nothing. Loaded with `PeftModel.from_pretrained`,
+`AutoPeftModelForSequenceClassification` or `merge_and_unload()`, the model gives the trained logits bit for bit.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from peftlib.strategies.base import Trained
 
 
-#: What PEFT puts before the names of the base model's tensors.
+#: PEFT's prefix to the base model's tensor names.
 _PREFIX = "base_model.model."
 
 
 def head_modules(model: PreTrainedModel, head: frozenset[str]) -> list[str]:
-    """The modules that hold the head's parameters, in the form of PEFT's `modules_to_save`.
+    """Return the modules that hold the head's parameters, for PEFT's `modules_to_save`.
 
     Outside the encoder that is the top-level module (RoBERTa's `classifier` with its two Linears, DistilBERT's
-    `pre_classifier`); inside it (a pooler that the checkpoint lacks), the module right above the parameter.
+    `pre_classifier`); inside it (a pooler that the checkpoint lacks), the parameter's direct parent.
     """
     encoder = f"{model.base_model_prefix}."
     return sorted({name.rpartition(".")[0] if name.startswith(encoder) else name.partition(".")[0] for name in head})
 
 
 def smallest_linear(model: PreTrainedModel, head: frozenset[str]) -> str:
-    """The name of the smallest Linear outside the head, which the adapter's format needs.
+    """Return the name of the smallest Linear outside the head, which the adapter format needs.
 
     Raises:
-        UserError: there is none (GPT-2 has layers of another kind).
+        UserError: there is none (GPT-2 has Conv1D layers).
     """
     encoder = outside(model, head_modules(model, head))
     linears = [(module.weight.numel(), name) for name, module in encoder.items() if is_linear(module)]
@@ -61,14 +61,14 @@ def smallest_linear(model: PreTrainedModel, head: frozenset[str]) -> str:
 def save_as_adapter(
     model: PreTrainedModel, head: frozenset[str], folder: Path, *, bias: Literal["all", "none"]
 ) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` for a plainly trained `model`.
+    """Write `adapter_model.safetensors` and `adapter_config.json` for a `model` that was trained without PEFT's layers.
 
     Args:
         model: the trained classifier; not changed.
-        head: the names of the head's parameters, trained or not: a head that stayed at its random start has to
-            be kept as well, or loading would draw another one.
-        folder: where to write.
-        bias: "all" keeps every bias, "none" only the head.
+        head: names of the head's parameters, trained or not: an untrained head has to be saved too, or loading would
+            initialise another one.
+        folder: an existing folder.
+        bias: "all" saves every bias and the head, "none" only the head.
     """
     from peft import LoraConfig, TaskType
 
@@ -86,10 +86,10 @@ def save_as_adapter(
 
 
 def write_adapter(model: PeftModel, folder: Path) -> None:
-    """PEFT's own files, the same for the same training: what it keeps as sets would come in the order of their hashes.
+    """Save with PEFT, and sort its configuration: PEFT writes sets as lists in an order that varies between processes.
 
     Args:
-        folder: an existing one.
+        folder: an existing folder.
     """
     model.save_pretrained(folder)
     path = folder / ADAPTER_CONFIG
@@ -101,22 +101,21 @@ def write_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def copy_to_wrap(model: PreTrainedModel) -> PreTrainedModel:
-    """Modules of their own, which PEFT rewires in place, around the same weights, on the CPU.
+    """Copy the model to the CPU for PEFT to modify in place; weights that are there already are shared, not copied.
 
-    The weights are not copied where they are: a device may have no room for them twice, and a finished run would end
-    without a result.
+    A copy on the device could run out of memory, and a finished run would end without a result.
     """
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    moved = {id(one): one.detach().cpu() for one in named.values()}
+    moved = {id(tensor): tensor.detach().cpu() for tensor in named.values()}
     for parameter in model.parameters():
         moved[id(parameter)] = nn.Parameter(moved[id(parameter)], parameter.requires_grad)
     return copy.deepcopy(model, moved)
 
 
 def _add_what_is_missing(model: PreTrainedModel, path: Path) -> None:
-    """Add what was trained and PEFT has not written: the biases that are not called `bias` (DeBERTa's `q_bias`).
+    """Add trained tensors that PEFT has not written: biases not called `bias` (DeBERTa's `q_bias`).
 
-    `bias="all"` means these as well to PEFT up to 0.18, and no longer to 0.21. It loads them all the same.
+    Up to PEFT 0.18 `bias="all"` included these; PEFT 0.21 no longer saves them, but still loads them.
     """
     tensors = load_file(path)
     written = {name.removeprefix(_PREFIX).replace(".base_layer.", ".") for name in tensors}
@@ -126,15 +125,15 @@ def _add_what_is_missing(model: PreTrainedModel, path: Path) -> None:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The adapter in `folder` around `model`, which stays as it is otherwise.
+    """Wrap `model` with the adapter in `folder`.
 
     Raises:
-        UserError: it is damaged, or of another model.
+        UserError: the adapter is damaged, or made for another model.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    if not (folder / ADAPTER_WEIGHTS).is_file():  # PEFT would go on to look for pickled weights
+    if not (folder / ADAPTER_WEIGHTS).is_file():  # PEFT would fall back to pickled weights
         raise UserError(f"{folder}: has no {ADAPTER_WEIGHTS}; train it again")
     try:
         with without_asides():
@@ -145,19 +144,19 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def load_plain(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """What `save_as_adapter` has written, without the LoRA part, which adds nothing."""
+    """Load an adapter into `model` itself, without PEFT's wrapper."""
     return merged(load_adapter(model, folder))
 
 
 def merged(model: Trained) -> PreTrainedModel:
-    """The model with its adapter in the weights; itself if it has none."""
+    """Merge the adapter into the weights; return the model itself if it has none."""
     from peft import PeftModel
     from peft.utils.other import ModulesToSaveWrapper
 
     if not isinstance(model, PeftModel):
         return model
-    # PEFT 0.21 copies a head's `weight` when it takes it out, and RoBERTa's has two Linears and none: it fails with
-    # all methods but LoRA. This is what it means to do.
+    # PEFT 0.21 reads a head's `weight` when it unwraps it, which RoBERTa's, with two Linears inside, lacks: it fails
+    # with all methods but LoRA. Unwrap heads here, as PEFT intends to.
     for name, module in list(model.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
             parent, _, own = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""What every method has to answer: which parameters train, at which rate, and how the result is saved."""
+"""Interface of a fine-tuning method: which parameters train, at which learning rate, and how they are saved."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ if TYPE_CHECKING:  # torch takes a second to import and `--help` only reads the 
 
 @dataclass(frozen=True)
 class Strategy(ABC):
-    """One way to fine-tune a sequence classifier. Fields of subclasses become command-line flags.
+    """A method to fine-tune a sequence classifier. Fields of subclasses become command-line flags.
 
-    Those that have any name their group in `--help` as HfArgumentParser asks for it, in `_argument_group_name`.
+    Subclasses with fields set `_argument_group_name`, which HfArgumentParser shows as their group's title in `--help`.
     """
 
     #: Peak learning rate when `--learning_rate` is not given.
     default_learning_rate: ClassVar[float]
-    #: The flags that `named` tells.
+    #: The flags that are part of the name from `named`.
     named_by: ClassVar[tuple[str, ...]] = ()
-    #: Probability of the base model's dropout when `--dropout` is not given; None leaves the model's own.
+    #: Dropout probability of the base model when `--dropout` is not given; None keeps the model's own.
     default_dropout: ClassVar[float | None] = None
 
     @classmethod
     def named(cls, flags: Mapping[str, Any]) -> str:
-        """What reports call it with these flags, which may be an older version's and lack some."""
+        """Return the method's display name with these flags; those of an older version may lack some."""
         return cls.__name__
 
     @property
     def reads_frozen_weights(self) -> bool:
-        """Whether frozen weights enter other than through their layers' products, so that rounding them counts."""
+        """Whether frozen weights are also read outside their layers' matrix products, so that rounding them matters."""
         return False
 
     @abstractmethod
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
-        """Make `model` train what this method trains, and nothing else.
+        """Make exactly the parameters trainable that this method trains.
 
         Args:
             model: a sequence classifier in fp32; changed in place.
-            head: the names of the parameters that the checkpoint did not bring (see `modeling.py`).
+            head: names of the head's parameters, from `modeling.load_classifier`.
 
         Returns:
             The model to train: `model` itself, or a wrapper around it.
@@ -57,10 +57,10 @@ class Strategy(ABC):
     def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         """Write the trained result into `folder`, in a format that stock PEFT or transformers loads.
 
-        That is PEFT's own for what is in PEFT's wrapper.
+        This default saves a `PeftModel`.
 
         Args:
-            model: what `apply` returned, without wrappers for precision or processes.
+            model: what `apply` returned, without wrappers for precision or distributed training.
             head: as given to `apply`.
             folder: an existing folder.
         """
@@ -69,13 +69,13 @@ class Strategy(ABC):
         write_adapter(model, folder)
 
     def load(self, model: PreTrainedModel, folder: Path) -> Trained:
-        """Put the adapter that `save` has written onto its base model, for inference; by way of stock PEFT.
+        """Load the adapter that `save` has written onto its base model, for inference, with stock PEFT.
 
         Args:
             model: the base model with a new head; changed in place.
 
         Raises:
-            UserError: the adapter is damaged, or of another model.
+            UserError: the adapter is damaged, or made for another model.
         """
         from peftlib.strategies.adapter import load_adapter
 
@@ -83,5 +83,5 @@ class Strategy(ABC):
 
 
 def names_in(text: str) -> list[str]:
-    """The names of a flag that takes some, with commas between."""
+    """Split a comma-separated flag into names."""
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from peftlib.strategies.base import Trained
 
 # The groups of the paper's own code, as endings of parameter names: BERT and RoBERTa first, then DistilBERT.
-# As there, `output` also holds the bias of the attention's output projection, and `output_layernorm` the
-# attention's LayerNorm. Key biases are listed for completeness: softmax ignores a shift that is the same for all
-# keys, so their gradient is zero up to rounding and they stay where they are.
+# As there, `output` includes the bias of the attention's output projection, and `output_layernorm` the attention's
+# LayerNorm. Key biases are listed for completeness: softmax ignores a shift that is the same for all keys, so their
+# gradient is zero up to rounding and they hardly change.
 BIAS_TERMS: dict[str, tuple[str, ...]] = {
     "query": ("attention.self.query.bias", "attention.q_lin.bias", "attention.self.q_bias"),
     "key": ("attention.self.key.bias", "attention.k_lin.bias"),
@@ -26,17 +26,17 @@ BIAS_TERMS: dict[str, tuple[str, ...]] = {
     "output": ("output.dense.bias", "attention.out_lin.bias", "ffn.lin2.bias"),
     "attention_layernorm": ("attention.output.LayerNorm.bias", "sa_layer_norm.bias"),
     "output_layernorm": ("output.LayerNorm.bias", "sa_layer_norm.bias", "output_layer_norm.bias"),
-    "all": (".bias", "_bias"),  # DeBERTa's first version has a q_bias and a v_bias
+    "all": (".bias", "_bias"),  # DeBERTa v1 has q_bias and v_bias
 }
 
 
 @dataclass(frozen=True)
 class BitFit(Strategy):
-    """Every bias of the encoder and, as in the paper (section 3), the new classification head."""
+    """Train every bias of the encoder and, as in the paper (section 3), the new classification head."""
 
     _argument_group_name: ClassVar[str] = "--method bitfit"
     default_learning_rate: ClassVar[float] = 3e-3
-    # A thousandth of the parameters underfits: it learns better without (docs/results.md), and faster.
+    # A thousandth of the parameters underfits: it learns better without dropout (docs/results.md), and faster.
     default_dropout: ClassVar[float | None] = 0.0
 
     train_head: bool = field(
@@ -72,13 +72,13 @@ class BitFit(Strategy):
         from peftlib.strategies.adapter import smallest_linear
         from peftlib.strategies.parameters import train_only
 
-        smallest_linear(model, head)  # before it trains what could not be saved
+        smallest_linear(model, head)  # fails before training if the result could not be saved
         # Endings, not substrings: T5's `relative_attention_bias.weight` is a weight.
         names = [name for name, _ in model.named_parameters()]
         groups = {
             term: {name for name in names if name.endswith(BIAS_TERMS[term])} for term in names_in(self.bias_terms)
         }
-        # Each by itself: DeBERTa would otherwise train `intermediate` alone when asked for query,intermediate.
+        # Checked one by one: otherwise a model without query biases would silently train `intermediate` alone.
         if missing := [term for term, biases in groups.items() if not biases - head]:
             raise UserError(
                 f"--method bitfit: {model.config.name_or_path} ({model.config.model_type}) has no bias terms "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Full(Strategy):
-    """All weights train; the result is a plain checkpoint, since it is no adapter."""
+    """Train all parameters; the result is a plain checkpoint, not an adapter."""
 
     default_learning_rate: ClassVar[float] = 5e-5
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Head(Strategy):
-    """The new classification head on a frozen encoder."""
+    """Train the new classification head on a frozen encoder."""
 
     default_learning_rate: ClassVar[float] = 3e-3
 
@@ -24,7 +24,7 @@ class Head(Strategy):
         from peftlib.strategies.adapter import smallest_linear
         from peftlib.strategies.parameters import train_only
 
-        smallest_linear(model, head)  # before it trains what could not be saved
+        smallest_linear(model, head)  # fails before training if the result could not be saved
         train_only(model, head.__contains__)
         return model
 

@@ -1,7 +1,7 @@
-"""(IA)³: learned vectors scale keys, values and what the feed-forward layers read, by way of PEFT.
+"""(IA)³ through PEFT: learned vectors scale keys, values and the inputs of the feed-forward output layers.
 
-Liu et al., 2022 (https://arxiv.org/abs/2205.05638), section 3.3. PEFT's choice for BERT-like models also scales what
-the attention's output layer reads, whose name ends as the feed-forward one's does.
+Liu et al., 2022 (https://arxiv.org/abs/2205.05638), section 3.3. PEFT's default for BERT-like models also scales the
+input of the attention's output layer, since its name has the same ending as the feed-forward one's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from peftlib.strategies.base import Trained
 
-# Of models that PEFT's table lacks: scaled in what they give, and in what they read.
+# For models that PEFT's table lacks: modules whose outputs are scaled, and modules whose inputs are.
 _MODULES: dict[str, tuple[list[str], list[str]]] = {
     "albert": (["key", "value"], ["ffn_output"]),
     "big_bird": (["key", "value"], ["output.dense"]),
@@ -32,11 +32,11 @@ _MODULES: dict[str, tuple[list[str], list[str]]] = {
 
 @dataclass(frozen=True)
 class IA3(Strategy):
-    """A vector on each key, value and output layer, and the new classification head."""
+    """Train a scaling vector for each key, value and output layer, and the new classification head."""
 
     _argument_group_name: ClassVar[str] = "--method ia3"
     default_learning_rate: ClassVar[float] = 1e-2
-    # As BitFit, which trains about as many parameters.
+    # As for BitFit, which trains about as many parameters.
     default_dropout: ClassVar[float | None] = 0.0
 
     ia3_target_modules: str = field(
@@ -94,7 +94,7 @@ class IA3(Strategy):
 
 
 def _choice(model_type: str) -> tuple[list[str], list[str]]:
-    """Whose outputs and whose inputs are scaled in such a model: PEFT's choice, or ours; empty where there is none."""
+    """The default modules whose outputs, and whose inputs, are scaled: PEFT's, else ours; empty if there are none."""
     from peft.utils import (
         TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
         TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,

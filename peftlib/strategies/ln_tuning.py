@@ -1,7 +1,7 @@
 """LN tuning: train the normalisation layers, freeze the rest (Qi et al., 2022, https://arxiv.org/abs/2211.08682).
 
-PEFT's LN tuning trains copies of them beside the originals. Here they train where they are, which computes the same
-and is as fast as BitFit, and become PEFT's copies when they are saved.
+PEFT's LN tuning trains copies beside the original layers. Here the originals train in place, which computes the same
+and is as fast as BitFit; they are converted to PEFT's format when saved.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LNTuning(Strategy):
-    """Gain and bias of every normalisation layer of the encoder, and the new classification head."""
+    """Train gain and bias of every normalisation layer of the encoder, and the new classification head."""
 
     default_learning_rate: ClassVar[float] = 3e-3
-    # As BitFit, which trains about as many parameters.
+    # As for BitFit, which trains about as many parameters.
     default_dropout: ClassVar[float | None] = 0.0
 
     @classmethod
@@ -65,7 +65,7 @@ class LNTuning(Strategy):
 
 
 def _normalisations(model: Trained, head: frozenset[str]) -> set[str]:
-    """The names of the modules: LayerNorm, and what models have of their own (T5LayerNorm, LlamaRMSNorm)."""
+    """Names of the encoder's normalisation layers: LayerNorm, and models' own classes (T5LayerNorm, LlamaRMSNorm)."""
     from torch import nn
 
     from peftlib.strategies.adapter import head_modules

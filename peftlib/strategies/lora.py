@@ -1,4 +1,4 @@
-"""LoRA: W + (alpha / r) B A with W frozen (Hu et al., 2021, https://arxiv.org/abs/2106.09685), by way of PEFT.
+"""LoRA through PEFT: W + (alpha / r) B A with W frozen (Hu et al., 2021, https://arxiv.org/abs/2106.09685).
 
 DoRA (https://arxiv.org/abs/2402.09353) and rank-stabilised scaling (https://arxiv.org/abs/2312.03732) are flags.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoRA(Strategy):
-    """Low-rank updates on Linear layers, and the new classification head."""
+    """Train low-rank updates of Linear layers, and the new classification head."""
 
     _argument_group_name: ClassVar[str] = "--method lora"
     default_learning_rate: ClassVar[float] = 5e-4
@@ -64,7 +64,7 @@ class LoRA(Strategy):
 
     @property
     def reads_frozen_weights(self) -> bool:
-        """DoRA divides by the norm of the whole weight, frozen part included (its equation 5)."""
+        """True for DoRA, which divides by the norm of the whole weight, frozen part included (its equation 5)."""
         return self.use_dora
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
@@ -96,7 +96,7 @@ class LoRA(Strategy):
         try:
             return wrap(model, config)
         except ValueError as error:
-            if "target module" not in str(error).lower():  # "... is not supported": a normalisation, say
+            if "target module" not in str(error).lower():  # "... is not supported", for instance a normalisation layer
                 raise
             raise UserError(
                 f"--target_modules {self.target_modules}: some of these modules cannot be adapted; {linears_of(model)}"

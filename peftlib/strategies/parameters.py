@@ -1,4 +1,4 @@
-"""Parameters by name: freeze them, count them, take the trained ones out and put them back."""
+"""Freeze and count a model's parameters, and copy the trained ones out and back in."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """How much of a model trains.
+    """Number of trained parameters.
 
-    `total` is the size of the base model with its classification head, before a method adds anything to it:
-    one denominator for every method, where PEFT's own count also holds what the adapter added.
+    `total` is the size of the base model with its classification head, before a method adds anything: the same
+    denominator for every method, while PEFT's own count includes the adapter.
     """
 
     trainable: int
@@ -27,34 +27,34 @@ class ParameterCount:
 
     @classmethod
     def of(cls, base_size: int, model: nn.Module) -> ParameterCount:
-        """Count what trains in `model`, which a method made of a base of `base_size` scalars."""
+        """Count the trainable parameters of `model`, whose base had `base_size` scalars before a method was applied."""
         return cls(sum(parameter.numel() for _, parameter in trained(model)), base_size)
 
     @property
     def ratio(self) -> float:
-        """`trainable / total`, in 0..1 (an adapter larger than its base would exceed 1)."""
+        """`trainable / total`; above 1 only for an adapter larger than its base model."""
         return self.trainable / self.total
 
 
 def train_only(model: nn.Module, trains: Callable[[str], bool]) -> list[str]:
-    """Freeze every parameter but those whose name `trains`; returns the names that train, in model order."""
+    """Freeze all parameters but those whose name satisfies `trains`; return the trainable names in model order."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains(name))
     return [name for name, _ in trained(model)]
 
 
 def freeze_unread(model: _Model, inputs: Mapping[str, torch.Tensor], warn: Callable[[str], None]) -> _Model:
-    """Freeze what would be trained and never change, since no logit depends on it (BigBird's pooler, Luke's entities).
+    """Freeze trainable parameters that no logit depends on (BigBird's pooler, Luke's entity embeddings).
 
-    With several processes DistributedDataParallel waits for the gradient of everything that is trained.
+    They would never change, but DistributedDataParallel waits for the gradients of all trainable parameters.
 
     Args:
-        model: what a strategy made; changed in place.
-        inputs: a batch as training will give it: BigBird attends otherwise ever after where it is shorter.
-        warn: told when the model cannot compute it, here on the CPU: on its device, in its precision, it may.
+        model: from a strategy; changed in place.
+        inputs: a batch as in training: BigBird switches its attention for good if it is shorter.
+        warn: called with a line if the model cannot run here, on the CPU; on its own device and precision it may.
     """
     was_training = model.training
-    model.eval()  # LoHa and LoKr can drop whole layers in training
+    model.eval()  # LoHa and LoKr may drop whole layers in training mode
     try:
         logits = model(**inputs).logits
     except Exception as error:
@@ -73,28 +73,31 @@ def freeze_unread(model: _Model, inputs: Mapping[str, torch.Tensor], warn: Calla
 
 
 def _leaves(output: torch.Tensor) -> set[torch.Tensor]:
-    """What a tensor's gradient would reach; a backward pass would tell too, at the cost of all gradients."""
+    """The leaves of a tensor's autograd graph; a backward pass would find them too, but compute all gradients."""
     leaves, seen, waiting = set(), set(), [output.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            if hasattr(node, "variable"):  # autograd's AccumulateGrad
+            if hasattr(node, "variable"):  # an AccumulateGrad node
                 leaves.add(node.variable)
-            waiting += [before for before, _ in node.next_functions]
+            waiting += [successor for successor, _ in node.next_functions]
     return leaves
 
 
 def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The (name, parameter) pairs that receive gradients, in model order."""
+    """Return the (name, parameter) pairs that require gradients, in model order."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 class TrainedGroup(NamedTuple):
-    """Trained parameters that differ in the number of their layer alone.
+    """Trained parameters whose names differ only in the layer's number.
 
-    `name` has a * in place of that number, and nothing of what PEFT puts around a parameter's name in the base model;
-    `shape` is that of each of the `tensors`; `in_head` says whether they are the classification head's.
+    Attributes:
+        name: with * in place of that number, and without PEFT's additions to the base model's names.
+        tensors: number of parameters.
+        shape: shape of each of them.
+        in_head: whether they belong to the classification head.
     """
 
     name: str
@@ -104,15 +107,15 @@ class TrainedGroup(NamedTuple):
 
     @property
     def scalars(self) -> int:
-        """In all tensors together."""
+        """Number of scalars in all tensors together."""
         return self.tensors * math.prod(self.shape)
 
 
 def trained_groups(model: nn.Module, head: frozenset[str]) -> list[TrainedGroup]:
-    """All that trains, in model order, the head's last.
+    """Group the trained parameters, in model order, with the head's last.
 
     Args:
-        head: the names of its parameters in the base model.
+        head: names of the head's parameters in the base model.
     """
     counts: dict[tuple[bool, str, tuple[int, ...]], int] = {}
     for name, parameter in trained(model):
@@ -125,15 +128,18 @@ def trained_groups(model: nn.Module, head: frozenset[str]) -> list[TrainedGroup]
 
 
 def size(model: nn.Module) -> int:
-    """The number of scalars in all parameters, shared ones counted once."""
+    """Return the number of scalars in all parameters, with shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def trained_in_fp32(model: nn.Module) -> None:
-    """Raise unless every trained parameter is fp32.
+    """Check that every trained parameter is fp32.
 
-    Masters in half precision lose small updates, and under fp16 the gradient scaler refuses to unscale them
+    Master weights in half precision lose small updates, and the fp16 gradient scaler refuses to unscale them
     ("Attempting to unscale FP16 gradients") only after the first step; this fails before the optimizer exists.
+
+    Raises:
+        TypeError: one is not.
     """
     wrong = [f"{name} ({parameter.dtype})" for name, parameter in trained(model) if parameter.dtype != torch.float32]
     if wrong:
@@ -141,16 +147,16 @@ def trained_in_fp32(model: nn.Module) -> None:
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies on the CPU of the trained parameters: all that a run can lose."""
+    """Copy the trained parameters, the only ones that a run changes, to the CPU."""
     return {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained(model)}
 
 
 @torch.no_grad()
 def load_trained_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `trained_state` took.
+    """Restore the parameters from `trained_state`.
 
     Raises:
-        KeyError: `state` does not hold exactly the parameters that train.
+        KeyError: `state` does not hold exactly the trained parameters.
     """
     parameters = dict(trained(model))
     if parameters.keys() != state.keys():

@@ -1,4 +1,4 @@
-"""Other methods that PEFT has and that change a model's layers: VeRA, LoHa, OFT and more, by PEFT's own names."""
+"""Other layer-modifying methods of PEFT under their own names: VeRA, LoHa, OFT and more."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
     from peftlib.strategies.base import Trained
 
-#: PEFT's types that were seen to train, to be saved and loaded, and to be merged here. Not AdaLoRA, which wants to be
-#: told of every update; nor the prompts, which are no part of a model's layers; nor RandLoRA, whose files hold its
-#: random basis once for every layer.
+#: PEFT's types for which training, saving, loading and merging were tested here. Excluded: AdaLoRA, which needs a call
+#: after every update; prompt methods, which are not in a model's layers; RandLoRA, whose files repeat its random basis
+#: for every layer.
 PEFT_TYPES = (
     "boft", "c3a", "delora", "fourierft", "gralora", "hira", "hra", "loha", "lokr", "miss", "oft", "road", "shira",
     "vblora", "vera", "waveft",
 )  # fmt: skip
-#: Of these, what multiplies or adds to the frozen weights themselves, which must not be rounded first.
+#: Those that multiply or add to the frozen weights themselves, which must therefore not be rounded.
 _READ_WEIGHTS = ("hira", "shira")
-#: PEFT's types that are methods of their own here.
+#: PEFT's types with their own `--method`.
 _METHODS = ("ia3", "ln_tuning", "lora")
-#: Options that PEFT calls whole numbers, and that may be any: they are multiplied with.
+#: Options that PEFT annotates as int, but that are scale factors and may be any number.
 _SCALES = ("alpha", "delora_lambda")
-#: What of a configuration is known already, or goes by the names of layers, which PEFT is told in full.
+#: Options that are set automatically, or that would select layers, which PEFT is given by their full names.
 _SETTLED = (
     "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "modules_to_save", "peft_type", "peft_version", "revision", "task_type",
@@ -42,10 +42,10 @@ _SETTLED = (
 
 @dataclass(frozen=True)
 class PeftMethod(Strategy):
-    """A method of PEFT's, and the new classification head."""
+    """Train another of PEFT's methods, and the new classification head."""
 
     _argument_group_name: ClassVar[str] = "--method peft"
-    # LoHa's and LoKr's. Others want their own: VeRA 1e-2, OFT less than 3e-3 (README.md).
+    # For LoHa and LoKr. Other methods need other rates: VeRA 1e-2, OFT less than 3e-3 (README.md).
     default_learning_rate: ClassVar[float] = 3e-3
     named_by: ClassVar[tuple[str, ...]] = ("peft_type",)
 
@@ -61,7 +61,7 @@ class PeftMethod(Strategy):
     )
 
     def __post_init__(self) -> None:
-        # One spelling: runs are told apart by their flags.
+        # Canonical spelling, since runs are compared by their flags.
         object.__setattr__(self, "peft_type", self.peft_type.lower())
         options = self._options()
         try:
@@ -73,8 +73,8 @@ class PeftMethod(Strategy):
             hint = f"; use --method {self.peft_type}" if own else nearest(self.peft_type, PEFT_TYPES)
             raise UserError(f"--peft_type {self.peft_type}: not one of {', '.join(PEFT_TYPES)}{hint}")
         for name in options.keys() & {*_SETTLED}:
-            of_layers = name.startswith("layers_")
-            way = "express it in target_modules, as a regular expression" if of_layers else "leave it out"
+            selects_layers = name.startswith("layers_")
+            way = "express it in target_modules, as a regular expression" if selects_layers else "leave it out"
             raise UserError(f"--peft_kwargs: {name} is set automatically; {way}")
 
     @classmethod
@@ -83,14 +83,14 @@ class PeftMethod(Strategy):
 
     @property
     def reads_frozen_weights(self) -> bool:
-        return self.peft_type in _READ_WEIGHTS or self._options().get("init_weights") == "bat"  # MiSS's variant
+        return self.peft_type in _READ_WEIGHTS or self._options().get("init_weights") == "bat"  # a variant of MiSS
 
     def _options(self) -> dict[str, Any]:
         try:
             options = json.loads(self.peft_kwargs, object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             try:
-                options = json.loads(json.dumps(ast.literal_eval(self.peft_kwargs)))  # a W&B agent writes Python's form
+                options = json.loads(json.dumps(ast.literal_eval(self.peft_kwargs)))  # W&B agents pass a Python literal
             except (ValueError, SyntaxError, TypeError, RecursionError):
                 raise UserError(f"--peft_kwargs {self.peft_kwargs}: not valid JSON: {error}") from error
         if not isinstance(options, dict):
@@ -102,12 +102,12 @@ class PeftMethod(Strategy):
         from peftlib.strategies.wrapping import spare_from_decay, wrap
 
         modules = head_modules(model, head)
-        # By their whole names: not every type of PEFT's can be told what to leave out.
+        # Full module names, since not all of PEFT's types have `exclude_modules`.
         options = self._options() | {"target_modules": self._targets(model, modules), "modules_to_save": modules}
         config = self._config(options)
         try:
             wrapped = wrap(model, config)
-        # What PEFT finds wrong with a configuration and these layers comes as whatever failed first.
+        # PEFT reports a configuration that does not fit the layers by whatever exception comes first.
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"--peft_type {self.peft_type} --peft_kwargs '{self.peft_kwargs}': {reason}") from error
@@ -115,9 +115,9 @@ class PeftMethod(Strategy):
         return wrapped
 
     def _targets(self, model: PreTrainedModel, head: list[str]) -> list[str]:
-        """The names of the modules that `target_modules` means, outside the head.
+        """The full names of the modules that `target_modules` matches, outside the head.
 
-        As in PEFT a list holds endings of names and a text is a regular expression for whole names.
+        As in PEFT, a list holds name endings, and a string is a regular expression for full names.
         """
         from peftlib.strategies.wrapping import ends_in, is_linear, linears_of, outside, refuse_what_matches_nothing
 
@@ -125,9 +125,9 @@ class PeftMethod(Strategy):
         found: dict[str, nn.Module] = outside(model, head)
         if wanted == "all-linear":
             names = [name for name, module in found.items() if is_linear(module)]
-        elif isinstance(wanted, list) and wanted and all(isinstance(one, str) for one in wanted):
+        elif isinstance(wanted, list) and wanted and all(isinstance(target, str) for target in wanted):
             refuse_what_matches_nothing(model, head, wanted, f"{flag} {', '.join(wanted)}")
-            names = [name for name in found if any(ends_in(name, one) for one in wanted)]
+            names = [name for name in found if any(ends_in(name, target) for target in wanted)]
         elif isinstance(wanted, str):
             try:
                 names = [name for name in found if re.fullmatch(wanted, name)]
@@ -172,14 +172,14 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether PEFT's annotation of an option allows the value, which PEFT itself does not ask before the first update.
+    """Whether the value fits PEFT's type annotation of an option, which PEFT itself does not check at the start.
 
-    Types of other kinds allow everything.
+    Annotations of other kinds accept everything but None.
     """
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, one) for one in get_args(hint))
+        return any(_fits(value, member) for member in get_args(hint))
     if hint in (bool, str, NoneType):
         return isinstance(value, hint)
     if hint in (int, float):

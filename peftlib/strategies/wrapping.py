@@ -1,4 +1,4 @@
-"""PEFT's wrapper around a classifier: where its layers go, and what it refuses, in one line."""
+"""Wrap a classifier with PEFT: where its layers go, and one-line errors for targets that match nothing."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def without_asides() -> Iterator[None]:
-    """Leave out what PEFT warns of whatever one does: other warnings, of missing tensors say, come through."""
+    """Silence warnings that PEFT emits regardless of use; real ones, for instance of missing tensors, still show."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
-        # LN tuning's own layers; BOFT's kernel, and what it does without; SHiRA's sparse tensors.
+        warnings.simplefilter("ignore", FutureWarning)  # from PEFT and transformers about each other
+        # From LN tuning's own layers; BOFT without its CUDA kernel, and its defaults; SHiRA's sparse tensors.
         for start in ("Unsupported layer type", "Failed to load the CUDA extension", "Setting boft_n", "Sparse inv"):
             warnings.filterwarnings("ignore", start, UserWarning)
         yield
 
 
 def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """The model with PEFT's layers, of which what trains is in fp32.
+    """Wrap the model with PEFT's layers, with all trainable parameters in fp32.
 
     Raises:
-        ValueError: PEFT cannot put such layers into this model.
+        ValueError: PEFT cannot add such layers to this model.
     """
     from peft import get_peft_model
 
@@ -39,15 +39,15 @@ def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         wrapped: PeftModel = get_peft_model(model, config)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # PEFT leaves `modules_to_save` in the base's precision
+            parameter.data = parameter.data.float()  # PEFT keeps `modules_to_save` in the base model's precision
     return wrapped
 
 
 def spare_from_decay(model: nn.Module, name: str) -> None:
-    """Mark factors that start at 1, whatever their shape: weight decay would take them, and what they scale, to 0.
+    """Exempt scale factors, which start at 1, from weight decay: it would shrink them, and what they scale, to 0.
 
     Args:
-        name: of PEFT's parameters in their layers.
+        name: PEFT's attribute name of these parameters.
     """
     for whole, parameter in model.named_parameters():
         if f".{name}." in whole:
@@ -55,34 +55,34 @@ def spare_from_decay(model: nn.Module, name: str) -> None:
 
 
 def outside(model: nn.Module, head: list[str]) -> dict[str, Any]:
-    """The modules that are neither the head's nor in it, by name.
+    """Return name -> module for all modules outside the head.
 
     Args:
-        head: the names of the modules that hold it, see `adapter.head_modules`.
+        head: names of the head's modules, see `adapter.head_modules`.
     """
     return {
         name: module
         for name, module in model.named_modules()
-        if not any(name == one or name.startswith(f"{one}.") for one in head)
+        if not any(name == part or name.startswith(f"{part}.") for part in head)
     }
 
 
 def but_for(head: list[str]) -> str:
-    """PEFT's `exclude_modules` for the modules that hold the head.
+    """Return PEFT's `exclude_modules` for the head's modules.
 
-    The head trains in full. PEFT guesses only `classifier` and `score`; `all-linear` would put its layers on
-    DistilBERT's `pre_classifier` or DeBERTa's `pooler`, which start from random weights.
+    The head is trained in full. PEFT excludes only `classifier` and `score` by itself; `all-linear` would adapt
+    DistilBERT's `pre_classifier` or DeBERTa's `pooler`, whose initial weights are random.
     """
     return rf"(.*\.)?({'|'.join(map(re.escape, head))})(\..*)?"
 
 
 def refuse_what_matches_nothing(model: PreTrainedModel, head: list[str], targets: list[str], flag: str) -> None:
-    """PEFT is content with one match: a typing error would train less than was asked for.
+    """Check that every target matches a module: PEFT accepts one match, so a typo would train less than asked for.
 
     Args:
-        head: the names of the modules that hold it, which get none of PEFT's layers.
-        targets: endings of names; `all-linear` passes.
-        flag: with its value, for the message.
+        head: names of the head's modules, which are not adapted.
+        targets: name endings; `all-linear` is always valid.
+        flag: the flag with its value, for the message.
 
     Raises:
         UserError: a target matches no module outside the head.
@@ -97,18 +97,18 @@ def refuse_what_matches_nothing(model: PreTrainedModel, head: list[str], targets
 
 
 def ends_in(name: str, target: str) -> bool:
-    """Whether a module is one that PEFT's `target_modules` means by this."""
+    """Return whether an entry of PEFT's `target_modules` matches a module's name."""
     return f".{name}".endswith(f".{target}")
 
 
 def linears_of(model: nn.Module) -> str:
-    """What can be named, for a message."""
+    """Describe the possible targets, for messages."""
     endings = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)})
     return f"its Linear layers end in {', '.join(endings)}"
 
 
 def is_linear(module: nn.Module) -> bool:
-    """A Linear, PEFT's layers being none."""
+    """Return whether the module is an `nn.Linear`; PEFT's layers, which wrap one, are not."""
     from torch import nn
 
     return isinstance(module, nn.Linear)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _OWN_FLAGS = ("output_dir", "resume_from_checkpoint")
 # Flags that the runs of a sweep cannot have -> why.
 _SINGLE_RUN_FLAGS = {
-    "dry_run": "trains nothing, and such a run has no score; see sweep.py's own --dry_run",
-    "push_to_hub": "would push every run; push the best one in the end, with scripts/export.py",
+    "dry_run": "trains nothing, so the run would have no score; use sweep.py's own --dry_run",
+    "push_to_hub": "would push every run; push the best one afterwards, with scripts/export.py",
 }
 
 
@@ -36,7 +36,7 @@ def check_plain(value: Any, place: str = "") -> None:
     if isinstance(value, dict):
         for key, entry in value.items():
             if not isinstance(key, str):
-                raise UserError(f"{place.lstrip('.') or 'the file'}: {key!r} is no name; put it in quotes")
+                raise UserError(f"{place.lstrip('.') or 'the file'}: {key!r} is not a name; put it in quotes")
             check_plain(entry, f"{place}.{key}")
     elif isinstance(value, list):
         for entry in value:
@@ -66,21 +66,21 @@ def check_flags(sweep: Sweep, known: Sequence[str], check: Callable[[list[str]],
             for flag, single in leaves([(parameter.flag, value)]):
                 spelled = f"--{flag.replace('-', '_')}"
                 if spelled.strip("-") in _OWN_FLAGS:
-                    raise UserError(f"{place}: {spelled} is given by the sweep itself; see --sweep_dir")
+                    raise UserError(f"{place}: {spelled} is set by the sweep itself; leave it out, see --sweep_dir")
                 if spelled.strip("-") in _SINGLE_RUN_FLAGS:
                     raise UserError(f"{place}: {spelled} {_SINGLE_RUN_FLAGS[spelled.strip('-')]}")
                 if spelled not in known:
                     _try(check, spelled, single, place)  # it says what the flag is called there
                 if spelled not in names:
-                    raise UserError(f"{place}: a run of a sweep takes no {spelled}; leave it out")
+                    raise UserError(f"{place}: {spelled} cannot be set in a sweep; leave it out")
                 flags.add(spelled)
                 if single is None or isinstance(single, list):
-                    way = "leave it out" if single is None else "write its parts as one text, with commas"
-                    raise UserError(f"{place}: {spelled}: {single} is no flag's value; {way}")
+                    way = "leave it out" if single is None else "write it as one string, separated by commas"
+                    raise UserError(f"{place}: {spelled}: {single} is not a valid value of a flag; {way}")
                 _try(check, spelled, single, place)
         for flag in flags:
             if flag in places:
-                raise UserError(f"{place}: {flag} is set by {places[flag]} too")
+                raise UserError(f"{place}: {flag} is also set by {places[flag]}; keep one")
             places[flag] = place
 
 
@@ -111,7 +111,7 @@ def check_metric(sweep: Sweep) -> None:
         for metric in sorted(by - {None, *metrics}, key=str):
             place = next(one.name for one in sweep.parameters if metric in _values(one, "metric_for_best_model"))
             raise UserError(
-                f"parameters.{place}: --metric_for_best_model {metric}: {whose} is not scored by it"
+                f"parameters.{place}: --metric_for_best_model {metric}: {whose} does not have it"
                 f"{nearest(str(metric), metrics)} (known: {', '.join(metrics)})"
             )
         if sweep.metric.startswith(("train/", "perf/")):

@@ -36,10 +36,10 @@ def parse_command(words: Any) -> tuple[str, ...]:
         # W&B's agent silently drops unknown macros.
         if re.fullmatch(r"\$\{.*\}", word) and word not in _MACROS and not re.search(r"\$\{envvar:[A-Z0-9_]*\}", word):
             raise UserError(
-                f"command: {word} is no macro{nearest(word, _MACROS)} (known: {', '.join(_MACROS)}, ${{envvar:NAME}})"
+                f"command: unknown macro {word}{nearest(word, _MACROS)} (known: {', '.join(_MACROS)}, ${{envvar:NAME}})"
             )
     if not any(word in _ARGS_MACROS for word in command):
-        raise UserError("command: has no ${args}, so no run would be given its values")
+        raise UserError("command: has no ${args}, so runs would not be given their values; add it")
     return command
 
 
@@ -59,7 +59,7 @@ def prepared(sweep: Sweep, file: Path) -> Sweep:
     places = [Path(), *above[: len(above) - 1]]
     found = next((place / sweep.program for place in places if (place / sweep.program).is_file()), None)
     if found is None:
-        raise UserError(f"program: {sweep.program} is neither below {Path.cwd()} nor below a folder that {file} is in")
+        raise UserError(f"program: {sweep.program} is neither in {Path.cwd()} nor in a parent folder of {file}")
     sweep = dataclasses.replace(sweep, program=str(found))
     words = _filled(sweep, {"an_argument": 0}, file)
     if Path(words[0]).name == "env":  # it starts the word after its NAME=value settings; not checked with options
@@ -68,7 +68,7 @@ def prepared(sweep: Sweep, file: Path) -> Sweep:
     if words and shutil.which(words[0], path=search_path()) is None:
         if Path(words[0]).is_file():
             raise UserError(f"command: {words[0]} is not executable; put ${{interpreter}} before it")
-        raise UserError(f"command: {words[0]} cannot be found; install it, or give its whole path")
+        raise UserError(f"command: {words[0]} cannot be found; install it, or give its full path")
     return sweep
 
 

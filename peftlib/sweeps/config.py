@@ -163,27 +163,27 @@ def _change(text: str) -> tuple[str, dict[str, Any]]:
 
 def _parse(path: Path, content: Any) -> Sweep:
     if not isinstance(content, dict):
-        raise UserError("must hold W&B's keys: program, method, metric, parameters")
+        raise UserError("must have W&B's keys: program, method, metric, parameters")
     check_plain(content)
     for key in content:
         if key in _SERVER:
-            raise UserError(f"{key}: is for W&B's server alone; give the file to wandb sweep")
+            raise UserError(f"{key}: is supported only by W&B's server; use wandb sweep for this file")
         if key not in (*_KEYS, *_LABELS):
-            raise UserError(f"{key}: no key of a sweep{nearest(str(key), (*_KEYS, *_LABELS, *_SERVER))}")
+            raise UserError(f"{key}: unknown key{nearest(str(key), (*_KEYS, *_LABELS, *_SERVER))}")
     for key in ("program", "method", "metric", "parameters"):
         if key not in content:
-            raise UserError(f"{key}: missing")
+            raise UserError(f"{key}: missing, and required")
     method = _one_of(content, "method", _METHODS)
     run_cap = content.get("run_cap")
     if run_cap is not None:
         run_cap = _whole("run_cap", run_cap)
     metric = _mapping(content, "metric", ("name", "goal", "target", "impute", "impute_while_running"))
     if not isinstance(metric.get("name"), str):
-        raise UserError("metric.name: missing; such as eval/best_accuracy")
+        raise UserError("metric.name: missing; give a metric such as eval/best_accuracy")
     maximize = _one_of({"goal": "minimize", **metric}, "goal", ("minimize", "maximize"), "metric.") == "maximize"
     target = metric.get("target")
     if target is not None and (isinstance(target, bool) or not isinstance(target, (int, float))):
-        raise UserError(f"metric.target: {target!r} is no number")
+        raise UserError(f"metric.target: {target!r} is not a number")
     return Sweep(
         name=_text(content, "name") or path.stem,
         program=_text(content, "program") or "",
@@ -206,12 +206,12 @@ def _parameters(content: Any, prefix: str = "") -> Iterator[Parameter]:
         raise UserError(f"{place}: must be a mapping of names to values or distributions")
     for key, entry in sorted(content.items(), key=lambda item: str(item[0])):
         if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", key):
-            raise UserError(f"{place}.{key}: a name begins with a letter and has no spaces")
+            raise UserError(f"{place}.{key}: a name must begin with a letter and contain no spaces")
         if not isinstance(entry, dict):
             raise UserError(f"{place}.{key}: must be a mapping such as {{value: {entry}}}")
         if "parameters" in entry:
             if len(entry) > 1:
-                raise UserError(f"{place}.{key}: parameters stands alone")
+                raise UserError(f"{place}.{key}: parameters cannot be combined with other keys")
             yield from _parameters(entry["parameters"], f"{prefix}{key}.")
         else:
             yield parse_parameter(f"{prefix}{key}", entry)
@@ -225,7 +225,7 @@ def _hyperband(content: dict[str, Any]) -> Hyperband:
         raise UserError(f"early_terminate.eta: {eta!r} must be a number greater than 1")
     if "max_iter" in given:
         if "s" not in given:
-            raise UserError("early_terminate.s: missing; max_iter needs it")
+            raise UserError("early_terminate.s: missing; max_iter requires it")
         last = _whole("early_terminate.max_iter", given["max_iter"])
         first = float(last)
         for _ in range(_whole("early_terminate.s", given["s"])):
@@ -234,7 +234,7 @@ def _hyperband(content: dict[str, Any]) -> Hyperband:
             first /= eta
         return Hyperband(max(1, int(first)), last, eta)
     if "min_iter" not in given:
-        raise UserError("early_terminate.min_iter: missing; or give max_iter and s")
+        raise UserError("early_terminate.min_iter: missing; give it, or max_iter and s")
     return Hyperband(_whole("early_terminate.min_iter", given["min_iter"]), None, eta)
 
 

@@ -23,7 +23,7 @@ _STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "stopped early",
     TrialState.FAIL: "failed",
-    TrialState.RUNNING: "cut off",
+    TrialState.RUNNING: "interrupted",
     TrialState.WAITING: "waiting",
 }
 
@@ -58,19 +58,19 @@ class SweepConsole(Console):
         sweep, self._workers = search.sweep, workers
         self._varying = varying(sweep)
         over = sum(trial.state.is_finished() for trial in search.trials())
-        size = f"{sweep.size} runs" if sweep.size is not None else "no run_cap: goes on until it is stopped"
+        size = f"{sweep.size} runs" if sweep.size is not None else "no run_cap: runs until it is stopped"
         goal = "maximize" if sweep.maximize else "minimize"
         self.note(f"sweep {search.id}: {sweep.method}, {size}, {goal} {sweep.metric}, in {search.folder}")
         early = sweep.hyperband
         if early is not None and early.factor != early.eta:
-            self.note(f"early_terminate.eta: {early.eta:g} is taken as {early.factor}; Optuna needs a whole number")
+            self.note(f"early_terminate.eta: {early.eta:g} is rounded to {early.factor}; Optuna needs a whole number")
         if over:
-            self.note(f"going on: {over} runs are over already")
+            self.note(f"continuing: {over} runs have already ended")
 
     def started(self, claim: Claim, run: Run) -> None:
         """Print that a run has started or resumed."""
         self._began[claim.number] = time.monotonic()
-        verb = "goes on" if claim.taken_up else "started"
+        verb = "resumed" if claim.taken_up else "started"
         values = ", ".join(f"{name} {_shown(claim.values[name])}" for name in self._varying)
         self.note(f"run {claim.number} {verb}" + (f": {values}" if values else ""))
 
@@ -89,7 +89,7 @@ class SweepConsole(Console):
         sweep, trials = search.sweep, search.trials()
         over = [trial for trial in trials if trial.state.is_finished()]
         best = next((trial for trial in search.ranked() if trial.value is not None), None)
-        parts = [f"{len(over)} of {sweep.size if sweep.size is not None else '∞'} runs over"]
+        parts = [f"{len(over)} of {sweep.size if sweep.size is not None else '∞'} runs ended"]
         if best is not None:
             parts.append(f"best {sweep.metric} {best.value:.4f} (run {best.number})")
         if self._durations and sweep.size is not None:

@@ -26,7 +26,7 @@ def open_folder(folder: Path) -> None:
         others = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", *known)))
         if others:
             raise UserError(
-                f"--sweep_dir {folder}: holds {others[0]}, and no sweep; name a new folder, or an empty one"
+                f"--sweep_dir {folder}: contains {others[0]}, but no sweep; name a new folder, or an empty one"
             )
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
@@ -51,11 +51,11 @@ def keep_to(sweep: Sweep, folder: Path, seed: int) -> None:
     for key in others:
         grid = key == "parameters" and sweep.method == "grid" == before["method"]
         if not grid:
-            raise UserError(f"--sweep_dir {folder}: holds a sweep with another {key}; name another folder")
+            raise UserError(f"--sweep_dir {folder}: contains a sweep with a different {key}; name another folder")
         if not sweep.covers(before["parameters"]):
             raise UserError(
-                f"--sweep_dir {folder}: holds a sweep with other parameters (a grid may gain values, not lose or "
-                "change them); name another folder"
+                f"--sweep_dir {folder}: contains a sweep with different parameters (values may be added to a grid, but "
+                "not removed or changed); name another folder"
             )
     if others or not before:
         write_json(path, now)

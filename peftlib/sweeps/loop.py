@@ -69,19 +69,19 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
             time.sleep(_PAUSE)
     if signals.received:
         number = signals.received[0]
-        message = f"stopped by {number.name}; the same command goes on from here"
+        message = f"stopped by {number.name}; the same command continues from here"
         raise Interrupted(message, 128 + number, by_hand=number is signal.SIGINT)
     console.finish(search)
-    logs = f"the logs are in {search.folder / 'runs'}"
+    logs = f"see the logs in {search.folder / 'runs'}"
     if hopeless:
-        raise RunError(f"{_MOST_FAILURES} runs have failed and none has ended well: no more are tried; {logs}")
+        raise RunError(f"gave up after {_MOST_FAILURES} failed runs, since none has succeeded; {logs}")
     if not search.unfinished() and not search.any_ended_well():
-        raise RunError(f"no run has ended well; {logs}")
+        raise RunError(f"no run has succeeded; {logs}")
 
 
 def _stop(console: SweepConsole, runs: list[Run], *, at_once: bool) -> None:
     if runs and not at_once:
-        console.note("stopping: the runs write their checkpoints; once more ends them at once")
+        console.note("stopping: the runs are writing checkpoints; interrupt again to kill them at once")
     for run in runs:
         run.stop(signal.SIGKILL if at_once else signal.SIGTERM)
 
@@ -132,7 +132,7 @@ def _poll(search: Search, console: SweepConsole, claim: Claim, run: Run, *, cut_
     elif cut_off or record.get("status") == "interrupted":
         # Interrupted from outside: it will be resumed, by this process unless that is being stopped too.
         if not search.release(claim, blameless=cut_off):
-            search.fail(claim, f"cut off again and again: {reason_of(run.folder, status)}", tail_of(run.folder))
+            search.fail(claim, f"interrupted too often: {reason_of(run.folder, status)}", tail_of(run.folder))
     else:
         search.fail(claim, reason_of(run.folder, status), tail_of(run.folder))
     console.ended(search.trials()[claim.number])
@@ -151,4 +151,5 @@ def _finished(search: Search, claim: Claim) -> None:
         search.complete(claim, logged[metric][-1])
     else:
         names = ", ".join(sorted(name for name in logged if name.startswith("eval/")))
-        search.fail(claim, f"metric.name: the run has not logged {metric}{nearest(metric, logged)} (it has {names})")
+        hint = nearest(metric, logged)
+        search.fail(claim, f"metric.name: the run did not log {metric}{hint} (it logged {names})")

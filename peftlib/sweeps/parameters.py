@@ -84,7 +84,7 @@ class Parameter:
             return np.arange(settings["min"], settings["max"], settings["q"]).tolist()  # excludes max, as in W&B
         if self.distribution not in _GRID:
             raise UserError(
-                f"parameters.{self.name}: {self.distribution} has no grid (method grid: {', '.join(_GRID)})"
+                f"parameters.{self.name}: {self.distribution} is not allowed with method grid (use {', '.join(_GRID)})"
             )
         values = settings["values"] if self.varies else [settings["value"]]
         return list({spelled(value): value for value in values}.values())
@@ -139,14 +139,14 @@ class Parameter:
             key = "min" if self.distribution.startswith("inv_") and settings["min"] < -_EXPONENT else "max"
             given = f"{place}.{key}: {settings[key]}"
             raise UserError(
-                f"{given} is an exponent of e to {self.distribution}, and no number is so large; "
-                f"to give the values themselves write distribution: {self.distribution}_values"
+                f"{given} is an exponent of e in {self.distribution}, and too large; "
+                f"to give the values themselves, write distribution: {self.distribution}_values"
             )
         if "min" in settings:
-            raise UserError(f"{place}.max: no number is as large as what lies between min and max")
+            raise UserError(f"{place}.max: values between min and max are too large for a floating-point number")
         keys = "mu and sigma" if "mu" in settings else "a and b"
-        natural = "; they are those of the value's natural logarithm" if "log_normal" in self.distribution else ""
-        raise UserError(f"{place}.{keys.partition(' ')[0]}: with these {keys} it gives no finite number{natural}")
+        natural = "; they apply to the value's natural logarithm" if "log_normal" in self.distribution else ""
+        raise UserError(f"{place}.{keys.partition(' ')[0]}: these {keys} give values that are not finite{natural}")
 
     def extremes(self) -> list[Any]:
         """Return values that test whether train.py accepts this parameter: listed ones, else bounds, else median."""
@@ -226,9 +226,9 @@ def _check(place: str, distribution: str, settings: dict[str, Any]) -> None:
         value = settings.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
             hint = " (YAML reads 1e-4 as text; write 1.0e-4)" if isinstance(value, str) else ""
-            raise UserError(f"{place}.{key}: {value!r} is no number{hint}")
+            raise UserError(f"{place}.{key}: {value!r} is not a number{hint}")
         if distribution == "int_uniform" and not _is_integer(value):
-            raise UserError(f"{place}.{key}: {value!r} is no whole number")
+            raise UserError(f"{place}.{key}: {value!r} is not a whole number")
     if "min" in settings and settings["min"] >= settings["max"]:
         raise UserError(f"{place}.min: {settings['min']} is not less than max {settings['max']}")
     if distribution.endswith("_values") and settings["min"] <= 0:
@@ -249,9 +249,9 @@ def _check(place: str, distribution: str, settings: dict[str, Any]) -> None:
         if len(shares) != len(settings["values"]):
             raise UserError(f"{place}.probabilities: {len(shares)} for {len(settings['values'])} values")
         if any(isinstance(share, bool) or not isinstance(share, (int, float)) or share < 0 for share in shares):
-            raise UserError(f"{place}.probabilities: must be numbers from 0 on")
+            raise UserError(f"{place}.probabilities: must be numbers of at least 0")
         if not math.isclose(sum(shares), 1, rel_tol=1e-5, abs_tol=1e-8):
-            raise UserError(f"{place}.probabilities: add up to {sum(shares):g}, not to 1")
+            raise UserError(f"{place}.probabilities: add up to {sum(shares):g}, but must add up to 1")
 
 
 def _bounded_quantile(kind: str, low: float, high: float, share: float) -> float:

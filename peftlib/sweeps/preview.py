@@ -18,6 +18,4 @@ def preview(sweep: Sweep) -> None:
     for parameter in sweep.parameters:
         settings = ", ".join(f"{name} {value}" for name, value in parameter.settings.items())
         print(f"{parameter.name}: {parameter.distribution}, {settings}")
-    print(
-        f"{sweep.method}: {'no run_cap, goes on until it is stopped' if sweep.size is None else f'{sweep.size} runs'}"
-    )
+    print(f"{sweep.method}: {'no run_cap, runs until it is stopped' if sweep.size is None else f'{sweep.size} runs'}")

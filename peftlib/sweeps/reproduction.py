@@ -27,8 +27,8 @@ def tasks_at_hand(data_dir: str | None) -> tuple[tuple[str, ...], str | None]:
         if data_dir is not None:
             raise
         return (PACKAGED_TASK,), (
-            f"MRPC and SST-2 are out of reach ({error}); running the same grid on {PACKAGED_TASK}, which is packaged. "
-            "With the GLUE folders on this machine: make reproduce GLUE=DIR"
+            f"MRPC and SST-2 are not available ({error}); running the same grid on {PACKAGED_TASK}, which is packaged. "
+            "If the GLUE folders are on this machine, use make reproduce GLUE=DIR"
         )
     return TASK_NAMES, None
 

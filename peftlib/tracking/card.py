@@ -39,29 +39,30 @@ model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", {outp
 tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
 
 #: Only in the card beside the run, not in a published one.
-_RECORD = "The whole record is in `run.json`, the curves are in `metrics.jsonl`.\n"
+_RECORD = "The full record is in `run.json`, the curves are in `metrics.jsonl`.\n"
 
 #: Follows the code of a regression model.
 _REGRESSION_OUTPUT = """
-`model(**tokenizer({texts}, return_tensors="pt")).logits[0, 0]` is the score, which may lie a little outside of those
-trained on.
+`model(**tokenizer({texts}, return_tensors="pt")).logits[0, 0]` is the score, which may be slightly outside the range of
+the training data.
 """
 
 #: Follows the code of a multi-label model.
 _MULTI_LABEL_OUTPUT = """
-`model(**tokenizer({texts}, return_tensors="pt")).logits[0].sigmoid()` is each class's probability; those above a half
-are the answer.
+`model(**tokenizer({texts}, return_tensors="pt")).logits[0].sigmoid()` is each class's probability; the classes above
+0.5 are predicted.
 """
 
 #: Follows the code of an adapter, in the card beside the run.
 _BASE_LOCATION = """
-`adapter_config.json` says where the base model was: `{location}`. On another machine, put there where it is now{hub}.
+`adapter_config.json` has the path of the base model: `{location}`. On another machine, replace it with the path
+there{hub}.
 """
 
 #: The same in a published card, for a base model that is not on the Hub.
 _BASE_UNKNOWN = """
-`adapter_config.json` calls the base model `{base}`, after the folder that it was in. Where the Hub has no model of that
-name, or another one, put there where it is.
+`adapter_config.json` names the base model `{base}`, after the folder that it was in. Unless this is its name on the
+Hub, replace it with the model's path.
 """
 
 #: The Hub's names of metrics that have other names here, those of `evaluate`'s glue and of scikit-learn.
@@ -105,10 +106,10 @@ def model_card(
         outputs = f"id2label={{{classes}}}"
         labels = "Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(run["labels"]))
         if kind == MULTI_LABEL:
-            outputs, labels = f'{outputs}, problem_type="{kind}"', f"{labels}; any number of them for a text"
+            outputs, labels = f'{outputs}, problem_type="{kind}"', f"{labels}; any number of them per text"
     usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, outputs=outputs)
     if is_adapter and not public:
-        hub = f", or its name on the Hub, `{on_hub}`" if base in PACKAGED_MODELS else ""
+        hub = f", or with its name on the Hub, `{on_hub}`" if base in PACKAGED_MODELS else ""
         below += _BASE_LOCATION.format(location=run["model"]["location"], hub=hub)
     elif is_adapter and on_hub is None:
         below += _BASE_UNKNOWN.format(base=base)

@@ -1,4 +1,4 @@
-"""The one voice of a run: tells the console, the record on disk and the trackers how it goes."""
+"""Report a run's progress to the console, the record on disk and the trackers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Reporter:
     """Reports from the main process; on the others every call does nothing.
 
     Args:
-        folder: the run's output folder; not created before `watching`.
+        folder: the run's output folder; created by `watching`.
         arguments: flag -> value, for the records.
-        trackers: accelerate's names, as the `Accelerator` was given.
+        trackers: accelerate's names of the trackers, as passed to the `Accelerator`.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, arguments: dict[str, Any], trackers: list[str]) -> None:
@@ -48,13 +48,13 @@ class Reporter:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `run.json` says by now; empty where there is no record."""
+        """The current content of `run.json`; empty if there is no record."""
         return self._record.facts if self._record is not None else {}
 
     def claim(self) -> None:
-        """Take the output folder, where there is one, before a checkpoint in it is chosen; on the main process.
+        """Lock the output folder, if it exists, before a checkpoint in it is chosen; on the main process.
 
-        An earlier life of the run may still be writing its last one.
+        An earlier process of this run may still be writing its last checkpoint.
 
         Raises:
             UserError: another run is writing there, or the folder cannot be written.
@@ -69,7 +69,7 @@ class Reporter:
                 raise UserError(f"--output_dir {self.folder}: cannot be written ({error.strerror})") from error
 
     def _refuse_folder(self, resumed: dict[str, Any] | None) -> None:
-        """What `_open_record` would refuse, and nothing written."""
+        """Refuse the same as `_open_record`, but write nothing."""
         self.claim()
         if resumed is None and not self._arguments["overwrite_output_dir"]:
             refuse_finished(self.folder)
@@ -83,12 +83,12 @@ class Reporter:
     def watching(self, steps: int, facts: dict[str, Any], resumed: dict[str, Any] | None = None) -> Iterator[None]:
         """Open the records and trackers, announce the run, and close everything when the block ends.
 
-        With `--dry_run` there are no records and trackers, and the run is announced.
+        With `--dry_run` only announce the run.
 
         Args:
-            steps: updates in the whole run.
-            facts: what there is to say about it before it starts, for `run.json`.
-            resumed: the manifest of the checkpoint that the run goes on from; None starts afresh.
+            steps: number of updates in the whole run.
+            facts: facts known before the run starts, for `run.json`.
+            resumed: manifest of the checkpoint from which the run resumes; None starts from scratch.
 
         Raises:
             UserError: the output folder cannot be written.
@@ -101,14 +101,14 @@ class Reporter:
             facts["sweep"] = sweep
         if arguments["dry_run"]:
             on_main(lambda: self._refuse_folder(resumed))
-            self._announce(facts, steps, "dry run: a few updates are measured, nothing is kept", resumed)
+            self._announce(facts, steps, "dry run: a few updates are measured, nothing is saved", resumed)
             yield
             return
         on_main(lambda: self._open_record(facts, resumed))
         parameters = {f"params/{name}": value for name, value in facts["parameters"].items()}
         with ExitStack() as closing, self._record.running() if self._record is not None else nullcontext():
             notice = None
-            # Kept where a tracker does not start today: the next life of the run may find it again.
+            # Kept even if a tracker fails to start now, so that the run can find it again when it is resumed.
             self.tracker_ids = {} if resumed is None else dict(resumed["trackers"])
             with self._never_fatal("starting the trackers"):
                 started, notice = start_trackers(
@@ -123,9 +123,9 @@ class Reporter:
                 )
                 self.tracker_ids |= started
             if "starting the trackers" in self._silenced:
-                self._trackers, accelerator.trackers = [], []  # half a tracker would fail again at every log
+                self._trackers, accelerator.trackers = [], []  # a partly started tracker would fail at every log
             if self._trackers:
-                closing.push(self._end_trackers)  # last of all: the record is complete by then
+                closing.push(self._end_trackers)  # runs last, when the record is complete
             self._announce(facts, steps, notice, resumed)
             self._track({**parameters, "train/global_step": 0}, step=0)
             self.update(setup_seconds=time.perf_counter() - self._created)
@@ -134,11 +134,11 @@ class Reporter:
                 yield
 
     def advance(self, step: int) -> None:
-        """An update is done."""
+        """Advance the progress bar after an update."""
         self.console.advance(step)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Values at an update. One call per update: a tracker drops what comes for a step it has left."""
+        """Log values at an update. Call it once per update, since trackers drop values for earlier steps."""
         values = {**values, "perf/peak_memory_bytes": peak_memory(self._accelerator.device)}
         self._track(values, step)
         if self._record is not None:
@@ -146,19 +146,19 @@ class Reporter:
         self.console.log(values, step)
 
     def notes(self, lines: Iterable[str]) -> None:
-        """What the user should know of before the run begins."""
+        """Print notes for the user before the run begins."""
         for line in lines:
             self.console.note(f"note: {line}")
 
     def warn(self, line: str) -> None:
-        """A line that must not be overlooked."""
+        """Print a warning."""
         self.console.warn(line)
 
     def _end_trackers(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and "wandb" in self._trackers and self._accelerator.is_main_process:
-            # W&B looks at what reaches the interpreter's top, and scripts answer most errors before that.
+            # W&B only sees exceptions that reach the interpreter's top level; scripts catch most of them before.
             with self._never_fatal("W&B"):
                 end_wandb_run(self._accelerator.get_tracker("wandb", unwrap=True), error)
         with self._never_fatal("a tracker"):
@@ -175,14 +175,17 @@ class Reporter:
         """Write `all_results.json` and show the summary.
 
         Args:
-            results: flat, with the keys that users of the `transformers` examples know.
+            results: flat, with the keys of `transformers`' examples.
+
+        Raises:
+            RunError: the file cannot be written.
         """
         if self._record is None:
             return
         try:
             write_json(self.folder / "all_results.json", results)
         except OSError as error:
-            raise RunError(f"{self.folder}: no room for all_results.json ({error}); make some there") from error
+            raise RunError(f"{self.folder}: cannot write all_results.json ({error}); free some space there") from error
         self._record.update(results=results, peak_memory_bytes=peak_memory(self._accelerator.device))
         rows = {
             name.removeprefix("best_eval_").replace("_", " "): f"{value:.4f}"
@@ -198,20 +201,20 @@ class Reporter:
         self.console.facts("summary", rows, panel=True)
 
     def _track(self, values: dict[str, Any], step: int) -> None:
-        """Log to the trackers, unless an earlier life of the run did: they drop a step that comes twice."""
+        """Log to the trackers, unless an earlier process of the run did: they drop repeated steps."""
         if step > self._logged_step:
             with self._never_fatal("a tracker"):
                 self._accelerator.log(values, step=step)
 
     @contextmanager
     def _never_fatal(self, who: str) -> Iterator[None]:
-        """What watches a run must not end it."""
+        """Turn a tracker's failure into one warning: it must not end the run."""
         try:
             yield
         except Exception as error:
             if who not in self._silenced:
                 self._silenced.add(who)
-                self.warn(f"WARNING: {who} failed, the run goes on without it: {type(error).__name__}: {error}")
+                self.warn(f"WARNING: {who} failed, the run continues without it: {type(error).__name__}: {error}")
 
     def _announce(self, facts: dict[str, Any], steps: int, notice: str | None, resumed: dict[str, Any] | None) -> None:
         parameters, data = facts["parameters"], facts["data"]
@@ -244,12 +247,12 @@ class Reporter:
             if cut := data[split]["truncated"]:
                 self.console.note(
                     f"note: {cut:,} of {data[split]['examples']:,} {name} examples are longer than --max_length "
-                    f"{self._arguments['max_length']} tokens, and were cut"
+                    f"{self._arguments['max_length']} tokens, and were truncated"
                 )
         warmup = self._arguments["num_warmup_steps"] or 0
         if warmup > steps and self._arguments["lr_scheduler_type"] != "constant":
             self.console.note(
-                f"--num_warmup_steps {warmup}: the run is shorter, its rate rises over all {steps} updates"
+                f"--num_warmup_steps {warmup}: the run is shorter, so the learning rate rises over all {steps} updates"
             )
         others = self._neighbours.busy_cores()
         free = max(1, threads - round(others))
@@ -271,13 +274,16 @@ def _counted(number: int, name: str) -> str:
 
 
 def _named(arguments: dict[str, Any]) -> str:
-    """The method, and which one of PEFT's others it is."""
+    """The method's name, and its options if it is one of PEFT's other methods."""
     name = STRATEGIES[arguments["method"]].named(arguments)
     return name if arguments.get("peft_kwargs", "{}") == "{}" else f"{name} {arguments['peft_kwargs']}"
 
 
 def _outputs(facts: dict[str, Any]) -> dict[str, str]:
-    """The classes: their number, and the first of them, for a typo in one's own file is a class too. Or the scores."""
+    """A title and the model's outputs: the score range, or the number of classes and the first ones.
+
+    Printing them reveals typos in the user's own labels, which become classes.
+    """
     kind = problem_type_of(facts)
     if kind == REGRESSION:
         return {"scores": "{:g} to {:g}".format(*facts["score_range"]) if "score_range" in facts else "any number"}

@@ -48,10 +48,10 @@ def verify(checkpoint: Path) -> dict[str, Any]:
             raise ValueError("manifest.json is damaged")
         if manifest["format"] not in _READ:
             reads = " and ".join(map(str, _READ))
-            raise Unreadable(f"is written in format {manifest['format']}, and this version reads {reads}")
+            raise Unreadable(f"has format {manifest['format']}, but this version reads format {reads}")
         for name, expected in manifest["files"].items():
             if Path(name).name != name:
-                raise ValueError(f"manifest.json names a file elsewhere ({name})")
+                raise ValueError(f"manifest.json lists a file in another folder ({name})")
             if sha256(checkpoint / name) != expected:
                 raise ValueError(f"{name} is damaged")
     except FileNotFoundError as error:
@@ -102,15 +102,15 @@ def _find(wanted: str | None, output_dir: Path, say: Callable[[str], None]) -> P
         return None
     named = None if wanted == "auto" else Path(wanted)
     if named is not None and not named.is_dir():
-        raise UserError(f"--resume_from_checkpoint {wanted}: no such folder; name a checkpoint's folder, or say auto")
+        raise UserError(f"--resume_from_checkpoint {wanted}: no such folder; name a checkpoint's folder, or use auto")
     if named is not None and (named.name.startswith(PREFIX) or (named / "manifest.json").exists()):
         try:
             step = int(verify(named)["step"])
         except ValueError as error:
-            raise UserError(f"--resume_from_checkpoint {wanted}: {error}; use another one, or auto") from error
+            raise UserError(f"--resume_from_checkpoint {wanted}: {error}; use another checkpoint, or auto") from error
         if named.resolve().parent == (output_dir / "checkpoints").resolve() and _newer(named.parent, step):
             raise UserError(
-                f"--resume_from_checkpoint {wanted}: {output_dir} holds newer ones, from which auto would go on; "
+                f"--resume_from_checkpoint {wanted}: {output_dir} has newer checkpoints, which auto would use; "
                 "name another --output_dir to branch off, or remove them"
             )
         return named
@@ -123,8 +123,8 @@ def _find(wanted: str | None, output_dir: Path, say: Callable[[str], None]) -> P
             continue
         return checkpoint
     if named is not None:
-        raise UserError(f"--resume_from_checkpoint {wanted}: has no whole checkpoint; say auto to start afresh")
-    say(f"no checkpoint in {folder}: starting afresh")
+        raise UserError(f"--resume_from_checkpoint {wanted}: has no intact checkpoint; use auto to start from scratch")
+    say(f"no checkpoint in {folder}: starting from scratch")
     return None
 
 
@@ -198,7 +198,7 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
     if not differences and done.get("status") == "finished":  # a longer life of it has ended since
         lasted = {"step": done.get("results", {}).get("global_step", 0)}
         differences += [
-            f"{folder} holds the result of a longer one (--{name} {done['arguments'].get(name)}, not {new.get(name)})"
+            f"{folder} has the result of a longer run (--{name} {done['arguments'].get(name)}, not {new.get(name)})"
             for name in _LENGTHS
             if _shorter(name, done["arguments"], new, lasted)
         ]
@@ -210,16 +210,16 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
     if before.get("weights", now["weights"]) != now["weights"]:  # checkpoints up to 0.1.0 do not say
         differences.append("the base model's weights have changed")
     if before["processes"] != now["processes"]:
-        differences.append(f"it ran in {before['processes']} processes, this is {now['processes']}")
+        differences.append(f"the number of processes was {before['processes']}, is {now['processes']}")
     if before["precision"] != now["precision"]:
-        differences.append(f"it computed in {before['precision']}, this does in {now['precision']} (--mixed_precision)")
+        differences.append(f"the precision was {before['precision']}, is {now['precision']} (--mixed_precision)")
     if before["device"] != now["device"]:
-        differences.append(f"it ran on {before['device']}, this is {now['device']}")
+        differences.append(f"the device was {before['device']}, is {now['device']}")
     if differences:
         lengthened = not extend and any(old.get(name) != new.get(name) for name in _LENGTHS)
         lengthened &= not any(_shorter(name, old, new, manifest) for name in _LENGTHS)
-        hint = "; to train longer add --extend_training" if lengthened else ""
-        raise UserError(f"--resume_from_checkpoint: {checkpoint} is of another run: {'; '.join(differences)}{hint}")
+        way = "to train longer add --extend_training" if lengthened else "change that back, or use another --output_dir"
+        raise UserError(f"--resume_from_checkpoint: {checkpoint} is from another run: {'; '.join(differences)}; {way}")
     return manifest
 
 

@@ -89,7 +89,9 @@ def test_another_base_model_is_refused(tiny_folder: Callable[..., Path], tmp_pat
     name = next(name for name in weights if name.endswith("query.weight"))
     weights[name][0, 0] += 1e-3
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"^--model_name_or_path .*base: its weights are not those that .* trained on;"):
+    with pytest.raises(
+        UserError, match=r"^--model_name_or_path .*base: its weights differ from those that .* trained on;"
+    ):
         left(tmp_path, content).load()
 
 
@@ -112,9 +114,9 @@ def test_no_pickle_and_no_damaged_adapter_is_loaded(tiny_folder: Callable[..., P
     ("content", "message"),
     [
         ([], "run.json: cannot be read (it holds no object)"),
-        ({"status": "finished"}, "run.json: is no record of a training"),
-        (record(labels="yes"), "run.json: is no record of a training"),
-        (record(status="running"), "is not finished (status running); go on with --resume_from_checkpoint auto"),
+        ({"status": "finished"}, "run.json: is not a training run's record"),
+        (record(labels="yes"), "run.json: is not a training run's record"),
+        (record(status="running"), "has not finished (status running); continue it with --resume_from_checkpoint auto"),
     ],
 )
 def test_what_is_no_finished_run(tmp_path: Path, content: object, message: str) -> None:
@@ -136,9 +138,9 @@ def test_the_task_is_the_table_s_or_that_of_files_of_one_s_own(tmp_path: Path) -
         ("label",),
     )
     for unknown in (record(arguments={"task_name": "cola"}), record(labels=["no", "yes"])):
-        with pytest.raises(UserError, match="is no task of this version"):
+        with pytest.raises(UserError, match="this version has no task"):
             left(tmp_path, unknown).task  # noqa: B018 - reading it is what fails
-    with pytest.raises(UserError, match="prefix is no method of this version"):
+    with pytest.raises(UserError, match="this version has no method prefix"):
         left(tmp_path, record(arguments={"method": "prefix"})).strategy  # noqa: B018
 
 
@@ -214,7 +216,7 @@ def test_a_whole_model_takes_no_base(tiny_folder: Callable[..., Path], tmp_path:
     model, head = classifier(tiny_folder())
     METHODS["full"].save(METHODS["full"].apply(model, head), head, tmp_path)
     run = left(tmp_path, record(METHODS["full"], tiny_folder()))
-    with pytest.raises(UserError, match=r"--model_name_or_path other: .* holds the whole model; leave it out"):
+    with pytest.raises(UserError, match=r"--model_name_or_path other: .* has the whole model; leave the flag out"):
         run.load("other")
 
 
@@ -227,15 +229,15 @@ def test_its_own_validation_split_is_what_it_was_scored_on(tmp_path: Path) -> No
     assert run.examples("validation", str(there)).source.startswith(str(there))
     path = here / "MRPC" / "dev.tsv"
     path.write_text(path.read_text(encoding="utf-8-sig").replace("said", "sang"), encoding="utf-8")
-    with pytest.raises(UserError, match=r"dev.tsv: has changed since .*run was scored on it; put back"):
+    with pytest.raises(UserError, match=r"dev.tsv: has changed since .*run was scored on it; restore"):
         run.examples("validation")
 
 
 def test_where_files_of_one_s_own_were_and_its_tokenizer(tmp_path: Path) -> None:
     run = left(tmp_path, record(arguments=OWN, labels=["a", "b"]))
-    with pytest.raises(UserError, match=r"dev.csv: cannot be read .*; go to the directory that the run was"):
+    with pytest.raises(UserError, match=r"dev.csv: cannot be read .*; change to the directory in which the run was"):
         run.examples("validation")
-    with pytest.raises(UserError, match=r"has no tokenizer.json any more"):
+    with pytest.raises(UserError, match=r"tokenizer.json is missing"):
         run.tokenizer()
 
 
@@ -245,9 +247,9 @@ def test_a_test_file_has_as_many_texts_and_the_classes_of_the_run(tmp_path: Path
     run = left(tmp_path / "run", record())
     examples = run.examples("test", test_file=str(path), text_columns="b,a")
     assert (examples.texts, examples.labels) == ([("y", "x"), ("z", "x")], [1, 0])
-    with pytest.raises(UserError, match=r"new.csv: mrpc has 2 texts an example, not 1; name as many in"):
+    with pytest.raises(UserError, match=r"new.csv: mrpc has 2 texts per example, not 1; name that many columns in"):
         run.examples("test", test_file=str(path), text_columns="a")
-    with pytest.raises(UserError, match=r"new.csv: no column 'verdict'; leave --label_column_name out for none"):
+    with pytest.raises(UserError, match=r"new.csv: no column 'verdict'; leave --label_column_name out"):
         run.examples("test", test_file=str(path), text_columns="a,b", label_column="verdict")
 
 

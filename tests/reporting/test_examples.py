@@ -46,7 +46,7 @@ def test_both_sides_with_their_texts(tmp_path: Path, glue: Path, capsys: pytest.
     lines = shown(capsys, a, b)
     assert lines[0] == "mrpc: both right 3, both wrong 1 of 6"
     assert lines[2] == "a right, b wrong: 1"
-    assert lines[3].split("  ")[0] == "example" and lines[3].endswith("said by b")
+    assert lines[3].split("  ")[0] == "example" and lines[3].endswith("predicted by b")
     first, *_ = examples = load_examples(TASKS["mrpc"], "validation", glue).texts
     cells = [cell for cell in lines[4].split("  ") if cell]
     assert [cell.strip() for cell in cells] == ["0", " ‖ ".join(first), "not_equivalent", "equivalent"]
@@ -107,11 +107,11 @@ def test_of_scores_both_sides_are_where_one_is_nearer(tmp_path: Path, capsys: py
         save_predictions(folder, (labels + np.array(errors, dtype=np.float32))[:, None], labels)
         runs.append(read_run(folder))
     lines = shown(capsys, *runs, most=1)
-    assert lines[0] == "stsb: mean absolute error 0.7125 of a and 0.7375 of b, 4 examples"
-    assert lines[2] == "a nearer than b: 2, the 1 by the most"
-    assert lines[3].split() == ["example", "true", "said", "by", "a", "said", "by", "b", "text"]
+    assert lines[0] == "stsb: mean absolute error 0.7125 (a) and 0.7375 (b), 4 examples"
+    assert lines[2] == "a closer than b: 2, the 1 with the largest lead"
+    assert lines[3].split() == ["example", "label", "predicted", "by", "a", "predicted", "by", "b", "text"]
     assert lines[4].split()[:4] == ["0", "3.00", "3.50", "1.50"] and " ‖ ".join(examples.texts[0]) in lines[4]
-    assert lines[6] == "b nearer than a: 1"
+    assert lines[6] == "b closer than a: 1"
     assert lines[8].split()[:4] == ["2", "4.60", "2.60", "5.60"]
 
 
@@ -123,11 +123,11 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, glue: Path) -> None:
     silent = answering(tmp_path / "silent", glue, [0, 1, 1])
     (silent.folder / PREDICTIONS).unlink()
     for runs, message in (
-        ([a], "compares two runs, 1 were given"),
-        ([a, b, other], "compares two runs, 3 were given"),
+        ([a], "compares two runs, but 1 were given"),
+        ([a, b, other], "compares two runs, but 3 were given"),
         ([a, failed], "failed has no result (failed: the loss is nan"),
         ([a, other], "were not scored on the same examples"),
-        ([a, silent], "holds no predictions; train it again"),
+        ([a, silent], "has no predictions; train it again"),
     ):
         with pytest.raises(UserError) as caught:
             show_disagreements(runs, CompareConsole(), 5)

@@ -61,7 +61,7 @@ def test_a_folder_of_others_files_is_refused_and_left_alone(tmp_path: Path, name
     for refuse in (check_folder, lambda folder: write_report(report_of(tmp_path, "mrpc"), folder, "")):
         with pytest.raises(UserError) as caught:
             refuse(tmp_path / "paper")
-        assert f"holds {name}, which no report has written; name another folder" in str(caught.value)
+        assert f"contains {name}, which is not part of a report; name another folder" in str(caught.value)
         assert held(tmp_path / "paper") == {name: b"mine"}
 
 
@@ -71,7 +71,7 @@ def test_what_was_put_beside_a_report_keeps_it_from_being_replaced(tmp_path: Pat
     write_report(report_of(tmp_path, "mrpc"), folder, "")
     hold(folder, name)
     before = held(folder)
-    with pytest.raises(UserError, match=re.escape(f"holds {name}, which no report has written")):
+    with pytest.raises(UserError, match=re.escape(f"contains {name}, which is not part of a report")):
         check_folder(folder)
     assert held(folder) == before
 
@@ -80,7 +80,7 @@ def test_a_link_to_others_files_is_not_followed(tmp_path: Path) -> None:
     hold(tmp_path / "mine", "fig1.png")
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "plots").symlink_to(tmp_path / "mine")
-    with pytest.raises(UserError, match="holds plots, which no report has written"):
+    with pytest.raises(UserError, match="contains plots, which is not part of a report"):
         check_folder(tmp_path / "report")
 
 

@@ -54,18 +54,21 @@ def test_a_methods_own_flags_are_in_its_name(make, words, label):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"words": ["--num_train_epochs", "5"]}, "another num_train_epochs (5, not 2)"),
-        ({"words": ["--max_length", "64"]}, "another max_length (64, not 128)"),
-        ({"words": ["--model_name_or_path", "other/model"]}, "another base model (other/model, not all-MiniLM-L6-v2)"),
-        ({"changes": {"precision": {"name": "bf16"}}}, "another precision (bf16, not no)"),
-        ({"changes": {"effective_batch_size": 64}}, "another effective_batch_size (64, not 16)"),
+        ({"words": ["--num_train_epochs", "5"]}, "different num_train_epochs (5, not 2)"),
+        ({"words": ["--max_length", "64"]}, "different max_length (64, not 128)"),
+        (
+            {"words": ["--model_name_or_path", "other/model"]},
+            "different base model (other/model, not all-MiniLM-L6-v2)",
+        ),
+        ({"changes": {"precision": {"name": "bf16"}}}, "different precision (bf16, not no)"),
+        ({"changes": {"effective_batch_size": 64}}, "different effective_batch_size (64, not 16)"),
         (
             {"changes": {"parameters": {"trainable": 26_882, "total": 300, "trainable_ratio": 89.6}}},
-            "another size of the base model (300, not 22713986)",
+            "different size of the base model (300, not 22713986)",
         ),
         (
             {"fingerprint": "a" * 64},
-            "another validation split (200 examples aaaaaaaaaaaa, not 200 ffffffffffff)",
+            "different validation split (200 examples aaaaaaaaaaaa, not 200 ffffffffffff)",
         ),
     ],
 )
@@ -98,8 +101,8 @@ def test_a_base_model_is_known_by_its_weights_wherever_it_lay(make):
     main, *others = compare(runs)
     assert [len(main.runs), *(len(apart.runs) for apart in others)] == [2, 1, 1]
     assert {apart.apart for apart in others} == {
-        "another base model (swap @ bbbbbbbb-cccc, not swap @ aaaaaaaa-cccc)",
-        "another base model (swap @ aaaaaaaa-dddd, not swap @ aaaaaaaa-cccc)",
+        "different base model (swap @ bbbbbbbb-cccc, not swap @ aaaaaaaa-cccc)",
+        "different base model (swap @ aaaaaaaa-dddd, not swap @ aaaaaaaa-cccc)",
     }
     assert main.model in ("swap", "/models/swap")
 
@@ -126,7 +129,7 @@ def test_runs_that_were_chosen_by_another_metric_are_compared_by_it_and_apart(ma
     chosen = [make(*words, "--metric_for_best_model", "f1", seed=seed) for seed in (1, 2)]
     found = compare([*chosen, make(*words, seed=3)])
     assert [comparison.metrics for comparison in found] == [("f1", "accuracy"), ("accuracy", "f1")]
-    assert "another metric_for_best_model" in found[1].apart
+    assert "different metric_for_best_model" in found[1].apart
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_the_same_seed_twice_counts_once_and_is_said(make):
     new = make(seed=1)
     (comparison,) = compare([old, new, make(seed=2)])
     assert comparison.runs[0].folder == new.folder and len(comparison.runs) == 2
-    assert f"{old.name} repeats {new.name} (seed 1)" in comparison.notes[0]
+    assert f"{old.name} is left out: {new.name} is newer and has the same seed (1)." in comparison.notes[0]
 
 
 def test_failed_runs_are_in_no_mean(make):
@@ -211,8 +214,8 @@ def test_methods_that_are_passed_over_are_named(make):
     (comparison,) = compare(runs)
     assert len(comparison.contenders()) == 8
     assert comparison.notes == (
-        "Of 10 methods the 8 that stand highest are tested, plotted and set beside others' numbers; "
-        "in the table only: LoRA r=3; LoRA r=7.",
+        "Only the best 8 of 10 methods are tested, plotted and compared with published scores; "
+        "the others are in the table only: LoRA r=3; LoRA r=7.",
     )
     assert compare(runs[:8])[0].notes == ()
 
@@ -247,7 +250,7 @@ def test_answers_to_other_examples_stand_apart(make):
     main, apart = compare([*runs, odd, silent])
     assert [run.name for run in main.runs] == [silent.name, *(run.name for run in runs)] and apart.runs == [odd]
     assert re.fullmatch(
-        r"another validation labels \(\w{12} \(150 examples\), not \w{12} \(200 examples\)\)", apart.apart
+        r"different validation labels \(\w{12} \(150 examples\), not \w{12} \(200 examples\)\)", apart.apart
     )
     assert "labels" not in main.settings
 
@@ -258,12 +261,12 @@ def test_another_split_is_said_once(make):
     odd = make(seed=1, changes={"data": {**usual.record["data"], "validation": split}})
     save_predictions(odd.folder, np.zeros((150, 2)), np.zeros(150))
     _, apart = compare([odd, usual, make(seed=2)])
-    assert apart.apart == "another validation split (150 examples, not 200)"
+    assert apart.apart == "different validation split (150 examples, not 200)"
 
 
 def test_no_predictions_part_nobody(make):
     main, longer = compare([make(seed=1), make(seed=2), make("--num_train_epochs", "5", predictions=False)])
-    assert (main.apart, longer.apart) == (None, "another num_train_epochs (5, not 2)")
+    assert (main.apart, longer.apart) == (None, "different num_train_epochs (5, not 2)")
 
 
 def test_a_method_at_another_dropout_is_another_variant(make):

@@ -82,7 +82,7 @@ def test_the_seeds_that_are_promised_are_enough_for_both_tests(tmp_path):
     (pair,) = compare_pairs(compare(runs)[0], "accuracy")
     assert not pair.claimed and pair.examples_suffice
     assert pair.seeds_needed == seeds_for_examples(pair.difference, pair.bootstrap) > pair.seed_test.seeds_needed
-    assert f"about {pair.seeds_needed} seeds would find it; there are 3." in pair.words
+    assert f"about {pair.seeds_needed} seeds would detect it; there are 3." in pair.words
 
 
 def test_ties_are_no_claim_and_the_seeds_that_would_have_to_agree_are_named(tmp_path):
@@ -93,16 +93,15 @@ def test_ties_are_no_claim_and_the_seeds_that_would_have_to_agree_are_named(tmp_
     ]
     (pair,) = compare_pairs(compare(runs)[0], "accuracy")
     assert pair.bootstrap.p < 0.001 and pair.p == 0.5 and not pair.claimed
-    assert pair.words.endswith("It is the same under all 2 seeds; at least 6 would have to agree.")
+    assert pair.words.endswith("The difference is the same for all 2 seeds; at least 6 would have to agree.")
 
 
 def test_a_pair_that_holms_correction_loses_is_said(tmp_path):
     _, (pair,) = pairs_of(tmp_path, {"head": 0.4, "full": 0.1}, seeds=range(1, 6))
     assert pair.claimed and pair.seeds_needed <= 5
     words = replace(pair, corrected=0.06).words
-    assert words.startswith("No difference can be claimed") and words.endswith(
-        "told apart; as one of so many it is not."
-    )
+    assert words.startswith("No difference can be claimed")
+    assert words.endswith("The difference is significant on its own, but not after correction for all pairs.")
 
 
 def test_ties_are_no_difference(tmp_path):
@@ -118,8 +117,8 @@ def test_one_seed_claims_nothing_however_large_the_difference(tmp_path):
     right = [run.answers[0] == run.answers[1] for run in comparison.runs]
     assert pair.mcnemar == mcnemar(*right) < 0.001
     assert pair.words == (
-        "Head and Full share seed 1 only: no difference can be claimed. These two runs make different errors "
-        "(McNemar's p < 0.001, uncorrected)."
+        "Head and Full share only seed 1: no difference can be claimed. These two runs differ significantly in their "
+        "errors (McNemar's p < 0.001, uncorrected)."
     )
 
 
@@ -133,8 +132,8 @@ def test_two_single_runs_of_different_seeds_have_answered_the_same_examples(tmp_
     assert pair.seeds == () and not pair.claimed and pair.p is None
     assert pair.mcnemar == mcnemar(*(run.answers[0] == run.answers[1] for run in (head, full))) < 0.001
     assert pair.words == (
-        "Head and Full have one run each: no difference can be claimed. These two runs make different errors "
-        "(McNemar's p < 0.001, uncorrected)."
+        "Head and Full have one run each: no difference can be claimed. These two runs differ significantly in their "
+        "errors (McNemar's p < 0.001, uncorrected)."
     )
     (pair,) = compare_pairs(compare([head, full, other])[0], "accuracy")
     assert pair.mcnemar is None and pair.words == "Head and Full have no seed in common and are not tested."
@@ -177,18 +176,18 @@ def test_scores_are_told_apart_by_examples_and_seeds(tmp_path, metric):
     assert pair.bootstrap.low < pair.difference < pair.bootstrap.high
 
 
-@pytest.mark.parametrize(("error", "told"), [(0.4, "can"), (0.1, "cannot")])
-def test_two_single_runs_of_scores_are_told_apart_by_the_bootstrap_over_examples(tmp_path, error, told):
+@pytest.mark.parametrize(("error", "differ"), [(0.4, "differ"), (0.1, "do not differ")])
+def test_two_single_runs_of_scores_are_told_apart_by_the_bootstrap_over_examples(tmp_path, error, differ):
     """No answer is quite right, so that McNemar's test would count none."""
     (pair,) = compare_pairs(scored(tmp_path / "same", {("head", 1): error, ("full", 1): 0.1}), "pearson")
     assert pair.seeds == (1,) and not pair.claimed and pair.mcnemar is None
-    opening, p = "Head and Full share seed 1 only: no difference can be claimed.", pair.bootstrap.p
+    opening, p = "Head and Full share only seed 1: no difference can be claimed.", pair.bootstrap.p
     test = f"bootstrap over the examples, p {p_text(p)}, uncorrected"
-    assert pair.words == f"{opening} These two runs {told} be told apart by their pearson ({test})."
+    assert pair.words == f"{opening} These two runs {differ} significantly in pearson ({test})."
     (pair,) = compare_pairs(scored(tmp_path / "other", {("head", 1): error, ("full", 2): 0.1}), "pearson")
     assert (pair.seeds, pair.p, pair.claimed) == ((), None, False)
     assert pair.words.startswith("Head and Full have one run each: no difference can be claimed. These two runs")
-    assert f"{told} be told apart by their pearson" in pair.words
+    assert f"These two runs {differ} significantly in pearson" in pair.words
     comparison = scored(tmp_path / "three", {("head", 1): error, ("full", 2): 0.1, ("full", 3): 0.1})
     (pair,) = compare_pairs(comparison, "pearson")
     assert pair.bootstrap is None and pair.words == "Head and Full have no seed in common and are not tested."

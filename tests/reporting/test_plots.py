@@ -145,18 +145,18 @@ def test_a_plot_without_data_is_a_sentence(tmp_path):
     plots, left_out = drawn(tmp_path, ("--method", "bitfit"), seeds=[1])
     assert [plot.name for plot in plots] == ["mrpc-loss-by-step", "mrpc-accuracy-by-step"]
     assert left_out == [
-        "Accuracy against trained parameters: there is one method only.",
-        "Accuracy against training time (s): there is one method only.",
-        "Accuracy against peak memory (MB): there is one method only.",
-        "Accuracy against rank: there are no two ranks to compare.",
-        "Accuracy against the learning rate: every method was trained at one rate only.",
+        "Accuracy against trained parameters: there is only one method.",
+        "Accuracy against training time (s): there is only one method.",
+        "Accuracy against peak memory (MB): there is only one method.",
+        "Accuracy against rank: there are fewer than two ranks.",
+        "Accuracy against the learning rate: every method was trained at only one rate.",
     ]
     assert len(list((tmp_path / "plots").iterdir())) == 4
 
 
 def test_ranks_with_other_flags_are_another_family(tmp_path):
     _, left_out = drawn(tmp_path, (*LORA, 8), (*LORA, 16, "--lora_alpha", 64), seeds=[1])
-    assert "Accuracy against rank: there are no two ranks to compare." in left_out
+    assert "Accuracy against rank: there are fewer than two ranks." in left_out
 
 
 def test_without_curves_no_curve_is_drawn(tmp_path):
@@ -201,22 +201,22 @@ def test_the_front_is_what_nothing_beats(points):
         (
             ("--method", "head"),
             [
-                "Where the biases moved: there is no run with BitFit.",
-                "Singular values of the LoRA updates: there is no LoRA adapter, or none that has moved.",
+                "Where the biases moved: there is no BitFit run.",
+                "Singular values of the LoRA updates: there is no LoRA adapter that training has changed.",
             ],
         ),
         (
             ("--method", "bitfit", "--model_name_or_path", "no/model"),
             [
                 "Where the biases moved: the weights of no/model are not on this machine.",
-                "Singular values of the LoRA updates: there is no LoRA adapter, or none that has moved.",
+                "Singular values of the LoRA updates: there is no LoRA adapter that training has changed.",
             ],
         ),
         (
             ("--method", "lora"),
             [
-                "Where the biases moved: there is no run with BitFit.",
-                "Singular values of the LoRA updates: there is no LoRA adapter, or none that has moved.",
+                "Where the biases moved: there is no BitFit run.",
+                "Singular values of the LoRA updates: there is no LoRA adapter that training has changed.",
             ],
         ),
     ],

@@ -56,7 +56,7 @@ def test_runs_behind_links_are_found_once(place):
 
 def test_a_sweeps_run_that_never_began_has_failed_with_its_own_words(place):
     (failed,) = [run for run in find_runs([str(place / "sweep")]) if run.problem]
-    assert failed.problem == "failed before it began: error: --data_dir nowhere: no such folder"
+    assert failed.problem == "failed at start-up: error: --data_dir nowhere: no such folder"
     assert (failed.task, failed.method) == ("unknown task", "unknown method")
 
 
@@ -67,7 +67,7 @@ def test_a_sweeps_run_that_never_began_has_failed_with_its_own_words(place):
         ("swep", "swep: no such folder; did you mean sweep?"),
         ("a/run.json", "a/run.json: is a file; name the run's folder"),
         ("b/checkpoints/step_?/x*", "no such folder"),
-        ("empty", "empty: holds no run (no run.json in it or below it)"),
+        ("empty", "empty: contains no run (no run.json in it or below it)"),
     ],
 )
 def test_what_holds_no_run_is_said(place, word, message):
@@ -103,10 +103,10 @@ def test_a_score_that_is_no_number_is_no_result(tmp_path):
         (("results", "best_eval_f1"), "finished without a finite f1"),
         (("results",), "finished without a finite accuracy"),
         (("peak_memory_bytes",), "finished without a finite peak_memory_bytes"),
-        (("parameters", "trainable"), "run.json is no record of a training: it lacks parameters.trainable"),
-        (("data", "validation"), "run.json is no record of a training: it lacks data.validation.fingerprint"),
-        (("arguments", "seed"), "run.json is no record of a training: it lacks arguments.seed"),
-        (("model",), "run.json is no record of a training: it lacks model.name"),
+        (("parameters", "trainable"), "run.json is not a training run's record: it lacks parameters.trainable"),
+        (("data", "validation"), "run.json is not a training run's record: it lacks data.validation.fingerprint"),
+        (("arguments", "seed"), "run.json is not a training run's record: it lacks arguments.seed"),
+        (("model",), "run.json is not a training run's record: it lacks model.name"),
     ],
 )
 def test_a_record_that_lacks_something_has_no_result_and_stops_nobody(tmp_path, path, problem):

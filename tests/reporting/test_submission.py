@@ -67,10 +67,10 @@ def problem(run: Path) -> str:
     """What is said of a run's MRPC.tsv alone."""
     submission = gathered(run, fill=("rest",))
     (line,) = submission.missing
-    with pytest.raises(UserError, match=r"^s.zip: not written, 1 of 11 files missing; what makes them is said above$"):
+    with pytest.raises(UserError, match=r"^s.zip: not written, 1 of 11 files are missing; run the commands above$"):
         submission.write(Path("s.zip"))
     assert not Path("s.zip").exists() and "\n" not in line
-    start, end = f"MRPC.tsv: of {run}", "; it is made by accelerate launch scripts/predict.py mrpc"
+    start, end = f"MRPC.tsv: {run}", "; make it with accelerate launch scripts/predict.py mrpc"
     assert line.startswith(start) and line.endswith(end)
     return line.removeprefix(start).removesuffix(end).removeprefix(": ")
 
@@ -122,7 +122,7 @@ def test_of_several_runs_the_best_one_answers_and_is_named(tmp_path: Path) -> No
     # Not quietly the next best: that would depend on what happens to have been asked.
     (best / "predictions" / "test" / "results.json").unlink()
     (line,) = gathered(tmp_path, fill=("rest",)).missing
-    assert line == (f"MRPC.tsv: of {best}{why}: missing; it is made by accelerate launch scripts/predict.py {best}")
+    assert line == (f"MRPC.tsv: {best}{why}: missing; make it with accelerate launch scripts/predict.py {best}")
 
 
 def test_runs_that_were_scored_on_different_examples_are_not_compared(tmp_path: Path) -> None:
@@ -142,15 +142,17 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path: Path, 
     submission = gathered(Path("my mnli"))
     predict = "accelerate launch scripts/predict.py 'my mnli'"
     assert [line for line in submission.missing if "mnli" in line] == [
-        f"MNLI-m.tsv: of my mnli: missing; it is made by {predict}",
-        f"MNLI-mm.tsv: of my mnli: missing; it is made by {predict} --split test_mismatched",
-        f"AX.tsv: of my mnli: missing; it is made by {predict} --split ax",
+        f"MNLI-m.tsv: my mnli: missing; make it with {predict}",
+        f"MNLI-mm.tsv: my mnli: missing; make it with {predict} --split test_mismatched",
+        f"AX.tsv: my mnli: missing; make it with {predict} --split ax",
     ]
     train = "accelerate launch scripts/train.py --task_name cola"
-    assert submission.missing[0] == f"CoLA.tsv: no run of cola is named; one is trained by {train}"
+    assert submission.missing[0] == f"CoLA.tsv: no run on cola was given; train one with {train}"
     assert len(submission.missing) == 11
     names = "CoLA,SST-2,MRPC,STS-B,QQP,QNLI,RTE,WNLI"
-    with pytest.raises(UserError, match=rf"^a.zip: not written, 11 of 11 files missing; .* above, or --fill {names}$"):
+    with pytest.raises(
+        UserError, match=rf"^a.zip: not written, 11 of 11 files are missing; .* above, or use --fill {names}$"
+    ):
         submission.write(Path("a.zip"))
 
 
@@ -170,7 +172,7 @@ def test_answers_that_the_server_would_not_take_are_not_sent(run: Path, old: str
 
 def test_answers_of_an_earlier_training_are_not_sent(run: Path) -> None:
     file = SERVER_FILES["MRPC"]
-    stale = "answered before the run was trained again"
+    stale = "made before the run was trained again"
     answer(run, file, run_ended="2026-01-01T00:59:59+00:00")
     assert problem(run) == stale
     place = answer(run, file, global_step=40)
@@ -181,13 +183,13 @@ def test_answers_of_an_earlier_training_are_not_sent(run: Path) -> None:
     assert not gathered(run, fill=("rest",)).missing
     for damaged in ("[]", "{"):
         (place / "results.json").write_text(damaged)
-        assert problem(run) == "no results.json beside it says which training has answered"
+        assert problem(run) == "no results.json beside it says which training it is from"
 
 
 def test_answers_to_another_file_are_not_glue_s(run: Path) -> None:
     place = answer(run, SERVER_FILES["MRPC"], source="mails/test.csv")
     (place / "MRPC.tsv").unlink()
-    assert problem(run) == "mrpc/predictions/test answers mails/test.csv, not GLUE's own split"
+    assert problem(run) == "mrpc/predictions/test has answers to mails/test.csv, not to GLUE's split"
     (place / "MRPC.tsv").mkdir()
     assert problem(run).startswith("cannot be read (")
 
@@ -200,11 +202,9 @@ def test_only_what_nobody_has_answered_is_filled_and_said(run: Path) -> None:
     assert [line.partition(":")[0] for line in submission.missing] == ["MNLI-m.tsv", "MNLI-mm.tsv"]
     filled = {name: origin for name, origin in submission.origins.items() if "--fill" in origin}
     assert filled == {
-        f"{name}.tsv": f"--fill: {SERVER_FILES[name].constant} everywhere"
-        for name in OTHERS
-        if not name.startswith("MNLI")
+        f"{name}.tsv": f"--fill: always {SERVER_FILES[name].constant}" for name in OTHERS if not name.startswith("MNLI")
     }
-    with pytest.raises(UserError, match=r"^--fill MRPC: mrpc/.*/MRPC.tsv holds a run's answers; leave one of the two"):
+    with pytest.raises(UserError, match=r"^--fill MRPC: mrpc/.*/MRPC.tsv has a run's answers; leave out the run"):
         gathered(run, fill=("MRPC",))
 
 
@@ -217,13 +217,13 @@ def test_other_runs_are_left_out_by_name(run: Path, capsys: pytest.CaptureFixtur
     submission.show(Console())
     said = capsys.readouterr().out.splitlines()
     assert said[:3] == [
-        "left out: films: rotten_tomatoes is no task of GLUE",
+        "left out: films: rotten_tomatoes is not a GLUE task",
         "left out: going: unfinished: still running, or killed",
-        "left out: own: mrpc-file is no task of GLUE",
+        "left out: own: mrpc-file is not a GLUE task",
     ]
     assert [line.split() for line in said[4:7]] == [
-        ["CoLA.tsv", "1,063", "--fill:", "1", "everywhere"],
-        ["SST-2.tsv", "1,821", "--fill:", "1", "everywhere"],
+        ["CoLA.tsv", "1,063", "--fill:", "always", "1"],
+        ["SST-2.tsv", "1,821", "--fill:", "always", "1"],
         ["MRPC.tsv", "1,725", "mrpc"],
     ]
 
@@ -238,8 +238,8 @@ def test_a_file_of_another_kind_is_not_replaced(run: Path, tmp_path: Path) -> No
     (tmp_path / "text.zip").write_text("no zip")
     (tmp_path / "folder.zip").mkdir()
     for name, message in (
-        ("mine.zip", "is a file of another kind; name another"),
-        ("text.zip", "is a file of another kind; name another"),
+        ("mine.zip", "exists and is not a submission; name another file"),
+        ("text.zip", "exists and is not a submission; name another file"),
         ("folder.zip", "is a folder; name a file"),
         ("text.zip/s.zip", f"{tmp_path}/text.zip is a file; name another place"),
     ):
@@ -254,7 +254,7 @@ def test_a_full_disk_leaves_the_earlier_zip(run: Path, small_disk: Any) -> None:
     before = small_disk.contents()
     small_disk.leave(8_000)
     with pytest.raises(
-        RunError, match=r"^--output_file .*s.zip: cannot be written \(.*\); make room, or name another$"
+        RunError, match=r"^--output_file .*s.zip: cannot be written \(.*\); free some space, or name another file$"
     ):
         gathered(run, fill=("rest",)).write(path)
     assert small_disk.contents() == before

@@ -48,10 +48,10 @@ def test_arguments_in_a_file_lie_beside_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["${env}", "${interpretr}", "${program}", "${args}"], "${interpretr} is no macro; did you mean ${interpret"),
-        (["python", "${program}", "${arg}"], "${arg} is no macro; did you mean ${args}? (known: ${env}, "),
-        (["nice", "${envvar:niceness}", "${program}", "${args}"], "${envvar:niceness} is no macro"),
-        (["python", "${program}"], "has no ${args}, so no run would be given its values"),
+        (["${env}", "${interpretr}", "${program}", "${args}"], "unknown macro ${interpretr}; did you mean ${interpret"),
+        (["python", "${program}", "${arg}"], "unknown macro ${arg}; did you mean ${args}? (known: ${env}, "),
+        (["nice", "${envvar:niceness}", "${program}", "${args}"], "unknown macro ${envvar:niceness}"),
+        (["python", "${program}"], "has no ${args}, so runs would not be given their values"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_is_one_line(tmp_path, command, message):
@@ -113,4 +113,4 @@ def test_a_program_is_found_from_any_folder(tmp_path, monkeypatch):
 def test_a_program_that_is_nowhere_is_named(place):
     with pytest.raises(UserError) as error:
         prepared(sweep_of(place, "elsewhere.py"), place / "sweep.yaml")
-    assert str(error.value).startswith(f"program: elsewhere.py is neither below {place} nor below a folder that ")
+    assert str(error.value).startswith(f"program: elsewhere.py is neither in {place} nor in a parent folder of ")

@@ -90,7 +90,7 @@ def test_a_task_and_what_chooses_its_best_state_count_together_where_they_stand_
     parameters = {"g": {"values": runs}, "seed": {"values": [1, 2]}}
     assert load(tmp_path, metric={"name": "eval/loss"}, parameters=parameters).metric == "eval/loss"
     apart = {"task_name": {"values": ["mrpc", "sst2"]}, "metric_for_best_model": {"value": "f1"}}
-    with pytest.raises(UserError, match="task sst2 is not scored by it"):
+    with pytest.raises(UserError, match="task sst2 does not have it"):
         load(tmp_path, metric={"name": "eval/loss"}, parameters=apart)
 
 
@@ -201,7 +201,7 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
     [
         ({"method": "gird"}, "method: gird is unknown; did you mean grid? (known: grid, random, bayes)"),
         ({"method": "custom"}, "method: custom is unknown"),
-        ({"metod": "grid"}, "metod: no key of a sweep; did you mean method?"),
+        ({"metod": "grid"}, "metod: unknown key; did you mean method?"),
         ({"program": None}, "program: missing"),
         ({"metric": None}, "metric: missing"),
         ({"metric": {"goal": "maximize"}}, "metric.name: missing"),
@@ -231,14 +231,14 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
         ({"parameters": {"metric-for-best-model": {"value": "f1"}}, "metric": {"name": "train/loss"}},
          "parameters.metric-for-best-model: --metric_for_best_model f1: task rotten_tomatoes"),
         ({"parameters": {"g": {"values": [{"task_name": "mrpc", "metric_for_best_model": "acuracy"}, {"seed": 1}]}}},
-         "parameters.g: --metric_for_best_model acuracy: task mrpc is not scored by it; did you mean accuracy?"),
+         "parameters.g: --metric_for_best_model acuracy: task mrpc does not have it; did you mean accuracy?"),
         ({"parameters": {"train_file": {"value": "a.csv"}, "validation_file": {"value": "b.csv"},
                          "metric_for_best_model": {"values": ["macro_f1", "f1"]}}},
-         "parameters.metric_for_best_model: --metric_for_best_model f1: a task of your own data is not scored by it"),
+         "parameters.metric_for_best_model: --metric_for_best_model f1: a task of your own data does not have it"),
         ({"parameters": {"target_modules": {"values": [["query"], ["value"]]}}},
-         "parameters.target_modules: --target_modules: ['query'] is no flag's value; write its parts as one text"),
+         "parameters.target_modules: --target_modules: ['query'] is not a valid value of a flag; write it"),
         ({"parameters": {"dropout": {"values": [None, 0.1]}}},
-         "parameters.dropout: --dropout: None is no flag's value; leave it out"),
+         "parameters.dropout: --dropout: None is not a valid value of a flag; leave it out"),
         ({"metric": {"name": "eval/accuracy"}, "parameters": {"task_name": {"value": "stsb"}}},
          "metric.name: task stsb does not log eval/accuracy"),
         ({"metric": {"name": "eval/f1"}, "parameters": {"train_file": {"value": "a.csv"}}},
@@ -249,9 +249,9 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
          "metric.name: a task of your own data does not log eval/accuracy"),
         ({"run_cap": 0}, "run_cap: 0 must be a whole number from 1 on"),
         ({"command": ["python", "${program}"]}, "command: has no ${args}"),
-        ({"controller": {"type": "local"}}, "controller: is for W&B's server alone"),
+        ({"controller": {"type": "local"}}, "controller: is supported only by W&B's server"),
         ({"early_terminate": {"type": "median"}}, "early_terminate.type: median is unknown (known: hyperband)"),
-        ({"early_terminate": {"type": "hyperband"}}, "early_terminate.min_iter: missing; or give max_iter and s"),
+        ({"early_terminate": {"type": "hyperband"}}, "early_terminate.min_iter: missing; give it, or max_iter and s"),
         ({"early_terminate": {"type": "hyperband", "max_iter": 9}}, "early_terminate.s: missing"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 1}}, "early_terminate.eta: 1 must be a numbe"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": "3"}}, "early_terminate.eta: '3' must be a"),
@@ -261,20 +261,20 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
          "parameters.seed.value: YAML reads 2026-01-02 as a date; put it in quotes"),
         ({"parameters": {"seed": {"values": [1, datetime.datetime(2026, 1, 2)]}}}, "parameters.seed.values: YAML read"),
         ({"parameters": {"g": {"value": {"seed": {1, 2}}}}}, "parameters.g.value.seed: YAML reads {1, 2} as a set; "),
-        ({"parameters": {"g": {"value": {"seed": 1, 2: 3}}}}, "parameters.g.value: 2 is no name; put it in quotes"),
+        ({"parameters": {"g": {"value": {"seed": 1, 2: 3}}}}, "parameters.g.value: 2 is not a name; put it in quotes"),
         ({"project": b"x"}, "project: YAML reads b'x' as a bytes; put it in quotes"),
         ({"parameters": {"lora_r": 8}}, "parameters.lora_r: must be a mapping such as {value: 8}"),
         ({"parameters": {"lora_rr": {"value": 8}}}, "parameters.lora_rr: --lora_rr: no such flag; did you"),
         ({"parameters": {"lr": {"values": [0.1]}}}, "parameters.lr: --lr: no such flag; use --learning_rate"),
-        ({"parameters": {"help": {"value": 1}}}, "parameters.help: a run of a sweep takes no --help"),
+        ({"parameters": {"help": {"value": 1}}}, "parameters.help: --help cannot be set in a sweep"),
         ({"parameters": {"g": {"value": {"lora_x": 8}}}}, "parameters.g: --lora_x: no such flag; did you mean"),
         ({"parameters": {"lora_r": {"values": [8, 2.5]}}}, "parameters.lora_r: --lora_r: invalid int value: '2.5'"),
         ({"parameters": {"method": {"values": ["lora", "bitfitt"]}}}, "parameters.method: --method bitfitt: unkn"),
-        ({"parameters": {"output_dir": {"value": "x"}}}, "parameters.output_dir: --output_dir is given by the sweep"),
+        ({"parameters": {"output_dir": {"value": "x"}}}, "parameters.output_dir: --output_dir is set by the sweep"),
         ({"parameters": {"a": {"value": {"push_to_hub": True}}}}, "parameters.a: --push_to_hub would push every run"),
         ({"parameters": {"dry_run": {"value": True}}}, "parameters.dry_run: --dry_run trains nothing, "),
-        ({"parameters": {"seed": {"value": 1}, "a": {"value": {"seed": 2}}}}, "parameters.seed: --seed is set by "),
-        ({"parameters": {"seed": {"distribution": "normal"}}}, "parameters.seed: normal has no grid"),
+        ({"parameters": {"seed": {"value": 1}, "a": {"value": {"seed": 2}}}}, "parameters.seed: --seed is also set "),
+        ({"parameters": {"seed": {"distribution": "normal"}}}, "parameters.seed: normal is not allowed with"),
         ({"method": "random", "parameters": {"lora_dropout": {"min": 0.0, "max": 2.0}}}, "parameters.lora_dropout: "),
     ],
 )  # fmt: skip

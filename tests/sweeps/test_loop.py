@@ -143,11 +143,11 @@ def test_a_signal_stops_the_runs_and_the_next_call_goes_on(search, number, capsy
 
     sender = threading.Thread(target=send, daemon=True)
     sender.start()
-    with pytest.raises(Interrupted, match="the same command goes on") as stopped:
+    with pytest.raises(Interrupted, match="the same command continues") as stopped:
         run_sweep(opened, SweepConsole())
     sender.join()
     assert stopped.value.status == 128 + number
-    assert "stopping: the runs write their checkpoints" in capsys.readouterr().out
+    assert "stopping: the runs are writing checkpoints" in capsys.readouterr().out
     assert states(opened) == ["RUNNING"]
     assert "interrupted" in (opened.run_folder(0) / "run.json").read_text()
     run_sweep(search([1, 2], steps=40, pause=0.05), SweepConsole(), workers=2)
@@ -230,15 +230,15 @@ def test_a_command_that_cannot_be_started_any_more_leaves_its_trial_to_the_next_
 def test_a_fraction_of_eta_is_rounded_and_that_is_said(search, capsys, eta, said):
     run_sweep(search([1], early_terminate={"type": "hyperband", "min_iter": 1, "eta": eta}), SweepConsole())
     lines = capsys.readouterr().out.splitlines()
-    assert ("early_terminate.eta: 1.5 is taken as 2; Optuna needs a whole number" in lines) is said
+    assert ("early_terminate.eta: 1.5 is rounded to 2; Optuna needs a whole number" in lines) is said
     assert any("eta:" in line for line in lines) is said
 
 
 def test_after_five_failures_and_nothing_else_no_more_are_tried(search):
     seeds = [f"no number {place}" for place in range(8)]
     for done, said in (
-        (5, "5 runs have failed and none has ended well: no more are tried"),
-        (8, "no run has ended well"),
+        (5, "gave up after 5 failed runs, since none has succeeded"),
+        (8, "no run has succeeded"),
     ):
         opened = search(seeds)  # the same command tries five more
         with pytest.raises(RunError, match=said):
@@ -254,9 +254,9 @@ def test_one_run_that_ended_well_is_reason_to_go_on(search):
 
 def test_a_metric_that_is_never_logged_is_a_failure_with_the_nearest_name(search):
     opened = search([1], metric={"name": "eval/acuracy"})
-    with pytest.raises(RunError, match="no run has ended well"):
+    with pytest.raises(RunError, match="no run has succeeded"):
         run_sweep(opened, SweepConsole())
-    assert "has not logged eval/acuracy; did you mean eval/accuracy?" in opened.trials()[0].user_attrs["error"]
+    assert "did not log eval/acuracy; did you mean eval/accuracy?" in opened.trials()[0].user_attrs["error"]
 
 
 def test_a_terminal_gets_a_live_table(search, monkeypatch, capsys):
@@ -265,5 +265,5 @@ def test_a_terminal_gets_a_live_table(search, monkeypatch, capsys):
     opened = search([1, 2], steps=5, pause=0.1)
     run_sweep(opened, SweepConsole())
     out = capsys.readouterr().out
-    assert "0 of 2 runs over" in out and "1 of 2 runs over" in out and "best eval/accuracy 0.9000 (run 0)" in out
+    assert "0 of 2 runs ended" in out and "1 of 2 runs ended" in out and "best eval/accuracy 0.9000 (run 0)" in out
     assert "running" in out and "ranking" in out and "min left" in out

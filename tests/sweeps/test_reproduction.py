@@ -26,7 +26,7 @@ def test_a_glue_folder_gives_both_tasks(tmp_path):
 def test_without_the_hub_it_is_the_packaged_task_and_that_is_said():
     tasks, notice = tasks_at_hand(None)  # the tests are offline
     assert tasks == ("rotten_tomatoes",)
-    assert "out of reach" in notice and "make reproduce GLUE=DIR" in notice and "\n" not in notice
+    assert "not available" in notice and "make reproduce GLUE=DIR" in notice and "\n" not in notice
 
 
 def test_a_named_folder_that_lacks_a_task_is_an_error(tmp_path):
@@ -84,7 +84,7 @@ def test_set_puts_a_parameter_in_place_of_the_files():
         ("seed=[1", "--set seed=[1: not valid YAML"),
         ("seeds=[1]", "parameters.seeds: --seeds: no such flag; did you mean --seed?"),
         ("seed=x", "parameters.seed: --seed: invalid int value"),
-        ("output_dir=x", "--output_dir is given by the sweep itself"),
+        ("output_dir=x", "--output_dir is set by the sweep itself"),
     ],
 )
 def test_a_wrong_change_is_one_line(word, message):

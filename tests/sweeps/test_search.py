@@ -243,7 +243,7 @@ def test_a_grid_that_grows_adds_its_new_points_in_order_and_repeats_none(search,
     trials = search(parameters=now).trials()
     assert [trial.user_attrs["values"] for trial in trials] == first + added
     assert [trial.datetime_complete for trial in trials[: len(first)]] == finished
-    with pytest.raises(UserError, match="may gain values, not lose or change them"):
+    with pytest.raises(UserError, match="may be added to a grid, but not removed or changed"):
         search(parameters=before)
 
 
@@ -308,9 +308,9 @@ def test_more_seeds_for_the_comparison_go_on_from_those_that_are_there(tmp_path)
 )
 def test_a_folder_keeps_to_its_sweep_but_for_run_cap_and_a_grid_that_grows(search, parameters):
     claims = [take(search(run_cap=1)), take(search(run_cap=2))]
-    with pytest.raises(UserError, match=r"holds a sweep with other parameters \(a grid may gain values"):
+    with pytest.raises(UserError, match=r"contains a sweep with different parameters \(values may be added to a grid"):
         search(parameters=parameters)
-    with pytest.raises(UserError, match="holds a sweep with another seed; name another folder"):
+    with pytest.raises(UserError, match="contains a sweep with a different seed; name another folder"):
         search(seed_of_search=1)
     again = search()  # a refusal leaves the folder as it was
     assert [claim.values for claim in claims] + run_all(again) == list(again.sweep.grid())
@@ -321,7 +321,7 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(search, tmp_path, name)
     folder = tmp_path / "study"
     folder.mkdir()
     (folder / name).touch()
-    with pytest.raises(UserError, match=f"holds {name}, and no sweep; name a new folder"):
+    with pytest.raises(UserError, match=f"contains {name}, but no sweep; name a new folder"):
         search()
     assert [path.name for path in folder.iterdir()] == [name]
 
@@ -336,9 +336,9 @@ def test_a_new_folder_may_be_there_already(search, tmp_path):
 def test_a_search_does_not_grow(search):
     few, more = {"lora_r": {"values": [4]}}, {"lora_r": {"values": [4, 8]}}
     search(method="random", run_cap=1, parameters=few)
-    with pytest.raises(UserError, match="holds a sweep with another parameters; name another folder"):
+    with pytest.raises(UserError, match="contains a sweep with a different parameters; name another folder"):
         search(method="random", run_cap=1, parameters=more)
-    with pytest.raises(UserError, match="holds a sweep with another method"):
+    with pytest.raises(UserError, match="contains a sweep with a different method"):
         search(method="grid", parameters=few)
 
 

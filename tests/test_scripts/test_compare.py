@@ -27,7 +27,7 @@ def test_a_folder_that_is_not_a_reports_own_is_refused_in_one_line(tmp_path: Pat
     done = run_script(SCRIPT, "run", "--output_dir", "run", cwd=work)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: --output_dir run: holds metrics.jsonl, which no report has written; name another folder\n"
+        "error: --output_dir run: contains metrics.jsonl, which is not part of a report; name another folder\n"
     )
     assert sorted(path.name for path in run.iterdir()) == before
     assert [path.name for path in work.iterdir()] == ["run"]

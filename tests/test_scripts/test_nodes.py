@@ -54,7 +54,7 @@ def test_a_checkpoint_of_the_first_node_is_enough_for_both(nodes, flags):
     assert json.loads((nodes[0] / "run" / "run.json").read_text())["resumed_at_step"] == 10
     assert [path.name for path in nodes[1].rglob("*")] == ["run", "notes.txt"]
     ends = ends_of(start_two_nodes(PREDICT, "run", "--split", "validation", cwds=nodes, **THREAD))
-    line = "run: no run (no run.json in it); name the folder of a finished one\n"
+    line = "run: contains no run (no run.json in it); name a finished run's folder\n"
     assert [code for code, *_ in ends] == [2, 2]
     assert all(errors.startswith("error: in process 1 on ") and errors.endswith(line) for _, _, errors in ends), ends
 

@@ -184,7 +184,7 @@ def test_sts_b_from_training_to_the_file_that_glue_s_server_takes(
     ("words", "message"),
     [
         ([], "0 runs given: name one run's folder, as in predict.py outputs/my-run"),
-        (["nowhere"], "nowhere: no run (no run.json in it); name the folder of a finished one"),
+        (["nowhere"], "nowhere: contains no run (no run.json in it); name a finished run's folder"),
         (
             ["run", "--split", "train"],
             "--split train: unknown (known: validation, test, validation_mismatched, test_mismatched, ax)",

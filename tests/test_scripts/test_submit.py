@@ -53,8 +53,8 @@ def test_from_training_to_the_zip(tmp_path: Path, tiny_folder: Callable[..., Pat
 
     done = run_script(SUBMIT, "run", "--fill", "rest", cwd=place)
     assert done.returncode == 2
-    assert done.stderr == "error: submission.zip: not written, 2 of 11 files missing; what makes them is said above\n"
-    predict = "it is made by accelerate launch scripts/predict.py run"
+    assert done.stderr == "error: submission.zip: not written, 2 of 11 files are missing; run the commands above\n"
+    predict = "make it with accelerate launch scripts/predict.py run"
     assert done.stdout.splitlines()[-2:] == [
         f"MNLI-m.tsv: of run: 20 answers where the server wants 9,796; {predict}",
         f"MNLI-mm.tsv: of run: missing; {predict} --split test_mismatched",

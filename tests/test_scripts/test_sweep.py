@@ -97,7 +97,7 @@ def test_a_sweep_killed_in_the_middle_goes_on(tmp_path, tiny_folder):
     points = [trial.user_attrs["values"]["strategy"] for trial in after]
     assert points == parameters["strategy"]["values"]
     # What had begun went on from the checkpoint that it wrote when the sweep was killed.
-    assert "run 1 goes on" in done.stdout
+    assert "run 1 resumed" in done.stdout
     record = json.loads((folder / "runs" / "0001" / "run.json").read_text())
     assert record["resumed_at_step"] > 0 and record["status"] == "finished"
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
@@ -114,7 +114,7 @@ def test_a_sweep_killed_in_the_middle_goes_on(tmp_path, tiny_folder):
     )
 
     again = run_script(SCRIPT, file, cwd=work, PYTHONPATH=str(ROOT))
-    assert again.returncode == 0 and "started" not in again.stdout and "3 runs are over already" in again.stdout
+    assert again.returncode == 0 and "started" not in again.stdout and "3 runs have already ended" in again.stdout
     assert [trial.datetime_complete for trial in trials(folder)] == [trial.datetime_complete for trial in after]
 
 
@@ -130,7 +130,7 @@ def test_a_dry_run_finds_out_what_could_not_be_started(tmp_path):
     file = write_sweep(tmp_path / "s.yaml", program="nope.py")
     done = run_python(SCRIPT, file, "--dry_run", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: program: nope.py is neither below")
+    assert done.stderr.startswith("error: program: nope.py is neither in")
 
 
 def test_a_dry_run_into_head_says_nothing_else(tmp_path):
@@ -143,7 +143,7 @@ def test_a_dry_run_into_head_says_nothing_else(tmp_path):
 
 def test_a_sweep_whose_program_is_not_here_leaves_no_folder(tmp_path):
     done = run_script(SCRIPT, write_sweep(tmp_path / "s.yaml", program="elsewhere.py"), cwd=tmp_path)
-    assert done.returncode == 2 and "error: program: elsewhere.py is neither below" in done.stderr
+    assert done.returncode == 2 and "error: program: elsewhere.py is neither in" in done.stderr
     assert not (tmp_path / "outputs").exists()
 
 
@@ -176,7 +176,7 @@ def test_the_shipped_rate_search_runs(tmp_path, tiny_folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methd": "grid"}, "methd: no key of a sweep; did you mean method?"),
+        ({"methd": "grid"}, "methd: unknown key; did you mean method?"),
         ({"parameters": {"lora_rank": {"value": 8}}}, "parameters.lora_rank: --lora_rank: no such flag; use --lora_r"),
     ],
 )

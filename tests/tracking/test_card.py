@@ -115,7 +115,7 @@ def test_of_any_number_of_classes_the_code_computes_probabilities():
     run = {"arguments": made_arguments(), **made_facts(), "steps": 1, "problem_type": "multi_label_classification"}
     text = model_card(run, {"micro_f1": 0.9, "loss": 0.4}, folder="outputs/a", is_adapter=True)
     assert 'id2label={0: "not_equivalent", 1: "equivalent"}, problem_type="multi_label_classification")' in text
-    assert "0 = not_equivalent, 1 = equivalent; any number of them for a text. Seed 42," in text
+    assert "0 = not_equivalent, 1 = equivalent; any number of them per text. Seed 42," in text
     assert "tokenizer(sentence1, sentence2, return_tensors" in text and "logits[0].sigmoid()" in text
     assert not re.search(r"\{[a-z_]*\}", text)
 
@@ -125,12 +125,15 @@ def test_nothing_is_left_to_fill_in():
 
 
 def test_an_adapter_s_card_says_where_its_base_model_is_elsewhere():
-    assert "says where the base model was: `/models/some`. On another machine, put there where it is now.\n" in card()
+    assert (
+        "has the path of the base model: `/models/some`. On another machine, replace it with the path\nthere.\n"
+        in card()
+    )
     assert "adapter_config.json" not in card(is_adapter=False)
     run = {"arguments": made_arguments(), **made_facts(), "steps": 1}
     run["model"] |= {"name": "all-MiniLM-L6-v2"}
     text = model_card(run, SCORES, folder="a", is_adapter=True)
-    assert "it is now, or its name on the Hub, `sentence-transformers/all-MiniLM-L6-v2`." in text
+    assert "there, or with its name on the Hub, `sentence-transformers/all-MiniLM-L6-v2`." in text
     assert yaml.safe_load(text.split("---\n", 2)[1])["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -152,7 +155,7 @@ def test_a_card_for_others_names_no_place_here_and_no_file_that_stays(model, is_
     assert "/home/me" not in text and "run.json" not in text and "metrics.jsonl" not in text
     assert text.count('from_pretrained("me/reviews"') == 2
     assert f"`{name_for_others(model)}` fine-tuned on" in text
-    assert ("`adapter_config.json` calls the base model `bert`" in text) == (is_adapter and model is LOCAL)
+    assert ("`adapter_config.json` names the base model `bert`" in text) == (is_adapter and model is LOCAL)
     assert "| accuracy | 0.8125 |" in text
 
 

@@ -122,7 +122,7 @@ def test_a_warm_up_longer_than_the_run_is_said(tmp_path, capsys, words, said):
     with reporter_in(tmp_path, *words).watching(20, facts):
         pass
     out = capsys.readouterr().out
-    assert ("--num_warmup_steps 21: the run is shorter, its rate rises over all 20 updates" in out) is said
+    assert ("--num_warmup_steps 21: the run is shorter, so the learning rate rises over all 20 updates" in out) is said
     assert "20 of 3668 examples" in out  # there are no more
 
 
@@ -165,7 +165,7 @@ def test_a_tracker_that_fails_later_does_not_stop_the_run(tmp_path, capsys):
             tracker.log = gone
         for step in range(1, 5):
             reporter.log(VALUES, step)
-    assert capsys.readouterr().out.count("WARNING: a tracker failed, the run goes on without it") == 1
+    assert capsys.readouterr().out.count("WARNING: a tracker failed, the run continues without it") == 1
     assert read(tmp_path / "run.json")["status"] == "finished"
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
@@ -197,7 +197,7 @@ def test_a_dry_run_is_announced_and_leaves_no_trace(tmp_path, capsys):
     assert reporter.facts == {} and reporter.tracker_ids == {}
     assert [path.name for path in tmp_path.rglob("*")] == ["run"]
     out = capsys.readouterr().out
-    assert "dry run: a few updates are measured, nothing is kept" in out
+    assert "dry run: a few updates are measured, nothing is saved" in out
     assert "20 of 16 examples, 1 process\n" in out and "trainable: 1,234\n" in out and "resumed: after step 7\n" in out
 
 
@@ -218,7 +218,7 @@ def test_a_dry_run_is_refused_where_the_run_would_be(tmp_path):
 
 def test_results_that_find_no_room_are_one_line(tmp_path):
     reporter = reporter_in(tmp_path)
-    with pytest.raises(RunError, match=r"no room for all_results\.json"), reporter.watching(20, made_facts()):
+    with pytest.raises(RunError, match=r"cannot write all_results\.json"), reporter.watching(20, made_facts()):
         (tmp_path / "all_results.json").mkdir(exist_ok=True)
         reporter.finish(RESULTS)
 
@@ -268,6 +268,6 @@ def test_texts_that_were_cut_are_counted(tmp_path, capsys):
     facts["data"]["train"]["truncated"] = 1234
     with reporter_in(tmp_path / "cut", "--max_length", "64").watching(20, facts):
         pass
-    said = "note: 1,234 of 3,668 training examples are longer than --max_length 64 tokens, and were cut\n"
+    said = "note: 1,234 of 3,668 training examples are longer than --max_length 64 tokens, and were truncated\n"
     out = capsys.readouterr().out
     assert said in out and "validation examples are longer" not in out

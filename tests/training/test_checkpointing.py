@@ -444,7 +444,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(two_checkpoints, name, da
 def test_auto_starts_afresh_when_nothing_is_whole(tmp_path):
     said: list[str] = []
     assert find_checkpoint("auto", tmp_path, said.append) is None
-    assert "starting afresh" in said[0]
+    assert "starting from scratch" in said[0]
 
 
 def test_a_named_checkpoint_has_to_be_whole(two_checkpoints, tmp_path):
@@ -481,7 +481,7 @@ def test_one_of_another_format_is_not_taken_for_a_damaged_one(two_checkpoints):
 def test_an_older_one_is_not_gone_on_from_beside_newer_ones(two_checkpoints):
     """`auto` would later go on from the newer ones, which are of another past."""
     newest, previous = checkpoints(two_checkpoints / "checkpoints")
-    with pytest.raises(UserError, match="holds newer ones"):
+    with pytest.raises(UserError, match="has newer checkpoints"):
         find_checkpoint(str(previous), two_checkpoints, print)
     assert find_checkpoint(str(previous), two_checkpoints / "branch", print) == previous
     (newest / "state.json").unlink()
@@ -497,7 +497,7 @@ def rewrite_manifest(checkpoint: Path, **changes) -> None:
 def test_a_manifest_cannot_point_out_of_its_folder(two_checkpoints):
     newest, _ = checkpoints(two_checkpoints / "checkpoints")
     rewrite_manifest(newest, files={"../../run.json": "0"})
-    with pytest.raises(ValueError, match="elsewhere"):
+    with pytest.raises(ValueError, match="in another folder"):
         verify(newest)
 
 
@@ -523,12 +523,12 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
         matching_manifest(newest, {**elsewhere, "configuration": "x"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the base model's weights have changed"):
         matching_manifest(newest, {**IDENTITY, "weights": "x"}, extend=False, folder=two_checkpoints)
-    with pytest.raises(UserError, match="it ran in 1 processes, this is 2"):
+    with pytest.raises(UserError, match="the number of processes was 1, is 2"):
         matching_manifest(newest, {**IDENTITY, "processes": 2}, extend=False, folder=two_checkpoints)
     # `--mixed_precision auto` may come to something else on the machine that a job is requeued to.
-    with pytest.raises(UserError, match="it computed in no, this does in bf16"):
+    with pytest.raises(UserError, match="the precision was no, is bf16"):
         matching_manifest(newest, {**IDENTITY, "precision": "bf16"}, extend=False, folder=two_checkpoints)
-    with pytest.raises(UserError, match="it ran on cpu, this is cuda"):
+    with pytest.raises(UserError, match="the device was cpu, is cuda"):
         matching_manifest(newest, {**IDENTITY, "device": "cuda"}, extend=False, folder=two_checkpoints)
 
 
@@ -543,7 +543,9 @@ def test_more_epochs_need_a_flag(two_checkpoints):
     newest, _ = checkpoints(two_checkpoints / "checkpoints")
     with pytest.raises(UserError, match="--extend_training"):
         matching_manifest(newest, changed(num_train_epochs=5), extend=False, folder=two_checkpoints)
-    with pytest.raises(UserError, match=r"--num_train_epochs was 2, is 1$"):  # no flag makes a run shorter
+    with pytest.raises(
+        UserError, match=r"--num_train_epochs was 2, is 1; change that back"
+    ):  # no flag makes a run shorter
         matching_manifest(newest, changed(num_train_epochs=1), extend=False, folder=two_checkpoints)
     assert matching_manifest(newest, changed(num_train_epochs=5), extend=True, folder=two_checkpoints) is not None
 
@@ -559,7 +561,9 @@ def test_a_shorter_run_does_not_replace_a_longer_one_s_result(two_checkpoints):
             }
         )
     )
-    with pytest.raises(UserError, match=r"holds the result of a longer one \(--num_train_epochs 3, not 2\)$"):
+    with pytest.raises(
+        UserError, match=r"has the result of a longer run \(--num_train_epochs 3, not 2\); change that back"
+    ):
         matching_manifest(newest, IDENTITY, extend=False, folder=two_checkpoints)
     longer = changed(num_train_epochs=3)
     assert matching_manifest(newest, longer, extend=True, folder=two_checkpoints) is not None
@@ -605,7 +609,7 @@ def test_a_run_of_so_many_updates_is_not_extended_by_epochs(two_checkpoints):
     del manifest["sha256"]
     manifest["identity"]["arguments"]["max_train_steps"] = 100
     (newest / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest(manifest)}))
-    with pytest.raises(UserError, match=r"--max_train_steps was 100, is None$"):
+    with pytest.raises(UserError, match=r"--max_train_steps was 100, is None; change that back"):
         matching_manifest(newest, IDENTITY, extend=True, folder=two_checkpoints)
 
 
@@ -613,7 +617,7 @@ def test_a_run_of_so_many_updates_is_not_extended_by_epochs(two_checkpoints):
 def test_extending_does_not_shorten(two_checkpoints, fewer):
     newest, _ = checkpoints(two_checkpoints / "checkpoints")
     ((name, value),) = fewer.items()
-    with pytest.raises(UserError, match=f"--{name} was .*, is {value}$"):
+    with pytest.raises(UserError, match=f"--{name} was .*, is {value}; change that back"):
         matching_manifest(newest, changed(**fewer), extend=True, folder=two_checkpoints)
     assert matching_manifest(newest, changed(max_train_steps=20), extend=True, folder=two_checkpoints) is not None
 
