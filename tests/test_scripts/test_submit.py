@@ -56,8 +56,8 @@ def test_from_training_to_the_zip(tmp_path: Path, tiny_folder: Callable[..., Pat
     assert done.stderr == "error: submission.zip: not written, 2 of 11 files are missing; run the commands above\n"
     predict = "make it with accelerate launch scripts/predict.py run"
     assert done.stdout.splitlines()[-2:] == [
-        f"MNLI-m.tsv: of run: 20 answers where the server wants 9,796; {predict}",
-        f"MNLI-mm.tsv: of run: missing; {predict} --split test_mismatched",
+        f"MNLI-m.tsv: run: 20 answers where the server wants 9,796; {predict}",
+        f"MNLI-mm.tsv: run: missing; {predict} --split test_mismatched",
     ]
     assert not (place / "submission.zip").exists()
 
