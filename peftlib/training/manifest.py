@@ -186,7 +186,7 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
     old, new = before["arguments"], now["arguments"]
     allowed = NOT_SHAPING | (set(_LENGTHS) if extend else set())
     if all(flags.get("train_file") or flags.get("dataset_name") for flags in (old, new)):
-        allowed |= {"task_name"}  # where one's own data are, in other words
+        allowed |= {"task_name"}  # it names where user data are, in other words
     if before.get("configuration") == now["configuration"]:  # of the same weights, or else it is refused below
         allowed |= {"model_name_or_path", "model_revision"}
     differences = [
