@@ -1,4 +1,4 @@
-"""The result on disk: whole or absent, and its numbers under the usual names."""
+"""The result on disk: complete or absent, and its numbers under the usual names."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ANSWERS = Evaluation(
 
 
 def save(folder: Path, base: Path, strategy: Any = None) -> tuple[torch.Tensor, int]:
-    """The trained logits and the size that was reported."""
+    """Save; return the trained logits and the reported size."""
     strategy = strategy or BitFit()
     model, head = classifier(base)
     adapted = strategy.apply(model, head)
