@@ -37,7 +37,7 @@ def pairs_between(
 
 
 def test_of_reports_without_a_difference_one_in_twenty_claims_one() -> None:
-    """50 reports of three pairs: at 5 %, more than 7 claims have a probability of 1/300; the bootstrap alone makes 10."""
+    """50 reports of three pairs: at 5 %, more than 7 claims have probability 1/300; the bootstrap alone makes 10."""
     generator = np.random.default_rng(17)
     claims = [any(pair.claimed for pair in pairs_between(generator, 3, 3, 60)) for _ in range(50)]
     assert sum(claims) <= 7
