@@ -50,7 +50,7 @@ def save_result(
         RunError: a file could not be written.
     """
     kept = any((folder / "checkpoints").glob("step_*"))
-    way = "go on with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
+    way = "continue with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
     with _quietly_placed(folder, way) as temporary:
         strategy.save(model, head, temporary)
         _save_tokenizer(tokenizer, temporary)

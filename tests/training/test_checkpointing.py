@@ -732,7 +732,7 @@ def test_a_data_worker_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(
     run.loader = run.accelerator.prepare(dying)
     with pytest.raises(
         RunError,
-        match="use --dataloader_num_workers 0; a run with checkpoints goes on with --resume_from_checkpoint auto",
+        match="use --dataloader_num_workers 0; a run with checkpoints continues with --resume_from_checkpoint auto",
     ):
         train(run)
     again = small_run(tmp_path)

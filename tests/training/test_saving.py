@@ -130,7 +130,7 @@ def test_wherever_the_disk_is_full_the_earlier_result_stays(
     assert failures >= 12
     (small_disk.folder / "checkpoints" / "step_00000001").mkdir(parents=True)
     small_disk.leave(0)
-    with pytest.raises(RunError, match="go on with --resume_from_checkpoint auto"):
+    with pytest.raises(RunError, match="continue with --resume_from_checkpoint auto"):
         save(small_disk.folder, tiny_folder())
     small_disk.leave(2 * needed)
     save(small_disk.folder, tiny_folder())
