@@ -1,8 +1,8 @@
-# Needs only Python >= 3.11 and make: every target sets up .venv when it is missing or out of date.
+# Needs only Python >= 3.11 and make: targets create .venv, and update it when it is out of date.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# -q: when the script stops with its own one-line error, the launcher does not add a traceback of its own.
+# -q: the launcher adds no traceback to the script's own one-line error.
 LAUNCH := $(BIN)/accelerate launch -q --config_file accelerate_configs/cpu.yaml
 ARGS   ?=
 
@@ -17,10 +17,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-# One resolver run over both files: the second install must not move what the first has pinned.
+# Both in one pip install, so that the pinned versions of the first install stay.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[dev]'
-	@# W&B's own sweep search, with which tests compare ours. It asks for numpy 1 and runs with 2.
+	@# W&B's own sweep search, the reference in tests of ours. It requires NumPy 1 but runs with 2, hence --no-deps.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'sweeps>=0.3,<0.4'
 	@touch $@
 
@@ -28,13 +28,13 @@ train: $(VENV)/.installed ## fine-tune the packaged MiniLM-L6 on rotten_tomatoes
 	$(LAUNCH) scripts/train.py --method bitfit $(ARGS)
 
 test: $(VENV)/.installed-dev ## the whole test suite, offline (ARGS="-k adapter" for a part)
-	@# A file's tests stay together: they share what is costly to start. More than four at a time would fight for memory.
+	@# loadscope: the tests of a file share fixtures that are slow to set up. At most four processes, because of memory.
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 chaos: $(VENV)/.installed ## kill a run 30 times, resume it, compare bit by bit (ARGS="--kills 5 --seed 1")
 	$(BIN)/python tests/chaos.py $(ARGS)
 
-# GLUE=DIR reads MRPC and SST-2 from there, MODEL=bert-base-uncased is the first report's own.
+# GLUE=DIR reads MRPC and SST-2 from there; MODEL=bert-base-uncased is the model of the original report.
 reproduce: $(VENV)/.installed ## methods x tasks x seeds, then report/index.html (GLUE=DIR MODEL=bert-base-uncased ARGS="--seeds 1,2")
 	$(BIN)/python scripts/reproduce.py $(if $(GLUE),--data_dir $(GLUE)) $(if $(MODEL),--model_name_or_path $(MODEL)) $(ARGS)
 

@@ -1,12 +1,12 @@
-"""Score a finished run on another split or file, or let it answer texts without classes.
+"""Evaluate a finished run on another split or file, or predict the classes of new texts.
 
     accelerate launch scripts/predict.py outputs/lora                              # the task's test split
-    accelerate launch scripts/predict.py outputs/lora --split validation           # again what the run was scored on
+    accelerate launch scripts/predict.py outputs/lora --split validation           # repeat the run's own evaluation
     accelerate launch scripts/predict.py outputs/lora --test_file mails/new.csv
     accelerate launch scripts/predict.py outputs/lora --text "a charming film"
     accelerate launch scripts/predict.py outputs/mnli --split ax                   # GLUE's diagnostics, AX.tsv
 
-Scores and answers go to predictions/<split or file> in the run's folder.
+Scores and predictions are written to predictions/<split or file> in the run's folder.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from peftlib import cli
 
 def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
-    # Imports below: a signal to the launcher counts from the first line on, and a wrong flag is answered without torch.
+    # Imports come later: first tie this process to its launcher, and report wrong flags without loading torch.
     from peftlib.arguments import parse_predict_arguments
 
     place, args = parse_predict_arguments()
@@ -34,7 +34,7 @@ def main() -> None:
         from peftlib.training.devices import build_accelerator
 
     # ── Run, data ────────────────────────────────────────────────────────────────────────────────────────────
-    with everywhere():  # each node reads the run and the data for itself
+    with everywhere():  # every node reads the run and the data
         run = Finished.read(Path(place))
         task, source = run.task, (args.data_dir, args.test_file, args.text_column_names, args.label_column_name)
         examples = run.typed(args.texts) if args.texts else run.examples(args.split, *source)
@@ -49,7 +49,7 @@ def main() -> None:
     accelerator, precision = build_accelerator(asked, 1, [], folder, args.num_cpu_threads)
 
     # ── Model ────────────────────────────────────────────────────────────────────────────────────────────────
-    with everywhere(in_turn=True):  # a node's first process tokenises, its others find the cache
+    with everywhere(in_turn=True):  # a node's first process tokenises, the others read the cache
         tokenizer = run.tokenizer()
         most = run.arguments["max_length"]
         split = encode(examples, tokenizer, most)

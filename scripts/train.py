@@ -11,7 +11,7 @@ from peftlib import cli
 
 def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
-    # Imports below: a signal to the launcher counts from the first line on, and a wrong flag is answered without torch.
+    # Imports come later: first tie this process to its launcher, and report wrong flags without loading torch.
     from peftlib.arguments import parse_train_arguments
 
     args = parse_train_arguments().checked()
@@ -45,7 +45,7 @@ def main() -> None:
         from peftlib.training.saving import flat_results, save_result
         from peftlib.training.state import Plan, Training
 
-    with everywhere(alike=args.of_all_nodes()):  # what one of several nodes cannot read ends all of them
+    with everywhere(alike=args.of_all_nodes()):  # an error on one node ends all nodes
         task = find_task(args.task_name, data_args.own, train_args.metric_for_best_model)
         trackers = choose_trackers(output_args.report_to)
     folder, resume = on_main(lambda: choose_folder(task.name, train_args.method, *output_args.place))
@@ -60,7 +60,7 @@ def main() -> None:
     set_seed(train_args.seed)
 
     # ── Data ─────────────────────────────────────────────────────────────────────────────────────────────────
-    with everywhere(in_turn=True):  # a node's first process tokenises, its others find the cache
+    with everywhere(in_turn=True):  # a node's first process tokenises, the others read the cache
         source = find_model(model_args.model_name_or_path, model_args.model_revision, model_args.trust_remote_code)
         tokenizer = load_tokenizer(source)
         splits = load_splits(task, tokenizer, data_args.data_dir, data_args.max_length, *data_args.limits)
@@ -104,7 +104,7 @@ def main() -> None:
     with Interruption(accelerator) as interruption, reporter.watching(plan.steps, facts, manifest):
         run.interruption = interruption
         # ── Train ────────────────────────────────────────────────────────────────────────────────────────────
-        set_seed(train_args.seed, device_specific=True)  # dropout differs between processes; the head's start did not
+        set_seed(train_args.seed, device_specific=True)  # for dropout; the head's initial weights must agree
         if checkpoint is not None:
             restore(run, checkpoint)
         if train_args.auto_find_batch_size:

@@ -95,6 +95,6 @@ def parse_predict_arguments(argv: Sequence[str] | None = None) -> tuple[str, Pre
         UserError: an unknown flag, a wrong value, or not exactly one run.
         SystemExit: after `--help`.
     """
-    about = "Score a finished run, or let it answer texts without classes."
+    about = "Evaluate a finished run on another split or file, or predict new texts."
     run, (options,) = parse_one_run([PredictArguments], "predict.py", about, argv)
     return run, options

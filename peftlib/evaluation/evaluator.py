@@ -1,4 +1,4 @@
-"""Logits for a whole split, over any number of processes, each example exactly once."""
+"""Compute logits for a whole split on any number of processes, each example exactly once."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from peftlib.errors import OutOfMemory
 from peftlib.evaluation.losses import losses
 from peftlib.evaluation.predictions import answers_of
 
-#: Called between batches, equally often on every process; what it raises ends the evaluation.
+#: Called between batches, equally often on every process; an exception from it ends the evaluation.
 Between = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's answers on one split.
+    """Logits and metrics of a model on one split.
 
     Attributes:
-        metrics: name -> value, `loss` (the mean of `losses`) among them; nothing where the labels are hidden.
-        logits: fp32, shape (examples, classes), or (examples, 1) of scores, in the split's order.
-        labels: as `EncodedExamples` has them.
+        metrics: name -> value, including `loss` (the mean of `losses`); empty if the labels are hidden.
+        logits: fp32, shape (examples, classes), or (examples, 1) in regression, in the split's order.
+        labels: as in `EncodedExamples`.
         seconds: wall time of the forward passes and of gathering them.
     """
 
@@ -44,7 +44,7 @@ class Evaluation:
 def predict(
     accelerator: Accelerator, model: nn.Module, loader: DataLoader, examples: int, between: Between | None = None
 ) -> np.ndarray:
-    """Forward passes over a split.
+    """Run the model over a split.
 
     Args:
         loader: prepared, over `WindowBatches` without a seed.
@@ -54,8 +54,8 @@ def predict(
         Logits in the split's order, fp32, shape (examples, classes), the same on every process.
 
     Raises:
-        OutOfMemory: a batch is too large, on any process; raised on all of them.
-        RuntimeError: an example was left out or seen twice.
+        OutOfMemory: a batch did not fit into memory on some process; raised on all of them.
+        RuntimeError: an example was missed or seen twice.
     """
     was_training = model.training
     logits: list[torch.Tensor] = []
@@ -68,9 +68,9 @@ def predict(
         model.train(was_training)
     if not fits_everywhere(accelerator, fits):
         logits.clear()
-        clear_device_cache(garbage_collection=True)  # for whoever has yet to write what must not be lost
+        clear_device_cache(garbage_collection=True)  # the caller may have a checkpoint to write
         raise OutOfMemory.in_evaluation(batches_of(loader).micro_batch_size)
-    # One gather at the end: no process waits for the device, or for another's answers, inside the loop.
+    # One gather at the end: inside the loop no process waits for the device or for another process.
     local = accelerator.pad_across_processes(torch.cat(places), pad_index=-1)
     place = accelerator.gather(local).cpu().numpy()
     values = accelerator.gather(accelerator.pad_across_processes(torch.cat(logits))).cpu().numpy()
@@ -89,9 +89,9 @@ def _answer(
     places: list[torch.Tensor],
     between: Between | None,
 ) -> bool:
-    """Collect logits, and where they belong (-1: nowhere); False where memory ran out.
+    """Collect logits and the indices of their examples (-1 for fillers); return False if memory ran out.
 
-    The batches are gone through to the end in any case, for the sake of other processes.
+    Goes through all batches in any case, as `between` may communicate with other processes.
     """
     fits = True
     for number, batch in enumerate(loader):
@@ -105,13 +105,13 @@ def _answer(
                 if not should_reduce_batch_size(error):
                     raise
                 fits = False
-            # A filler (weight 0) repeats an example for the sake of equal batch counts: it is no answer.
+            # A filler (weight 0) repeats an example to equalise batch counts: its logits are dropped.
             places.append(torch.where(targets.weight > 0, targets.example, -1))
     return fits
 
 
 def fits_everywhere(accelerator: Accelerator, fits: bool) -> bool:
-    """Whether it does on every process; each of them has to ask."""
+    """Return whether `fits` is true on every process; call it on all of them."""
     if accelerator.num_processes == 1:
         return fits
     votes: torch.Tensor = accelerator.reduce(torch.tensor(float(fits), device=accelerator.device), reduction="sum")
@@ -129,11 +129,11 @@ def evaluate(
     """Score a model on a split.
 
     Args:
-        labels: in the split's order, as `EncodedExamples` has them.
+        labels: in the split's order, as in `EncodedExamples`.
         metrics: names from `evaluation/metrics.py`.
 
     Raises:
-        OutOfMemory: as `predict`.
+        OutOfMemory: see `predict`.
     """
     start = time.perf_counter()
     logits = predict(accelerator, model, loader, len(labels), between)

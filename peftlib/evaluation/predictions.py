@@ -1,4 +1,4 @@
-"""A model's answers on a split on disk: for comparing runs example by example, for people, and for GLUE's server."""
+"""Predictions on disk: for comparing runs example by example, for people, and for GLUE's server."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from peftlib.data.tasks import Task
 from peftlib.errors import RunError, UserError
 from peftlib.files import placed_when_whole, write_json, write_text
 
-if TYPE_CHECKING:  # it imports torch, which whoever reads predictions does without
+if TYPE_CHECKING:  # imports torch, which readers of predictions do not need
     from peftlib.evaluation.evaluator import Evaluation
 
 PREDICTIONS = "predictions.safetensors"
 RESULTS = "results.json"
-#: So many have a column each in the table for people, where one of them is the answer.
+#: Up to this many classes get a probability column each in `predictions.csv` (in multi-label tasks, all do).
 _MOST_CLASSES = 100
-#: Most classes whose probability is printed.
+#: Number of class probabilities to print at most.
 _MOST_SHOWN = 10
 
 
 def answers_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """What was answered, in the form of the labels: classes, int64, or scores, fp32, shape (examples,).
-
-    Or for each class whether it is one of the example's, int64, shape (examples, classes): it is at a probability of
-    more than a half.
+    """Turn logits into predictions in the form of the labels.
 
     Args:
-        logits: shape (examples, classes), or (examples, 1) of scores.
-        labels: known or hidden; their type and shape tell which of the three.
+        logits: shape (examples, classes), or (examples, 1) in regression.
+        labels: known or hidden; their dtype and shape tell the kind of task.
+
+    Returns:
+        Classes, int64, shape (examples,); in regression scores, fp32, shape (examples,); in multi-label tasks 0 or 1
+        per class, int64, shape (examples, classes), with 1 for a probability above one half.
     """
     if labels.ndim == 2:
         return (logits > 0).astype(np.int64)
@@ -47,11 +48,11 @@ def answers_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def save_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Write `predictions.safetensors` into `folder`, which is not yet anybody's to read.
+    """Write `predictions.safetensors` into `folder`, which nobody may be reading yet.
 
     Args:
         logits: fp32, shape (examples, classes), in the split's order.
-        labels: as `EncodedExamples` has them.
+        labels: as in `EncodedExamples`.
     """
     tensors: dict[str, np.ndarray] = {
         "logits": np.ascontiguousarray(logits, np.float32),
@@ -61,7 +62,7 @@ def save_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> No
 
 
 def load_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Logits, fp32 (examples, classes), and labels, as `EncodedExamples` has them; None when there are none.
+    """Load logits, fp32 (examples, classes), and labels, as in `EncodedExamples`; None if there is no file.
 
     Raises:
         UserError: the file is damaged.
@@ -77,15 +78,15 @@ def load_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def place_of(source: str) -> str:
-    """Where texts come from, whatever the directory that one asks in."""
+    """Return the source of texts in a form that does not depend on the working directory."""
     return str(Path(source).absolute()) if Path(source).exists() else source
 
 
 def refuse_other_answers(folder: Path, source: str, fingerprint: str) -> None:
-    """Before answers are worked out: newer ones replace those to the same texts or the same file, and nothing else.
+    """Refuse a folder that holds anything but predictions for the same texts or the same source.
 
     Args:
-        source, fingerprint: where these texts come from, and which they are.
+        source, fingerprint: where the texts come from, and a hash of them.
 
     Raises:
         UserError: the folder holds something else.
@@ -94,11 +95,11 @@ def refuse_other_answers(folder: Path, source: str, fingerprint: str) -> None:
         return
     try:
         about = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        before, texts = about.get("place", about["source"]), about["fingerprint"]  # of 0.1.0 without a place
+        before, texts = about.get("place", about["source"]), about["fingerprint"]  # 0.1.0 wrote no place
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         before = texts = None
     if before not in (source, place_of(source)) and texts != fingerprint:
-        what = "files of another kind" if before is None else f"the answers to {before}"
+        what = "files of another kind" if before is None else f"the predictions for {before}"
         raise UserError(f"{folder}: holds {what}; name another --output_dir")
 
 
@@ -113,15 +114,15 @@ def write_answers(
     """Write `results.json`, `predictions.csv` and `predictions.safetensors` into `folder`; they replace older ones.
 
     Args:
-        texts: what was answered, one text or two an example.
-        glue_answers: what the file is called that GLUE's server takes where the labels are hidden; None for none.
-        about: what else `results.json` says.
+        texts: the inputs, one or two texts per example.
+        glue_answers: name of the file for GLUE's server, written if the labels are hidden; None writes none.
+        about: further content of `results.json`.
 
     Returns:
-        The scores in it.
+        The scores in `results.json`.
 
     Raises:
-        RunError: the disk refused.
+        RunError: a file could not be written.
     """
     scores = {f"eval_{name}": value for name, value in evaluation.metrics.items()}
     counts = {
@@ -135,18 +136,18 @@ def write_answers(
             if not scores and glue_answers is not None:
                 write_text(temporary / glue_answers, _for_glue(evaluation, task))
             write_json(temporary / RESULTS, {**scores, **counts, **about})
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise RunError(f"{folder}: cannot be written ({error}); make room there, or name --output_dir") from error
     return scores
 
 
 def _table(evaluation: Evaluation, task: Task, texts: Sequence[tuple[str, ...]]) -> str:
-    """A row for each example: its place in the split, the class and its probability, and the true one where known.
+    """Format a row per example: its index in the split, the class and its probability, and the label if known.
 
-    Behind them each class's probability, and the text. In regression the score, as it came, and no probability.
+    After these come each class's probability, and the text. In regression the raw score, without probabilities.
     """
     answers = answers_of(evaluation.logits, evaluation.labels).tolist()
-    columns: dict[str, Iterable[str]] = {}  # written row by row: a column at a time they would all lie in memory
+    columns: dict[str, Iterable[str]] = {}  # iterators, so that rows are written without holding all columns in memory
     classes: dict[str, Iterable[str]] = {}
     if task.regression:
         columns["prediction"] = map(_decimal, answers)
@@ -160,11 +161,11 @@ def _table(evaluation: Evaluation, task: Task, texts: Sequence[tuple[str, ...]])
             columns |= classes
         else:
             columns["probability"] = map(_decimal, shares.max(axis=-1))
-    if evaluation.metrics:  # else the labels are hidden
+    if evaluation.metrics:  # empty if the labels are hidden
         columns["label"] = map(task.written, evaluation.labels.tolist())
-    columns |= classes  # of several classes an example they stand before the label already
-    of_text = ("text",) if len(texts[0]) == 1 else ("first text", "second text")
-    columns |= {title: map(itemgetter(i), texts) for i, title in enumerate(of_text)}
+    columns |= classes  # in multi-label tasks they are in already, before the label
+    titles = ("text",) if len(texts[0]) == 1 else ("first text", "second text")
+    columns |= {title: map(itemgetter(i), texts) for i, title in enumerate(titles)}
     written = io.StringIO()
     table = csv.writer(written, lineterminator="\n")
     table.writerow(["index", *columns])
@@ -173,7 +174,7 @@ def _table(evaluation: Evaluation, task: Task, texts: Sequence[tuple[str, ...]])
 
 
 def in_words(evaluation: Evaluation, task: Task) -> dict[str, str]:
-    """Describe the first answer: its class or classes and their probabilities, the highest first; or its score."""
+    """Describe the first prediction: its class or classes and the highest probabilities, in order; or its score."""
     answer, logits = answers_of(evaluation.logits, evaluation.labels).tolist()[0], evaluation.logits[0]
     if task.regression:
         return {"score": f"{answer:.4f}"}
@@ -191,7 +192,7 @@ def _decimal(value: float) -> str:
 
 
 def _for_glue(evaluation: Evaluation, task: Task) -> str:
-    """Scores within their range, to three decimals, as transformers' run_glue.py writes them."""
+    """Format answers for GLUE's server; scores are clipped to their range, with three decimals, as in run_glue.py."""
     answers = answers_of(evaluation.logits, evaluation.labels)
     classes = task.classes_in_glue()
     if task.score_range is not None:

@@ -100,7 +100,7 @@ def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:
     if not any(path.iterdir()):
         return None
     if resume is None:
-        return "holds a run; name another folder, go on with --resume_from_checkpoint auto"
+        return "contains a run; choose another folder, or continue with --resume_from_checkpoint auto"
     # A sweep requeues a finished run only if it did not learn that it had finished.
     done = record_in(path).get("status") == "finished"
     if resume == "auto" and not in_sweep and done and not (path / "checkpoints").is_dir():

@@ -1,1 +1,1 @@
-"""How it trains: the custom loop around Accelerate, and what it stands on."""
+"""Training: the custom loop on Accelerate, and its parts."""

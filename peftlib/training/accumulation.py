@@ -1,4 +1,4 @@
-"""The loss of one update, spread over micro-batches and processes without changing its gradient."""
+"""Split the loss of an update over micro-batches and processes without changing its gradient."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from peftlib.evaluation.losses import losses
 
 
 def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The loss of a micro-batch, each example weighted by its share in the window.
+    """Compute the loss of a micro-batch, each example weighted by its share of the window.
 
-    With weights 1/N over the N examples of a window, the sum over its micro-batches and processes is the
-    window's mean loss, whatever the cut.
+    With weights 1/N for the N examples of a window, the losses of its micro-batches on all processes add up to the
+    window's mean loss, however it is split.
 
     Args:
         logits: shape (B, classes), any float type; the loss is computed in fp32.
-        labels: as `losses` takes them.
+        labels: see `losses`.
         weight: fp32, shape (B,).
 
     Returns:
@@ -26,11 +26,10 @@ def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tens
 
 
 def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
-    """Add the gradient of one micro-batch's share of the window's loss.
+    """Accumulate the gradient of a micro-batch's share of the window's loss.
 
-    Not by `Accelerator.backward`, which divides by the accumulation steps, however many micro-batches the window really
-    has: the weights in `weighted_loss` have done that already. They know all processes too, over which DDP averages, so
-    that is undone here.
+    `Accelerator.backward` would divide by the number of accumulation steps, even if the window has fewer micro-batches;
+    the weights in `weighted_loss` normalise already. They also cover all processes, so DDP's averaging is undone here.
     """
     if accelerator.num_processes > 1:
         loss = loss * accelerator.num_processes

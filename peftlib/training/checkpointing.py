@@ -1,16 +1,16 @@
-"""Checkpoints that are whole or absent, as small as what was trained, and exact.
+"""Atomic checkpoints for exact resumption that hold only what was trained.
 
 A checkpoint is a folder `checkpoints/step_XXXXXXXX` of safetensors and JSON, no pickle:
 
     trained.safetensors    the trained parameters
-    best.safetensors       those of the best evaluation so far
+    best.safetensors       the trained parameters at the best evaluation so far
     optimizer.safetensors  AdamW's moments
-    random.safetensors     the generators of every process, as they were at the start of the next window
-    state.json             progress, schedule, loss scale, the losses not logged yet, what an evaluation is due for
-    manifest.json          what made it, and a SHA-256 of each file above
+    random.safetensors     random generator states of every process at the start of the next window
+    state.json             progress, schedule, loss scale, losses not logged yet, and whether an evaluation is due
+    manifest.json          the run's identity, and a SHA-256 of each file above
 
-It is written into a temporary sibling, synced to the disk, and renamed; older ones are removed after that. A run
-that is killed at any moment leaves the previous checkpoint whole; manifest.py passes over what does not verify.
+It is written to a temporary sibling folder, synced to disk and renamed; only then are older ones removed. A run that
+is killed at any moment leaves the previous checkpoint intact; manifest.py skips those that fail verification.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from peftlib.training.memory import set_micro_batch
 from peftlib.training.milestones import losses_since_log
 from peftlib.training.state import Progress, Recent, Training
 
-_TEMPORARY = ".writing-"  # a killed run's are removed by tracking/folder.py
+_TEMPORARY = ".writing-"  # tracking/folder.py removes those of killed runs
 
 
 class CheckpointKeeper:
-    """Writes a run's checkpoints, on the main process.
+    """Write a run's checkpoints, on the main process.
 
     Args:
         folder: the run's output folder.
-        every: a number of updates, "epoch", or None for signals only; as the flag gives it.
+        every: number of updates or "epoch", as the flag gives it; None writes one only when the run is cut short.
         limit: how many to keep; None keeps all.
-        identity: what made the run, see `matching_manifest`.
-        reporter: is warned when one could not be written, and knows the trackers' ids.
+        identity: the run's, from `identity_of`.
+        reporter: shows a warning when writing fails, and supplies the trackers' ids.
     """
 
     def __init__(
@@ -65,33 +65,36 @@ class CheckpointKeeper:
         self._latest = -1
 
     def is_due(self, step: int, epoch_ends: bool, run_ends: bool) -> bool:
-        """Whether a checkpoint is wanted after this update. The last one is: the result has yet to be written."""
+        """Return whether to write a checkpoint now. The last update gets one too, as the result is not saved yet."""
         if self._every is None or run_ends:
             return self._every is not None
         return epoch_ends if self._every == "epoch" else step % int(self._every) == 0
 
     def goes_on_from(self, checkpoint: Path) -> None:
-        """This one is in place already: it is not written again, and so never away for a moment."""
+        """Do not rewrite this checkpoint if it is the folder's own: it would be missing for a moment."""
         if on_main(lambda: checkpoint.resolve().parent == self.folder.resolve()):
             self._latest = int(checkpoint.name.removeprefix(PREFIX))
 
     def save(self, training: Training) -> bool:
-        """Write a checkpoint of the last whole update; called on every process.
+        """Write a checkpoint of the last complete update; call it on every process.
 
         Returns:
-            False when the disk refused: the run goes on, and the previous checkpoint stays.
+            False if writing failed: the run continues, and the previous checkpoint stays.
+
+        Raises:
+            RunError: a loss or a trained weight is not finite.
         """
         step = training.progress.step
         if step == self._latest:
             return True
-        losses = losses_since_log(training)  # also refuses to keep weights that a non-finite loss has spoilt
-        _refuse_spoilt(training)
+        losses = losses_since_log(training)  # raises on a non-finite loss, so that its weights are not saved
+        _refuse_non_finite(training)
         generators = gather_object([training.random])
         problem: list[str | None] = [None]
         if training.accelerator.is_main_process:
             try:
                 self._write(training, losses, generators)
-            except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
+            except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
                 problem = [f"{type(error).__name__}: {error}"]
         broadcast_object_list(problem)
         if problem[0] is not None:
@@ -120,7 +123,7 @@ class CheckpointKeeper:
             for path in (*temporary.iterdir(), temporary):
                 share(path)
                 sync(path)
-            if target.exists():  # an earlier life of this run came as far, and was killed before it noted so
+            if target.exists():  # of an earlier attempt of this run, which did not resume from it
                 shutil.rmtree(target)
             temporary.rename(target)
             sync(self.folder)
@@ -128,30 +131,30 @@ class CheckpointKeeper:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         if self.limit is not None:
-            # Of the older ones only: a newer one is damaged, since this life of the run did not start from it, and
-            # must not take the place of this one.
+            # Count only older ones: a newer one is damaged, since the run did not resume from it, and must not take
+            # the place of this one.
             older = [path for path in checkpoints(self.folder) if path.name < target.name]
             for old in older[self.limit - 1 :]:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse_spoilt(training: Training) -> None:
-    """A finite loss may have had a gradient that is not: kept, such weights would end every later life of the run."""
+def _refuse_non_finite(training: Training) -> None:
+    """Raise if a trained weight is not finite: its loss may have been finite, but a run resumed from it would fail."""
     model = training.accelerator.unwrap_model(training.model)
-    if spoilt := [name for name, parameter in trained(model) if not bool(parameter.isfinite().all())]:
+    if bad := [name for name, parameter in trained(model) if not bool(parameter.isfinite().all())]:
         raise RunError(
-            f"the weights are no longer finite at step {training.progress.step} ({spoilt[0]}); try a smaller "
+            f"the weights are no longer finite at step {training.progress.step} ({bad[0]}); try a smaller "
             "--learning_rate, more --num_warmup_steps, or --mixed_precision no"
         )
 
 
 def restore(training: Training, checkpoint: Path) -> None:
-    """Put a verified checkpoint's state into a freshly prepared `training`; called on every process.
+    """Load a verified checkpoint into a freshly prepared `training`; call it on every process.
 
-    The main process reads it, and hands it on: nodes that share no file system need no copy of it.
+    The main process reads and broadcasts it, so nodes without a shared file system need no copy.
 
     Raises:
-        UserError: the model does not have the parameters that the checkpoint holds.
+        UserError: the checkpoint's parameters do not match the model's.
     """
     accelerator = training.accelerator
     state = on_main(lambda: json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
@@ -167,7 +170,7 @@ def restore(training: Training, checkpoint: Path) -> None:
         index, _, key = name.partition(".")
         moments.setdefault(int(index), {})[key] = tensor
     training.optimizer.load_state_dict({"state": moments, "param_groups": state["optimizer"]})
-    # The rate's shape comes from the plan, which may have been extended: only the position is taken over.
+    # The schedule's shape comes from the plan, which may have been extended: restore only the position.
     scheduler = training.scheduler
     assert isinstance(scheduler, LambdaLR)
     scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
@@ -176,7 +179,7 @@ def restore(training: Training, checkpoint: Path) -> None:
     ):
         group["lr"] = base * shape(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in training.optimizer.param_groups]
-    micro = state["micro_batch"]  # smaller than asked for, where memory ran out in an earlier life
+    micro = state["micro_batch"]  # smaller than requested if an earlier attempt ran out of memory
     set_micro_batch(training, micro["size"], micro["accumulation_steps"])
     training.watcher.update(micro_batch_size=micro["size"], gradient_accumulation_steps=micro["accumulation_steps"])
     if training.keeper is not None:
@@ -184,10 +187,10 @@ def restore(training: Training, checkpoint: Path) -> None:
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     training.progress = Progress(**_with_nan(state["progress"]))
-    due = state.get("due")  # not in those of format 3
+    due = state.get("due")  # absent from format 3
     training.due = None if due is None else _scores(due)
     recent = state["recent"]
-    # The losses were summed over the processes: the main one brings them back, the others add nothing.
+    # The saved losses are sums over processes: restore them on the main one, as zeros on the others.
     share = 1.0 if accelerator.is_main_process else 0.0
     training.recent = Recent(
         losses=[torch.tensor(loss * share, device=accelerator.device) for loss in recent["losses"]],
@@ -201,7 +204,7 @@ def restore(training: Training, checkpoint: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    """A file of the main process's, on every process."""
+    """Load a file on every process, read by the main one."""
     return load_file(path) if join().num_processes == 1 else load(on_main(path.read_bytes))
 
 
@@ -246,10 +249,10 @@ def _with_nan(progress: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scores(values: dict[str, float | None]) -> dict[str, float]:
-    """JSON has no NaN: what was no number comes back as null."""
+    """Turn null back into NaN, which JSON lacks."""
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _plain(scheduler: LRScheduler) -> dict[str, Any]:
-    """The schedule's position. Its lambdas are made anew from the plan."""
+    """Return the schedule's position; its lambdas are rebuilt from the plan."""
     return {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}

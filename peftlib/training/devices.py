@@ -22,12 +22,12 @@ def build_accelerator(
     Args:
         mixed_precision: "auto", "no", "fp16" or "bf16".
         accumulation_steps: micro-batches per update; ACCELERATE_GRADIENT_ACCUMULATION_STEPS does not override it.
-        trackers: accelerate's names.
-        folder: where trackers that write files put them.
-        cpu_threads: per process; 0 shares the cores.
+        trackers: accelerate's names for them.
+        folder: for trackers that write files.
+        cpu_threads: per process; 0 divides the cores among processes, see `_fair_share`.
 
     Raises:
-        UserError: the device cannot compute in this precision.
+        UserError: the device does not support this precision.
     """
     state = join()
     with everywhere():  # nodes may have different devices
@@ -38,9 +38,9 @@ def build_accelerator(
     accelerator = Accelerator(
         cpu=not has_accelerator(),
         mixed_precision=precision.name,
-        # A plugin, since accelerate prefers the environment's variable to the plain argument.
+        # As a plugin: the environment variable overrides the plain argument.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation_steps),
-        # On Apple's GPUs such a copy may read what the host has freed since (torch 2.13;
+        # On Apple's GPUs a non-blocking copy may read host memory after it was freed (torch 2.13;
         # https://github.com/pytorch/pytorch/issues/189690).
         dataloader_config=DataLoaderConfiguration(non_blocking=state.device.type != "mps"),
         log_with=trackers or None,
@@ -50,10 +50,10 @@ def build_accelerator(
 
 
 def keep_order_of_sums() -> None:
-    """Let MKL, torch's library for fp32 products, sum in one order whatever the number of threads.
+    """Make MKL, torch's library for fp32 matrix products, sum in the same order for any number of threads.
 
-    On Intel's processors it does not by itself, and reads this before the first product of the process. Training in
-    fp32 takes up to 3 % longer. On others the same words would choose MKL's slowest kernels, and need not be said.
+    On Intel CPUs it does not by default; it reads the variable before the process's first product. Training in fp32
+    takes up to 3 % longer. On other CPUs the setting is not needed, and would select MKL's slowest kernels.
     """
     about = Path("/proc/cpuinfo")
     if about.exists() and "GenuineIntel" in about.read_text(encoding="utf-8"):
@@ -61,12 +61,12 @@ def keep_order_of_sums() -> None:
 
 
 def _fair_share(state: PartialState) -> int:
-    """Threads for this process: OMP_NUM_THREADS where somebody chose it, else its share of the physical cores.
+    """Return the threads for this process: OMP_NUM_THREADS if above 1, else its share of the physical cores.
 
-    `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which halves the speed on two cores, so a
-    1 there does not count as a choice (`--num_cpu_threads 1` does).
+    `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which halves the speed on two cores, so a 1
+    there does not count as the user's choice (`--num_cpu_threads 1` does).
     """
-    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP takes a list, one for each nesting
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP takes a list, one per nesting level
     if first.isdecimal() and int(first) > 1:
         return int(first)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

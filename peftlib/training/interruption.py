@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, turned into a question that a run asks between batches."""
+"""Turn signals into a stop request that a run polls between batches."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from accelerate import Accelerator
 
 from peftlib.processes import CaughtSignals
 
-#: Signal -> the run's exit status once its checkpoint is written. SIGUSR1 is what SLURM's `--signal` is told to send
-#: ahead of the time limit: the script goes on to requeue the job, so the status is that of success.
+#: Signal -> the run's exit status once its checkpoint is written. SIGUSR1 is what SLURM sends ahead of the time limit
+#: (`--signal`); the batch script then requeues the job, so the status is 0.
 EXIT_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 
 
 class Interruption(CaughtSignals):
-    """Catches the signals inside a `with` block; a second SIGINT ends the process at once.
+    """Catch stop signals inside a `with` block; a second SIGINT ends the process at once.
 
-    All processes of a run have to stop after the same micro-batch, and a signal may reach only one of them, or each
-    at another moment, so they agree on it: a sum over the processes' hosts (gloo, never the device), once per
-    micro-batch, or batch of an evaluation. A single process asks nobody.
+    All processes must stop after the same micro-batch, but a signal may reach only one of them, or each at a different
+    moment. So after each micro-batch or evaluation batch they take the maximum of the signal numbers they have
+    received, over gloo on the CPU, never on the device. A single process needs no communication.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -33,8 +33,8 @@ class Interruption(CaughtSignals):
             self._group = dist.new_group(backend="gloo")
 
     def requested(self) -> signal.Signals | None:
-        """The signal that asked this run to stop, the same on every process; None while there is none."""
-        # The first one: what follows it is often its echo, such as a launcher's death.
+        """Return the signal that asked this run to stop, the same on every process; None if there was none."""
+        # The first one: later ones often only follow from it, such as when the launcher dies.
         number = int(self.received[0]) if self.received else 0
         if self._group is not None:
             highest = torch.tensor(number)
@@ -44,7 +44,7 @@ class Interruption(CaughtSignals):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and signal.SIGINT in self.received:
-            # No clean-up: checkpoints appear by renaming, so the last one is whole whatever happens now.
+            # No clean-up: checkpoints are renamed into place, so the last one is intact whatever happens now.
             print("interrupted twice: ending at once", file=sys.stderr, flush=True)
             os._exit(EXIT_STATUS[signal.SIGINT])
         super()._receive(number, frame)

@@ -1,4 +1,4 @@
-"""The training loop, smallest first: `train_step` (a micro-batch), `update` (a window), `train_epoch`, `train`."""
+"""The training loop, inside out: `train_step` (one micro-batch), `update` (one window), `train_epoch`, `train`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from peftlib.training.state import Progress, Training
 
 
 def train_step(accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Forward and backward of one micro-batch.
+    """Run the forward and backward pass of one micro-batch.
 
     Returns:
-        Its share of the window's loss on this process: a scalar that stays on the device.
+        The micro-batch's share of the window's loss: a scalar that stays on the device.
     """
     inputs, targets = split_inputs(batch)
     logits = model(**inputs).logits
-    if is_in_rows(batch) and targets.are_classes:  # on a GPU where Triton's kernels run anyway
-        from peftlib.acceleration.loss import weighted_loss_in_one  # it imports Triton
+    if is_in_rows(batch) and targets.are_classes:  # on GPUs where Triton is in use anyway
+        from peftlib.acceleration.loss import weighted_loss_in_one  # imports Triton
 
         loss = weighted_loss_in_one(logits, targets.labels, targets.weight)
     else:
@@ -39,9 +39,9 @@ def train_step(accelerator: Accelerator, model: nn.Module, batch: dict[str, torc
 
 
 def choose_step(training: Training) -> Step:
-    """`train_step` on a batch; as CUDA graphs on a single GPU, unless the run does without.
+    """Return `train_step` as a function of the batch, with CUDA graphs on a single GPU unless the run disables them.
 
-    With several processes DistributedDataParallel's own communication would have to be recorded too.
+    With several processes, DistributedDataParallel's communication would have to be captured too.
     """
     accelerator = training.accelerator
     step = partial(train_step, accelerator, training.model)
@@ -51,7 +51,7 @@ def choose_step(training: Training) -> Step:
 
 
 def make_ready(training: Training) -> None:
-    """Before the first `update`: the model trains, and what the updates work with is there."""
+    """Switch the model to training mode and set what `update` needs; call it before the first update."""
     training.model.train()
     training.step = choose_step(training)
     if training.accelerator.scaler is not None:
@@ -60,19 +60,21 @@ def make_ready(training: Training) -> None:
 
 
 def update(training: Training) -> torch.Tensor | None:
-    """Clip, step the optimizer, and step the schedule unless fp16's scaler refused the update.
+    """Clip, and step the optimizer and the schedule.
+
+    In fp16, `settle` steps the schedule later, if the scaler did not skip the update.
 
     Returns:
-        The gradient's global L2 norm before clipping, on the device; None when it is not measured.
+        The gradient's global L2 norm before clipping, on the device; None if it is not measured.
     """
     accelerator, scaler = training.accelerator, training.accelerator.scaler
     settle(training)
     training.recent.rates.append(float(training.scheduler.get_last_lr()[0]))
     norm = None
     if training.plan.max_grad_norm > 0:
-        accelerator.unscale_gradients()  # fp16's: the scaled ones must not be clipped
+        accelerator.unscale_gradients()  # fp16: clip the true gradients, not the scaled ones
         norm = _clip(training)
-    # torch's own optimizer: accelerate's wrapper looks for a package on the disk at every step.
+    # Unwrapped: accelerate's wrapper looks for a package on disk at every step.
     optimizer: torch.optim.Optimizer = training.optimizer.optimizer  # type: ignore[attr-defined]
     if scaler is None:
         optimizer.step()
@@ -86,20 +88,19 @@ def update(training: Training) -> torch.Tensor | None:
 
 
 def _clip(training: Training) -> torch.Tensor:
-    """A `GraphedStep` has all gradients in one tensor, which takes fewer kernels."""
+    """Clip the gradients; a `GraphedStep` has all of them in one tensor, which takes fewer kernels."""
     step, most = training.step, training.plan.max_grad_norm
     return step.clip(most) if isinstance(step, GraphedStep) else nn.utils.clip_grad_norm_(training.parameters, most)
 
 
 def train(training: Training) -> Progress:
-    """Run to the end of the plan, or until patience runs out; leaves the best trained state in `best_state`.
+    """Train to the end of the plan or until early stopping; leave the best trained state in `best_state`.
 
-    `training` may come from a checkpoint: it goes on where that one was.
+    A `training` restored from a checkpoint continues from there.
 
     Raises:
-        RunError: the loss is no longer finite, a process that prepares batches died, or an evaluation has too little
-            memory.
-        Interrupted: a signal asked for it, and the run can be resumed.
+        RunError: the loss is not finite, a data loader worker died, or an evaluation ran out of memory.
+        Interrupted: a signal asked the run to stop; it can be resumed.
     """
     progress = training.progress
     progress.windows_per_epoch = training.batches.windows_per_epoch
@@ -111,29 +112,29 @@ def train(training: Training) -> Progress:
     training.start_clock()
     while training.due is not None or (progress.step < training.plan.steps and not progress.stopped_early):
         try:
-            if training.due is not None:  # the update that the checkpoint was made after
+            if training.due is not None:  # of the update that the checkpoint was written after
                 evaluate_due(training)
             else:
                 train_epoch(training)
         except (RuntimeError, ConnectionError, EOFError) as error:
-            # torch says so where it notices; else the pipe to the worker breaks.
+            # torch reports a dead worker if it notices; otherwise the pipe to it breaks.
             broken_pipe = not isinstance(error, RuntimeError) and training.loader.num_workers > 0
             if "DataLoader worker" not in str(error) and not broken_pipe:
                 raise
-            if broken_pipe:  # torch will say so too, from a signal handler: now, not in the middle of what comes next
+            if broken_pipe:  # torch will report it too, from a signal handler: let it do so here and not later
                 with contextlib.suppress(RuntimeError):
                     time.sleep(1)
-            # No checkpoint now: it may be the middle of an update.
+            # No checkpoint: this may be the middle of an update.
             raise RunError(
-                f"a process that prepares batches died ({' '.join(str(error).split())[:200]}); use "
-                "--dataloader_num_workers 0; a run with checkpoints goes on with --resume_from_checkpoint auto"
+                f"a data loader worker died ({' '.join(str(error).split())[:200]}); use "
+                "--dataloader_num_workers 0; a run with checkpoints continues with --resume_from_checkpoint auto"
             ) from error
     training.stop_clock()
     return progress
 
 
 def train_epoch(training: Training) -> None:
-    """From the current window to the end of the epoch, or of the run."""
+    """Train from the current window to the end of the epoch or of the run."""
     progress, accelerator, step = training.progress, training.accelerator, training.step
     assert step is not None
     windows = training.batches.windows(progress.epoch)
@@ -152,5 +153,5 @@ def train_epoch(training: Training) -> None:
             finish_window(training)
         stop_if_asked(training)
         if progress.stopped_early:
-            training.loader.end()  # type: ignore[attr-defined] # a prepared loader that is left early stays "active" otherwise
+            training.loader.end()  # type: ignore[attr-defined] # else a prepared loader left early stays "active"
             return

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: one that is whole, by its hashes, and of this run, by its arguments."""
+"""Choose the checkpoint to resume from: intact by its hashes, and of this run by its arguments."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from peftlib.flags import NOT_SHAPING
 from peftlib.run_files import record_in
 from peftlib.tracking.reporter import Reporter
 
-FORMAT = 4  # raise it when a checkpoint's files, or a place in an epoch, mean something else
-_READ = (3, FORMAT)  # in 3, every evaluation up to its step is done
+FORMAT = 4  # raise it when the meaning of a checkpoint's files, or of a position in an epoch, changes
+_READ = (3, FORMAT)  # in format 3, every evaluation up to its step is done
 PREFIX = "step_"
 
 #: Flags that `--extend_training` lets grow.
@@ -26,7 +26,7 @@ _LENGTHS = ("num_train_epochs", "max_train_steps")
 
 
 class Unreadable(Exception):
-    """A checkpoint that may be whole, and that this process cannot use as things are."""
+    """A checkpoint may be intact, but this process cannot read it."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -36,11 +36,11 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a whole checkpoint.
+    """Verify a checkpoint and return its manifest.
 
     Raises:
-        ValueError: with what is wrong with it.
-        Unreadable: it cannot be told.
+        ValueError: it is damaged or incomplete; the message says how.
+        Unreadable: it cannot be read, or has a format of another version.
     """
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
@@ -64,10 +64,10 @@ def verify(checkpoint: Path) -> dict[str, Any]:
 
 
 def choose_checkpoint(wanted: str | None, reporter: Reporter) -> Path | None:
-    """`find_checkpoint` on the main process, which takes the output folder first; the answer goes to all.
+    """Lock the output folder and call `find_checkpoint` on the main process; broadcast the result.
 
     Raises:
-        UserError: as `find_checkpoint`, or another run is writing into the folder.
+        UserError: see `find_checkpoint`; or another run is writing into the folder.
     """
 
     def choose() -> Path | None:
@@ -82,14 +82,14 @@ def find_checkpoint(wanted: str | None, output_dir: Path, say: Callable[[str], N
 
     Args:
         wanted: "auto", a checkpoint's folder, a run's folder, or None.
-        say: told which checkpoints were passed over, and why.
+        say: receives a line for each checkpoint that is skipped, with the reason.
 
     Returns:
-        A checkpoint that verifies; None to start afresh.
+        A verified checkpoint; None to start afresh.
 
     Raises:
-        UserError: a named checkpoint is missing or damaged, or one cannot be read, so that nobody knows whether an
-            older one, or a fresh start, would throw it away.
+        UserError: a named checkpoint is missing or damaged; or one cannot be read, so that resuming from an older one
+            or starting afresh might discard its progress.
     """
     try:
         return _find(wanted, output_dir, say)
@@ -129,7 +129,7 @@ def _find(wanted: str | None, output_dir: Path, say: Callable[[str], None]) -> P
 
 
 def _newer(folder: Path, step: int) -> bool:
-    """Whether a whole checkpoint of a later step lies there."""
+    """Return whether the folder holds an intact checkpoint of a later step."""
     for checkpoint in checkpoints(folder):
         with contextlib.suppress(ValueError):
             if int(verify(checkpoint)["step"]) > step:
@@ -138,7 +138,7 @@ def _newer(folder: Path, step: int) -> bool:
 
 
 def identity_of(arguments: dict[str, Any], facts: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
-    """What makes a run this run: all that shapes its result, the precision that `auto` came to included.
+    """Collect what identifies a run: everything that shapes its result, including the precision that `auto` chose.
 
     Args:
         arguments: flag -> value.
@@ -158,18 +158,18 @@ def identity_of(arguments: dict[str, Any], facts: dict[str, Any], accelerator: A
 def matching_manifest(
     checkpoint: Path | None, identity: dict[str, Any], *, extend: bool, folder: Path
 ) -> dict[str, Any] | None:
-    """The manifest of a checkpoint that this run can go on from; None for none. Called on every process.
+    """Return the manifest of `checkpoint` if this run may resume from it; None without one. Call it on every process.
 
-    The checkpoint is read on the main process: the others may be on nodes that do not have it.
+    The main process reads the checkpoint: other nodes may not have it.
 
     Args:
         identity: from `identity_of`.
-        extend: let the run become longer.
-        folder: the run's. A run that branches off from a checkpoint elsewhere is one of its own to trackers.
+        extend: allow more epochs or steps.
+        folder: the run's. From a checkpoint in another folder, trackers start a new run.
 
     Raises:
-        UserError: what shapes the result has changed since the checkpoint was written; with the differences. Or it is
-            not the same on all processes.
+        UserError: something that shapes the result has changed since the checkpoint was written (the message lists the
+            differences), or differs between processes.
     """
     data = {f"the {split} data": facts["fingerprint"] for split, facts in identity["data"].items()}
     of_each = {"precision": "--mixed_precision", "weights": "the base model's weights", "device": "its device"}
@@ -186,8 +186,8 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
     old, new = before["arguments"], now["arguments"]
     allowed = NOT_SHAPING | (set(_LENGTHS) if extend else set())
     if all(flags.get("train_file") or flags.get("dataset_name") for flags in (old, new)):
-        allowed |= {"task_name"}  # it names where user data are, in other words
-    if before.get("configuration") == now["configuration"]:  # of the same weights, or else it is refused below
+        allowed |= {"task_name"}  # derived from the location of the user's data
+    if before.get("configuration") == now["configuration"]:  # the weights are compared below
         allowed |= {"model_name_or_path", "model_revision"}
     differences = [
         f"--{name} was {old.get(name)}, is {new.get(name)}"
@@ -195,7 +195,7 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
         if (name not in allowed and old.get(name) != new.get(name)) or (extend and _shorter(name, old, new, manifest))
     ]
     done = record_in(folder) if is_own else {}
-    if not differences and done.get("status") == "finished":  # a longer life of it has ended since
+    if not differences and done.get("status") == "finished":  # it may have been extended since
         lasted = {"step": done.get("results", {}).get("global_step", 0)}
         differences += [
             f"{folder} has the result of a longer run (--{name} {done['arguments'].get(name)}, not {new.get(name)})"
@@ -207,7 +207,7 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
         for split in now["data"]
         if before["data"].get(split, {}).get("fingerprint") != now["data"][split]["fingerprint"]
     ]
-    if before.get("weights", now["weights"]) != now["weights"]:  # checkpoints up to 0.1.0 do not say
+    if before.get("weights", now["weights"]) != now["weights"]:  # absent from checkpoints up to 0.1.0
         differences.append("the base model's weights have changed")
     if before["processes"] != now["processes"]:
         differences.append(f"the number of processes was {before['processes']}, is {now['processes']}")
@@ -224,17 +224,17 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
 
 
 def _shorter(name: str, old: dict[str, Any], new: dict[str, Any], manifest: dict[str, Any]) -> bool:
-    """Whether a length has become less than it was, or than has been trained: the schedule would end behind itself."""
+    """Return whether a length is below its old value or what is already trained: the schedule would end before here."""
     if name not in _LENGTHS:
         return False
-    if new.get(name) is None:  # the epochs decide instead, and may come to less
+    if new.get(name) is None:  # the number of epochs applies instead, and may be less
         return name == "max_train_steps" and old.get(name) is not None
     trained = int(manifest["step"]) if name == "max_train_steps" else 0
     return bool(new[name] < max(old.get(name) or 0, trained))
 
 
 def digest(manifest: dict[str, Any]) -> str:
-    """Of the manifest's own content: a flipped bit in an argument is noticed as well."""
+    """Hash the manifest itself, so that a flipped bit in an argument is detected too."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

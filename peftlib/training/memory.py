@@ -1,4 +1,4 @@
-"""Batches that fit: halved until the longest examples go through, at the same effective batch in training."""
+"""Halve batches until the longest examples fit into memory, keeping the effective batch size in training."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from peftlib.training.state import Training
 
 
 def fit_batches(training: Training, *, resumed: bool) -> None:
-    """`fit_micro_batch`, unless a checkpoint has brought one, and `fit_evaluation_batch`.
+    """Run `fit_micro_batch`, unless the run was resumed, and `fit_evaluation_batch`.
 
     Raises:
         OutOfMemory: a single example does not fit.
     """
-    if not resumed:  # other micro-batches would round otherwise
+    if not resumed:  # keep the checkpoint's micro-batches: others would round differently
         fit_micro_batch(training)
     fit_evaluation_batch(training)
 
 
 def fit_evaluation_batch(training: Training) -> None:
-    """Halve the batch of evaluations until a forward pass of the longest examples has enough memory.
+    """Halve the evaluation batch until a forward pass on the longest examples fits into memory.
 
-    The run's watcher is told what was changed.
+    Changes are reported to the run's watcher.
 
     Raises:
         OutOfMemory: a single example does not fit.
@@ -49,14 +49,14 @@ def fit_evaluation_batch(training: Training) -> None:
 
 
 def fit_micro_batch(training: Training) -> None:
-    """Halve the micro-batch, and double the accumulation, until forward and backward have enough memory.
+    """Halve the micro-batch, and double the accumulation steps, until forward and backward fit into memory.
 
-    Tried on the longest examples before the first update, without synchronising gradients, so that a process that
-    runs out of memory keeps no other waiting. The updates see the same examples as before. The run's watcher is told
-    what was changed.
+    Tried on the longest examples before the first update, without gradient synchronisation, so that a process that
+    runs out of memory does not block the others. Each update keeps its examples. Changes are reported to the run's
+    watcher.
 
     Raises:
-        OutOfMemory: a single example does not fit.
+        OutOfMemory: the micro-batch does not fit, and is a single example or an odd number of them.
     """
     batches = training.batches
     while not fits_everywhere(training.accelerator, _fits(training, _step_on_longest)):
@@ -73,13 +73,13 @@ def fit_micro_batch(training: Training) -> None:
 
 
 def set_micro_batch(training: Training, size: int, accumulation_steps: int) -> None:
-    """Cut every window anew, before or between epochs."""
+    """Change how windows are split into micro-batches; call it before or between epochs."""
     training.batches.resize(size, accumulation_steps)
     training.accelerator.gradient_accumulation_steps = accumulation_steps
 
 
-# The bare model: one wrapped for several processes begins by talking to the others, unless its previous forward pass
-# ended well, and where memory ran out in one of them they would wait for each other for ever.
+# Both use the unwrapped model: DDP's forward pass may begin with a collective, in which the other processes would wait
+# for ever for one that ran out of memory.
 
 
 def _step_on_longest(training: Training) -> None:
@@ -112,5 +112,5 @@ def _fits(training: Training, work: Callable[[Training], None]) -> bool:
         training.optimizer.zero_grad()
         for parameter in training.model.parameters():
             parameter.grad = None
-        restore_random(generators)  # as if it had not been tried
+        restore_random(generators)  # as if nothing had been tried
         clear_device_cache(garbage_collection=True)

@@ -1,4 +1,4 @@
-"""Between updates: a log, an evaluation, a checkpoint, or the end at a signal."""
+"""What happens between updates: logging, evaluation, checkpoints, and stopping at a signal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from peftlib.training.state import Recent, Training
 
 
 def finish_window(training: Training) -> None:
-    """After an update: count it, and log, keep a checkpoint and evaluate where that is due.
+    """Count an update, then log, write a checkpoint and evaluate if these are due.
 
-    The checkpoint comes first, since an evaluation may take longer than all updates since the previous one. It says
-    that the evaluation is due, and a run that goes on from it begins with that.
+    The checkpoint comes first, since an evaluation may take longer than all updates since the previous one. It records
+    that the evaluation is due, and a run that resumes from it begins with that.
     """
     progress, plan, keeper = training.progress, training.plan, training.keeper
     progress.step += 1
@@ -39,17 +39,17 @@ def finish_window(training: Training) -> None:
     if training.due is not None:
         evaluate_due(training)
     if training.batches.accumulation_steps > 1:
-        training.random = capture_random()  # a signal may come inside the next window
+        training.random = capture_random()  # a signal may stop the run inside the next window
     training.start_clock()
 
 
 def evaluate_due(training: Training) -> None:
-    """Score the last update, log it, keep the model if it is the best so far, and decide whether patience has run out.
+    """Evaluate and log the current state, keep it if it is the best so far, and apply early stopping.
 
     Every process computes the same metrics from the same gathered logits, so all decide alike.
 
     Raises:
-        Interrupted, RunError: as `_score`.
+        Interrupted, RunError: see `_score`.
     """
     progress, keeper, metric = training.progress, training.keeper, training.plan.best_metric
     assert training.due is not None
@@ -74,10 +74,10 @@ def evaluate_due(training: Training) -> None:
 
 
 def score_best(training: Training) -> Evaluation:
-    """Put the trained state of the best evaluation back into the model, and score it; when nothing is left to train.
+    """Restore the best trained state and evaluate it, after the last update.
 
     Raises:
-        Interrupted, RunError: as `_score`. A resumed run comes straight back here.
+        Interrupted, RunError: see `_score`. A resumed run comes straight back here.
     """
     last = None
     if training.progress.best["step"] != training.progress.step:
@@ -87,19 +87,19 @@ def score_best(training: Training) -> Evaluation:
 
 
 def keep_best(training: Training) -> None:
-    """Put the trained state of the best evaluation back into the model."""
+    """Load the trained state of the best evaluation into the model."""
     load_trained_state(training.accelerator.unwrap_model(training.model), training.best_state)
 
 
 def _score(training: Training, last: dict[str, torch.Tensor] | None = None) -> Evaluation:
-    """An evaluation whose early end loses no update.
+    """Evaluate; write a checkpoint if that is cut short, so that no update is lost.
 
     Args:
-        last: the trained state after the last update; None where the model has it.
+        last: the trained state after the last update; None if the model holds it.
 
     Raises:
         Interrupted: a signal arrived.
-        RunError: too little memory.
+        RunError: out of memory.
     """
     try:
         return training.evaluate(partial(stop_if_asked, training, last))
@@ -108,10 +108,10 @@ def _score(training: Training, last: dict[str, torch.Tensor] | None = None) -> E
 
 
 def stop_if_asked(training: Training, last: dict[str, torch.Tensor] | None = None) -> None:
-    """Between batches, of training or of an evaluation: end the run at a signal, with a checkpoint.
+    """End the run with a checkpoint if a signal has arrived; called between batches of training or evaluation.
 
     Args:
-        last: as `_score` takes it.
+        last: see `_score`.
 
     Raises:
         Interrupted: a signal arrived.
@@ -126,15 +126,15 @@ def stop_if_asked(training: Training, last: dict[str, torch.Tensor] | None = Non
 def losses_since_log(training: Training) -> list[float]:
     """Fetch the losses of the updates since the last log, the same on every process.
 
-    The loop's only synchronisation of host and device.
+    Apart from fp16's `Verdict`, this is the loop's only host-device synchronisation.
 
     Raises:
-        RunError: one of them is not finite.
+        RunError: a loss is not finite.
     """
     recent = training.recent
     if not recent.losses:
         return []
-    # A window's loss is the sum of the processes' shares.
+    # A window's loss is the sum of its shares on all processes.
     losses: list[float] = training.accelerator.reduce(torch.stack(recent.losses), reduction="sum").tolist()
     for step, (loss, rate) in enumerate(
         zip(losses, recent.rates, strict=True), training.progress.step - len(losses) + 1
@@ -148,7 +148,7 @@ def losses_since_log(training: Training) -> list[float]:
 
 
 def settle(training: Training) -> None:
-    """Step the schedule for the latest update in fp16, or count it as skipped, if that has not been done yet."""
+    """Step the schedule for the latest fp16 update, or count the update as skipped, unless that is done already."""
     if training.verdict is None:
         return
     scale, training.verdict = training.verdict.scale(), None
@@ -160,28 +160,28 @@ def settle(training: Training) -> None:
 
 
 def _kept_for_later(training: Training, last: dict[str, torch.Tensor] | None) -> str:
-    """Write a checkpoint of the last whole update; in words, how a later life of the run goes on."""
+    """Write a checkpoint of the last complete update; return a message that says how to resume."""
     if last is not None:
         load_trained_state(training.accelerator.unwrap_model(training.model), last)
     keeper = training.keeper
     place = "" if keeper is None else f"--output_dir {shlex.quote(str(keeper.folder.parent))} "
     way = f"continue with {place}--resume_from_checkpoint auto"
     if not _keep(training):
-        way = f"this step could not be kept; an older one, if there is any, is whole: {way}"
+        way = f"this step could not be saved; an older checkpoint, if there is one, is intact: {way}"
     return way
 
 
 def _keep(training: Training) -> bool:
-    """Write a checkpoint; its time is not training time."""
+    """Write a checkpoint; its time does not count as training. Return whether it was written."""
     settle(training)
-    if training.accelerator.sync_gradients:  # no window is under way: the generators are where a new one will start
+    if training.accelerator.sync_gradients:  # between windows: the next one starts from here
         training.random = capture_random()
     training.stop_clock()
     return training.keeper is not None and training.keeper.save(training)
 
 
 def _flush(training: Training) -> dict[str, float]:
-    """The values of a log, and a fresh start for what follows it."""
+    """Return the values to log, and reset the statistics since the last log."""
     progress = training.progress
     losses = losses_since_log(training)
     settle(training)

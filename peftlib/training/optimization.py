@@ -1,4 +1,4 @@
-"""AdamW and its schedule."""
+"""AdamW and learning rate schedules."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from peftlib.strategies.parameters import trained, trained_in_fp32
 def build_optimizer(
     model: nn.Module, learning_rate: float, weight_decay: float, device: torch.device | None = None
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101) over the trained parameters.
+    """Build AdamW (Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101) for the trained parameters.
 
     Args:
         learning_rate: the peak rate.
-        weight_decay: decoupled decay of matrices; biases, normalisation weights and DoRA's magnitudes never decay, nor
-            does what a method has marked with `_no_weight_decay`.
-        device: where the updates will be made. CPUs and GPUs get one kernel for many parameters (bert-base's biases on
-            a CPU: a quarter of the time), which on GPUs looks for fp16's overflows itself: the host need not wait.
+        weight_decay: decoupled, for matrices only: biases, normalisation weights and DoRA's magnitudes never decay, nor
+            do parameters that a method has marked with `_no_weight_decay`.
+        device: the model's. CPUs and CUDA GPUs get the fused kernel (a quarter of the time for bert-base's biases on a
+            CPU), which on GPUs also handles fp16 overflows, so that the host need not wait.
 
     Raises:
         TypeError: a trained parameter is not fp32.
@@ -34,7 +34,7 @@ def build_optimizer(
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in trained(model):
-        never = parameter.dim() < 2 or name.endswith("_bias")  # Funnel's have two dimensions
+        never = parameter.dim() < 2 or name.endswith("_bias")  # Funnel's biases are 2-D
         (kept if never or getattr(parameter, "_no_weight_decay", False) else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
@@ -48,7 +48,7 @@ def build_optimizer(
 
 @dataclass(frozen=True)
 class _Lists:
-    """What the kernel of a group works on, an entry for each parameter; `steps` are the parts of `counts`."""
+    """Arguments of the fused kernel for one group, an entry per parameter; `steps` are views of `counts`."""
 
     parameters: list[torch.Tensor]
     means: list[torch.Tensor]
@@ -58,9 +58,9 @@ class _Lists:
 
 
 class FusedAdamW(torch.optim.AdamW):
-    """torch's fused AdamW to the bit, which keeps its lists of tensors.
+    """torch's fused AdamW, bit for bit, with cached lists of tensors.
 
-    torch's own collects and sorts them at every step: with bert-base's biases most of the host's time for it.
+    torch collects and sorts them at every step, which for bert-base's biases is most of the step's host time.
     """
 
     def __init__(self, groups: list[dict[str, Any]], learning_rate: float) -> None:
@@ -73,8 +73,8 @@ class FusedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of the parameters that have a gradient."""
-        # fp16's scaler leaves these two here: what the gradients are multiplied by, and whether one overflowed.
+        """Update the parameters that have a gradient."""
+        # Set by GradScaler in fp16: the factor on the gradients, and whether one overflowed.
         scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for number, group in enumerate(self.param_groups):
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -91,7 +91,7 @@ class FusedAdamW(torch.optim.AdamW):
                 eps=group["eps"], amsgrad=False, maximize=False, grad_scale=scale, found_inf=overflow,
             )  # fmt: skip
             if overflow is not None:
-                lists.counts.sub_(overflow)  # the kernel has left everything as it was
+                lists.counts.sub_(overflow)  # on overflow the kernel changed nothing
 
     def _collect(self, group: dict[str, Any]) -> _Lists:
         parameters: list[torch.Tensor] = []
@@ -99,7 +99,7 @@ class FusedAdamW(torch.optim.AdamW):
         squares: list[torch.Tensor] = []
         steps: list[torch.Tensor] = []
         self._init_group(group, parameters, [], means, squares, [], steps)
-        counts = torch.stack(steps)  # one kernel counts for all
+        counts = torch.stack(steps)  # incremented by one kernel
         steps = list(counts.unbind())
         for parameter, step in zip(parameters, steps, strict=True):
             self.state[parameter]["step"] = step
@@ -113,14 +113,14 @@ def _same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
 def build_scheduler(
     optimizer: torch.optim.Optimizer, name: str, steps: int, warmup: int | None, warmup_ratio: float
 ) -> LRScheduler:
-    """The learning rate over all `steps` updates.
+    """Build the learning rate schedule for all `steps` updates.
 
-    It is not handed to `accelerator.prepare`, which would step it once per process: the loop steps it once per
-    update that was really made, so it ends where it should on any number of processes.
+    Do not pass it to `accelerator.prepare`, which would step it once per process. The loop steps it once per update
+    that was not skipped, so it ends where it should on any number of processes.
 
     Args:
         name: "linear", "cosine", "constant" or "constant_with_warmup".
-        warmup: updates over which the rate rises from 0; None takes `warmup_ratio` of all.
+        warmup: updates over which the rate rises from 0; None takes `warmup_ratio` of `steps`.
     """
     rising = warmup_steps(name, steps, warmup, warmup_ratio)
 
@@ -131,10 +131,10 @@ def build_scheduler(
 
 
 def warmup_steps(name: str, steps: int, warmup: int | None, warmup_ratio: float) -> int:
-    """The updates over which the rate rises, of all `steps`; arguments as in `build_scheduler`."""
+    """Return the number of warm-up updates; arguments as in `build_scheduler`."""
     if name == "constant":
         return 0
-    if warmup is None:  # the first update of a warm-up has a rate of 0: one that is shorter than an update is none
+    if warmup is None:  # the first update of a warm-up has rate 0: drop one shorter than an update
         warmup = math.ceil(steps * warmup_ratio) if steps * warmup_ratio >= 1 else 0
     return min(steps, warmup)
 
@@ -161,8 +161,8 @@ def _rise(step: int, rising: int) -> float:
     return step / max(1, rising)
 
 
-# The shares of the peak rate that transformers' schedules of these names give. Its own module loads Trainer's tools
-# and PEFT, half a second that a run would wait for its first update.
+# The factors of transformers' schedules of the same names. Its module imports Trainer's tools and PEFT, which would
+# delay a run's first update by half a second.
 _SHAPES: dict[str, Callable[[int, int, int], float]] = {
     "linear": _linear,
     "cosine": _cosine,

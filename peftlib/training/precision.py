@@ -1,4 +1,4 @@
-"""Which precision the forward and backward passes run in, and why."""
+"""Choose the precision of the forward and backward passes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from peftlib.errors import UserError
 
 
 class Precision(NamedTuple):
-    """`name` is accelerate's ("no", "fp16", "bf16"); `reason` is for people."""
+    """`name` is accelerate's ("no", "fp16", "bf16"); `reason` is shown to the user."""
 
     name: str
     reason: str
 
 
 def choose_precision(requested: str, device: torch.device | None = None) -> Precision:
-    """Turn "auto" into what this device does best, and refuse what it only pretends to do.
+    """Resolve "auto" to the best precision of this device, and refuse one that would be ignored.
 
     Args:
         requested: "auto", "no", "fp16" or "bf16".
-        device: where the model will be; None asks accelerate.
+        device: the model's; None asks accelerate.
 
     Raises:
         UserError: fp16 on a CPU, where accelerate would silently compute in fp32.
     """
     device = PartialState().device if device is None else device
     origin = "--mixed_precision"
-    # The launcher always sets the variable, to "no" unless it was told otherwise, so only the others mean something.
+    # The launcher always sets the variable, by default to "no", which therefore says nothing.
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if requested == "auto" and launcher in ("fp16", "bf16"):
         requested, origin = launcher, "accelerate launch"
@@ -39,7 +39,7 @@ def choose_precision(requested: str, device: torch.device | None = None) -> Prec
     if requested != "auto":
         return Precision(requested, f"from {origin}")
     if device.type == "cuda":
-        # Emulated bf16 (on a T4, say) is slower than fp16, and "supported" without this argument.
+        # Emulated bf16 (on a T4, say) is slower than fp16, and counts as supported by default.
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("bf16", "auto: this GPU computes bf16 natively")
         return Precision("fp16", "auto: this GPU has no native bf16")
@@ -49,7 +49,7 @@ def choose_precision(requested: str, device: torch.device | None = None) -> Prec
 
 
 def _cpu_has_bf16() -> bool:
-    """Instructions for bf16 products, and oneDNN, which says yes to AVX-512 alone as well: that emulates them."""
+    """Return whether the CPU has bf16 instructions that oneDNN uses; on plain AVX-512 it would emulate them."""
     capabilities = torch.cpu.get_capabilities()
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False

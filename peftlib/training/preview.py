@@ -1,4 +1,4 @@
-"""What a run would be, before it is run: `scripts/train.py --dry_run`."""
+"""Preview a run without starting it: `scripts/train.py --dry_run`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from peftlib.training.optimization import warmup_steps
 from peftlib.training.rehearsal import SAMPLES, Rehearsal, Timing, rehearse
 from peftlib.training.state import Training
 
-#: A checkpoint holds each trained number four times in fp32: as it is, at its best, and AdamW's two moments.
+#: A checkpoint holds four fp32 values per trained parameter: the current one, the best, and AdamW's two moments.
 _CHECKPOINT_BYTES = 4 * 4
 _UNITS = (("h", 3600), ("min", 60), ("s", 1))
-_ENOUGH = 2  # of a unit, to be told in it
+_ENOUGH = 2  # a duration is shown in the largest unit of which it has at least this many
 
 
 @dataclass(frozen=True)
 class Left:
-    """What a run has still to do, if nothing ends it early.
+    """What a run still has to do, unless it stops early.
 
     Attributes:
-        evaluations: without the one of the saved state, at the very end.
-        checkpoints: that it will write.
+        evaluations: excluding that of the saved state at the very end.
+        checkpoints: still to be written.
     """
 
     updates: int
@@ -37,7 +37,7 @@ class Left:
 
     @classmethod
     def of(cls, training: Training) -> Left:
-        """From where `training` is."""
+        """Count from the current position of `training`."""
         progress, plan, keeper = training.progress, training.plan, training.keeper
         first = plan.steps if progress.stopped_early else progress.step
         steps = [(step, step % training.batches.windows_per_epoch == 0) for step in range(first + 1, plan.steps + 1)]
@@ -49,18 +49,18 @@ class Left:
 
 
 def preview(training: Training, head: frozenset[str], reporter: Reporter, arguments: dict[str, Any]) -> None:
-    """Say what trains, on what and how long; then measure a few updates, and say what the whole run will take.
+    """Print the plan and what is trained, then measure a few updates and print what the whole run will take.
 
-    Called on every process, behind the run's announcement. The model is changed, and nothing is written.
+    Call it on every process, after the run's announcement. It trains the model, and writes no file.
 
     Args:
         training: ready for `loop.train`, with a keeper.
-        head: the names of the head's parameters in the base model.
+        head: names of the head's parameters in the base model.
         arguments: flag -> value.
 
     Raises:
-        OutOfMemory: an update or an evaluation batch has too little memory.
-        Interrupted: a signal asked for it.
+        OutOfMemory: an update or an evaluation batch does not fit into memory.
+        Interrupted: a signal arrived.
     """
     console, left = reporter.console, Left.of(training)
     console.facts("data", _data({"training": training.loader.dataset, "validation": training.eval_loader.dataset}))
@@ -128,7 +128,7 @@ def _measured(training: Training, seen: Rehearsal, left: Left) -> dict[str, str]
 
 
 def _about(parts: Iterable[tuple[Timing, int]]) -> str:
-    """The time of so many windows each, with that of the fastest and slowest sample."""
+    """Format the total time of `count` windows of each timing, with the range over samples."""
     parts = list(parts)
     mean, low, high = (
         sum(of(timing) * count for timing, count in parts)

@@ -1,4 +1,4 @@
-"""A result on the Hugging Face Hub: one commit of what others need, which names no place on this machine."""
+"""Push a result to the Hugging Face Hub: one commit of what others need, without paths of this machine."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from peftlib.tracking.reporter import Reporter
 
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 _CHECKPOINT = ("config.json", "model.safetensors")
-#: The record names folders of this machine, and the answers are of use beside it.
+#: The record contains paths of this machine, and the predictions are of no use without it.
 _STAYS_HERE = ("metrics.jsonl", "predictions.safetensors", "run.json")
 
 
 class Repository(NamedTuple):
-    """Where a result goes on the Hub.
+    """A repository on the Hub.
 
     Attributes:
-        id: with its owner, as in "me/reviews".
-        private: make it private if it is new.
+        id: including the owner, as in "me/reviews".
+        private: create it as private if it is new.
     """
 
     id: str
@@ -36,18 +36,18 @@ class Repository(NamedTuple):
 
     @property
     def flags(self) -> str:
-        """Those that name it on a command line."""
+        """The command line flags that select it."""
         return f"--push_to_hub --hub_model_id {self.id}" + (" --hub_private_repo" if self.private else "")
 
 
 def find_repository(wanted: str | None, name: str, private: bool) -> Repository:
-    """The repository to push to, once the Hub knows who pushes; nothing is made there yet.
+    """Find the repository to push to, and check the account's permissions; create nothing yet.
 
     Args:
-        wanted: `--hub_model_id`, with its owner or without; None takes `name`.
+        wanted: `--hub_model_id`, with or without an owner; None takes `name`.
 
     Raises:
-        UserError: there is no such name, or nothing can be pushed there from here, as far as the Hub tells before.
+        UserError: the name is invalid, or the Hub tells in advance that it would refuse the push.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -60,50 +60,48 @@ def find_repository(wanted: str | None, name: str, private: bool) -> Repository:
         validate_repo_id(place)
     except HFValidationError as error:
         raise UserError(
-            f"{flag}: is no name that the Hub takes (letters, digits, -, _ and .); give one in --hub_model_id, as in "
-            f"{account.name}/reviews"
+            f"{flag}: is not a valid name on the Hub (letters, digits, -, _ and .); choose one with --hub_model_id, "
+            f"such as {account.name}/reviews"
         ) from error
     if account.role == "read":
         raise UserError(
-            "--push_to_hub: this machine's token may only read; make one that may write "
+            "--push_to_hub: this machine's token may only read; create one that may write "
             "(https://huggingface.co/settings/tokens) and run `hf auth login --force`"
         )
     owners = (account.name, *account.organisations)
-    # Other kinds of tokens do not show all that they may write to.
+    # Tokens of other roles do not list all that they may write to.
     if account.role == "write" and place.split("/")[0].lower() not in map(str.lower, owners):
-        raise UserError(
-            f"{flag}: the token is {account.name}'s, who may write to {', '.join(owners)}; name one of these"
-        )
+        raise UserError(f"{flag}: the token of {account.name} may write to {', '.join(owners)}; name one of these")
     if private and is_public(place, flag):
         raise UserError(
-            f"{flag}: is there already, for everybody to read; make it private in its settings, name another one, or "
-            "leave --hub_private_repo out"
+            f"{flag}: already exists and is public; make it private in its settings, name another one, or leave out "
+            "--hub_private_repo"
         )
     return Repository(place, private)
 
 
 def choose_repository(push: bool, wanted: str | None, private: bool, reporter: Reporter) -> Repository | None:
-    """`find_repository` for a run, asked by the main process alone; None for one that is not pushed.
+    """Call `find_repository` on the main process; return None for a run that is not pushed.
 
     Raises:
-        UserError: on every process.
+        UserError: see `find_repository`, on every process; or the run is part of a sweep.
     """
     if not push:
         return None
     if sweep_of_run() is not None:
         raise UserError(
-            "--push_to_hub: a sweep would push all its runs; leave it out, and push the best one in the end with "
+            "--push_to_hub: a sweep would push all its runs; leave it out, and push the best one at the end with "
             "scripts/export.py"
         )
     name = reporter.folder.resolve().name
     repository = on_main(lambda: find_repository(wanted, name, private))
-    readers = "private if it is new" if private else "for everybody to read"
-    reporter.notes([f"what is finished goes to {repository.id} on the Hub, {readers}"])
+    access = "private if it is new" if private else "public"
+    reporter.notes([f"the result will be pushed to {repository.id} on the Hub ({access})"])
     return repository
 
 
 def push_result(repository: Repository | None, reporter: Reporter) -> None:
-    """Push what a finished run has saved, on the main process; nothing without a repository.
+    """Push the result of a finished run, on the main process; do nothing without a repository.
 
     Raises:
         RunError: it could not be pushed; the run's folder stays as it is.
@@ -115,13 +113,13 @@ def push_result(repository: Repository | None, reporter: Reporter) -> None:
 def push_run(folder: Path, run: dict[str, Any], repository: Repository) -> str:
     """Push what a run has saved in its folder: weights, configuration, tokenizer, card and results.
 
-    The card is made anew and the base model gets the name that it has elsewhere: those in the folder load it from here.
+    The card and the adapter's configuration get the base model's public name: in the folder it may be a local path.
 
     Args:
         run: the content of `run.json`.
 
     Returns:
-        The repository's address.
+        The repository's URL.
 
     Raises:
         UserError: nothing is saved there.
@@ -143,22 +141,22 @@ def push_run(folder: Path, run: dict[str, Any], repository: Repository) -> str:
 
 
 def push_adapter(folder: Path, run: dict[str, Any], repository: Repository) -> str:
-    """`push_run` of a run that has saved an adapter.
+    """Push the result of a run that has saved an adapter, with `push_run`.
 
     Raises:
-        UserError: it has not.
+        UserError: the run has saved no adapter.
         RunError: it could not be pushed.
     """
     if not (folder / _ADAPTER[0]).is_file():
-        raise UserError(f"{folder}: holds no adapter but the whole model; leave --adapter out")
+        raise UserError(f"{folder}: holds the whole model and no adapter; leave out --adapter")
     return push_run(folder, run, repository)
 
 
 def push_checkpoint(folder: Path, repository: Repository) -> str:
-    """Push a plain checkpoint from `save_checkpoint`: all files of its folder.
+    """Push all files of a plain checkpoint from `save_checkpoint`.
 
     Returns:
-        The repository's address.
+        The repository's URL.
 
     Raises:
         RunError: it could not be pushed.
@@ -172,22 +170,22 @@ def _adapter_config(path: Path, run: dict[str, Any]) -> bytes:
     config["base_model_name_or_path"] = name_for_others(run["model"])
     revision = run["arguments"].get("model_revision")
     if revision != "main" and hub_name_of_base(run["model"]) == run["model"]["name"]:
-        config["revision"] = revision  # the base model's, to PEFT
+        config["revision"] = revision  # PEFT's field for the base model's revision
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _push(folder: Path, files: Mapping[str, Path | bytes], repository: Repository, way: str) -> str:
-    """All files in one commit, in which weights of the other kind go: an adapter's would be loaded over the model's.
+    """Push all files in one commit, which also deletes weights of the other kind: an adapter would modify the model.
 
     Args:
-        files: name -> where it is, or its content.
-        way: the command that pushes it again.
+        files: name -> path or content.
+        way: the command that retries the push.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi()
     try:
-        # None leaves a new one to its owner's default, which is public but for some organisations.
+        # None creates it with the owner's default: public, except in some organisations.
         address = api.create_repo(repository.id, private=repository.private or None, exist_ok=True)
         stale = ({*_ADAPTER, *_CHECKPOINT} - files.keys()) & {*api.list_repo_files(repository.id)}
         api.create_commit(
@@ -198,7 +196,7 @@ def _push(folder: Path, files: Mapping[str, Path | bytes], repository: Repositor
             ],
             commit_message="End of training",
         )
-    except Exception as error:  # of the client, its HTTP library or the system: they share no other class
+    except Exception as error:  # the client's, its HTTP library's or the system's: they share no other base
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RunError(
             f"{folder} holds the whole result, but it was not pushed to {repository.id} ({reason}); push it with: {way}"

@@ -1,4 +1,4 @@
-"""The state of every random generator of a process, taken and put back without pickle."""
+"""Capture and restore the state of every random generator of a process, without pickle."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-_DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}  # those with a generator of their own
+_DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}  # devices that have their own generator
 
 
 def capture_random() -> dict[str, Any]:
-    """Copies of the states of Python's, NumPy's, torch's and the current GPU's generators."""
+    """Copy the states of the generators of Python, NumPy, torch and the current GPU."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
@@ -22,7 +22,7 @@ def capture_random() -> dict[str, Any]:
 
 
 def restore_random(state: dict[str, Any]) -> None:
-    """Put back what `capture_random` took."""
+    """Restore the states that `capture_random` returned."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -32,7 +32,7 @@ def restore_random(state: dict[str, Any]) -> None:
 
 
 def to_tensors(state: dict[str, Any], prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Split a captured state into tensors, named from `prefix` on, and values that JSON holds exactly."""
+    """Split a captured state into tensors, with names that begin with `prefix`, and values that JSON holds exactly."""
     version, words, gauss = state["python"]
     numpy = state["numpy"]
     tensors = {
@@ -54,7 +54,7 @@ def to_tensors(state: dict[str, Any], prefix: str) -> tuple[dict[str, torch.Tens
 
 
 def from_tensors(tensors: dict[str, torch.Tensor], scalars: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """What `to_tensors` took apart."""
+    """Rebuild the state that `to_tensors` split."""
     python, numpy = scalars["python"], scalars["numpy"]
     state: dict[str, Any] = {
         "python": (python["version"], tuple(tensors[f"{prefix}.python"].tolist()), python["gauss"]),

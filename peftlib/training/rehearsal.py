@@ -1,4 +1,4 @@
-"""A few of a run's updates and evaluation batches, made to measure what the run will take; see `preview.py`."""
+"""Measure a few of a run's updates and evaluation batches, to estimate what the run will take; see `preview.py`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from peftlib.training.interruption import EXIT_STATUS
 from peftlib.training.loop import make_ready, update
 from peftlib.training.state import Training
 
-#: So many samples of at most so many windows are timed, in about so many seconds for all of them.
+#: Number of timed samples, most windows per sample, and about how many seconds all of them take.
 SAMPLES, _WINDOWS, _SECONDS = 3, 12, 10.0
-_LONGEST = 3  # AdamW makes its moments in the first update; a graph is recorded in the second
+_LONGEST = 3  # updates: the first allocates AdamW's moments, the second captures a CUDA graph
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What windows take, from samples that each stand for all of them.
+    """Time per window, from samples that each represent all windows.
 
     Attributes:
-        seconds: for a window, on average over each sample.
-        windows: timed in all.
+        seconds: mean per window, one for each sample.
+        windows: number that was timed, over all samples.
     """
 
     seconds: tuple[float, ...]
@@ -44,19 +44,19 @@ class Timing:
 
     @property
     def mean(self) -> float:
-        """Seconds for a window."""
+        """Mean seconds per window."""
         return sum(self.seconds) / len(self.seconds)
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a run was seen to take.
+    """Measured time and memory of a run.
 
     Attributes:
-        updates: by the examples of an update.
-        evaluation: by those of a batch on every process.
-        evaluation_windows: of which an evaluation has so many.
-        peak_memory: bytes, as `tracking.machine.peak_memory`; the most that any process had.
+        updates: a window is the examples of one update.
+        evaluation: a window is one batch on every process.
+        evaluation_windows: number of windows in an evaluation.
+        peak_memory: bytes, see `tracking.machine.peak_memory`; the maximum over processes.
     """
 
     updates: Timing
@@ -66,22 +66,22 @@ class Rehearsal:
 
 
 def rehearse(training: Training) -> Rehearsal:
-    """Make evaluation batches, then the longest updates that the run can have, then a sample of its own.
+    """Measure evaluation batches, the longest possible updates, and samples of the run's own updates.
 
-    The model learns from them, and is of no use for the run itself. Called on every process.
+    This trains the model, which cannot be used for the run afterwards. Call it on every process.
 
     Args:
-        training: as `loop.train` takes it.
+        training: ready for `loop.train`.
 
     Raises:
-        OutOfMemory: an update or an evaluation batch has too little memory.
-        Interrupted: a signal asked for it.
+        OutOfMemory: an update or an evaluation batch does not fit into memory.
+        Interrupted: a signal arrived.
     """
     accelerator = training.accelerator
     with _out_of_memory_as(OutOfMemory.in_evaluation(batches_of(training.eval_loader).micro_batch_size)):
         evaluation, windows = _rehearse_evaluation(training)
-    # In most of a run's updates the best state is there, which may be as large as the model; and a better one is
-    # copied before it goes.
+    # For the peak memory: most updates run beside a best state, which may be as large as the model, and a new best is
+    # copied before the old one is freed.
     training.best_state = trained_state(accelerator.unwrap_model(training.model))
     with _out_of_memory_as(OutOfMemory.in_training(training.batches.micro_batch_size)):
         updates = _rehearse_updates(training)
@@ -103,7 +103,7 @@ def _out_of_memory_as(problem: OutOfMemory) -> Iterator[None]:
 def _rehearse_updates(training: Training) -> Timing:
     batches, progress = training.batches, training.progress
     make_ready(training)
-    # Of more micro-batches, those behind the second find what it has found: gradients that are there already.
+    # Two are enough: later micro-batches add to existing gradients just as the second does.
     rounds = min(batches.accumulation_steps, 2)
     most = batches.micro_batch_size * batches.num_processes * rounds
     longest = np.argsort(-batches.lengths, kind="stable")[:most]
@@ -113,13 +113,13 @@ def _rehearse_updates(training: Training) -> Timing:
     left = training.plan.steps - progress.step
     windows = windows[progress.window :][:left] or windows
     windows.sort(key=lambda window: int(batches.lengths[window].sum()))
-    of_all = batches.window_size / len(longest)
-    return _time(training, _update, windows, seconds * of_all)
+    scale = batches.window_size / len(longest)
+    return _time(training, _update, windows, seconds * scale)
 
 
 def _rehearse_evaluation(training: Training) -> tuple[Timing, int]:
-    """And the number of windows in the whole split."""
-    import peftlib.evaluation.metrics  # noqa: F401 - a run's first evaluation does, and it takes a hundred MB
+    """Time evaluation windows; return also their number in the whole split."""
+    import peftlib.evaluation.metrics  # noqa: F401 - takes a hundred MB from a run's first evaluation on
 
     accelerator, loader = training.accelerator, training.eval_loader
     batches = batches_of(loader)
@@ -137,7 +137,7 @@ def _rehearse_evaluation(training: Training) -> tuple[Timing, int]:
 
 
 def _update(training: Training, window: np.ndarray) -> None:
-    """One update as `loop.train_epoch` makes it."""
+    """Make one update in the way of `loop.train_epoch`."""
     accelerator, batches, step = training.accelerator, training.batches, training.step
     assert step is not None
     mine = batches.micro_batches(window)[accelerator.process_index :: accelerator.num_processes]
@@ -149,7 +149,7 @@ def _update(training: Training, window: np.ndarray) -> None:
 
 
 def _on_device(accelerator: Accelerator, loader: DataLoader, slots: list[Slot]) -> dict[str, torch.Tensor]:
-    """A micro-batch as the prepared loader would give it."""
+    """Return a micro-batch as the prepared loader would."""
     batch: dict[str, torch.Tensor] = send_to_device(
         laid_out(loader, slots), accelerator.device, non_blocking=accelerator.non_blocking
     )
@@ -163,14 +163,14 @@ def _time(training: Training, work: _Work, windows: list[np.ndarray], longest: f
     """Time `work` on samples of windows, each evenly spaced over all of them.
 
     Args:
-        windows: by their length: a sample then holds short and long ones as all of them do.
-        longest: seconds that one may take.
+        windows: sorted by length, so that samples hold short and long ones in the same proportion as the whole.
+        longest: seconds that the longest window takes.
     """
-    slowest = _highest(longest)  # all processes have to make the same ones
+    slowest = _highest(longest)  # all processes must choose the same windows
     size = max(1, min(int(_SECONDS / SAMPLES / slowest), _WINDOWS, len(windows)))
     samples = [spread(windows, size, number) for number in range(SAMPLES)]
     if isinstance(training.step, GraphedStep):
-        for _ in range(2):  # a shape is recorded when it is seen for the second time
+        for _ in range(2):  # a graph is captured when its shape occurs for the second time
             for sample in samples:
                 _seconds(training, work, sample)
     seconds = tuple(_seconds(training, work, sample) / size for sample in samples)
@@ -178,16 +178,16 @@ def _time(training: Training, work: _Work, windows: list[np.ndarray], longest: f
 
 
 def spread(windows: list[np.ndarray], size: int, sample: int) -> list[np.ndarray]:
-    """A sample of so many windows, one from each of as many equal parts; each of the `SAMPLES` at another place in it.
+    """Draw a sample of `size` windows, one from each of `size` equal parts of the list.
 
-    The middle one's are the middles.
+    Each of the `SAMPLES` samples takes a different position within the parts; the middle sample takes the midpoints.
     """
     places = [2 * (SAMPLES * part + sample) + 1 for part in range(size)]
     return [windows[place * len(windows) // (2 * SAMPLES * size)] for place in places]
 
 
 def _seconds(training: Training, work: _Work, windows: list[np.ndarray]) -> float:
-    """Wall time of `work` on each of the windows, until the device is done."""
+    """Return the wall time of `work` on all of the windows, until the device is done."""
     start = time.perf_counter()
     for window in windows:
         work(training, window)
@@ -204,5 +204,5 @@ def _stop_if_asked(training: Training) -> None:
 
 
 def _highest(value: float) -> float:
-    """Of all processes. Not in a tensor: Apple's GPUs have no fp64, and fp32 rounds a number of bytes."""
+    """Return the maximum over processes. Not in a tensor: Apple's GPUs lack fp64, and fp32 rounds byte counts."""
     return max(gather_object([value]))

@@ -1,4 +1,4 @@
-"""The result of a run on disk: weights, tokenizer and card, put in place when all of them are whole."""
+"""Write a run's result to disk: weights, tokenizer and card, moved into place once all are complete."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def save_result(
     """Write the adapter (or checkpoint), the tokenizer, the model card and the predictions into `folder`.
 
     Args:
-        model: what the strategy made, unwrapped.
-        head: the names of the head's parameters.
-        run: the facts of `run.json`, for the card.
+        model: as the strategy returned it, unwrapped.
+        head: names of the head's parameters.
+        run: the content of `run.json`, for the card.
         evaluation: of `model` on the validation split.
 
     Returns:
-        The size in bytes of the weights' file.
+        The size of the weights file in bytes.
 
     Raises:
-        RunError: the disk refused.
+        RunError: a file could not be written.
     """
     kept = any((folder / "checkpoints").glob("step_*"))
-    way = "go on with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
+    way = "continue with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
     with _quietly_placed(folder, way) as temporary:
         strategy.save(model, head, temporary)
         _save_tokenizer(tokenizer, temporary)
@@ -70,10 +70,10 @@ def save_checkpoint(
 
     Args:
         run: the content of `run.json`, for the card.
-        name: under which it will be loaded: a folder, or a repository of the Hub.
+        name: what to load it by, for the card: a folder, or a repository on the Hub.
 
     Raises:
-        RunError: the disk refused.
+        RunError: a file could not be written.
     """
     card = model_card(run, best_scores(run["results"]), folder=name, is_adapter=False, public=True)
     with _quietly_placed(folder, "export it again") as temporary:
@@ -86,7 +86,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:
-        # The tokenizers library reports what the system refused as a bare Exception, "... (os error 28)".
+        # The tokenizers library reports errors of the system as a bare Exception, "... (os error 28)".
         if type(error) is Exception and "(os error" in str(error):
             raise OSError(str(error)) from error
         raise
@@ -94,13 +94,13 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quietly_placed(folder: Path, way: str) -> Iterator[Path]:
-    """`placed_when_whole`, in silence.
+    """Wrap `placed_when_whole`, with the libraries' output suppressed.
 
     Args:
-        way: what to do about a disk that refuses, once there is room.
+        way: how to retry after a failed write, for the error message.
     """
     try:
-        # The libraries announce each file they write; the run says where the result lies in one place.
+        # The libraries announce each file they write; the run reports the folder once.
         with (
             placed_when_whole(folder) as temporary,
             contextlib.redirect_stdout(io.StringIO()),
@@ -108,20 +108,20 @@ def _quietly_placed(folder: Path, way: str) -> Iterator[Path]:
         ):
             warnings.simplefilter("ignore", FutureWarning)  # PEFT and transformers, about each other
             yield temporary
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise RunError(f"the result could not be written to {folder}: {error}; make room there and {way}") from error
 
 
 def flat_results(
     progress: Progress, evaluation: Evaluation, parameters: ParameterCount, saved_bytes: int
 ) -> dict[str, Any]:
-    """The content of `all_results.json`: flat, in the keys that the `transformers` examples have made usual.
+    """Build the content of `all_results.json`: flat, with the keys of the `transformers` examples.
 
-    `eval_*` are the scores of the weights beside it, those of the best update, and `last_eval_*` those of the last one.
+    `eval_*` are the scores of the saved weights, those of the best update; `last_eval_*` are those of the last update.
 
     Args:
         evaluation: of the saved state.
-        saved_bytes: the size of the file that holds the trained weights.
+        saved_bytes: size of the weights file.
     """
     return {
         **{f"eval_{name}": value for name, value in evaluation.metrics.items()},

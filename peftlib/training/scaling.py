@@ -1,4 +1,4 @@
-"""Whether fp16's scaler refused an update, without a host that waits for the device to say so."""
+"""Find out whether fp16's scaler skipped an update, without making the host wait for the device."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 
 
 class Verdict:
-    """The loss scale after an update, on its way from the device to the host.
+    """The loss scale after an update, copied from the device to the host asynchronously.
 
-    It has fallen exactly when the update was refused because of an overflow (`optimizer_step_was_skipped` misses it
-    with a fused AdamW, https://github.com/huggingface/accelerate/issues/4242). Nothing needs to know before the next
-    update; by then the answer has arrived, while the device works on the next window. `GradScaler.get_scale` would wait
-    for all that the device was given.
+    It decreases exactly when the update was skipped because of an overflow (`optimizer_step_was_skipped` misses that
+    with a fused AdamW, https://github.com/huggingface/accelerate/issues/4242). It is not needed before the next update,
+    and by then the copy is done, while the device works on the next window. `GradScaler.get_scale` would wait for all
+    work that is queued on the device.
     """
 
     def __init__(self, scaler: torch.amp.GradScaler) -> None:
         scale = scaler._get_scale_async()
-        assert scale is not None  # a step has been made
+        assert scale is not None  # the scaler has made a step
         self._arrived: torch.cuda.Event | None = None
         if scale.is_cuda:
             self._scale = torch.empty_like(scale, device="cpu", pin_memory=True)
@@ -27,7 +27,7 @@ class Verdict:
             self._scale = scale.clone()
 
     def scale(self) -> float:
-        """The loss scale, once this update is done."""
+        """Return the loss scale; wait for the update if necessary."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return float(self._scale)

@@ -1,4 +1,4 @@
-"""What a run is made of: its plan, how far it is, and the objects it works with."""
+"""The state of a run: its plan, its progress, and the objects it works with."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ from peftlib.training.scaling import Verdict
 
 
 class Watcher(Protocol):
-    """Who is told how the run goes (see `tracking/reporter.py`)."""
+    """Receives a run's progress (see `tracking/reporter.py`)."""
 
     def advance(self, step: int) -> None:
-        """An update is done."""
+        """Report that an update is done."""
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Values at an update; called at most once per update, on every process."""
+        """Log the values of an update; called at most once per update, on every process."""
 
     def update(self, **facts: Any) -> None:
-        """Facts about the whole run."""
+        """Record facts about the whole run."""
 
     def warn(self, line: str) -> None:
-        """What must not be overlooked."""
+        """Show a warning."""
 
 
 class Keeper(Protocol):
-    """Who writes checkpoints (see `training/checkpointing.py`), into `folder`, which is in the run's."""
+    """Writes checkpoints into `folder`, which lies in the run's folder (see `training/checkpointing.py`)."""
 
     folder: Path
 
     def is_due(self, step: int, epoch_ends: bool, run_ends: bool) -> bool:
-        """Whether one is wanted after this update."""
+        """Return whether to write a checkpoint after this update."""
 
     def goes_on_from(self, checkpoint: Path) -> None:
-        """The run was restored from this one."""
+        """Note that the run was restored from this checkpoint."""
 
     def save(self, training: Training) -> bool:
-        """Write one, called on every process; False when it could not be written (the run goes on)."""
+        """Write a checkpoint; called on every process. Return False if that failed (the run continues)."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, how often, by what.
+    """Length of the run, and settings for evaluation, logging, clipping and early stopping.
 
     Attributes:
         steps: updates in the whole run.
         epochs: passes over the data, the last one possibly cut short.
-        eval_steps: evaluate every so many updates; None at the end of each epoch. The last update always is.
-        logging_steps: fetch the loss from the device every so many updates.
-        max_grad_norm: global L2 norm to clip to; 0 does not clip (and does not measure).
-        patience: evaluations without a better score before the run stops; 0 for never.
-        best_metric: which metric is the score; larger is better.
+        eval_steps: updates between evaluations; None evaluates after each epoch. The last update is always evaluated.
+        logging_steps: updates between logs, for which the loss is fetched from the device.
+        max_grad_norm: global L2 norm to clip gradients to; 0 neither clips nor measures it.
+        patience: evaluations without a better score before the run stops; 0 never stops it.
+        best_metric: the metric that is the score; larger is better.
     """
 
     steps: int
@@ -77,36 +77,36 @@ class Plan:
 
     @classmethod
     def of(cls, windows_per_epoch: int, epochs: float, max_steps: int | None, **options: Any) -> Plan:
-        """`max_steps`, where given, decides instead of `epochs`, of which a part is rounded up to whole updates.
+        """Plan `max_steps` updates if given, else `epochs`, rounded up to whole updates.
 
-        As transformers' Trainer does it (`set_initial_training_values`).
+        This follows transformers' Trainer (`set_initial_training_values`).
         """
         steps = math.ceil(epochs * windows_per_epoch) if max_steps is None else max_steps
         return cls(steps=steps, epochs=math.ceil(steps / windows_per_epoch), **options)
 
     def evaluates(self, step: int, epoch_ends: bool) -> bool:
-        """Whether the model is scored after this update."""
+        """Return whether to evaluate after this update."""
         due = epoch_ends if self.eval_steps is None else step % self.eval_steps == 0
         return due or step == self.steps
 
 
 @dataclass
 class Progress:
-    """Where a run is, and what it has seen so far.
+    """The position of a run, and its results so far.
 
     Attributes:
-        epoch: complete passes over the data.
-        window: windows done in the current epoch.
-        step: windows done in all: the x-axis of every curve.
-        skipped: updates that fp16's scaler refused because of an overflow.
-        examples: training examples done.
-        loss_sum: sum of the windows' mean losses.
+        epoch: completed passes over the data.
+        window: windows completed in the current epoch.
+        step: windows completed in total: the x-axis of every curve.
+        skipped: updates that fp16's scaler skipped because of an overflow.
+        examples: training examples, up to the last log.
+        loss_sum: sum of the windows' mean losses, up to the last log.
         train_seconds: wall time of training, evaluation excluded.
         best: the metrics of the best evaluation so far, with its `step`.
         last: the metrics of the latest evaluation.
         history: the metrics of every evaluation, each with its `step`.
         stale: evaluations since the best one.
-        stopped_early: patience ran out.
+        stopped_early: whether patience ran out.
         windows_per_epoch: updates in one pass over the data.
     """
 
@@ -126,20 +126,20 @@ class Progress:
 
     @property
     def epochs(self) -> float:
-        """Passes over the data, the started one as a fraction."""
+        """Passes over the data, including the fraction of the current one."""
         return self.epoch + self.window / self.windows_per_epoch
 
 
 @dataclass
 class Recent:
-    """The updates since the last log. Losses stay on the device until they are wanted.
+    """Statistics of the updates since the last log. Losses stay on the device until they are needed.
 
     Attributes:
         losses: one scalar per update, this process's share of the window's loss.
         rates: the learning rate of each of these updates.
-        norm: the gradient's norm at the latest update, where it is measured.
-        examples: over all processes.
-        seconds: wall time spent on them.
+        norm: gradient norm at the latest update; None if it is not measured.
+        examples: training examples, over all processes.
+        seconds: wall time of training.
     """
 
     losses: list[torch.Tensor] = field(default_factory=list)
@@ -151,21 +151,21 @@ class Recent:
 
 @dataclass
 class Training:
-    """What a run works with: the prepared objects, and what changes as it goes.
+    """The prepared objects of a run, and its mutable state.
 
     Attributes:
         eval_loader: over the validation split, prepared.
         evaluate: scores the model on the validation split; calls its argument between batches.
-        cuda_graphs: replay forward and backward as CUDA graphs where that is possible.
-        step: forward and backward of one micro-batch, which `loop.train` chooses.
-        parameters: those that train, in the model's order.
-        loss_scale: fp16's, after the updates whose verdict is known.
-        verdict: of the latest update in fp16, until somebody needs to know.
-        keeper: writes checkpoints; None keeps nothing.
-        due: the last update's values, while its evaluation is still to come and they wait to be logged with it.
-        interruption: tells of signals; None never stops.
-        random: every generator's state at the start of the window that is under way: what a checkpoint has to hold,
-            since a run that is stopped inside a window starts that window anew. Where none is, a checkpoint takes it.
+        cuda_graphs: replay forward and backward as CUDA graphs where possible.
+        step: forward and backward of one micro-batch, set by `loop.make_ready`.
+        parameters: the trained ones, in the model's order.
+        loss_scale: fp16's, after the last update that was settled.
+        verdict: of the latest fp16 update, until `settle` reads it.
+        keeper: writes checkpoints; None writes none.
+        due: values to log with the last update's evaluation while that is still to come, else None.
+        interruption: reports signals; None never stops the run.
+        random: every generator's state at the start of the current window. A checkpoint holds it, since a run that is
+            stopped inside a window repeats that window. Between windows it is captured when a checkpoint is written.
     """
 
     accelerator: Accelerator
@@ -193,12 +193,12 @@ class Training:
     _clock: float | None = None
 
     def start_clock(self) -> None:
-        """What follows is training, if it was not already."""
+        """Start counting time as training, unless that has begun."""
         if self._clock is None:
             self._clock = time.perf_counter()
 
     def stop_clock(self) -> None:
-        """Book the time since `start_clock` as training; what follows (evaluation, a checkpoint) is not."""
+        """Count the time since `start_clock` as training, but not what follows (an evaluation, a checkpoint)."""
         if self._clock is not None:
             seconds = time.perf_counter() - self._clock
             self.progress.train_seconds += seconds

@@ -1,4 +1,4 @@
-"""Started by test_evaluator.py in two processes: each writes the logits that it was given for some splits."""
+"""Run by test_evaluator.py in two processes: each writes the logits that it gets for some splits."""
 
 from __future__ import annotations
 

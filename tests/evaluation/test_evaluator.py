@@ -1,4 +1,4 @@
-"""Each example is answered once, in the split's order, whatever the batches and processes."""
+"""Each example is scored once, in the split's order, for any batch size and number of processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = [1, 3, 9, 17, 64]
 
 
 def plain_logits(model: nn.Module, split: EncodedExamples) -> np.ndarray:
-    """The whole split as one padded batch."""
+    """Compute the logits of the whole split in one padded batch."""
     batch = Collator.for_tokenizer(TOKENIZER)(split.__getitems__([Slot(place, 1.0) for place in range(len(split))]))
     with torch.inference_mode():
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -50,7 +50,7 @@ def test_equal_to_one_plain_forward_pass_in_order(tmp_path: Path, examples: int,
     found = predict(accelerator, model.train(), prepared, examples)
     assert (found.dtype, found.shape) == (np.float32, (examples, 2))
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    # The order is told apart: no two examples have the same answer.
+    # A wrong order would show: no two different examples have the same logits.
     assert len(np.unique(expected.round(5), axis=0)) == len(np.unique([tuple(row) for row in ids(split)], axis=0))
 
 

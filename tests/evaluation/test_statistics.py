@@ -1,4 +1,4 @@
-"""Statistics against scipy and answers that are known."""
+"""Statistics against scipy and known results."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_same_difference_under_every_seed_is_as_likely_as_its_signs(seeds):
 
 
 def test_ties_between_coarse_scores_make_no_claims():
-    """Two seeds on 100 examples, no difference: the same difference twice is common, and was once taken for p = 0."""
+    """Two seeds on 100 examples, no effect: equal differences are common, and must not give p = 0."""
     generator = np.random.default_rng(5)
     scores = generator.binomial(100, 0.95, (2000, 2, 2)) / 100
     p_values = np.array([compare_seeds(a, b).p for a, b in scores])
@@ -136,7 +136,7 @@ def test_huge_and_tiny_effects():
 
 
 def answers(generator, seeds, examples, error):
-    """Predictions for labels that are all 1, wrong with this probability."""
+    """Draw predictions for labels that are all 1, wrong with this probability."""
     return (generator.random((seeds, examples)) >= error).astype(np.int64)
 
 
@@ -171,7 +171,7 @@ def test_a_difference_in_every_resample_has_the_smallest_p_there_is():
 
 
 def test_seeds_that_disagree_widen_the_interval():
-    """Method a is better under one seed and worse under the other: the examples alone would not show it."""
+    """Method a is better under one seed and worse under the other, which the examples alone would not show."""
     a = np.array([[1] * 400 + [0] * 100, [1] * 300 + [0] * 200])
     b = np.array([[1] * 350 + [0] * 150] * 2)
     found = bootstrap(a, b)
@@ -179,13 +179,13 @@ def test_seeds_that_disagree_widen_the_interval():
 
 
 def test_a_bootstrap_tells_the_examples_part_of_the_variance_from_the_seeds():
-    """Right or wrong by example, alike under every seed, plus flips of single answers by seed."""
+    """Each example is right or wrong under all seeds alike; then each seed flips single predictions."""
     generator = np.random.default_rng(8)
     examples, seeds = 400, 12
     a, b = (np.repeat(answers(generator, 1, examples, 0.2), seeds, axis=0) for _ in range(2))
     a, b = (np.where(generator.random(x.shape) < 0.1, 1 - x, x) for x in (a, b))
     found = bootstrap(a, b)
-    # Two-way analysis of variance of the seeds x examples table, which knows no bootstrap.
+    # Compare with a two-way analysis of variance of the seeds x examples table.
     difference = (a - b).astype(float)
     between = seeds * difference.mean(axis=0).var(ddof=1)
     residual = difference - difference.mean(axis=0) - difference.mean(axis=1, keepdims=True) + difference.mean()
@@ -204,7 +204,7 @@ def test_examples_that_no_number_of_seeds_makes_up_for():
     few = Resampled(-0.01, 0.05, 0.2, of_examples=0.02**2, of_seeds=0.01**2)
     assert few.p_of_any_number_of_seeds(0.02) == pytest.approx(2 * stats.norm.sf(1.0))
     assert seeds_for_examples(0.02, few) is None
-    # d - 0.8416 sqrt(s / n) >= 1.96 sqrt(e + s / n): with no examples' part, n = (2.8016 s / d)² = 7.8.
+    # d - 0.8416 sqrt(s / n) >= 1.96 sqrt(e + s / n): without variance of examples, n = (2.8016 s / d)² = 7.8.
     many = Resampled(-0.01, 0.05, 0.2, of_examples=0.0, of_seeds=0.02**2)
     assert many.p_of_any_number_of_seeds(0.02) == 0.0
     assert seeds_for_examples(0.02, many) == 8 == seeds_for_examples(-0.02, many)
@@ -212,7 +212,7 @@ def test_examples_that_no_number_of_seeds_makes_up_for():
 
 
 def test_examples_and_seeds_are_not_drawn_by_the_same_numbers():
-    """Each of two seeds is right on an example of its own: one draw in eight is of one seed and the other's example."""
+    """Each of two seeds is right on one example: one draw in eight has only one seed and only the other's example."""
     found = bootstrap(np.array([[1, 0], [0, 1]]), np.zeros((2, 2), dtype=np.int64))
     assert found.low == 0.0 and found.p == pytest.approx(2 / 8, abs=0.02)
 
@@ -229,7 +229,7 @@ def test_mcnemar_is_the_binomial_test_of_the_disagreements(only_a, only_b, both,
 
 
 def test_holms_own_steps():
-    # 4 x 0.005, 3 x 0.01, 2 x 0.03, and never less than the one before.
+    # 4 x 0.005, 3 x 0.01, 2 x 0.03, and never below the previous one.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
     assert holm([0.2]) == [0.2]
@@ -243,7 +243,7 @@ def test_a_corrected_p_is_between_its_own_and_bonferronis(p_values):
 
 
 def test_made_up_methods_without_a_difference_are_rarely_told_apart():
-    """100 comparisons of three seeds each, same error rate: the t-test finds about 5 differences."""
+    """100 comparisons with three seeds each and equal error rates: the t-test finds about 5 differences."""
     generator = np.random.default_rng(3)
     found = [
         compare_seeds(answers(generator, 3, 400, 0.2).mean(1), answers(generator, 3, 400, 0.2).mean(1)).p < 0.05

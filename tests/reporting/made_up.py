@@ -1,4 +1,4 @@
-"""Runs that nobody trained, with the files that a training leaves: records, curves and predictions."""
+"""Made-up runs with the files of a training: records, curves and predictions."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def make_run(
     fingerprint: str = "f" * 64,
     changes: dict[str, Any] | None = None,
 ) -> Path:
-    """Write one run.
+    """Write a run.
 
     Args:
         words: flags of train.py, as a user types them.
-        error: the share of wrong answers, drawn by the seed; of scores the standard deviation of errors, in fives.
+        error: share of wrong predictions, drawn by the seed; in regression, standard deviation of errors / 5.
         fingerprint: of the validation split.
-        changes: what `run.json` says instead.
+        changes: entries of `run.json` to replace.
     """
     parsed = parse_train_arguments([*map(str, words), "--seed", str(seed)])
     arguments = parsed.flat()
@@ -99,7 +99,7 @@ def make_run(
 
 
 def make_run_of_several(folder: Path, *words: object, seed: int = 42, error: float = 0.2) -> Path:
-    """A run on examples that have any number of three classes; of these so many are wrong, drawn by the seed."""
+    """Write a multi-label run with three classes, with this share of wrong predictions, drawn by the seed."""
     labels = (np.random.default_rng(7).random((EXAMPLES, 3)) < (0.6, 0.3, 0.1)).astype(np.int64)
     wrong = np.random.default_rng([seed, *map(ord, folder.name)]).random(labels.shape) < error
     answers = np.where(wrong, 1 - labels, labels)

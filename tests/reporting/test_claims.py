@@ -1,4 +1,4 @@
-"""How often the whole procedure (bootstrap, t-test, Holm) claims what is not there, and misses what is."""
+"""Error rates of the whole procedure (bootstrap, t-test, Holm): false claims and missed differences."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from peftlib.reporting.variants import Variant
 def pairs_between(
     generator: np.random.Generator, methods: int, seeds: int, examples: int, gap: float = 0.0
 ) -> list[Pair]:
-    """The tests of made-up methods, of which each has a logit of being right per example.
+    """Test made-up methods, each with a logit of being right per example.
 
-    An example is as hard for all methods, with a part of its own for each; a seed shifts a method and stirs its
-    answers. Methods differ in expectation by nothing but `gap`, which the first one lacks.
+    An example's difficulty is shared by all methods, plus a part of each method's own; a seed shifts a method and adds
+    noise to its predictions. The methods' expectations differ only by `gap`, which the first one lacks.
     """
     labels = np.ones(examples, dtype=np.int64)
     easy = generator.normal(1.5, 1.5, examples)
@@ -37,7 +37,7 @@ def pairs_between(
 
 
 def test_of_reports_without_a_difference_one_in_twenty_claims_one() -> None:
-    """50 reports of three pairs each: at 5 % more than 7 claims come once in 300 tries; the bootstrap alone has 10."""
+    """50 reports of three pairs: at 5 %, more than 7 claims have probability 1/300; the bootstrap alone makes 10."""
     generator = np.random.default_rng(17)
     claims = [any(pair.claimed for pair in pairs_between(generator, 3, 3, 60)) for _ in range(50)]
     assert sum(claims) <= 7

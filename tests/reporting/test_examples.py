@@ -21,7 +21,7 @@ from tests.reporting.made_up import make_run
 
 
 def answering(folder: Path, glue: Path, answers: list[int], task: str = "mrpc") -> Run:
-    """A run with these answers on the first examples of a GLUE folder's dev split."""
+    """Make a run with these predictions for the first examples of a GLUE folder's dev split."""
     limit = len(answers)
     examples = load_examples(TASKS[task], "validation", glue).first(limit)
     words = ("--task_name", task, "--data_dir", glue, "--max_eval_samples", limit)

@@ -1,4 +1,4 @@
-"""The report's folder: a report replaces another one, and nothing of others' is touched."""
+"""The report's folder: a report replaces an earlier one, and touches no other files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.reporting.made_up import make_run
 
 
 def report_of(place: Path, *tasks: str) -> Report:
-    """Of one run on each task."""
+    """Make a report of one run on each task."""
     return work_out([read_run(make_run(place / f"run-{task}", "--task_name", task)) for task in tasks])
 
 
 def held(folder: Path) -> dict[str, bytes]:
-    """Every file's content by its path."""
+    """Return path -> content of all files."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""What is averaged: the same method under other seeds, and nothing else."""
+"""Only runs of the same method that differ in the seed are averaged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.reporting.made_up import make_run
 
 @pytest.fixture
 def make(tmp_path):
-    """Makes a run in a folder of its own and reads it."""
+    """Make a run in a new folder and read it."""
     count = iter(range(1000))
     return lambda *words, **options: read_run(make_run(tmp_path / f"{next(count):03d}", *words, **options))
 
@@ -221,7 +221,7 @@ def test_methods_that_are_passed_over_are_named(make):
 
 
 def test_a_searched_warm_up_is_a_variant_of_the_rate(make):
-    """As `sweeps/rate_search.yaml` draws them: one method, one comparison."""
+    """Drawn as in `sweeps/rate_search.yaml`: one method, one comparison."""
     runs = [
         make("--learning_rate", rate, "--warmup_ratio", warmup, error=error)
         for rate, warmup, error in ((1e-3, 0.0, 0.3), (2e-3, 0.060000000000000005, 0.1), (4e-3, 0.12, 0.2))
@@ -270,7 +270,7 @@ def test_no_predictions_part_nobody(make):
 
 
 def test_a_method_at_another_dropout_is_another_variant(make):
-    """One comparison, as with other flags of a method; runs from before the flag had the model's own."""
+    """One comparison, as for a method's other flags; runs from before the flag had the model's own dropout."""
     earlier = {name: value for name, value in make(seed=2).arguments.items() if name != "dropout"}
     runs = [make(seed=1), make("--dropout", "0.1", seed=1), make(seed=2, changes={"arguments": earlier})]
     (comparison,) = compare(runs)

@@ -1,4 +1,4 @@
-"""What may be claimed of made-up runs whose difference is known."""
+"""Claims about made-up runs whose difference is known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.reporting.made_up import EXAMPLES, make_run, make_run_of_several
 
 
 def pairs_of(folder, errors, seeds=(1, 2, 3), metric="accuracy", **options):
-    """The tests between methods with these error rates, on MRPC."""
+    """Compare methods with these error rates on MRPC."""
     made = [
         make_run(folder / f"{name}-{seed}", "--task_name", "mrpc", "--method", name, seed=seed, error=error, **options)
         for name, error in errors.items()
@@ -47,7 +47,7 @@ def test_no_difference_is_not_claimed_and_the_seeds_it_would_take_are_named(tmp_
 
 
 def answering(place, method, seeds, wrong):
-    """Runs on SST-2 that answer wrongly where `wrong(seed)`, bool, shape (EXAMPLES,), says so."""
+    """Make runs on SST-2 whose predictions are wrong where `wrong(seed)`, bool, shape (EXAMPLES,), is true."""
     for seed in seeds:
         folder = make_run(place / f"{method}-{seed}", "--task_name", "sst2", "--method", method, seed=seed)
         labels = read_run(folder).answers[1]
@@ -60,7 +60,7 @@ def answering(place, method, seeds, wrong):
 
 
 def test_no_number_of_seeds_is_promised_where_the_examples_are_too_few(tmp_path):
-    """Seven examples against four, under every seed but for one answer: the t-test alone would ask for a few seeds."""
+    """Seven errors against four, with one exception under all seeds: the t-test alone would ask for a few seeds."""
     places = np.arange(EXAMPLES)
     runs = [
         *answering(tmp_path, "bitfit", (1, 2, 3), lambda seed: places < 7 - (seed == 3)),
@@ -73,7 +73,7 @@ def test_no_number_of_seeds_is_promised_where_the_examples_are_too_few(tmp_path)
 
 
 def test_the_seeds_that_are_promised_are_enough_for_both_tests(tmp_path):
-    """15 examples apart, but for the seed's own luck: the examples ask for more seeds than the t-test does."""
+    """15 examples apart, plus noise by seed: the test over examples asks for more seeds than the t-test does."""
     places, luck = np.arange(EXAMPLES), {1: 9, 2: -6, 3: 2}
     runs = [
         *answering(tmp_path, "bitfit", luck, lambda seed: places < 30 + luck[seed]),
@@ -141,7 +141,7 @@ def test_two_single_runs_of_different_seeds_have_answered_the_same_examples(tmp_
 
 @pytest.mark.parametrize("metric", ["micro_f1", "macro_f1", "subset_accuracy"])
 def test_answers_of_any_number_of_classes_are_told_apart(tmp_path, metric):
-    """No answer is simply right or wrong, so that McNemar's test says nothing."""
+    """Predictions are not simply right or wrong, so McNemar's test does not apply."""
     errors = {("head", seed): 0.3 for seed in range(1, 5)} | {("full", seed): 0.1 for seed in range(1, 5)}
     made = [
         make_run_of_several(tmp_path / f"{method}-{seed}", "--method", method, seed=seed, error=error)
@@ -157,7 +157,7 @@ def test_answers_of_any_number_of_classes_are_told_apart(tmp_path, metric):
 
 
 def scored(folder, errors):
-    """The first comparison of runs on STS-B: (method, seed) -> error."""
+    """Return the first comparison of runs on STS-B; `errors` maps (method, seed) to an error."""
     made = [
         make_run(folder / f"{method}-{seed}", "--task_name", "stsb", "--method", method, seed=seed, error=error)
         for (method, seed), error in errors.items()
@@ -178,7 +178,7 @@ def test_scores_are_told_apart_by_examples_and_seeds(tmp_path, metric):
 
 @pytest.mark.parametrize(("error", "differ"), [(0.4, "differ"), (0.1, "do not differ")])
 def test_two_single_runs_of_scores_are_told_apart_by_the_bootstrap_over_examples(tmp_path, error, differ):
-    """No answer is quite right, so that McNemar's test would count none."""
+    """No prediction is exactly right, so McNemar's test would have nothing to count."""
     (pair,) = compare_pairs(scored(tmp_path / "same", {("head", 1): error, ("full", 1): 0.1}), "pearson")
     assert pair.seeds == (1,) and not pair.claimed and pair.mcnemar is None
     opening, p = "Head and Full share only seed 1: no difference can be claimed.", pair.bootstrap.p
@@ -194,7 +194,7 @@ def test_two_single_runs_of_scores_are_told_apart_by_the_bootstrap_over_examples
 
 
 def test_the_seeds_decide_too_not_only_the_examples(tmp_path):
-    """Better under one seed, worse under the other, each beyond what the examples explain."""
+    """Better under one seed and worse under the other, both by more than the examples explain."""
     errors = {("bitfit", 1): 0.1, ("bitfit", 2): 0.4, ("lora", 1): 0.4, ("lora", 2): 0.12}
     runs = [
         read_run(make_run(tmp_path / f"{method}-{seed}", "--method", method, seed=seed, error=error))

@@ -1,4 +1,4 @@
-"""Plots show what the runs hold, or say why they are not drawn."""
+"""Plots show what the runs contain, or give the reason why they are left out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.reporting.made_up import make_run
 
 
 def drawn(folder, *ways, seeds=(1, 2)):
-    """Plots and reasons for runs of these flags, on made-up MRPC."""
+    """Draw plots for runs with these flags on made-up MRPC; return also the reasons for those left out."""
     made = [
         read_run(make_run(folder / f"run-{number}-{seed}", "--task_name", "mrpc", *way, seed=seed))
         for number, way in enumerate(ways)
@@ -53,7 +53,7 @@ def test_all_plots_of_scores_as_png_and_svg(tmp_path):
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The axes of every plot that is drawn from now on, by the plot's name."""
+    """Collect the axes of every plot that is drawn, by the plot's name."""
     kept = {}
     plain = plots.write_figure
 
@@ -66,7 +66,7 @@ def figures(monkeypatch):
 
 
 def bars(axes):
-    """Of each series with error bars: label -> (places, means, lows, highs)."""
+    """Return label -> (places, means, lows, highs) for each series with error bars."""
     found = {}
     for container in axes.containers:
         (segments,) = (part.get_segments() for part in container.lines[2])
@@ -126,7 +126,7 @@ def test_ranks_and_rates_stand_in_order_on_a_logarithmic_axis(tmp_path, figures,
 
 
 def test_a_rate_with_several_warm_ups_is_drawn_once(tmp_path, figures):
-    """That with the most seeds, then the best; the fifth run is the second under another seed."""
+    """The one with the most seeds, then the best; the fifth run is the second with another seed."""
     ways = [(1e-3, 0.0, 0.1), (1e-3, 0.1, 0.3), (1e-2, 0.0, 0.3), (1e-2, 0.1, 0.1)]
     made = [(rate, warmup, error, 1) for rate, warmup, error in ways] + [(*ways[1], 2)]
     runs = [
@@ -236,7 +236,7 @@ def test_weights_that_are_not_there_are_said(tmp_path, words, reasons):
     ],
 )
 def test_an_axis_ends_where_scores_do(metric: str, limits: tuple[float | None, float]) -> None:
-    """The interval of two seeds goes on for ever."""
+    """The interval of two seeds can be wider than the range of the metric."""
     _, axes = new_figure()
     axes.errorbar([1, 2], [0.5, 0.6], yerr=[8.0, 0.1])
     low, high = limits

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, tables and plots."""
+"""The report: a self-contained HTML file, tables and plots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """What a browser would find: tags with their attributes, and the visible text."""
+    """A parsed page: tags with their attributes, and the visible text."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of runs on two tasks, with a base model of an evil name, a group apart and two runs without a result."""
+    """Write a report of two tasks, with a hostile model name, a separate group and two runs without results."""
     place = tmp_path_factory.mktemp("report")
     for seed in (1, 2, 3):
         for method, error in (("head", 0.4), ("bitfit", 0.1), ("lora", 0.1)):

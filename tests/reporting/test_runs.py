@@ -1,4 +1,4 @@
-"""Runs are found wherever the user points, each once, and judged without being touched."""
+"""Runs are found wherever the user points, each once, and read without changing them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.reporting.made_up import EXAMPLES, make_run
 
 @pytest.fixture
 def place(tmp_path):
-    """Two runs, one of them with a checkpoint, and a sweep with a run and one that never began."""
+    """Make two runs, one of them with a checkpoint, and a sweep of a run and one that never started."""
     make_run(tmp_path / "a")
     make_run(tmp_path / "b")
     checkpoint = tmp_path / "b" / "checkpoints" / "step_5"

@@ -1,4 +1,4 @@
-"""A zip for GLUE's server: whole and the same bytes each time, or not at all and with what makes it."""
+"""The zip for GLUE's server: complete and reproducible, or not written, with the commands for what is missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OTHERS = [name for name in SERVER_FILES if name != "MRPC"]
 
 
 def trained(folder: Path, task: str = "mrpc", *, score: float = 0.8, **changes: Any) -> Path:
-    """A finished run with that score."""
+    """Make a finished run with this score."""
     results = {f"best_eval_{metric}": score for metric in TASKS[task].metrics}
     measured = {"best_eval_step": 60, "train_runtime": 1.0, "train_samples_per_second": 1.0}
     record = {"results": results | measured, "peak_memory_bytes": 1, "ended": "2026-01-01T01:00:00+00:00"}
@@ -33,7 +33,7 @@ def trained(folder: Path, task: str = "mrpc", *, score: float = 0.8, **changes: 
 
 
 def answered(folder: Path, task: str = "mrpc", **options: Any) -> Path:
-    """Such a run with all that it is to answer, as scripts/predict.py leaves it."""
+    """Make such a run with all predictions for the server, as scripts/predict.py writes them."""
     trained(folder, task, **options)
     for file in SERVER_FILES.values():
         if file.task_name == task:
@@ -58,13 +58,13 @@ def gathered(*words: Path, fill: tuple[str, ...] = ()) -> Submission:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of MRPC that has answered, in the working directory."""
+    """Make a run on MRPC with predictions, in the working directory."""
     monkeypatch.chdir(tmp_path)
     return answered(Path("mrpc"))
 
 
 def problem(run: Path) -> str:
-    """What is said of a run's MRPC.tsv alone."""
+    """Return the problem with the run's MRPC.tsv, which must be the only one."""
     submission = gathered(run, fill=("rest",))
     (line,) = submission.missing
     with pytest.raises(UserError, match=r"^s.zip: not written, 1 of 11 files are missing; run the commands above$"):

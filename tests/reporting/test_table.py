@@ -1,4 +1,4 @@
-"""The table's numbers, baselines and what others have reported, against what the runs hold."""
+"""The table's numbers, baselines and published results, against the content of the runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.reporting.made_up import make_run, make_run_of_several
 
 @pytest.fixture
 def runs(tmp_path):
-    """On MRPC: two methods, three seeds each, and one that failed."""
+    """Make runs on MRPC: two methods with three seeds each, and a failed run."""
     made = [
         make_run(tmp_path / f"{method}-{seed}", "--task_name", "mrpc", "--method", method, seed=seed)
         for method in ("bitfit", "full")

@@ -1,4 +1,4 @@
-"""What training did to the weights, against adapters whose changes are known."""
+"""Changes of the weights by training, against adapters with known changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BIASES_PER_LAYER = 8
 
 
 def bitfit_run(folder, base):
-    """Each bias of layer 0 moved by 0.25, those of layer 1 by 0.5."""
+    """Make a run in which each bias of layer 0 moved by 0.25, and those of layer 1 by 0.5."""
     model, head = classifier(base)
     strategy = BitFit()
     model = strategy.apply(model, head)
@@ -58,7 +58,7 @@ def test_the_first_berts_call_a_bias_beta(tmp_path, tiny_folder):
 
 
 def test_a_base_model_in_bfloat16(tmp_path, tiny_folder):
-    """numpy has no such type."""
+    """NumPy has no bfloat16."""
     base = shutil.copytree(tiny_folder(), tmp_path / "half")
     weights = {name: value.bfloat16() for name, value in load_file(base / "model.safetensors").items()}
     save_file(weights, base / "model.safetensors")
@@ -106,7 +106,7 @@ def test_a_report_does_without_a_base_model_that_cannot_be_had(tmp_path, monkeyp
 
 
 def lora_run(folder, base, **flags):
-    """The rank-4 update of each layer has the singular values s (4, 2, 0, 0)."""
+    """Make a run in which each layer's rank-4 update has the singular values s (4, 2, 0, 0)."""
     model, head = classifier(base)
     strategy = LoRA(lora_r=4, lora_alpha=8, **flags)
     model = strategy.apply(model, head)

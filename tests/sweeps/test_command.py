@@ -1,4 +1,4 @@
-"""A run's command: W&B's macros, and whether it can be started from here."""
+"""The command of a run: W&B's macros, and whether it can be started."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_wrong_command_is_one_line(tmp_path, command, message):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
-    """The current folder, with a program in it."""
+    """Create a program in a temporary folder and change to it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text("")
     return tmp_path

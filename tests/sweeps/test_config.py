@@ -1,4 +1,4 @@
-"""Sweep files: W&B's format, its order of a grid, train.py's flags; and the files that are shipped."""
+"""Sweep files: W&B's format, the order of a grid, train.py's flags, and the packaged files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def shipped(path: Path) -> Sweep:
 
 
 def of_wandb(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every run of a grid by W&B's own search, as the values that its agent is given."""
+    """Return all runs of a grid by W&B's own search, as the values that its agent gets."""
     runs = wandb_search("grid_search").grid_search_next_runs([], content, n=1000)
     return [{name: entry["value"] for name, entry in run.config.items()} for run in runs if run is not None]
 
@@ -104,7 +104,7 @@ def test_run_cap_cuts_a_grid(tmp_path):
 
 
 def test_a_mapping_for_a_flag_of_json_is_json(tmp_path):
-    """On the command line of a run too, where W&B's agent would write Python's form."""
+    """Also on the command line of a run, where W&B's agent would write a Python literal."""
     strategy = [{"method": "peft", "peft_kwargs": {"r": 4}}, {"method": "head"}]
     sweep = load(tmp_path, parameters={"a": {"values": strategy}, "peft_type": {"value": "loha"}})
     assert [sweep.flags(point).get("peft_kwargs") for point in sweep.grid()] == ['{"r": 4}', None]
@@ -174,7 +174,7 @@ def test_the_rates_are_the_same_for_full_fine_tuning_and_for_peft():
     assert tried["full"] == tried["bitfit"] == tried["lora"] and len(tried["full"]) >= 3
     assert {STRATEGIES[method].default_learning_rate for method in _RATED} <= set().union(*tried.values())
     assert len(runs) == len({(run["method"], run["learning_rate"], run["seed"]) for run in runs})
-    assert len({run["seed"] for run in runs}) >= 3  # one seed claims nothing
+    assert len({run["seed"] for run in runs}) >= 3  # a single seed supports no claim
 
 
 @pytest.mark.parametrize(

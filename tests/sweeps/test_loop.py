@@ -1,4 +1,4 @@
-"""The sweep around runs of a small program that writes a training's files and takes its signals."""
+"""The sweep loop, with a small program in place of training that writes the same files and handles signals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from peftlib.sweeps.folder import try_lock
 from peftlib.sweeps.loop import run_sweep
 from peftlib.sweeps.search import Search
 
-# --seed 0 is the best run, each further one worse; it logs --max_train_steps evaluations.
+# The run with --seed 0 is the best, each further one is worse; a run logs --max_train_steps evaluations.
 _PROGRAM = """
 import json, pathlib, signal, sys, time
 flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
@@ -50,7 +50,7 @@ say("finished")
 
 @pytest.fixture
 def search(tmp_path, monkeypatch):
-    """Opens the study of a sweep over this program, in the test's folder."""
+    """Open the study of a sweep over this program, in the test's folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("peftlib.sweeps.loop._PAUSE", 0.05)
 
@@ -75,7 +75,7 @@ def states(search: Search) -> list[str]:
 def test_values_are_text_to_a_terminal_not_markup(search, monkeypatch):
     opened, screen, console = search(["[/x]"]), io.StringIO(), SweepConsole()
     monkeypatch.setattr(console, "_rich", RichConsole(force_terminal=True, file=screen, width=100))
-    with pytest.raises(RunError):  # the program takes no such seed
+    with pytest.raises(RunError):  # the program fails with this seed
         run_sweep(opened, console)
     assert screen.getvalue().count("[/x]") > 1
 
@@ -155,7 +155,7 @@ def test_a_signal_stops_the_runs_and_the_next_call_goes_on(search, number, capsy
 
 
 class Cut(NamedTuple):
-    """A sweep of two runs whose first was cut off; `lock` is what its launcher left behind, still writing."""
+    """A sweep of two runs, the first interrupted; `lock` is held as by a process of it that is still writing."""
 
     search: Search
     lock: TextIO
@@ -197,7 +197,7 @@ def test_other_runs_are_watched_while_a_training_that_was_left_behind_ends(cut):
             ended.append(trial.number)
             cut.lock.close()
 
-    late = threading.Timer(15, cut.lock.close)  # or it would wait for ever where the other run is not watched
+    late = threading.Timer(15, cut.lock.close)  # otherwise a sweep that ignores the other run would wait for ever
     late.start()
     run_sweep(cut.search, Watcher(), workers=2)
     late.cancel()

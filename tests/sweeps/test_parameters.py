@@ -21,7 +21,7 @@ _SHAPED = [name for name, required in REQUIRED.items() if not required]
 
 @st.composite
 def bounded(draw: st.DrawFn) -> Parameter:
-    """Any distribution with two ends; sizes that a learning rate, a rank or a share may have."""
+    """Draw a bounded distribution, in the range of learning rates, ranks and shares."""
     distribution = draw(st.sampled_from(_BOUNDED))
     numbers = st.floats(1e-6, 100) if distribution.endswith("_values") else st.floats(-5, 5)
     if distribution == "int_uniform":
@@ -35,7 +35,7 @@ def bounded(draw: st.DrawFn) -> Parameter:
 
 @st.composite
 def shaped(draw: st.DrawFn) -> Parameter:
-    """Any distribution with a shape; a few settings left to their defaults."""
+    """Draw a distribution with shape parameters, some of them left at their defaults."""
     content: dict[str, object] = {"distribution": draw(st.sampled_from(_SHAPED))}
     names = ("a", "b") if content["distribution"].endswith("beta") else ("mu", "sigma")
     for name in names:
@@ -47,7 +47,7 @@ def shaped(draw: st.DrawFn) -> Parameter:
 
 
 def ends(parameter: Parameter) -> tuple[float, float]:
-    """The smallest and largest value that W&B's documentation gives a bounded distribution."""
+    """Return the bounds of a distribution, according to W&B's documentation."""
     low, high = parameter.settings["min"], parameter.settings["max"]
     kind = parameter.distribution.removeprefix("q_")
     if kind == "log_uniform":
@@ -61,7 +61,7 @@ def ends(parameter: Parameter) -> tuple[float, float]:
 def test_a_draw_is_within_the_bounds_and_on_the_grid_of_q(parameter, share):
     value, (low, high) = parameter.quantile(share), ends(parameter)
     q = parameter.settings.get("q")
-    # A multiple of q may lie up to half of q outside: W&B rounds after it draws.
+    # A multiple of q may lie outside by up to q / 2: W&B rounds after drawing.
     slack = (q or 0) / 2 + 1e-9 * max(1, abs(low), abs(high))
     assert low - slack <= value <= high + slack
     if q is not None:
@@ -76,11 +76,11 @@ def test_quantiles_are_those_of_wandb(parameter, share):
     content = {"distribution": parameter.distribution, **parameter.settings}
     theirs = wandb_search("params").HyperParameter("x", content)
     if parameter.distribution == "int_uniform":
-        # Theirs goes through floats, which may put the border between two numbers on either side.
+        # Theirs computes in floats, which may shift the boundary between two integers.
         assert abs(parameter.quantile(share) - theirs.ppf(share)) <= 1
         return
     q, value = parameter.settings.get("q", 0), float(theirs.ppf(share))
-    assume(not math.isnan(value))  # W&B's, of two ends that are neighbours among floats
+    assume(not math.isnan(value))  # W&B's, if the bounds are adjacent floats
     assert math.isclose(parameter.quantile(share), value, rel_tol=1e-6, abs_tol=1e-9 + q * 1.000001)
 
 

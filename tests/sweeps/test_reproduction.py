@@ -1,4 +1,4 @@
-"""What the comparison can be run on, found out before anything starts."""
+"""What `make reproduce` can run on, determined before anything starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_glue_folder_gives_both_tasks(tmp_path):
 
 
 def test_without_the_hub_it_is_the_packaged_task_and_that_is_said():
-    tasks, notice = tasks_at_hand(None)  # the tests are offline
+    tasks, notice = tasks_at_hand(None)  # tests run offline
     assert tasks == ("rotten_tomatoes",)
     assert "not available" in notice and "make reproduce GLUE=DIR" in notice and "\n" not in notice
 
@@ -53,12 +53,12 @@ def test_the_grid_is_methods_by_tasks_by_seeds(tmp_path):
         ("head", None), ("bitfit", None), ("lora", 8), ("lora", 16), ("lora", 32), ("full", None),
     }  # fmt: skip
     assert {(point["data_dir"], point["max_train_samples"]) for point in points} == {("glue", 5000)}
-    # Stopped after a third, it has one whole seed.
+    # If stopped after a third, it has completed one seed.
     assert {point["seed"] for point in points[:12]} == {1}
 
 
 def test_values_are_taken_as_they_are_written():
-    """YAML by itself reads 010 as eight, and a blank before # as the start of a comment."""
+    """YAML would read 010 as eight, and a # after a blank as the start of a comment."""
     words, _ = sweep_words("all-MiniLM-L6-v2", ("mrpc",), "/data/glue #2", "042,010", None)
     sweep = reproduce_sweep(words)
     assert {sweep.flags(point)["data_dir"] for point in sweep.grid()} == {"/data/glue #2"}

@@ -27,13 +27,13 @@ def sweep_of(folder: Path, program: str = "train.py", command: list[str] | None 
 
 
 def start(folder: Path, script: str) -> Run:
-    """A run of a small program that writes what a training writes."""
+    """Start a run of a small program that writes the files of a training."""
     opening = f"import os, pathlib, sys, time\nout = pathlib.Path({str(folder / '0')!r})\nout.mkdir(exist_ok=True)\n"
     (folder / "program.py").write_text(opening + script)
     lock = try_lock(folder / "lock")
     assert lock is not None
     run = Run(sweep_of(folder, str(folder / "program.py")), {"seed": 1}, folder / "0", lock, ("s-1", 4))
-    lock.close()  # as if the sweep had died: the run's processes hold it
+    lock.close()  # as if the sweep had died: only the run's processes hold it
     return run
 
 
@@ -70,7 +70,7 @@ def test_metrics_are_read_while_they_are_written_whole_lines_only(tmp_path):
         file.write(': 0.75}\n{"step": 5, "m": 1}\n')
     run.poll()
     assert run.values == [0.5, 0.75, 1.0] and run.steps == 5
-    path.write_text('{"step": 1, "m": 0.25}\n')  # gone on from an earlier checkpoint
+    path.write_text('{"step": 1, "m": 0.25}\n')  # resumed from an earlier checkpoint
     run.poll()
     assert run.values == [0.25]
     run.stop()

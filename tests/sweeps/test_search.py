@@ -1,4 +1,4 @@
-"""The study: its order, its seeds, and what becomes of trials whose holder died."""
+"""The study: its order, its seeds, and trials whose process died."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RATE = {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1}
 
 @pytest.fixture
 def search(tmp_path):
-    """Opens the study in the test's folder, as another process would."""
+    """Open the study in the test's folder, as another process would."""
 
     def make(**changes: Any) -> Search:
         content = {
@@ -39,7 +39,7 @@ def search(tmp_path):
 
 
 def die(claim: Claim) -> None:
-    """What the operating system does for a process that is killed."""
+    """Release the lock, as the operating system does for a killed process."""
     claim.lock.close()
 
 
@@ -94,7 +94,7 @@ def test_draws_depend_on_seed_and_number_not_on_interruptions(search, tmp_path, 
         opened = search(**changes)
         claim = take(opened)
         drawn.append(claim.values)
-        if claim.number == 2:  # killed before it was told; the next process draws the same
+        if claim.number == 2:  # killed before it reported; the next process draws the same values
             die(claim)
             opened = search(**changes)
             claim = take(opened)
@@ -116,7 +116,7 @@ def test_a_sweep_that_is_killed_between_two_draws_draws_on_as_if_it_were_not(sea
     uniform = {"distribution": "uniform", "min": 0.0, "max": 1.0}
     changes = {"method": method, "run_cap": 3, "parameters": {"warmup_ratio": uniform, "dropout": uniform}}
     straight = search(**changes)
-    held = [take(straight), take(straight)]  # by whose locks
+    held = [take(straight), take(straight)]  # keep their locks
     expected = [claim.values for claim in held]
     assert len({value for values in expected for value in values.values()}) == 4
     (tmp_path / "study").rename(tmp_path / "before")
@@ -140,7 +140,7 @@ def test_a_sweep_that_is_killed_between_two_draws_draws_on_as_if_it_were_not(sea
 
 
 def test_bayes_looks_where_it_was_good(search):
-    """After the random start the draws gather around the best rate; random ones do not."""
+    """After the random start the draws concentrate around the best rate; those of `random` do not."""
     spread = {}
     for method in ("bayes", "random"):
         opened = search(method=method, name=method, run_cap=30, parameters={"learning_rate": _RATE})
@@ -194,10 +194,10 @@ def test_a_run_that_is_always_cut_off_ends_up_failed(search):
     for _ in range(3):
         assert opened.release(take(opened), blameless=False)
     claim = take(opened)
-    assert opened.release(claim, blameless=True)  # the sweep's own doing does not count
+    assert opened.release(claim, blameless=True)  # an interruption by the sweep itself does not count
     claim = take(opened)
     assert claim.number == 0 and not opened.release(claim, blameless=False)
-    assert take(search()).number == 1  # it is still held, to be told of
+    assert take(search()).number == 1  # trial 0 is still held, until its failure is recorded
 
 
 def test_the_best_come_first_then_the_stopped_then_the_failed(search):
@@ -211,7 +211,7 @@ def test_the_best_come_first_then_the_stopped_then_the_failed(search):
 
 
 def run_all(search: Search) -> list[dict[str, Any]]:
-    """Finish every trial that is to be had; the values of each, in order."""
+    """Finish all available trials; return their values in order."""
     values = []
     while (claim := search.claim()) is not None:
         search.complete(claim, 0.5)
@@ -253,7 +253,7 @@ def test_what_was_cut_off_or_queued_before_a_grid_grew_is_run_with_its_own_value
     cut, done = take(first), take(first)
     first.complete(done, 0.5)
     die(cut)
-    first.study.enqueue_trial({"lora_r": 8, "seed": 1})  # by a sweep that was killed before it took it
+    first.study.enqueue_trial({"lora_r": 8, "seed": 1})  # by a sweep that was killed before it claimed it
     again = search(parameters=more)
     claim = take(again)
     assert (claim.number, claim.values, claim.taken_up) == (0, {"lora_r": 4, "seed": 1}, True)
@@ -312,7 +312,7 @@ def test_a_folder_keeps_to_its_sweep_but_for_run_cap_and_a_grid_that_grows(searc
         search(parameters=parameters)
     with pytest.raises(UserError, match="contains a sweep with a different seed; name another folder"):
         search(seed_of_search=1)
-    again = search()  # a refusal leaves the folder as it was
+    again = search()  # a refusal leaves the folder unchanged
     assert [claim.values for claim in claims] + run_all(again) == list(again.sweep.grid())
 
 
@@ -327,7 +327,7 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(search, tmp_path, name)
 
 
 def test_a_new_folder_may_be_there_already(search, tmp_path):
-    (tmp_path / "study" / "runs").mkdir(parents=True)  # by another process, which is beginning the same sweep
+    (tmp_path / "study" / "runs").mkdir(parents=True)  # by another process that is starting the same sweep
     (tmp_path / "study" / ".gitkeep").touch()
     search()
     search()

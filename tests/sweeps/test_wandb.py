@@ -1,4 +1,4 @@
-"""The real `wandb sweep` and `wandb agent`, the real training, and a server of W&B's protocol on this machine."""
+"""The real `wandb sweep`, `wandb agent` and training, with a local server that speaks W&B's protocol."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.launch
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that `wandb sweep` has made on a server of the test's own, and the place where agents work on it."""
+    """A sweep that `wandb sweep` has created on the test's server, and the folder where agents run."""
 
     server: WandbServer
     place: Path
@@ -52,7 +52,7 @@ class Sweep:
 
 @contextmanager
 def made_sweep(place: Path, points: list[dict[str, Any]], **changes: Any) -> Iterator[Sweep]:
-    """A shipped sweep with some keys of its own, whose server gives out these points."""
+    """Create a packaged sweep with some keys changed; the server hands out these points."""
     (place / "work").mkdir()
     (place / "home").mkdir()
     sweep = yaml.safe_load((ROOT / "scripts" / "sweeps" / "quick.yaml").read_text())
@@ -65,7 +65,7 @@ def made_sweep(place: Path, points: list[dict[str, Any]], **changes: Any) -> Ite
             WANDB_API_KEY="0" * 40,
             WANDB_ERROR_REPORTING="false",
             WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL="1",
-            WANDB_AGENT_REPORT_INTERVAL="1",  # seconds; it asks for the next run, and what is to be stopped, that often
+            WANDB_AGENT_REPORT_INTERVAL="1",  # seconds between requests for the next run and for runs to stop
             PYTHONPATH=str(ROOT),
             PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin",
         )
@@ -75,7 +75,7 @@ def made_sweep(place: Path, points: list[dict[str, Any]], **changes: Any) -> Ite
 
 
 def common(place: Path, model: Path) -> dict[str, Any]:
-    """What all runs here are given."""
+    """Return the flags of all runs here."""
     return {
         "model_name_or_path": str(model), "task_name": "mrpc", "data_dir": str(write_glue(place / "glue", 160)),
         "mixed_precision": "no", "num_cpu_threads": 1,
@@ -106,7 +106,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., P
         runs = sweep.server.runs
         sweep.server.stop = lambda run: run == "run1" and any("train/loss" in line for line in runs[run]["history"])
         assert sweep.wandb("agent", "s1").wait(300) == 0, sweep.log
-        # The agent does not wait for a run that it has told to end.
+        # The agent does not wait for a run that it has stopped.
         wait_for(lambda: sweep.state("run1") != "running")
         yield sweep
 
@@ -160,13 +160,13 @@ STEPS = 100
 
 @pytest.fixture(scope="module")
 def preempted(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Iterator[Sweep]:
-    """The agent is sent away by SIGTERM, as clusters do it; another one comes later."""
+    """The agent gets a SIGTERM, as on a cluster; a second agent starts later."""
     place = tmp_path_factory.mktemp("preempted")
     point = {
         **common(place, tiny_folder()), "strategy": {"method": "lora", "lora_r": 4}, "seed": 7,
         "max_train_steps": STEPS, "eval_steps": STEPS // 2, "logging_steps": 1,
     }  # fmt: skip
-    # Quicker to start than `accelerate launch`, which imports every other command of accelerate's first.
+    # Starts faster than `accelerate launch`, which imports all of accelerate's other commands first.
     launcher = ["${interpreter}", "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "multi_cpu.yaml")]
     command = ["${env}", *launcher, "--main_process_port", "0", "${program}", "${args}"]
     with made_sweep(place, [point], command=command) as sweep:

@@ -1,4 +1,4 @@
-"""W&B's own search, with which the tests compare ours."""
+"""W&B's own search, as a reference for ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def wandb_search(module: str) -> Any:
-    """A module of W&B's `sweeps` package. A comparison that was skipped would look like one that was passed."""
+    """Import a module of W&B's `sweeps` package, or fail: a skipped comparison would look like one that passed."""
     try:
         return importlib.import_module(f"sweeps.{module}")
     except ImportError as error:

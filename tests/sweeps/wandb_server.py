@@ -1,7 +1,7 @@
-"""As much of a W&B server as `wandb sweep`, `wandb agent` and a run of theirs talk to, on this machine.
+"""A local W&B server, with as much as `wandb sweep`, `wandb agent` and their runs need.
 
-It knows nothing of the client but the protocol: GraphQL at /graphql, and the file stream to which a run's history,
-summary and exit code go. What it was told lies in plain dictionaries.
+It implements only the protocol: GraphQL at /graphql, and the file stream for a run's history, summary and exit code.
+What it receives is kept in plain dictionaries.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class WandbServer:
     """One sweep and its runs.
 
     Args:
-        points: name -> value of each run that the agent is given, one after the other.
+        points: name -> value for each run, in the order in which agents get them.
 
     Attributes:
         sweep: the configuration that `wandb sweep` sent.
         runs: id -> its configuration, history, summary, state and exit code.
-        given: the ids in the order in which agents got them; one that was preempted is there twice.
-        stop: which runs are to end, as hyperband or the stop button decide it.
+        given: ids in the order in which agents got them; a preempted run occurs twice.
+        stop: tells which runs to stop, like hyperband or the stop button.
     """
 
     def __init__(self, points: list[dict[str, Any]]) -> None:
@@ -43,7 +43,7 @@ class WandbServer:
         self.url = ""
 
     def answer(self, query: str, variables: dict[str, Any]) -> Any:
-        """Of a GraphQL request, by the name of its operation."""
+        """Answer a GraphQL request by the name of its operation."""
         found = re.search(r"(?:query|mutation)\s+(\w+)", query)
         name = found.group(1) if found else query
         self.operations.append(name)
@@ -78,7 +78,7 @@ class WandbServer:
         return None
 
     def stream(self, run_id: str, body: dict[str, Any]) -> None:
-        """A run's history and summary as they come in."""
+        """Receive a part of a run's history and summary."""
         run = self._run(run_id)
         for name, part in (body.get("files") or {}).items():
             lines = [json.loads(line) for line in part["content"] if name.endswith((".jsonl", ".json"))]
@@ -97,7 +97,7 @@ class WandbServer:
         return self.runs.setdefault(run_id, fresh)
 
     def _so_far(self, run_id: str) -> dict[str, Any]:
-        """What a client is told that goes on with a run."""
+        """Return what a client that resumes a run is told."""
         run = self._run(run_id)
         return {
             "id": "b", "name": run_id, "displayName": run_id, "sweepName": "s1", "tags": [],
@@ -115,7 +115,7 @@ class WandbServer:
             if run["state"] == "preempted":
                 run["state"] = "pending"
                 self.given.append(run_id)
-                # All of its configuration, not the sweep's parameters alone: https://github.com/wandb/wandb/issues/9143
+                # Its whole configuration, not only the sweep's parameters: https://github.com/wandb/wandb/issues/9143
                 return [{"type": "resume", "run_id": run_id, "program": self.sweep["program"], "args": run["config"]}]
         started = len(set(self.given))
         if started == len(self.points):
@@ -128,10 +128,10 @@ class WandbServer:
 
 
 def _state_after(state: str, exit_code: int) -> str:
-    """Of a run that has ended (https://docs.wandb.ai/models/sweeps/signal-handling-sweep-runs)."""
+    """Return the state of a run that has ended (https://docs.wandb.ai/models/sweeps/signal-handling-sweep-runs)."""
     if exit_code == 0:
         return "finished"
-    if exit_code == 255:  # the client's own after a Ctrl-C
+    if exit_code == 255:  # the client's status after a Ctrl-C
         return "killed"
     return "preempted" if state == "preempting" else "failed"
 
@@ -144,7 +144,7 @@ def serve(points: list[dict[str, Any]]) -> Iterator[WandbServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            answer: dict[str, Any] = {}  # to the client's telemetry
+            answer: dict[str, Any] = {}  # for the client's telemetry
             if self.path.startswith("/graphql"):
                 asked = json.loads(body)
                 data = told.answer(asked["query"], asked.get("variables") or {})

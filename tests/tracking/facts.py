@@ -1,4 +1,4 @@
-"""What a run knows of itself, as the record, the card and the reporter are given it."""
+"""Facts and flags of a made-up run, for tests of the record, the card and the reporter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peftlib.tracking.record import describe_run
 
 
 def made_facts() -> dict[str, Any]:
-    """`describe_run` of a made-up BitFit run on MRPC."""
+    """Describe a made-up BitFit run on MRPC."""
     split = {"fingerprint": "0" * 64, "source": "made here", "truncated": 0}
     return describe_run(
         ModelSource("some/model", "/models/some"),
@@ -27,5 +27,5 @@ def made_facts() -> dict[str, Any]:
 
 
 def made_arguments(*words: str) -> dict[str, Any]:
-    """The flags of that run."""
+    """Return the flags of that run."""
     return parse_train_arguments(["--task_name", "mrpc", "--method", "bitfit", *words]).flat()

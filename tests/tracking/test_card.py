@@ -1,4 +1,4 @@
-"""The model card: metadata that the Hub reads, numbers that are the run's, code that runs."""
+"""The model card: its metadata is valid for the Hub, its numbers are the run's, its code runs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_scores_are_where_the_hub_looks_for_them():
     assert about == ("nyu-mll/glue", "mrpc", "validation")
     several = {"micro_f1": 0.5, "macro_f1": 0.25, "subset_accuracy": 0.125}
     card = ModelCard(model_card(made_run(**ON_HUB), several, folder="a", is_adapter=True))
-    assert card.data.metrics == ["f1", "accuracy"]  # as the Hub calls them, each once
+    assert card.data.metrics == ["f1", "accuracy"]  # the Hub's names, each once
     assert {one.metric_name: one.metric_value for one in card.data.eval_results} == several
 
 

@@ -1,4 +1,4 @@
-"""What a person sees: plain lines in a pipe, a bar and tables on a terminal."""
+"""What a user sees: plain lines in a pipe, a bar and tables on a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pipe(monkeypatch):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """rich's own switches: taken for a terminal of 100 columns that draws."""
+    """Make rich draw as on an interactive terminal of 100 columns."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_INTERACTIVE", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -33,7 +33,7 @@ def terminal(monkeypatch):
 
 
 def show_a_run(console):
-    """All that a console ever shows, in the order of a run."""
+    """Show everything that a console can show, in the order of a run."""
     console.note("a note with [brackets] and 123")
     console.facts("run", {"task": "mrpc", "long": "x" * 150})
     console.total_steps = 20
@@ -54,7 +54,7 @@ def test_a_pipe_gets_plain_lines(pipe, capsys):
         "a note with [brackets] and 123",
         "run",
         "  task: mrpc",
-        f"  long: {'x' * 150}",  # not wrapped: lines are for grep
+        f"  long: {'x' * 150}",  # not wrapped, so that grep finds whole lines
         "step 10/20  epoch 1.50  loss 0.5432  123 samples/s  lr 1.23e-03",
         "step 11/20  epoch 1.50  loss 0.5432  123 samples/s  lr 1.23e-03",
         "evaluation at step 11  accuracy 0.8125  best accuracy 0.8200",
@@ -80,7 +80,7 @@ def test_a_terminal_gets_a_bar_with_loss_rate_and_eta(terminal, capsys):
     assert ESCAPE in out
     for part in ("training", "10/20", "loss 0.5432  123 samples/s", "ETA"):
         assert part in out
-    assert "step 10/20" not in out  # the bar says it
+    assert "step 10/20" not in out  # the bar shows it
 
 
 def test_a_terminal_gets_tables_a_panel_and_the_scores(terminal, capsys):
@@ -102,7 +102,7 @@ def test_the_bar_is_taken_down_when_the_run_fails(terminal, capsys):
     console = RunConsole()
     with pytest.raises(ZeroDivisionError), console:
         raise ZeroDivisionError
-    assert capsys.readouterr().out.endswith(f"{ESCAPE}[?25h")  # the cursor is back
-    console.advance(1)  # nothing left to move
+    assert capsys.readouterr().out.endswith(f"{ESCAPE}[?25h")  # the cursor is visible again
+    console.advance(1)  # the bar is gone
     console.log(VALUES, 1)
     assert "step 1/0" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The folder that a run writes into: never over somebody's files, never over a run that could go on."""
+"""The folder that a run writes into: it never replaces the user's files, or a run that could be resumed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_folder_in_use_is_refused_and_names_the_flag(tmp_path):
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("resume", [None, "auto"])
 def test_a_folder_without_a_run_is_nobodys_to_clear(tmp_path, overwrite, resume):
-    """Somebody's own README.md or config.json would be replaced: a project's, or a base model's."""
+    """A project's README.md or a base model's config.json would be replaced."""
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(UserError, match=r"holds files, and none of a run; name another folder$"):
         choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite, resume=resume)
@@ -72,7 +72,7 @@ def test_going_on_does_not_throw_a_finished_run_away(tmp_path, monkeypatch):
     (tmp_path / "run.json").write_text(json.dumps({"status": "finished"}))
     with pytest.raises(UserError, match="a finished run that kept no checkpoint"):
         choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto")
-    monkeypatch.setenv("PEFTLIB_SWEEP_ID", "q")  # which was killed before it heard of the end
+    monkeypatch.setenv("PEFTLIB_SWEEP_ID", "q")  # was killed before it learnt that the run had finished
     assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
     monkeypatch.delenv("PEFTLIB_SWEEP_ID")
     (tmp_path / "checkpoints").mkdir()
@@ -102,7 +102,7 @@ def test_everything_that_a_saved_tokenizer_leaves_is_a_runs_own_file(tiny_folder
         ({}, None),
         ({"PEFTLIB_SWEEP_ID": "quick-1", "PEFTLIB_TRIAL": "3"}, {"id": "quick-1", "trial": "3"}),
         ({"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "xyz"}, {"id": "abc", "trial": "xyz"}),
-        # A local sweep whose runs W&B watches.
+        # A local sweep whose runs W&B tracks.
         ({"PEFTLIB_SWEEP_ID": "q", "PEFTLIB_TRIAL": "0", "WANDB_SWEEP_ID": "abc"}, {"id": "q", "trial": "0"}),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a run ran on: told right, and without secrets."""
+"""The machine of a run is described correctly, and without secrets."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def times(user: float) -> SimpleNamespace:
 
 
 class Machine:
-    """Two cores whose work, and this process's, goes on as a test says."""
+    """A fake machine with two cores, whose clock and CPU times a test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock, self.own, self.all = 100.0, 5.0, 300.0
@@ -115,5 +115,5 @@ def test_this_machine_can_be_asked() -> None:
 def test_peak_memory_is_in_bytes_and_grows_with_what_is_held():
     before = peak_memory(torch.device("cpu"))
     assert before > 50e6  # torch alone takes more
-    held = torch.ones(before // 4 + 25_000_000)  # fp32: more than everything before, and 100 MB
+    held = torch.ones(before // 4 + 25_000_000)  # fp32: 100 MB more than all before
     assert peak_memory(torch.device("cpu")) > held.numel() * 4

@@ -1,4 +1,4 @@
-"""What a run leaves on disk about itself: valid at any moment, free of secrets, never over somebody's files."""
+"""A run's record on disk: valid at any moment, without secrets, and never in place of the user's files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_lines(path):
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", ["checkpoints", "predictions", "model"])
 def test_only_overwriting_removes_what_lies_in_folders_of_a_run_that_starts_afresh(tmp_path, name, overwrite):
-    """`auto` starts afresh where no checkpoint is whole; the damaged ones may be worth a rescue."""
+    """`auto` starts afresh if no checkpoint is intact; the user may want to rescue the damaged ones."""
     (tmp_path / name / "step_00000010").mkdir(parents=True)
     RunRecord(tmp_path, {}, overwrite=overwrite)
     assert (tmp_path / name).exists() is not overwrite
@@ -51,7 +51,7 @@ def test_curves_of_a_run_that_is_overwritten_do_not_run_on_in_the_new_one_s(tmp_
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_finished_run_is_not_cleared_by_one_that_starts_afresh(tmp_path, damaged, monkeypatch):
-    """Its checkpoints are gone, or none is whole; or it has come and gone since the folder was chosen."""
+    """Its checkpoints are gone, or none is intact; or it has started and finished since the folder was chosen."""
     (tmp_path / "run.json").write_text('{"status": "finished"}')
     (tmp_path / "adapter_model.safetensors").write_text("precious")
     (tmp_path / "checkpoints" / ("step_00000010" if damaged else "")).mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_a_finished_run_is_not_cleared_by_one_that_starts_afresh(tmp_path, damag
     RunRecord(tmp_path, {}, resumed_step=10)
     assert (tmp_path / "adapter_model.safetensors").exists()
     (tmp_path / "run.json").write_text('{"status": "finished"}')
-    monkeypatch.setenv("PEFTLIB_SWEEP_ID", "q")  # which was killed before it heard of the end
+    monkeypatch.setenv("PEFTLIB_SWEEP_ID", "q")  # was killed before it learnt that the run had finished
     RunRecord(tmp_path, {})
     assert not (tmp_path / "adapter_model.safetensors").exists()
 
@@ -142,7 +142,7 @@ def test_every_logged_line_can_be_read_while_the_run_goes_on(tmp_path):
 
 
 def test_an_update_that_an_earlier_life_has_logged_is_not_logged_twice(tmp_path):
-    """An evaluation that is made again."""
+    """As when an evaluation is repeated."""
     earlier = RunRecord(tmp_path, {})
     for step in (4, 8, 9):
         earlier.log({"a": float(step)}, step)
@@ -162,7 +162,7 @@ def test_on_a_full_disk_the_records_stay_readable_and_say_so(tmp_path, small_dis
     for room in (1 << 16, 0):
         small_disk.leave(room)
         with contextlib.suppress(OSError), (small_disk.folder / ".rest").open("ab", buffering=0) as rest:
-            while room == 0:  # the last page, too
+            while room == 0:  # fill the last page, too
                 rest.write(b"x")
         for _ in range(200):
             written += 1
@@ -176,7 +176,7 @@ def test_on_a_full_disk_the_records_stay_readable_and_say_so(tmp_path, small_dis
     with record.running():
         record.log({"train/loss": 0.0}, written + 1)
     steps = [line["step"] for line in read_lines(small_disk.folder / "run" / "metrics.jsonl")]
-    assert steps == sorted(set(steps)) and steps[-1] == written + 1  # no line is half a line
+    assert steps == sorted(set(steps)) and steps[-1] == written + 1  # every line is complete
     told = {int(line.split("step ")[1].split(":")[0]) for line in warnings if "lacks step" in line}
     assert set(range(1, written + 1)) - set(steps) <= told
     assert read(small_disk.folder / "run" / "run.json")["status"] == "finished"

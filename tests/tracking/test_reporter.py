@@ -1,4 +1,4 @@
-"""The one voice of a run: record, console and trackers hear the same, and only from the main process."""
+"""The reporter tells record, console and trackers the same, and only from the main process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which trackers watch, and that W&B without a key neither asks nor fails."""
+"""The choice of trackers, and W&B without an API key, which must neither prompt nor fail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def complaint(wanted):
         (" , ", []),
         ("wandb", ["wandb"]),
         (" tensorboard , wandb ", ["tensorboard", "wandb"]),
-        ("wandb,wandb", ["wandb"]),  # two of a kind would start two runs
+        ("wandb,wandb", ["wandb"]),  # twice would start two runs
         ("auto", []),
     ],
 )
@@ -124,7 +124,7 @@ accelerator.end_training()
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
 
 
-# ── W&B's verdict on a run that did not end well ─────────────────────────────────────────────────────────────────
+# ── The state of failed and stopped runs in W&B ─────────────────────────────────────────────────────────────────
 
 ENDS = """
 import os, signal
@@ -141,9 +141,9 @@ errors = {
     "hyperband": Interrupted("stopped", 143, by_hand=False),
 }
 wandb.setup()
-os.environ["WANDB_SWEEP_ID"] = "s1"  # after the client has read its environment: inside a sweep it ignores the ids
+os.environ["WANDB_SWEEP_ID"] = "s1"  # set after the client has read its environment: in a sweep it would ignore the ids
 for name, error in errors.items():
-    with CaughtSignals(signal.SIGINT):  # W&B's client sends one to a run that is to end
+    with CaughtSignals(signal.SIGINT):  # W&B's client sends one to a run that must end
         end_wandb_run(wandb.init(id=name), error)
 """
 

@@ -1,4 +1,4 @@
-"""Started by test_milestones.py in two processes, the second of which alone gets a signal, or runs out of memory."""
+"""Run by test_milestones.py in two processes; only the second one gets a signal or runs out of memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.training.runs import make_run
 
 
 def prepared(folder: Path) -> Training:
-    AcceleratorState._reset_state()  # the process group stays
+    AcceleratorState._reset_state()  # keeps the process group
     GradientState._reset_state()
     run = make_run(folder, method="bitfit", micro=2, epochs=3, dropout=0.1)
     assert run.accelerator.num_processes == 2
@@ -35,8 +35,8 @@ def prepared(folder: Path) -> Training:
 
 
 def limit(run: Training, largest: int, evaluation: int) -> None:
-    """From this evaluation on, the second process has memory for so many examples; from 0 on in training too."""
-    model = run.accelerator.unwrap_model(run.model)  # what the wrapper sends to the others has been sent by then
+    """Limit the second process to `largest` examples from this evaluation on; with 0, in training too."""
+    model = run.accelerator.unwrap_model(run.model)  # fails after the collectives of DDP's forward pass
     forward, evaluate, evaluations = model.forward, run.evaluate, iter(range(1, 9))
     limited = {"now": evaluation == 0}
 
@@ -54,7 +54,7 @@ def limit(run: Training, largest: int, evaluation: int) -> None:
 
 
 def signal_in(run: Training, evaluation: int) -> None:
-    """In the middle of this evaluation the second process gets a signal."""
+    """Send the second process a signal in the middle of this evaluation."""
     evaluate, evaluations = run.evaluate, iter(range(1, 9))
 
     def interrupted(between: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Started by test_accumulation.py in two processes: writes the gradients of every update of some small runs."""
+"""Run by test_accumulation.py in two processes: write the gradients of every update of some small runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.training.runs import make_run
 def main(folder: Path, cases: list[str]) -> None:
     for case in cases:
         examples, micro, accumulation = map(int, case.split(","))
-        AcceleratorState._reset_state()  # the process group stays
+        AcceleratorState._reset_state()  # keeps the process group
         GradientState._reset_state()
         run = make_run(folder, examples=examples, micro=micro, accumulation=accumulation, recorder=True, scores=[0.0])
         assert run.accelerator.num_processes == 2

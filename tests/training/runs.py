@@ -1,4 +1,4 @@
-"""A small real run, put together as `scripts/train.py` does it: random tokens, a tiny BERT, prepared objects."""
+"""Small real runs, set up like `scripts/train.py`: random tokens, a tiny BERT, prepared objects."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ VOCABULARY = 50
 TOKENIZER = SimpleNamespace(pad_token_id=0, pad_token_type_id=0)
 
 
-#: By type of problem, what the run is scored by, and how many outputs its model has.
+#: Problem type -> metric, number of outputs.
 KINDS = {SINGLE_LABEL: ("accuracy", 2), MULTI_LABEL: ("micro_f1", 3), REGRESSION: ("pearson", 1)}
 
 
 def encoded(examples: int, seed: int = 0, kind: str = SINGLE_LABEL) -> EncodedExamples:
-    """Sentences of 3 to 11 random tokens with a random one of two classes, any of three, or a score from 0 to 5."""
+    """Make sentences of 3 to 11 random tokens, labelled with one of 2 classes, any of three, or a score from 0 to 5."""
     generator = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(generator.integers(3, 12, examples))])
     ids = generator.integers(1, VOCABULARY, offsets[-1]).astype(np.int32)
@@ -43,7 +43,7 @@ def encoded(examples: int, seed: int = 0, kind: str = SINGLE_LABEL) -> EncodedEx
 
 
 def tiny_bert(dropout: float = 0.0, outputs: int = 2) -> nn.Module:
-    """The same weights at every call."""
+    """Build a tiny BERT, with the same weights at every call."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=VOCABULARY,
@@ -60,7 +60,7 @@ def tiny_bert(dropout: float = 0.0, outputs: int = 2) -> nn.Module:
 
 
 class Log:
-    """A watcher that remembers."""
+    """A watcher that records what it receives."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -84,7 +84,7 @@ class Log:
 
 
 class GradientRecorder(torch.optim.SGD):
-    """Keeps the gradient of every update and changes nothing, so that all updates start from the same weights."""
+    """Record the gradient of every update and change nothing, so that all updates start from the same weights."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model.parameters(), lr=0.0)
@@ -97,7 +97,7 @@ class GradientRecorder(torch.optim.SGD):
 
 
 def scripted(scores: list[float]) -> Callable[[Between | None], Evaluation]:
-    """Evaluations with these accuracies, one after the other."""
+    """Return an `evaluate` that yields these accuracies in turn."""
     left = iter(scores)
     return lambda _: Evaluation({"accuracy": next(left), "loss": 1.0}, np.zeros((1, 2)), np.zeros(1, dtype=int), 1.0)
 
@@ -122,7 +122,7 @@ def make_run(
     kind: str = SINGLE_LABEL,
     **plan_options: Any,
 ) -> Training:
-    """A run that is ready for `train`; its watcher is a `Log`, its evaluation real unless `scores` are given."""
+    """Set up a run for `train`, with a `Log` as its watcher; its evaluation is real unless `scores` are given."""
     accelerator, _ = build_accelerator(precision, accumulation, [], folder, 1)
     accelerator.scaler = scaler
     splits = Splits(encoded(examples, kind=kind), encoded(11, seed=1, kind=kind))

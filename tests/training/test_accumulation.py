@@ -1,4 +1,4 @@
-"""The gradient of an update does not depend on how its examples are cut into micro-batches and processes."""
+"""The gradient of an update does not depend on its split into micro-batches and processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Gradients = list[dict[str, torch.Tensor]]
 def gradients_of_run(
     folder: Path, examples: int, micro: int, accumulation: int, epochs: int = 1, kind: str = SINGLE_LABEL
 ) -> Gradients:
-    """The gradient of every update of a real run."""
+    """Return the gradient of every update of a real run."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     run = make_run(
@@ -39,14 +39,14 @@ def gradients_of_run(
         recorder=True,
         scores=[0.0] * epochs,
         kind=kind,
-        best_metric="accuracy",  # which the made-up scores are called
+        best_metric="accuracy",  # the name of the made-up scores
     )
     train(run)
     return run.optimizer.optimizer.seen
 
 
 def gradients_of_whole_windows(examples: int, epochs: int = 1, kind: str = SINGLE_LABEL) -> Gradients:
-    """The same without accelerate or micro-batches: one padded batch and torch's own mean for each window."""
+    """Compute the same without accelerate or micro-batches: one padded batch and torch's mean loss per window."""
     from peftlib.data.batching import Slot, WindowBatches
 
     split, model = encoded(examples, kind=kind), tiny_bert(outputs=KINDS[kind][1]).train()
@@ -76,7 +76,7 @@ def assert_equal(found: Gradients, expected: Gradients) -> None:
         for name, gradient in left.items():
             difference = (gradient - right[name]).abs().max().item()
             assert difference <= 1e-6, f"update {number}, {name}: {difference}"
-        # Gradients that are all tiny would be equal for any reason.
+        # If all gradients were tiny, they would compare equal whatever they are.
         assert max(gradient.abs().max().item() for gradient in right.values()) > 1e-2
 
 
@@ -133,7 +133,7 @@ def test_the_loss_of_half_precision_logits_is_computed_in_fp32() -> None:
 
 @pytest.mark.launch
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    # examples, micro-batch, accumulation. 33 leaves one example for two processes: one of them gets a filler.
+    # examples, micro-batch, accumulation. 33 leaves one example for two processes: one gets a filler.
     cases = [(37, 8, 1), (37, 4, 2), (37, 1, 8), (33, 4, 2), (3, 4, 2)]
     words = [",".join(map(str, case)) for case in cases]
     run_in_two(Path(__file__).with_name("gradients_of_two.py"), tmp_path, *words, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Resumed equals uninterrupted, whatever was killed, damaged or full."""
+"""A resumed run equals an uninterrupted one, whatever was killed, damaged or full."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ IDENTITY = {
 
 
 class Reporter:
-    """What a keeper needs of the real one."""
+    """The part of the real one that a keeper needs."""
 
     def __init__(self) -> None:
         self.tracker_ids = {"wandb": "abc"}
@@ -53,7 +53,7 @@ class Reporter:
 
 
 def small_run(folder: Path, *, every: str | None = None, limit: int | None = None, **options) -> Training:
-    """10 windows an epoch (the last one short), 2 micro-batches each unless told otherwise, dropout on."""
+    """Set up a run of 10 windows per epoch (the last one short), by default of 2 micro-batches each, with dropout."""
     options = {"method": "bitfit", "epochs": 2, "micro": 2, "accumulation": 2, **options}
     run = make_run(folder, dropout=0.1, logging_steps=3, **options)
     run.keeper = CheckpointKeeper(folder, every, limit, IDENTITY, Reporter())
@@ -61,9 +61,9 @@ def small_run(folder: Path, *, every: str | None = None, limit: int | None = Non
 
 
 class Stop:
-    """An interruption that arrives after the n-th micro-batch of a run, or at the n-th question in its evaluations.
+    """An interruption after the n-th micro-batch of a run, or at the n-th poll during its evaluations.
 
-    An evaluation of three batches asks twice.
+    An evaluation of three batches polls twice.
     """
 
     def __init__(self, run: Training, micro_batch: int | None = None, question: int | None = None) -> None:
@@ -84,7 +84,7 @@ def curve(run: Training) -> dict[int, tuple[float, float]]:
 
 
 def logged(run: Training) -> dict[int, dict[str, float]]:
-    """What `metrics.jsonl` gets, without the times."""
+    """Return the values for `metrics.jsonl`, without the times."""
     times = {"train/samples_per_second"}
     return {step: {name: values[name] for name in values.keys() - times} for step, values in run.watcher.lines}
 
@@ -126,7 +126,7 @@ def test_resumed_equals_uninterrupted_for_every_method_and_precision(tmp_path, m
 
 @pytest.mark.parametrize("micro_batch", [1, 9, 10, 11, 20])
 def test_resumed_equals_uninterrupted_without_accumulation(tmp_path, micro_batch):
-    """No signal comes inside a window then: the generators are read when it comes."""
+    """No signal can arrive inside a window then: the generators are captured when it arrives."""
     options = {"micro": 4, "accumulation": 1}
     assert_resumes(tmp_path / "parts", whole_run(tmp_path / "whole", **options), micro_batch, **options)
 
@@ -141,7 +141,7 @@ def test_resumed_equals_uninterrupted_in_bf16(tmp_path):
 
 
 def assert_resumes(folder: Path, uninterrupted: SimpleNamespace, micro_batch: int, **options) -> None:
-    """Stopped after this many micro-batches and gone on with, a run ends with the uninterrupted one's bits."""
+    """Assert that a run stopped after this many micro-batches and resumed is bit-equal to the uninterrupted one."""
     first = small_run(folder, **options)
     first.interruption = Stop(first, micro_batch)
     with pytest.raises(Interrupted) as stop:
@@ -151,8 +151,8 @@ def assert_resumes(folder: Path, uninterrupted: SimpleNamespace, micro_batch: in
 
 
 def assert_ends_alike(first: Training, second: Training, uninterrupted: SimpleNamespace) -> None:
-    """The second life goes on from the checkpoint of the first, which has ended."""
-    torch.manual_seed(999)  # a new process starts with other generators
+    """Resume from the checkpoint of `first`, which has ended, and assert that the end is the same."""
+    torch.manual_seed(999)  # a new process has other generator states
     restore(second, find_checkpoint("auto", second.keeper.folder.parent, print))
     train(second)
     assert_same(weights(second), uninterrupted.weights)
@@ -230,9 +230,9 @@ def test_a_damaged_newer_one_does_not_push_out_a_whole_one(tmp_path):
 
 
 def often_evaluated(folder: Path, every: str | None = None, scores: dict[int, float] | None = None) -> Training:
-    """Evaluated after the updates 4, 8, 12, 16 and 20 in three batches, which ask twice; perhaps scored by a script.
+    """Set up a run with evaluations of three batches after updates 4, 8, 12, 16 and 20; `scores` replace their scores.
 
-    Clipped, so that the norm of the gradient is logged.
+    Gradients are clipped, so that their norm is logged.
     """
     run = small_run(folder, every=every, eval_steps=4, patience=2 if scores else 0, max_grad_norm=1.0)
     if scores is not None:
@@ -275,7 +275,7 @@ def test_stopped_in_an_evaluation_resumed_equals_uninterrupted(tmp_path, evaluat
 
 
 def test_stopped_in_every_evaluation_twice_changes_nothing(tmp_path, evaluated):
-    """The second time in the evaluation that is due."""
+    """The second time, it is the evaluation that a checkpoint records as due."""
     lines: dict[int, dict[str, float]] = {}
     for life in range(1, 20):
         run = often_evaluated(tmp_path, scores=evaluated.script)
@@ -294,7 +294,7 @@ def test_stopped_in_every_evaluation_twice_changes_nothing(tmp_path, evaluated):
 
 
 class Killed(BaseException):
-    """Nothing can be done about it."""
+    """Stands for SIGKILL: no handler of the run catches it."""
 
 
 @pytest.mark.parametrize("evaluation", [1, 2, 3])
@@ -342,7 +342,7 @@ def test_time_in_an_evaluation_that_is_stopped_or_made_again_is_no_training(tmp_
 
 @pytest.mark.parametrize("every", [None, "epoch"])
 def test_stopped_while_the_saved_state_is_scored_nothing_is_lost(tmp_path, evaluated, every):
-    """The model holds the best state then, and the checkpoint has to hold the last one."""
+    """The model then holds the best state, while the checkpoint must hold the last one."""
     whole = often_evaluated(tmp_path / "whole", every, evaluated.script)
     train(whole)
     last, expected = weights(whole), score_best(whole)
@@ -375,7 +375,7 @@ def test_the_last_state_is_copied_only_where_the_best_is_another(tmp_path, monke
 
 
 def test_a_checkpoint_of_before_resumes(tmp_path, uninterrupted):
-    """Format 3 has no evaluations that are due."""
+    """Format 3 does not record evaluations that are due."""
     first = small_run(tmp_path)
     first.interruption = Stop(first, 21)
     with pytest.raises(Interrupted):
@@ -459,7 +459,7 @@ def test_a_named_checkpoint_has_to_be_whole(two_checkpoints, tmp_path):
 
 
 def test_one_that_cannot_be_read_now_is_not_taken_for_a_damaged_one(two_checkpoints, monkeypatch):
-    """Passing it over would go on from an older one, or afresh, because a network disk hung for a moment."""
+    """Otherwise a brief failure of a network disk would make a run resume from an older one, or start afresh."""
     read = Path.open
 
     def failing(self, *arguments, **options):
@@ -479,7 +479,7 @@ def test_one_of_another_format_is_not_taken_for_a_damaged_one(two_checkpoints):
 
 
 def test_an_older_one_is_not_gone_on_from_beside_newer_ones(two_checkpoints):
-    """`auto` would later go on from the newer ones, which are of another past."""
+    """`auto` would later resume from the newer ones, which have a different history."""
     newest, previous = checkpoints(two_checkpoints / "checkpoints")
     with pytest.raises(UserError, match="has newer checkpoints"):
         find_checkpoint(str(previous), two_checkpoints, print)
@@ -519,13 +519,13 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
         )
     elsewhere = changed(model_name_or_path="/models/copy", model_revision="v2")
     assert matching_manifest(newest, elsewhere, extend=False, folder=two_checkpoints)["step"] == 20
-    with pytest.raises(UserError, match="--model_name_or_path was None, is /models/copy"):  # with other heads, say
+    with pytest.raises(UserError, match="--model_name_or_path was None, is /models/copy"):  # other heads, say
         matching_manifest(newest, {**elsewhere, "configuration": "x"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the base model's weights have changed"):
         matching_manifest(newest, {**IDENTITY, "weights": "x"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the number of processes was 1, is 2"):
         matching_manifest(newest, {**IDENTITY, "processes": 2}, extend=False, folder=two_checkpoints)
-    # `--mixed_precision auto` may come to something else on the machine that a job is requeued to.
+    # `--mixed_precision auto` may choose differently on the machine that a job is requeued to.
     with pytest.raises(UserError, match="the precision was no, is bf16"):
         matching_manifest(newest, {**IDENTITY, "precision": "bf16"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the device was cpu, is cuda"):
@@ -534,7 +534,7 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
 
 def test_what_does_not_shape_the_result_may_change(two_checkpoints):
     newest, _ = checkpoints(two_checkpoints / "checkpoints")
-    # A run that a CUDA graph has ended goes on without them, as its error says.
+    # A run that failed in a CUDA graph can resume without them, as its error message says.
     for change in ({"logging_steps": 50}, {"cuda_graphs": False}):
         assert matching_manifest(newest, changed(**change), extend=False, folder=two_checkpoints) is not None
 
@@ -670,7 +670,7 @@ def test_enospc_at_each_write_leaves_the_previous_checkpoint_and_the_run_goes_on
         assert len(run.keeper._reporter.warnings) == 1, point
         assert "No space left" in run.keeper._reporter.warnings[0]
         whole = [int(path.name[5:]) for path in checkpoints(folder / "checkpoints") if verify(path)]
-        # The last sync comes after the renaming: then the one that failed is there as well, and whole.
+        # The last sync follows the renaming: if that fails, the checkpoint is still there and intact.
         assert whole in ([30, 10], [30, 20, 10]), point
         assert not list(folder.glob("checkpoints/.writing-*")), point
         assert_same(weights(run), uninterrupted.weights)
@@ -708,7 +708,7 @@ def test_a_read_only_folder_is_refused_at_the_start(tmp_path):
 
 
 class DyingExamples(torch.utils.data.Dataset):
-    """Examples whose worker process is killed when it is asked for its 20th."""
+    """Examples that kill their worker process when it asks for its 20th."""
 
     def __init__(self, examples) -> None:
         self.examples, self.asked = examples, 0
@@ -736,7 +736,7 @@ def test_a_data_worker_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(
     run.loader = run.accelerator.prepare(dying)
     with pytest.raises(
         RunError,
-        match="use --dataloader_num_workers 0; a run with checkpoints goes on with --resume_from_checkpoint auto",
+        match="use --dataloader_num_workers 0; a run with checkpoints continues with --resume_from_checkpoint auto",
     ):
         train(run)
     again = small_run(tmp_path)
@@ -748,7 +748,7 @@ def test_a_data_worker_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(
 
 
 def test_the_checkpoint_that_a_run_goes_on_from_is_not_written_again(tmp_path):
-    """It would be away for a moment, in which a second signal could end the run."""
+    """It would be missing for a moment, in which a second signal could end the run."""
     train(small_run(tmp_path, every="10", limit=1))
     (newest,) = checkpoints(tmp_path / "checkpoints")
     again = small_run(tmp_path, every="10", limit=1)
@@ -777,7 +777,7 @@ def test_a_signal_behind_the_last_update_loses_nothing(tmp_path, uninterrupted):
 
 
 def test_weights_spoilt_by_a_gradient_are_not_kept(tmp_path):
-    """The loss before such an update is finite."""
+    """The loss of such an update is still finite."""
     run = small_run(tmp_path, every="1")
     bias = dict(run.model.named_parameters())["classifier.bias"]
     bias.register_hook(lambda gradient: gradient * float("nan"))

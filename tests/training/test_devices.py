@@ -1,4 +1,4 @@
-"""The Accelerator that a run gets: its precision, its accumulation, its threads."""
+"""The Accelerator of a run: precision, accumulation, threads."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_the_accumulation_is_what_was_asked_for(
         (8, 16, 1, 8),  # physical cores: a second thread per core gains nothing
         (8, 16, 2, 4),
         (8, 16, 3, 2),
-        (8, 2, 1, 2),  # a container with two of them
-        (2, 2, 4, 1),  # never none
+        (8, 2, 1, 2),  # a container that may use two of them
+        (2, 2, 4, 1),  # at least one
     ],
 )
 def test_processes_share_the_physical_cores(
@@ -79,7 +79,7 @@ def test_the_flag_wins_over_the_variable_and_the_variable_over_the_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_machine_with(monkeypatch, 8, 16)
-    for value in ("3", "3,2"):  # for each level of nesting
+    for value in ("3", "3,2"):  # one per nesting level
         monkeypatch.setenv("OMP_NUM_THREADS", value)
         build_accelerator("no", 1, [], tmp_path, 0)
         assert torch.get_num_threads() == 3

@@ -1,4 +1,4 @@
-"""Signals become answers; the handlers that were there before come back."""
+"""Signals become stop requests; the previous handlers are restored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_exit_statuses_are_the_shells():
 def test_the_first_signal_counts():
     with Interruption(ALONE) as interruption:
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)  # such as the echo of a launcher's death
+        os.kill(os.getpid(), signal.SIGTERM)  # as a launcher that dies may send
         assert interruption.requested() == signal.SIGINT
 
 

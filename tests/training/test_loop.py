@@ -1,4 +1,4 @@
-"""The run: how many updates, at which rates, from which weights, and when it ends."""
+"""The training loop: number of updates, learning rates, best state, early stopping."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ properties = settings(max_examples=15, suppress_health_check=[HealthCheck.functi
 
 
 def fresh_run(folder: Path, **options: Any) -> Training:
-    """`make_run` for the tests that need several runs."""
+    """Call `make_run` for tests that need several runs."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     return make_run(folder, **options)
@@ -129,7 +129,7 @@ def test_a_linear_schedule_rises_in_warm_up_and_ends_at_zero(
 
 
 def test_the_first_update_runs_at_the_first_rate(tmp_path: Path) -> None:
-    """Its rate under warm-up is 0: nothing moves before the second update."""
+    """Under warm-up its rate is 0: no weight changes before the second update."""
     run = make_run(tmp_path, warmup=2, max_steps=1, scores=[0.5], schedule="constant_with_warmup")
     before = weights(run)
     train(run)
@@ -137,7 +137,7 @@ def test_the_first_update_runs_at_the_first_rate(tmp_path: Path) -> None:
     assert same(weights(run), before)
 
 
-# ── fp16: updates that the scaler refuses ────────────────────────────────────────────────────────────────────────
+# ── fp16: updates that the scaler skips ────────────────────────────────────────────────────────────────────────
 
 
 def test_a_skipped_update_moves_neither_the_schedule_nor_the_weights(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_when_it_evaluates(tmp_path: Path, eval_steps: int | None, expected: lis
     run = make_run(tmp_path, micro=4, accumulation=2, epochs=2, eval_steps=eval_steps, logging_steps=7)
     train(run)
     assert [step for step, values in run.watcher.lines if "eval/accuracy" in values] == expected
-    # It logs at every evaluation, every 7 updates, and never twice at one update.
+    # A run logs at every evaluation and every 7 updates, but never twice at one update.
     assert [step for step, _ in run.watcher.lines] == sorted({*expected, 7})
 
 
@@ -230,7 +230,7 @@ def test_the_best_state_is_kept_and_put_back(tmp_path: Path) -> None:
     ("patience", "scores", "evaluations"),
     [
         (1, [0.5, 0.6, 0.6, 0.9, 0.9], 3),  # equal is not better
-        (2, [0.5, 0.4, 0.6, 0.5, 0.5], 5),  # a better one starts the count anew
+        (2, [0.5, 0.4, 0.6, 0.5, 0.5], 5),  # a better one resets the count
         (2, [0.5, 0.4, 0.3, 0.9, 0.9], 3),
         (0, [0.5, 0.4, 0.3, 0.2, 0.1], 5),  # never
         (9, [0.5, 0.4, 0.3, 0.2, 0.1], 5),
@@ -259,7 +259,7 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path: Path, scores: lis
     assert train(run).best["accuracy"] == 0.25
 
 
-# ── A loss that is no number, clipping, synchronisation ──────────────────────────────────────────────────────────
+# ── Non-finite loss, clipping, synchronisation ──────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("logging_steps", [1, 5])
@@ -311,16 +311,16 @@ def test_the_clipped_norm_does_not_depend_on_the_accumulation(tmp_path: Path) ->
 
 
 class Synchronisations(TorchDispatchMode):
-    """Counts where the host waits for the device: `.item()`, `float()`, `.tolist()`, `if tensor:`.
+    """Count where the host waits for the device: `.item()`, `float()`, `.tolist()`, `if tensor:`.
 
-    Not what others do on their own account: AdamW's counters and the loader's seed are on the CPU anyway, and
-    transformers looks at the attention mask before it chooses a kernel.
+    This excludes what libraries do: AdamW's counters and the loader's seed are on the CPU anyway, and transformers
+    reads the attention mask to choose a kernel.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.count = 0
-        tolist = torch.Tensor.tolist  # reads memory, without an operation that could be seen
+        tolist = torch.Tensor.tolist  # reads memory without dispatching an operation
 
         def counting(tensor: torch.Tensor) -> Any:
             self.count += 1
@@ -347,7 +347,7 @@ def test_a_micro_batch_makes_the_host_wait_for_nothing(tmp_path: Path, monkeypat
 
 
 def test_the_kernel_of_the_loss_steps_aside_for_scores() -> None:
-    """It knows classes alone, and of one class every logit is right."""
+    """The fused loss is for classes only, and with a single class any logit would be right."""
     batch = {"attention_mask": torch.zeros(3, 1, 1, 32, dtype=torch.int32)}
     batch |= {
         "example": torch.arange(3),
@@ -381,7 +381,7 @@ def test_the_host_waits_for_the_losses_of_a_log_and_for_nothing_else(
 
 
 def test_the_logged_loss_is_the_windows_mean(tmp_path: Path) -> None:
-    """At rate 0 the weights stay, so every cut of the same examples has the same losses."""
+    """At rate 0 the weights do not change, so every split of the same examples has the same losses."""
     losses = {}
     for micro, accumulation in ((16, 1), (4, 4), (1, 16)):
         run = fresh_run(tmp_path, micro=micro, accumulation=accumulation, rate=0.0)

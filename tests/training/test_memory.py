@@ -1,4 +1,4 @@
-"""Out of memory at the start: a smaller micro-batch, the same updates."""
+"""Out of memory at the start: smaller micro-batches, the same updates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Reporter:
 
 
 def limited_run(folder, largest: int, mode: str = "any", **options):
-    """A run whose model has memory for so many examples; in the other mode, of training or evaluation, for any."""
+    """Set up a run whose model runs out of memory above so many examples, in training or in evaluation."""
     run = make_run(folder, **options)
     forward = run.model.forward
 

@@ -1,4 +1,4 @@
-"""Between updates: what one process meets alone, all of them answer alike. The rest is in test_checkpointing.py."""
+"""All processes react alike to what happens in one of them. The rest is in test_checkpointing.py."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from tests.launching import run_in_two
 
 @pytest.mark.launch
 def test_two_processes_end_an_evaluation_alike_and_go_on_alike(tmp_path: Path) -> None:
-    """When one of them gets a signal, or has too little memory; at the start they fit to the one with less."""
+    """One of them gets a signal, or has too little memory; at the start, batches fit the one with less."""
     run_in_two(Path(__file__).with_name("evaluations_of_two.py"), tmp_path, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""AdamW's groups and the schedule's shape."""
+"""AdamW's parameter groups and the shapes of the schedules."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_full_fine_tuning_decays_matrices_but_no_biases_and_no_norms() -> None:
 
 
 def test_dora_s_magnitudes_are_not_decayed() -> None:
-    """They are a column's norm each, which decay would pull to zero; PEFT gives them one dimension."""
+    """Each is the norm of a column, which decay would pull to zero; in PEFT they are one-dimensional."""
     model = LoRA(use_dora=True).apply(tiny_bert(), frozenset({"classifier.weight", "classifier.bias"}))
     optimizer = build_optimizer(model, 1e-3, weight_decay=0.1)
     assert any("magnitude" in name for name, _ in model.named_parameters())
@@ -77,7 +77,7 @@ def layers() -> nn.Module:
 @pytest.mark.parametrize("scaled", [False, True])
 @given(updates=st.lists(st.tuples(st.sets(st.integers(0, 5)), st.booleans(), st.booleans()), min_size=1, max_size=6))
 def test_updates_are_those_of_torchs_fused_adamw(scaled: bool, updates: list[tuple[set[int], bool, bool]]) -> None:
-    """Whatever parameters lack a gradient, whichever updates overflow, and wherever the state is saved and loaded."""
+    """Whichever parameters lack a gradient, updates overflow, and points the state is saved and loaded at."""
     models = layers(), layers()
     ours = build_optimizer(models[0], 1e-2, 0.1, torch.device("cpu"))
     groups = build_optimizer(models[1], 1e-2, 0.1).param_groups
@@ -96,9 +96,9 @@ def test_updates_are_those_of_torchs_fused_adamw(scaled: bool, updates: list[tup
                 parameter.grad = None if place in missing and len(missing) < 6 else gradient.clone()
         for optimizer, scaler in zip((ours, theirs), scalers, strict=True):
             optimizer.param_groups[0]["lr"] = 1e-2 / (number + 1)
-            scaler.scale(torch.ones(()))  # the scale is made at its first use
+            scaler.scale(torch.ones(()))  # the scaler creates its scale at the first use
             if scaled and number % 2:
-                scaler.unscale_(optimizer)  # as clipping does
+                scaler.unscale_(optimizer)  # as clipping would
             scaler.step(optimizer)
             scaler.update()
             if reloads:
@@ -111,7 +111,7 @@ def test_updates_are_those_of_torchs_fused_adamw(scaled: bool, updates: list[tup
 
 
 def rates(name: str, steps: int, warmup: int | None, warmup_ratio: float) -> list[float]:
-    """The rate at every update, and what is left after the last one; the peak is 1."""
+    """Return the rate at every update and after the last one; the peak is 1."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = build_scheduler(optimizer, name, steps, warmup, warmup_ratio)
     found = [scheduler.get_last_lr()[0]]
@@ -172,7 +172,7 @@ def test_given_warm_up_steps_win_over_the_ratio() -> None:
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant_with_warmup"])
 def test_a_short_run_has_no_update_at_a_rate_of_zero(name: str) -> None:
-    """Rounded up, a warm-up of less than one update would be one that changes nothing, and may be the best."""
+    """A warm-up rounded up to one update would waste it at rate 0, and the state after it might be the best."""
     assert rates(name, 1, None, 0.06)[0] == 1.0
     assert rates(name, 16, None, 0.06)[0] == 1.0
     assert rates(name, 17, None, 0.06)[:3] == pytest.approx([0.0, 0.5, 1.0])

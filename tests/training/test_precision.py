@@ -1,4 +1,4 @@
-"""Which precision a run computes in, and what it refuses to pretend."""
+"""Which precision a run computes in, and which it refuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cpu_with(monkeypatch: pytest.MonkeyPatch, *, mkldnn: bool = True, **capabili
 
 
 def cuda_with(monkeypatch: pytest.MonkeyPatch, *, native: bool) -> None:
-    """Emulated bf16 is always there, as on a T4."""
+    """Fake a GPU; emulated bf16 is always supported, as on a T4."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
 
 
@@ -54,7 +54,7 @@ def test_auto_takes_fp32_on_a_cpu_that_would_emulate_bf16(
 
 
 def test_auto_takes_fp32_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On Apple's processors, say: torch has none of its operators there."""
+    """As on Apple's processors, where torch lacks oneDNN's operators."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True})
     monkeypatch.setattr(torch.ops, "mkldnn", object())

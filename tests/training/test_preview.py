@@ -1,4 +1,4 @@
-"""What a dry run counts is what a real run does."""
+"""A dry run counts what a real run does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEAD = frozenset({"classifier.weight", "classifier.bias"})
 
 
 class Counting(CheckpointKeeper):
-    """Remembers after which updates a checkpoint would be written."""
+    """Record after which updates a checkpoint would be written."""
 
     def __init__(self, folder, every) -> None:
         super().__init__(folder, every, None, {}, None)
@@ -34,7 +34,7 @@ class Counting(CheckpointKeeper):
 
 
 class Counter(Log):
-    """Notes at every update what is left then."""
+    """Record at every update what is left."""
 
     def __init__(self, run) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
     every=st.none() | st.just("epoch") | st.integers(1, 9).map(str),
 )
 def test_the_counts_are_those_of_the_run(folder, examples, micro, accumulation, epochs, max_steps, eval_steps, every):
-    """At its start, and from any update on."""
+    """At the start of a run, and after every update."""
     run = make_run(
         folder, examples=examples, micro=micro, accumulation=accumulation, epochs=epochs, max_steps=max_steps,
         eval_steps=eval_steps, logging_steps=100, scores=[0.5] * 1000,
@@ -88,7 +88,7 @@ def test_a_run_that_patience_has_ended_has_nothing_left(tmp_path):
 
 
 def previewed(tmp_path, monkeypatch, capsys, *words, **options) -> str:
-    """What a dry run prints behind its announcement, where updates take 2 s and evaluation batches 0.5 s."""
+    """Return what a dry run prints after its announcement if updates take 2 s and evaluation batches 0.5 s."""
     run = make_run(tmp_path, **options)
     seen = Rehearsal(Timing((1.5, 2.0, 2.5), 9), Timing((0.5, 0.5, 0.5), 6), 3, 1_234_000_000)
     monkeypatch.setattr(preview, "rehearse", lambda *given: seen)

@@ -1,4 +1,4 @@
-"""A result on the Hub: pushed by the real client to a Hub on this machine."""
+"""Pushing a result to the Hub: the real client, with a local server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def record(*words: str, **model: str) -> dict[str, Any]:
 
 
 def write_run(folder: Path) -> Path:
-    """The files of a run that has saved an adapter, with a checkpoint and what else lies there."""
+    """Make the folder of a run that has saved an adapter, with a checkpoint and other files."""
     for name in (*AS_SAVED, *STAY, "checkpoints/step_3/model.safetensors", "predictions/test/results.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(f"{name} of {folder}".encode())
@@ -93,7 +93,7 @@ def test_an_adapter_finds_its_base_model_elsewhere(
 
 
 def test_a_whole_model_replaces_an_adapter_and_the_other_way_round(hub: LocalHub, tmp_path: Path) -> None:
-    """Beside a model's weights, transformers would load an adapter's on top."""
+    """transformers would load an adapter on top of the model's weights."""
     hub.repositories["me/reviews"] = {"LICENSE": b"mine", "tokenizer.json": b"old"}
     push_run(write_run(tmp_path / "run"), record(), MINE)
     plain = tmp_path / "plain"
@@ -145,7 +145,7 @@ def test_without_weights_nothing_is_pushed(hub: LocalHub, tmp_path: Path) -> Non
     (folder / "adapter_config.json").unlink()
     with pytest.raises(UserError, match=r"has no config\.json; train it again"):
         push_run(folder, record(), MINE)
-    with pytest.raises(UserError, match="holds no adapter but the whole model; leave --adapter out"):
+    with pytest.raises(UserError, match="holds the whole model and no adapter; leave out --adapter"):
         push_adapter(folder, record(), MINE)
     assert hub.requests == []
 
@@ -163,10 +163,10 @@ def test_a_repository_has_the_token_s_owner_unless_another_is_named(
 @pytest.mark.parametrize(
     ("wanted", "name", "message"),
     [
-        ("a b", "run", "--hub_model_id a b: is no name that the Hub takes"),
-        ("", "run", "--hub_model_id : is no name that the Hub takes"),
-        (None, "my run", "--push_to_hub: 'my run': is no name that the Hub takes"),
-        ("other/x", "run", "--hub_model_id other/x: the token is me's, who may write to me, acme; name one of these"),
+        ("a b", "run", "--hub_model_id a b: is not a valid name on the Hub"),
+        ("", "run", "--hub_model_id : is not a valid name on the Hub"),
+        (None, "my run", "--push_to_hub: 'my run': is not a valid name on the Hub"),
+        ("other/x", "run", "--hub_model_id other/x: the token of me may write to me, acme; name one of these"),
     ],
 )
 def test_where_nothing_can_be_pushed_is_refused(hub: LocalHub, wanted: str | None, name: str, message: str) -> None:
@@ -177,7 +177,7 @@ def test_where_nothing_can_be_pushed_is_refused(hub: LocalHub, wanted: str | Non
 
 def test_a_token_that_may_only_read_is_refused_and_one_that_does_not_say_is_tried(hub: LocalHub) -> None:
     hub.role = "read"
-    with pytest.raises(UserError, match="token may only read; make one that may write"):
+    with pytest.raises(UserError, match="token may only read; create one that may write"):
         find_repository(None, "run", private=False)
     hub.role = "fineGrained"
     assert find_repository("other/x", "run", private=False).id == "other/x"
@@ -186,7 +186,7 @@ def test_a_token_that_may_only_read_is_refused_and_one_that_does_not_say_is_trie
 def test_what_shall_be_private_does_not_go_where_everybody_reads(hub: LocalHub) -> None:
     hub.repositories = {"me/open": {}, "me/closed": {}}
     hub.public = {"me/open"}
-    with pytest.raises(UserError, match="--hub_model_id open: is there already, for everybody to read"):
+    with pytest.raises(UserError, match="--hub_model_id open: already exists and is public"):
         find_repository("open", "run", private=True)
     assert find_repository("closed", "run", private=True).id == "me/closed"
 
@@ -197,7 +197,7 @@ def test_any_folder_s_name_is_one_for_the_hub_or_one_line(hub: LocalHub, name: s
     try:
         found = find_repository(None, name.replace("/", ":"), private=False)
     except UserError as error:
-        assert "is no name that the Hub takes" in str(error) and "\n" not in str(error)
+        assert "is not a valid name on the Hub" in str(error) and "\n" not in str(error)
     else:
         validate_repo_id(found.id)
         assert found.id == f"me/{name}"
@@ -215,10 +215,10 @@ def test_a_run_that_is_not_pushed_asks_nobody(hub: LocalHub, tmp_path: Path) -> 
 def test_who_will_read_it_is_said_at_the_start(
     hub: LocalHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for private, readers in ((False, "for everybody to read"), (True, "private if it is new")):
+    for private, access in ((False, "public"), (True, "private if it is new")):
         found = choose_repository(True, None, private, reporter(tmp_path / "run"))
         assert found == Repository("me/run", private)
-        expected = f"note: what is finished goes to me/run on the Hub, {readers}\n"
+        expected = f"note: the result will be pushed to me/run on the Hub ({access})\n"
         assert capsys.readouterr().out == expected
 
 

@@ -1,4 +1,4 @@
-"""Every generator goes on where it was, through files that hold no pickle."""
+"""Every generator continues where it was, from files without pickle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def draw() -> tuple[list[float], list[float], list[float], list[float]]:
 @given(seed=st.integers(0, 2**32 - 1), gaussians=st.integers(0, 3))
 def test_restored_generators_repeat_themselves(seed, gaussians):
     random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-    for _ in range(gaussians):  # an odd number leaves half a pair behind
+    for _ in range(gaussians):  # after an odd number, the second of a pair is still cached
         random.gauss(0, 1), np.random.randn()
     tensors, scalars = to_tensors(capture_random(), "process0")
     expected = draw()
@@ -45,4 +45,4 @@ def test_the_generator_of_apples_gpu_goes_on_too(monkeypatch):
     assert there["state"].tolist() == [0, 1, 2, 3, 4]
     monkeypatch.setattr(torch.mps, "is_available", lambda: False)
     assert "mps" not in capture_random()
-    restore_random(from_tensors(tensors, scalars, "process0"))  # a checkpoint of another machine's
+    restore_random(from_tensors(tensors, scalars, "process0"))  # as from a checkpoint of another machine

@@ -1,4 +1,4 @@
-"""The updates that are measured are the run's, and their sample stands for all of them."""
+"""The measured updates are those of the run, and samples represent all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.training.runs import make_run
 
 
 class Clock:
-    """Stands still but for the work that is done: a second for each token."""
+    """A clock that only advances with work: one second per token."""
 
     def __init__(self, monkeypatch) -> None:
         self.now = 0.0
@@ -35,7 +35,7 @@ class Clock:
 
 
 def watch(run, clock):
-    """Every forward pass of the run moves the clock."""
+    """Advance the clock with every forward pass of the run."""
     forward = run.model.forward
 
     def watched(**inputs):
@@ -73,7 +73,7 @@ def test_the_time_of_all_updates_is_estimated_from_some(tmp_path, monkeypatch):
 def test_slow_updates_are_few(tmp_path, monkeypatch):
     run, clock = make_run(tmp_path, examples=203), Clock(monkeypatch)
     watch(run, clock)
-    monkeypatch.setattr(rehearsal, "_SECONDS", 400.0)  # an update of the longest takes 44
+    monkeypatch.setattr(rehearsal, "_SECONDS", 400.0)  # an update of the longest examples takes 44
     seen = rehearse(run)
     assert seen.updates.windows == 9
     assert clock.now < 2.5 * 400
@@ -164,12 +164,12 @@ def test_a_timing_s_mean():
 
 
 class WithoutFp64(TorchDispatchMode):
-    """Apple's GPUs: no operator takes or gives fp64."""
+    """Act like Apple's GPUs: no operator takes or returns fp64."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        seen = [one for one in (*args, result) if isinstance(one, torch.Tensor)]
-        assert all(one.dtype != torch.float64 for one in seen), func
+        seen = [value for value in (*args, result) if isinstance(value, torch.Tensor)]
+        assert all(tensor.dtype != torch.float64 for tensor in seen), func
         return result
 
 

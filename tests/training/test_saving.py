@@ -1,4 +1,4 @@
-"""The result on disk: whole or absent, and its numbers under the usual names."""
+"""The result on disk: complete or absent, and its numbers under the usual names."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ANSWERS = Evaluation(
 
 
 def save(folder: Path, base: Path, strategy: Any = None) -> tuple[torch.Tensor, int]:
-    """The trained logits and the size that was reported."""
+    """Save; return the trained logits and the reported size."""
     strategy = strategy or BitFit()
     model, head = classifier(base)
     adapted = strategy.apply(model, head)
@@ -130,7 +130,7 @@ def test_wherever_the_disk_is_full_the_earlier_result_stays(
     assert failures >= 12
     (small_disk.folder / "checkpoints" / "step_00000001").mkdir(parents=True)
     small_disk.leave(0)
-    with pytest.raises(RunError, match="go on with --resume_from_checkpoint auto"):
+    with pytest.raises(RunError, match="continue with --resume_from_checkpoint auto"):
         save(small_disk.folder, tiny_folder())
     small_disk.leave(2 * needed)
     save(small_disk.folder, tiny_folder())

@@ -1,4 +1,4 @@
-"""fp16's scaler and its refusals: what they say, and that nobody waits for it."""
+"""fp16's scaler and skipped updates: they are detected without the host waiting."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_verdict_is_of_its_own_update(device: str) -> None:
 
 
 class Forbidding(Log):
-    """A watcher that forbids waiting for the device between two updates, the loop being warm by the first of them."""
+    """A watcher that forbids host-device synchronisation between two updates, after the loop has warmed up."""
 
     def __init__(self, first: int, last: int) -> None:
         super().__init__()
