@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from peftlib.errors import Interrupted, RunError, UserError
+from peftlib.errors import Ending, Interrupted, RunError, UserError
 from peftlib.processes import end_with_launcher
 
 _PATIENCE = 3.0  # seconds
@@ -20,8 +20,8 @@ _PATIENCE = 3.0  # seconds
 def run(main: Callable[[], None]) -> None:
     """Call `main` and exit: status 0 on success, 1 if the run failed, 2 for bad input, else that of the signal.
 
-    The first process of each node prints its error at once. Another process waits a while first: if all have failed,
-    the launcher ends it before it repeats the line; if it alone has failed, it prints.
+    The first process of each node prints its error at once. Another process prints one that it alone has raised, after
+    a while, in which the launcher ends it if the first one has failed too.
     """
     if sys.platform == "win32":  # lacks fcntl, resource and SIGUSR1
         _end("error: Windows is not supported; run it in WSL (wsl --install)", 2)
@@ -34,9 +34,9 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         _end(f"error: {error}", 2, error)
     except RunError as error:
-        _end(f"failed: {error}", 1)
+        _end(f"failed: {error}", 1, error)
     except Interrupted as stop:
-        _end(str(stop), stop.status)
+        _end(str(stop), stop.status, stop)
     except KeyboardInterrupt:
         _end("interrupted", 130)
 
@@ -56,7 +56,7 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
-def _end(line: str, status: int, to_tell: UserError | None = None) -> NoReturn:
+def _end(line: str, status: int, error: Ending | None = None) -> NoReturn:
     """Print the line and exit with this status.
 
     The launcher ends all processes when one exits, so every process but rank 0 waits: rank 0 may need a moment longer.
@@ -64,11 +64,11 @@ def _end(line: str, status: int, to_tell: UserError | None = None) -> NoReturn:
     rank, speaks = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
     if speaks:
         print(line, file=sys.stderr, flush=True)
-    if to_tell is not None:
-        _tell_other_nodes(to_tell)
+    if isinstance(error, UserError):
+        _tell_other_nodes(error)
     if rank != "0":
         time.sleep(_PATIENCE)
-    if not speaks:
+    if not speaks and error is not None and not error.shared:
         print(f"process {rank}: {line}", file=sys.stderr, flush=True)
     sys.exit(status)
 

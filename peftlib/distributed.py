@@ -20,7 +20,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from peftlib.errors import RunError, UserError
+from peftlib.errors import Ending, RunError, UserError
 
 _Answer = TypeVar("_Answer")
 
@@ -72,10 +72,11 @@ def everywhere(*, in_turn: bool = False, alike: dict[str, Any] | None = None) ->
     said = gather_object([(platform.node(), alike, _line(problem), isinstance(problem, UserError))])
     all_say_so = len({line for _, _, line, _ in said}) == 1
     if problem is not None and (all_say_so or not isinstance(problem, (UserError, RunError))):
-        raise problem
+        raise _shared(problem)
     for rank, (host, _, line, by_input) in enumerate(said):
         if line is not None:  # only some processes failed: say which one, so that the user knows where to look
-            raise (UserError if by_input else RunError)(f"in process {rank} on {host}: {line}") from problem
+            kind = UserError if by_input else RunError
+            raise _shared(kind(f"in process {rank} on {host}: {line}")) from problem
     if alike is not None:
         _compare([(host, values) for host, values, *_ in said])
 
@@ -96,10 +97,11 @@ def _compare(gathered: list[tuple[str, dict[str, Any]]]) -> None:
     host, first = gathered[0]
     for rank, (other, theirs) in enumerate(gathered):
         if names := [name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name)]:
-            raise UserError(
+            problem = UserError(
                 f"process {rank} on {other} differs from process 0 on {host} in {', '.join(sorted(names))}; start all "
                 "nodes with the same command, and with the same files"
             )
+            raise _shared(problem)
 
 
 def tell(error: UserError) -> None:
@@ -125,8 +127,15 @@ def on_main(call: Callable[[], _Answer]) -> _Answer:
     broadcast_object_list(outcome)
     answer, problem = outcome
     if problem is not None:
-        raise problem
+        raise _shared(problem)
     return answer
+
+
+def _shared(problem: Exception) -> Exception:
+    """Mark an error that all processes raise."""
+    if isinstance(problem, Ending):
+        problem.shared = True
+    return problem
 
 
 def _line(error: Exception | None) -> str | None:

@@ -8,11 +8,21 @@ from functools import partial
 from typing import Any
 
 
-class UserError(Exception):
+class Ending(Exception):
+    """Base of the exceptions that end a script.
+
+    Attributes:
+        shared: whether every process raises it, so that the first one of each node speaks for all.
+    """
+
+    shared = False
+
+
+class UserError(Ending):
     """Bad input; the message is one line that names the fix. Scripts exit with status 2."""
 
 
-class RunError(Exception):
+class RunError(Ending):
     """A failure during a run, such as a diverged loss. Scripts exit with status 1."""
 
 
@@ -44,13 +54,15 @@ class OutOfMemory(RunError):
         return cls("out of memory with a single example; use a smaller --max_length or model, or another device")
 
 
-class Interrupted(Exception):
+class Interrupted(Ending):
     """A signal stopped work that can be resumed. Scripts exit with `status`.
 
     Attributes:
         by_hand: whether it was SIGINT, from a person at the terminal or W&B's stop button, who does not want the run to
             be restarted automatically.
     """
+
+    shared = True  # the processes have agreed on it
 
     def __init__(self, message: str, status: int, *, by_hand: bool) -> None:
         super().__init__(message)

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from peftlib import cli, distributed
-from peftlib.errors import Interrupted, RunError, UserError
+from peftlib.errors import Ending, Interrupted, RunError, UserError
 
 
 def raising(error):
@@ -41,11 +41,13 @@ def test_an_ending_has_its_status_and_one_line_on_stderr(error, status, line, ca
 
 @pytest.mark.parametrize(("error", "status", "line"), ENDINGS)
 @pytest.mark.parametrize(("rank", "local_rank"), [(0, 0), (1, 1), (3, 3), (4, 0)])
+@pytest.mark.parametrize("shared", [False, True])
 def test_the_first_process_of_a_node_speaks_at_once_and_the_others_if_they_are_left(
-    error, status, line, rank, local_rank, capsys, monkeypatch
+    error, status, line, rank, local_rank, shared, capsys, monkeypatch
 ):
     """The launcher ends all with the first that has ended; one that is still there may have failed alone."""
     said_before: list[str] = []
+    monkeypatch.setattr(error, "shared", shared, raising=False)
     monkeypatch.setattr(time, "sleep", lambda seconds: said_before.append(capsys.readouterr().err))
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
@@ -53,7 +55,8 @@ def test_the_first_process_of_a_node_speaks_at_once_and_the_others_if_they_are_l
         cli.run(raising(error))
     assert caught.value.code == status
     said = [*said_before, capsys.readouterr().err]
-    assert said == {0: [line], 1: ["", f"process 1: {line}"], 3: ["", f"process 3: {line}"], 4: [line, ""]}[rank]
+    alone = f"process {rank}: {line}" if isinstance(error, Ending) and not shared else ""
+    assert said == {0: [line], 1: ["", alone], 3: ["", alone], 4: [line, ""]}[rank]
 
 
 def test_a_stop_travels_between_processes():

@@ -70,5 +70,5 @@ def test_what_is_wrong_is_said_before_anything_starts(tmp_path):
     (tmp_path / "report" / "mine.txt").write_text("mine")
     done = run_script(SCRIPT, "--data_dir", tmp_path / "nowhere", "--output_dir", "report", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
-    assert "holds mine.txt" in done.stderr
+    assert "contains mine.txt" in done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["report"]

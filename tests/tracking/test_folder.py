@@ -28,7 +28,7 @@ def test_the_default_folder_names_task_method_and_time(tmp_path, monkeypatch):
 
 def test_a_folder_in_use_is_refused_and_names_the_flag(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"status": "failed"}))
-    with pytest.raises(UserError, match=r"holds a run; .*--overwrite_output_dir"):
+    with pytest.raises(UserError, match=r"contains a run; .*--overwrite_output_dir"):
         choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False)
     assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=True) == tmp_path
 
