@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` with strictly valid JSON, atomically; NaN and infinities, which JSON lacks, become null."""
     write_text(path, json.dumps(strict(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def to_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Format as CSV, as in RFC 4180 but with `\\n` as line ending; None becomes an empty field."""
+    lines: list[str] = []
+
+    class Lines:
+        def write(self, line: str) -> None:
+            lines.append(line.removesuffix("\r\n") + "\n")
+
+    csv.writer(Lines()).writerows(rows)  # it quotes a carriage return only if that is in its own line ending
+    return "".join(lines)
 
 
 @contextlib.contextmanager

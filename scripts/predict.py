@@ -36,7 +36,7 @@ def main() -> None:
     # ── Run, data ────────────────────────────────────────────────────────────────────────────────────────────
     with everywhere():  # every node reads the run and the data
         run = Finished.read(Path(place))
-        task, source = run.task, (args.data_dir, args.test_file, args.text_column_names, args.label_column_name)
+        task, source = run.task, (args.data_dir, args.test_file, *args.columns)
         examples = run.typed(args.texts) if args.texts else run.examples(args.split, *source)
     name = plain_name(Path(args.test_file).stem) if args.test_file else args.split
     folder = Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name
@@ -67,7 +67,8 @@ def main() -> None:
     # ── Show or save ─────────────────────────────────────────────────────────────────────────────────────────
     if args.texts:
         if accelerator.is_main_process:
-            Console().facts("prediction", in_words(evaluation, task), panel=True)
+            cut = {"cut": f"to the first {most} tokens"} if split.truncated else {}
+            Console().facts("prediction", {**in_words(evaluation, task), **cut}, panel=True)
     elif accelerator.is_main_process:
         about: dict[str, object] = {"run": place, "run_ended": run.record.get("ended"), "split": name}
         about |= {"source": split.source, "place": place_of(split.source), "fingerprint": split.fingerprint}

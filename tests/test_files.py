@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -13,7 +15,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.files import cache_folder, load_yaml, placed_when_whole, strict, write_bytes, write_json, write_text
+from peftlib.files import (
+    cache_folder,
+    load_yaml,
+    placed_when_whole,
+    strict,
+    to_csv,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def names(folder):
@@ -138,3 +149,11 @@ def test_yaml_is_read_as_its_loader_reads_it():
     text = "a: no\nb: [1, {c: 2}]\nd: &x {e: 1}\nf:\n  g: &y {<<: *x, e: 2}\nh: {<<: *y}"
     assert load_yaml(text) == yaml.safe_load(text)
     assert load_yaml(text, yaml.BaseLoader) == yaml.load(text, Loader=yaml.BaseLoader)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=4))
+def test_a_csv_gives_its_cells_back(cells):
+    clean = [cell.replace("\0", "") for cell in cells]  # no CSV reader takes a NUL
+    text = to_csv([clean, clean])
+    assert list(csv.reader(io.StringIO(text, newline=""))) == [clean, clean]
+    assert text.endswith("\n") and not text.endswith("\r\n")

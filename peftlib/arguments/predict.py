@@ -11,6 +11,9 @@ from peftlib.arguments.parser import parse_one_run
 from peftlib.data.tasks import DIAGNOSTICS, MISMATCHED_SPLITS, SPLITS
 from peftlib.errors import UserError
 
+#: Flags that say how `test_file` is read.
+_OF_A_FILE = ("text_column_names", "label_column_name", "label_delimiter")
+
 
 @dataclass(frozen=True)
 class PredictArguments:
@@ -41,6 +44,9 @@ class PredictArguments:
     label_column_name: str | None = field(
         default=None, metadata={"help": "label column of test_file; None uses the run's"}
     )
+    label_delimiter: str | None = field(
+        default=None, metadata={"help": "separator of classes in that column; None uses the run's"}
+    )
     data_dir: str | None = field(
         default=None,
         metadata={"help": "a folder in GLUE's layout; None uses the run's, or else the installed package or the Hub"},
@@ -69,18 +75,23 @@ class PredictArguments:
         at_least(self, 1, "per_device_eval_batch_size")
         at_least(self, 0, "num_cpu_threads")
         if self.text is not None:
-            for name in ("split", "test_file", "text_column_names", "label_column_name", "data_dir", "output_dir"):
+            for name in ("split", "test_file", *_OF_A_FILE, "data_dir", "output_dir"):
                 if (value := getattr(self, name)) != vars(type(self))[name]:
                     raise UserError(f"--{name} {value}: cannot be combined with --text")
         elif self.text_pair is not None:
             raise UserError("--text_pair requires --text")
         if self.test_file is None:
-            for name in ("text_column_names", "label_column_name"):
+            for name in _OF_A_FILE:
                 if getattr(self, name) is not None:
                     raise UserError(f"--{name} requires --test_file")
         elif self.data_dir is not None or self.split != "test":
             name = "split" if self.data_dir is None else "data_dir"
             raise UserError(f"--{name} {getattr(self, name)}: cannot be combined with --test_file, which replaces it")
+
+    @property
+    def columns(self) -> tuple[str | None, str | None, str | None]:
+        """How `test_file` is read."""
+        return self.text_column_names, self.label_column_name, self.label_delimiter
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -43,6 +43,8 @@ class Splits:
                 "examples": len(split),
                 "longest": int(split.lengths.max()),  # in tokens
                 "truncated": split.truncated,
+                # Of scores, by size.
+                **({"largest": float(np.abs(split.labels).max())} if split.labels.dtype.kind == "f" else {}),
                 "fingerprint": split.fingerprint,
                 "source": split.source,
             }

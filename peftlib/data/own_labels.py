@@ -14,6 +14,8 @@ from peftlib.errors import UserError, nearest
 
 #: From this many labels on, more classes than half as many are taken for measured numbers.
 _ENOUGH_TO_TELL = 20
+#: What to do about multi-hot vectors, which would be read as lists of the classes 0 and 1.
+_NO_MULTI_HOT = "list the names of a row's classes, or use a 0/1 column per class (--label_column_name a,b,c)"
 #: Values of a column that stands for one class.
 _YES_OR_NO = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "true": 1, "false": 0}
 
@@ -25,8 +27,9 @@ def task_of_labels(name: str, table: Table, own: OwnData) -> Task:
         UserError: a value is not a valid label, or there are fewer than two classes.
     """
     if own.regression:
-        _scores(table, Task(name, (), (), problem_type=REGRESSION, own=own), own)
-        return Task(name, (), METRICS_OF_OWN_DATA[REGRESSION], problem_type=REGRESSION, own=own)
+        task = Task(name, (), METRICS_OF_OWN_DATA[REGRESSION], problem_type=REGRESSION, own=own)
+        labels_of_rows(task, table, own)  # refuses what is no number
+        return task
     kind = MULTI_LABEL if _has_several(table, own) else SINGLE_LABEL
     rows = list(_classes_of_rows(table, own, kind))
     found = [written for _, classes in rows for written in classes]
@@ -36,6 +39,9 @@ def task_of_labels(name: str, table: Table, own: OwnData) -> Task:
             f"{table.source}: {columns} has {len(classes):,} classes in {len(rows):,} rows; name the column of "
             "classes in --label_column_name, or use --do_regression if they are numbers to predict"
         )
+    of_lists = kind == MULTI_LABEL and len(own.label_columns) == 1 and own.label_delimiter is None
+    if of_lists and table.classes is None and found and classes <= {"0", "1", "false", "true"}:
+        raise UserError(f"{table.source}: {columns} has lists of {', '.join(sorted(classes))} alone; {_NO_MULTI_HOT}")
     ordered = table.classes or (own.label_columns if len(own.label_columns) > 1 else _in_order(classes))
     if len(ordered if kind == MULTI_LABEL else classes) < 2:
         only = f"only {found[0]!r}" if found else "none"
@@ -74,7 +80,14 @@ def are_missing(table: Table, own: OwnData) -> bool:
     there = [table.place(name) for name in own.label_columns if name in table.columns]
     if len(there) < len(own.label_columns):
         return not there
-    return all(row[place] is None or str(row[place]).strip() == "" for _, row in table.rows for place in there)
+    return all(_is_blank(row[place]) for _, row in table.rows for place in there)
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether a field is empty; datasets may hide labels as a list of -1, which names no class."""
+    if isinstance(value, list):
+        return bool(value) and all(name is None for name in value)
+    return value is None or str(value).strip() == ""
 
 
 def _has_several(table: Table, own: OwnData) -> bool:
@@ -98,7 +111,10 @@ def _classes_of_rows(table: Table, own: OwnData, kind: str) -> Iterator[tuple[st
             yield where, [_class(written, what, named=table.classes is not None)]
         else:
             names = _several(written, what, own.label_delimiter)
-            yield where, [_class(name, what, named=table.classes is not None) for name in names]
+            classes = [_class(name, what, named=table.classes is not None) for name in names]
+            if twice := [name for name in classes if classes.count(name) > 1]:
+                raise UserError(f"{what} names {twice[0]!r} twice; {_NO_MULTI_HOT}")
+            yield where, classes
 
 
 def _several(written: Any, what: str, delimiter: str | None) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,10 @@ class Task:
     def written(self, label: Label) -> str:
         """Format a label for people: the class name, several class names, or the score."""
         if isinstance(label, Sequence):
-            return BETWEEN_CLASSES.join(name for name, has in zip(self.labels, label, strict=True) if has)
+            names = [name for name, has in zip(self.labels, label, strict=True) if has]
+            if any(BETWEEN_CLASSES in name for name in self.labels):
+                return json.dumps(names, ensure_ascii=False)
+            return BETWEEN_CLASSES.join(names)
         return f"{label:g}" if self.regression else self.labels[int(label)]
 
     def classes_in_glue(self) -> tuple[str, ...]:

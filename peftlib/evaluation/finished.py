@@ -93,6 +93,7 @@ class Finished:
         test_file: str | None = None,
         text_columns: str | None = None,
         label_column: str | None = None,
+        label_delimiter: str | None = None,
     ) -> Examples:
         """Load a split of its task, or a file in place of the test split.
 
@@ -103,6 +104,7 @@ class Finished:
             test_file: a file as for `--train_file`, with or without labels.
             text_columns: that file's text columns, one name or two separated by a comma; None for the run's own.
             label_column: that file's label column; None for the run's own, if the file has it.
+            label_delimiter: what separates several classes in it; None for the run's own.
 
         Raises:
             UserError: the rows cannot be loaded, are not those that the run was scored on, or do not fit the task.
@@ -113,6 +115,7 @@ class Finished:
             label_names = own.label_columns if label_column is None else label_columns_of(label_column)
             text_names = own.text_columns if text_columns is None else columns_of(text_columns, label_names)
             own = replace(own, text_columns=text_names, label_columns=label_names, test=test_file, dataset=None)
+            own = own if label_delimiter is None else replace(own, label_delimiter=label_delimiter)
             task = replace(task, own=own)
         try:
             examples = load_examples(task, split, None if folder is None else Path(folder))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
@@ -18,7 +17,7 @@ from scipy.special import expit, softmax
 from peftlib.data.glue_server import answer_file
 from peftlib.data.tasks import Task
 from peftlib.errors import RunError, UserError
-from peftlib.files import placed_when_whole, write_json, write_text
+from peftlib.files import placed_when_whole, to_csv, write_json, write_text
 
 if TYPE_CHECKING:  # imports torch, which readers of predictions do not need
     from peftlib.evaluation.evaluator import Evaluation
@@ -150,7 +149,7 @@ def _table(evaluation: Evaluation, task: Task, texts: Sequence[tuple[str, ...]])
     columns: dict[str, Iterable[str]] = {}  # iterators, so that rows are written without holding all columns in memory
     classes: dict[str, Iterable[str]] = {}
     if task.regression:
-        columns["prediction"] = map(_decimal, answers)
+        columns["prediction"] = map(_shortest, answers)
     else:
         columns["prediction"] = map(task.written, answers)
         logits = evaluation.logits.astype(np.float64)
@@ -162,15 +161,12 @@ def _table(evaluation: Evaluation, task: Task, texts: Sequence[tuple[str, ...]])
         else:
             columns["probability"] = map(_decimal, shares.max(axis=-1))
     if evaluation.metrics:  # empty if the labels are hidden
-        columns["label"] = map(task.written, evaluation.labels.tolist())
+        columns["label"] = map(_shortest if task.regression else task.written, evaluation.labels.tolist())
     columns |= classes  # in multi-label tasks they are in already, before the label
     titles = ("text",) if len(texts[0]) == 1 else ("first text", "second text")
     columns |= {title: map(itemgetter(i), texts) for i, title in enumerate(titles)}
-    written = io.StringIO()
-    table = csv.writer(written, lineterminator="\n")
-    table.writerow(["index", *columns])
-    table.writerows([place, *row] for place, row in enumerate(zip(*columns.values(), strict=True)))
-    return written.getvalue()
+    rows = ([place, *row] for place, row in enumerate(zip(*columns.values(), strict=True)))
+    return to_csv(itertools.chain([["index", *columns]], rows))
 
 
 def in_words(evaluation: Evaluation, task: Task) -> dict[str, str]:
@@ -185,6 +181,11 @@ def in_words(evaluation: Evaluation, task: Task) -> dict[str, str]:
         title: task.written(answer) or "none",
         **{f"probability of {name}": f"{share:.4f}" for share, name in ordered},
     }
+
+
+def _shortest(score: float) -> str:
+    """Write a score with as many digits as it takes to read the same fp32 number again."""
+    return str(np.float32(score))
 
 
 def _decimal(value: float) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from peftlib.evaluation.statistics import Interval
+from peftlib.files import to_csv
 from peftlib.reporting.pairs import Pair, p_text
 from peftlib.reporting.reference import SEED_REPORT
 from peftlib.reporting.runs import Run
@@ -90,7 +89,7 @@ def rows_csv(rows: Sequence[Row]) -> str:
         published = "; ".join(f"{model}: {value}" for model, value, _ in row.published)
         sources = "; ".join(dict.fromkeys(source for *_, source in row.published))
         lines.append([*line, row.trainable, row.ratio, row.saved_bytes, row.seed_report, published, sources])
-    return to_csv(header, lines)
+    return to_csv([header, *lines])
 
 
 def _ends(interval: Interval | None) -> list[float | None]:
@@ -109,7 +108,7 @@ def pairs_csv(pairs: Sequence[Pair]) -> str:
         more = [pair.seeds_needed, None if bootstrap is None else pair.examples_suffice]
         lines.append([pair.metric, pair.a, pair.b, " ".join(map(str, pair.seeds)), pair.difference, *resampled, *tested,
                       *more, pair.mcnemar, pair.p, pair.corrected, pair.claimed])  # fmt: skip
-    return to_csv(header, lines)
+    return to_csv([header, *lines])
 
 
 def pairs_sheet(pairs: Sequence[Pair]) -> Sheet:
@@ -141,16 +140,7 @@ def runs_csv(runs: Sequence[Run]) -> str:
             record.get("model", {}).get("name"), run.arguments.get("seed"), record.get("learning_rate"),
             record.get("machine", {}).get("device"), *(results.get(name) for name in named),
         ])  # fmt: skip
-    return to_csv(header, lines)
-
-
-def to_csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    """Format as CSV, as in RFC 4180, but with \\n as line ending; None becomes an empty field."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return buffer.getvalue()
+    return to_csv([header, *lines])
 
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--",

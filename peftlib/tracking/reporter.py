@@ -22,6 +22,9 @@ from peftlib.tracking.machine import Neighbours, environment, peak_memory
 from peftlib.tracking.record import RunRecord
 from peftlib.tracking.trackers import end_wandb_run, leave_wandb, start_trackers
 
+#: Scores beyond this are hard to learn at usual learning rates.
+_LARGE = 100.0
+
 
 class Reporter:
     """Reports from the main process; on the others every call does nothing.
@@ -249,6 +252,11 @@ class Reporter:
                     f"note: {cut:,} of {data[split]['examples']:,} {name} examples are longer than --max_length "
                     f"{self._arguments['max_length']} tokens, and were truncated"
                 )
+        if (largest := data["train"].get("largest", 0.0)) > _LARGE:
+            self.console.note(
+                f"note: the numbers to predict reach {largest:g}; the model starts near 0, and learns numbers of the "
+                "order of 1 fastest: rescale them"
+            )
         warmup = self._arguments["num_warmup_steps"] or 0
         if warmup > steps and self._arguments["lr_scheduler_type"] != "constant":
             self.console.note(

@@ -31,7 +31,7 @@ def test_an_entry_names_flags_that_one_command_has_and_is_about_names_that_train
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("--fp16", "use --mixed_precision fp16"),
+        ("--fp16", "use --mixed_precision fp16, or no to turn it off"),
         ("--bf16", "use --mixed_precision bf16"),
         ("--lr", "use --learning_rate"),
         ("--batch_size", "use --per_device_train_batch_size"),

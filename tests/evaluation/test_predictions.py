@@ -16,6 +16,7 @@ from peftlib.errors import RunError, UserError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.evaluation.predictions import (
     PREDICTIONS,
+    _shortest,
     answers_of,
     in_words,
     load_predictions,
@@ -69,7 +70,7 @@ def test_a_score_is_written_as_it_came_and_for_glue_s_server_within_its_range(tm
     known = Evaluation({"pearson": 0.5}, logits, np.array([0.0, 3.8, 5.0], dtype=np.float32), 1.0)
     write_answers(tmp_path, TASKS["stsb"], PAIRS, "STS-B.tsv", known, {"source": "dev"})
     assert not (tmp_path / "STS-B.tsv").exists()
-    rows = ["index,prediction,label,first text,second text", "0,-0.300000,0,a,b", '1,2.345670,3.8,"c, d",e']
+    rows = ["index,prediction,label,first text,second text", "0,-0.3,0.0,a,b", '1,2.34567,3.8,"c, d",e']
     assert (tmp_path / "predictions.csv").read_text().splitlines()[:3] == rows
     hidden = Evaluation({}, logits, np.full(3, -1, dtype=np.float32), 1.0)
     (tmp_path / "test").mkdir()
@@ -78,7 +79,7 @@ def test_a_score_is_written_as_it_came_and_for_glue_s_server_within_its_range(tm
     assert lines == ["index\tprediction", "0\t0.000", "1\t2.346", "2\t5.000"]
     assert (tmp_path / "test" / "predictions.csv").read_text().splitlines()[:2] == [
         "index,prediction,first text,second text",
-        "0,-0.300000,a,b",
+        "0,-0.3,a,b",
     ]
 
 
@@ -214,3 +215,20 @@ def test_an_answer_in_words():
     assert list(said) == ["classes", "probability of spam", "probability of ham"] and said["classes"] == "none"
     score = Evaluation({}, np.array([[2.5]], dtype=np.float32), np.array([np.nan], dtype=np.float32), 1.0)
     assert in_words(score, TASKS["stsb"]) == {"score": "2.5000"}
+
+
+@pytest.mark.parametrize("odd", ["bad\rplot", "bad\nplot", "a\r\nb", '"', "a|b", ",", " "])
+def test_odd_texts_and_names_of_classes_come_back(tmp_path, odd):
+    task = Task("mails", ("ham", f"x{odd}"), (), problem_type=MULTI_LABEL)
+    known = Evaluation({"micro_f1": 0.5}, np.array([[1.0, 1.0]] * 2), np.array([[1, 0]] * 2), 1.0)
+    write_answers(tmp_path, task, [(odd,)] * 2, None, known, {"source": "dev"})
+    with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows] == [odd] * 2 and f"probability of x{odd}" in rows[0]
+    both = json.dumps(["ham", f"x{odd}"]) if "|" in odd else f"ham|x{odd}"
+    assert [row["prediction"] for row in rows] == [both] * 2
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_a_score_is_read_again_as_it_was(score):
+    assert np.float32(_shortest(score)) == np.float32(score)

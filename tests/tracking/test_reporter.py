@@ -271,3 +271,12 @@ def test_texts_that_were_cut_are_counted(tmp_path, capsys):
     said = "note: 1,234 of 3,668 training examples are longer than --max_length 64 tokens, and were truncated\n"
     out = capsys.readouterr().out
     assert said in out and "validation examples are longer" not in out
+
+
+def test_numbers_that_are_hard_to_learn_are_noticed(tmp_path, capsys):
+    for largest, noticed in ((5.0, False), (250_000.0, True)):
+        facts = made_facts()
+        facts["data"]["train"]["largest"] = largest
+        with reporter_in(tmp_path / str(largest)).watching(20, facts):
+            pass
+        assert ("note: the numbers to predict reach 250000; " in capsys.readouterr().out) == noticed

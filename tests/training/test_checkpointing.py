@@ -511,6 +511,8 @@ def changed(**arguments):
 def test_another_run_is_refused_with_the_differences(two_checkpoints):
     newest, _ = checkpoints(two_checkpoints / "checkpoints")
     assert matching_manifest(newest, IDENTITY, extend=False, folder=two_checkpoints)["step"] == 20
+    # The data are told apart by their fingerprint: flags for them are newer than some checkpoints.
+    assert matching_manifest(newest, changed(do_regression=False), extend=False, folder=two_checkpoints)["step"] == 20
     with pytest.raises(UserError, match="--method was bitfit, is lora; --seed was 1, is 2"):
         matching_manifest(newest, changed(seed=2, method="lora"), extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the train data have changed"):
