@@ -8,11 +8,12 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from peftlib.acceleration.graphs import GraphedStep, Step
 from peftlib.data.collation import is_in_rows, split_inputs
-from peftlib.errors import RunError
+from peftlib.errors import OutOfMemory, RunError
 from peftlib.training.accumulation import backward, weighted_loss
 from peftlib.training.milestones import evaluate_due, finish_window, settle, stop_if_asked
 from peftlib.training.randomness import capture_random, restore_random
@@ -99,7 +100,7 @@ def train(training: Training) -> Progress:
     A `training` restored from a checkpoint continues from there.
 
     Raises:
-        RunError: the loss is not finite, a data loader worker died, or an evaluation ran out of memory.
+        RunError: the loss is not finite, a data loader worker died, or memory ran out.
         Interrupted: a signal asked the run to stop; it can be resumed.
     """
     progress = training.progress
@@ -117,6 +118,9 @@ def train(training: Training) -> Progress:
             else:
                 train_epoch(training)
         except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and should_reduce_batch_size(error):
+                # `fit_batches` knows neither AdamW's moments nor the memory of CUDA graphs, nor what others take later.
+                raise OutOfMemory.in_training(training.batches.micro_batch_size) from error
             # torch reports a dead worker if it notices; otherwise the pipe to it breaks.
             broken_pipe = not isinstance(error, RuntimeError) and training.loader.num_workers > 0
             if "DataLoader worker" not in str(error) and not broken_pipe:
