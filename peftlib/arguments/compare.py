@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peftlib.arguments.bounds import at_least
-from peftlib.arguments.parser import Parser, words_of
-from peftlib.errors import UserError
+from peftlib.arguments.parser import parse_runs
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,5 @@ def parse_compare_arguments(argv: Sequence[str] | None = None) -> tuple[list[str
         UserError: an unknown flag or a wrong value, or no runs.
         SystemExit: after `--help`.
     """
-    parser = Parser([CompareArguments], prog="compare.py", description="Compare finished runs.", allow_abbrev=False)
-    parser.add_argument(
-        "runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, folders that contain them, or globs"
-    )
-    options, rest = parser.parse_words(words_of(argv))
-    if not rest.runs:
-        raise UserError("no runs: name their folders, as in compare.py outputs/*")
-    return rest.runs, options
+    about = "Compare finished runs."
+    return parse_runs(CompareArguments, "compare.py", about, argv)

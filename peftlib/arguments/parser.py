@@ -8,13 +8,14 @@ import sys
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from peftlib.arguments.other_names import instead_of
 from peftlib.errors import UserError, nearest
 
+_Options = TypeVar("_Options")
 #: Name endings of flags whose value is, or may be, a path.
 _PATHS = ("_dir", "_file", "_or_path", "dataset_name")
 
@@ -122,6 +123,26 @@ def parse_one_run(kinds: Sequence[type], prog: str, about: str, argv: Sequence[s
     if len(runs) != 1:
         raise UserError(f"{len(runs)} runs given: name one run's folder, as in {prog} outputs/my-run")
     return runs[0], options
+
+
+def parse_runs(kind: type[_Options], prog: str, about: str, argv: Sequence[str] | None) -> tuple[list[str], _Options]:
+    """Parse the command line of a script that takes any number of runs: their folders or globs, and the flags.
+
+    Args:
+        kind: the flags' dataclass.
+
+    Raises:
+        UserError: an unknown flag or a wrong value, or no runs.
+        SystemExit: after `--help`.
+    """
+    parser = Parser([kind], prog=prog, description=about, allow_abbrev=False)
+    parser.add_argument(
+        "runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, folders that contain them, or globs"
+    )
+    options, rest = parser.parse_words(words_of(argv))
+    if not rest.runs:
+        raise UserError(f"no runs: name their folders, as in {prog} outputs/*")
+    return rest.runs, options
 
 
 def words_of(argv: Sequence[str] | None) -> list[str]:

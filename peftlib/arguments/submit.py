@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peftlib.arguments.parser import Parser, words_of
+from peftlib.arguments.parser import parse_runs
 from peftlib.data.glue_server import REST, SERVER_FILES
 from peftlib.errors import UserError, nearest
 
@@ -49,11 +49,4 @@ def parse_submit_arguments(argv: Sequence[str] | None = None) -> tuple[list[str]
         SystemExit: after `--help`.
     """
     about = "Put what finished runs have answered into the zip that GLUE's server takes."
-    parser = Parser([SubmitArguments], prog="submit.py", description=about, allow_abbrev=False)
-    parser.add_argument(
-        "runs", metavar="RUNS", nargs="*", help="folders of runs or sweeps, folders that contain them, or globs"
-    )
-    options, rest = parser.parse_words(words_of(argv))
-    if not rest.runs:
-        raise UserError("no runs: name their folders, as in submit.py outputs/*")
-    return rest.runs, options
+    return parse_runs(SubmitArguments, "submit.py", about, argv)

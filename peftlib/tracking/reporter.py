@@ -11,19 +11,15 @@ from typing import Any, TextIO
 
 from accelerate import Accelerator
 
-from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
 from peftlib.distributed import on_main
 from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
-from peftlib.strategies import STRATEGIES
+from peftlib.tracking.announcement import facts_of, notes_of
 from peftlib.tracking.console import RunConsole
 from peftlib.tracking.folder import lock_folder, refuse_busy, refuse_finished, sweep_of_run
 from peftlib.tracking.machine import Neighbours, environment, peak_memory
 from peftlib.tracking.record import RunRecord
 from peftlib.tracking.trackers import end_wandb_run, leave_wandb, start_trackers
-
-#: Scores beyond this are hard to learn at usual learning rates.
-_LARGE = 100.0
 
 
 class Reporter:
@@ -104,7 +100,7 @@ class Reporter:
             facts["sweep"] = sweep
         if arguments["dry_run"]:
             on_main(lambda: self._refuse_folder(resumed))
-            self._announce(facts, steps, "dry run: a few updates are measured, nothing is saved", resumed)
+            self._announce(facts, steps, resumed, "dry run: a few updates are measured, nothing is saved")
             yield
             return
         on_main(lambda: self._open_record(facts, resumed))
@@ -129,7 +125,7 @@ class Reporter:
                 self._trackers, accelerator.trackers = [], []  # a partly started tracker would fail at every log
             if self._trackers:
                 closing.push(self._end_trackers)  # runs last, when the record is complete
-            self._announce(facts, steps, notice, resumed)
+            self._announce(facts, steps, resumed, notice)
             self._track({**parameters, "train/global_step": 0}, step=0)
             self.update(setup_seconds=time.perf_counter() - self._created)
             self.console.total_steps = steps
@@ -219,86 +215,14 @@ class Reporter:
                 self._silenced.add(who)
                 self.warn(f"WARNING: {who} failed, the run continues without it: {type(error).__name__}: {error}")
 
-    def _announce(self, facts: dict[str, Any], steps: int, notice: str | None, resumed: dict[str, Any] | None) -> None:
-        parameters, data = facts["parameters"], facts["data"]
-        threads, on_cpu = facts["machine"]["threads"], facts["machine"]["device_type"] == "cpu"
-        examples = min(facts["effective_batch_size"], data["train"]["examples"])
-        self.console.facts(
-            "run",
-            {
-                "task": f"{self._arguments['task_name']}, {data['train']['examples']:,} training and "
-                f"{data['validation']['examples']:,} validation examples ({data['train']['source']})",
-                **_outputs(facts),
-                "model": facts["model"]["name"],
-                "method": f"{_named(self._arguments)}, learning rate {facts['learning_rate']:g}",
-                "updates": f"{steps:,} of {examples} examples, {_counted(facts['processes'], 'process')}",
-                **({} if resumed is None else {"resumed": _resumed(int(resumed["step"]), steps)}),
-                "precision": f"{facts['precision']['name']} ({facts['precision']['reason']})",
-                "device": f"{facts['machine']['device']}" + (f", {_counted(threads, 'thread')}" if on_cpu else ""),
-                "output": str(self.folder),
-            },
-        )
-        self.console.facts(
-            "parameters",
-            {
-                "trainable": f"{parameters['trainable']:,}",
-                "total": f"{parameters['total']:,}",
-                "ratio": f"{parameters['trainable_ratio']:.4%}",
-            },
-        )
-        for split, name in (("train", "training"), ("validation", "validation")):
-            if cut := data[split]["truncated"]:
-                self.console.note(
-                    f"note: {cut:,} of {data[split]['examples']:,} {name} examples are longer than --max_length "
-                    f"{self._arguments['max_length']} tokens, and were truncated"
-                )
-        if (largest := data["train"].get("largest", 0.0)) > _LARGE:
-            self.console.note(
-                f"note: the numbers to predict reach {largest:g}; the model starts near 0, and learns numbers of the "
-                "order of 1 fastest: rescale them"
-            )
-        warmup = self._arguments["num_warmup_steps"] or 0
-        if warmup > steps and self._arguments["lr_scheduler_type"] != "constant":
-            self.console.note(
-                f"--num_warmup_steps {warmup}: the run is shorter, so the learning rate rises over all {steps} updates"
-            )
-        others = self._neighbours.busy_cores()
-        free = max(1, threads - round(others))
-        if on_cpu and facts["processes"] == 1 and others >= 0.5 and free < threads:
-            self.console.note(
-                f"note: other processes keep {others:.1f} cores busy, and threads that wait for each other can be many "
-                f"times slower: try --num_cpu_threads {free}"
-            )
+    def _announce(self, facts: dict[str, Any], steps: int, resumed: dict[str, Any] | None, notice: str | None) -> None:
+        step = None if resumed is None else int(resumed["step"])
+        for title, rows in facts_of(facts, self._arguments, steps, step, self.folder).items():
+            self.console.facts(title, rows)
+        for line in notes_of(facts, self._arguments, steps, self._neighbours.busy_cores()):
+            self.console.note(line)
         if notice is not None:
             self.console.note(notice)
-
-
-def _resumed(step: int, steps: int) -> str:
-    return f"after step {step:,}" if step < steps else f"after step {step:,}, the last: nothing is left to train"
-
-
-def _counted(number: int, name: str) -> str:
-    return f"{number} {name}" + ("" if number == 1 else "es" if name.endswith("s") else "s")
-
-
-def _named(arguments: dict[str, Any]) -> str:
-    """The method's name, and its options if it is one of PEFT's other methods."""
-    name = STRATEGIES[arguments["method"]].named(arguments)
-    return name if arguments.get("peft_kwargs", "{}") == "{}" else f"{name} {arguments['peft_kwargs']}"
-
-
-def _outputs(facts: dict[str, Any]) -> dict[str, str]:
-    """A title and the model's outputs: the score range, or the number of classes and the first ones.
-
-    Printing them reveals typos in the user's own labels, which become classes.
-    """
-    kind = problem_type_of(facts)
-    if kind == REGRESSION:
-        return {"scores": "{:g} to {:g}".format(*facts["score_range"]) if "score_range" in facts else "any number"}
-    labels = facts["labels"]
-    shown = ", ".join(label if len(label) <= 30 else f"{label[:30]}…" for label in labels[:8])
-    title = "classes, any number of them" if kind == MULTI_LABEL else "classes"
-    return {title: f"{len(labels)}: {shown}" + (", …" if len(labels) > 8 else "")}
 
 
 def _flat(sweep: dict[str, str] | None) -> dict[str, str]:

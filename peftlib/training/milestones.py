@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 
-from peftlib.data.tasks import METRICS_OF_OWN_DATA, REGRESSION
 from peftlib.errors import Interrupted, OutOfMemory, RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.strategies.parameters import load_trained_state, trained_state
@@ -143,9 +142,10 @@ def losses_since_log(training: Training) -> list[float]:
         if not math.isfinite(loss):
             way = "try a smaller --learning_rate, more --num_warmup_steps, or --mixed_precision no"
             if step == 1:  # nothing has been trained yet
-                way = "try --mixed_precision no, or another base model: this one's weights may be damaged"
-                if training.plan.best_metric in METRICS_OF_OWN_DATA[REGRESSION]:
-                    way = "the numbers to predict may be too large: rescale them to the order of 1"
+                way = (
+                    "try --mixed_precision no, another base model (this one's weights may be damaged) or, in "
+                    "regression, numbers of the order of 1"
+                )
             raise RunError(f"the loss is {loss} at step {step} (learning rate {rate:.3g}); {way}")
     return losses
 

@@ -1,0 +1,106 @@
+"""What a run says before its first update: what it is, and what may surprise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
+from peftlib.strategies import STRATEGIES
+
+#: Scores beyond this are hard to learn at usual learning rates.
+_LARGE = 100.0
+
+
+def facts_of(
+    facts: dict[str, Any], arguments: dict[str, Any], steps: int, step: int | None, folder: Path
+) -> dict[str, dict[str, str]]:
+    """Return the tables of names and values that describe a run, by their titles.
+
+    Args:
+        facts: the content of `run.json`.
+        arguments: flag -> value.
+        steps: updates of the whole run.
+        step: the update that it resumes after; None for a new run.
+        folder: the output folder.
+    """
+    parameters, data = facts["parameters"], facts["data"]
+    threads, on_cpu = facts["machine"]["threads"], facts["machine"]["device_type"] == "cpu"
+    examples = min(facts["effective_batch_size"], data["train"]["examples"])
+    run = {
+        "task": f"{arguments['task_name']}, {data['train']['examples']:,} training and "
+        f"{data['validation']['examples']:,} validation examples ({data['train']['source']})",
+        **_outputs(facts),
+        "model": facts["model"]["name"],
+        "method": f"{_named(arguments)}, learning rate {facts['learning_rate']:g}",
+        "updates": f"{steps:,} of {examples} examples, {_counted(facts['processes'], 'process')}",
+        **({} if step is None else {"resumed": _resumed(step, steps)}),
+        "precision": f"{facts['precision']['name']} ({facts['precision']['reason']})",
+        "device": f"{facts['machine']['device']}" + (f", {_counted(threads, 'thread')}" if on_cpu else ""),
+        "output": str(folder),
+    }
+    counts = {
+        "trainable": f"{parameters['trainable']:,}",
+        "total": f"{parameters['total']:,}",
+        "ratio": f"{parameters['trainable_ratio']:.4%}",
+    }
+    return {"run": run, "parameters": counts}
+
+
+def notes_of(facts: dict[str, Any], arguments: dict[str, Any], steps: int, busy_cores: float) -> Iterator[str]:
+    """Yield a line for each thing that may make the run worse or slower than expected.
+
+    Args:
+        facts, arguments, steps: as in `facts_of`.
+        busy_cores: cores that other processes keep busy, see `Neighbours`.
+    """
+    data, machine = facts["data"], facts["machine"]
+    for split, name in (("train", "training"), ("validation", "validation")):
+        if cut := data[split]["truncated"]:
+            yield (
+                f"note: {cut:,} of {data[split]['examples']:,} {name} examples are longer than --max_length "
+                f"{arguments['max_length']} tokens, and were truncated"
+            )
+    if (largest := data["train"].get("largest", 0.0)) > _LARGE:
+        yield (
+            f"note: the numbers to predict reach {largest:g}; the model starts near 0, and learns numbers of the "
+            "order of 1 fastest: rescale them"
+        )
+    warmup = arguments["num_warmup_steps"] or 0
+    if warmup > steps and arguments["lr_scheduler_type"] != "constant":
+        yield f"--num_warmup_steps {warmup}: the run is shorter, so the learning rate rises over all {steps} updates"
+    free = max(1, machine["threads"] - round(busy_cores))
+    if machine["device_type"] == "cpu" and facts["processes"] == 1 and busy_cores >= 0.5 and free < machine["threads"]:
+        yield (
+            f"note: other processes keep {busy_cores:.1f} cores busy, and threads that wait for each other can be many "
+            f"times slower: try --num_cpu_threads {free}"
+        )
+
+
+def _resumed(step: int, steps: int) -> str:
+    return f"after step {step:,}" if step < steps else f"after step {step:,}, the last: nothing is left to train"
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}" + ("" if number == 1 else "es" if name.endswith("s") else "s")
+
+
+def _named(arguments: dict[str, Any]) -> str:
+    """The method's name, and its options if it is one of PEFT's other methods."""
+    name = STRATEGIES[arguments["method"]].named(arguments)
+    return name if arguments.get("peft_kwargs", "{}") == "{}" else f"{name} {arguments['peft_kwargs']}"
+
+
+def _outputs(facts: dict[str, Any]) -> dict[str, str]:
+    """A title and the model's outputs: the score range, or the number of classes and the first ones.
+
+    Printing them reveals typos in the user's own labels, which become classes.
+    """
+    kind = problem_type_of(facts)
+    if kind == REGRESSION:
+        return {"scores": "{:g} to {:g}".format(*facts["score_range"]) if "score_range" in facts else "any number"}
+    labels = facts["labels"]
+    shown = ", ".join(label if len(label) <= 30 else f"{label[:30]}…" for label in labels[:8])
+    title = "classes, any number of them" if kind == MULTI_LABEL else "classes"
+    return {title: f"{len(labels)}: {shown}" + (", …" if len(labels) > 8 else "")}
