@@ -66,6 +66,14 @@ def placed_when_whole(folder: Path) -> Iterator[Path]:
             path.replace(folder / path.name)
 
 
+def obstacle(folder: Path) -> str | None:
+    """Return why nothing can be written into a folder, which need not exist yet; None if it can be."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is read-only"
+
+
 def cache_folder() -> Path:
     """Return `$PEFTLIB_CACHE`, else `$XDG_CACHE_HOME/peftlib`, else `~/.cache/peftlib`."""
     if folder := os.environ.get("PEFTLIB_CACHE"):

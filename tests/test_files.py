@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from peftlib.files import (
     cache_folder,
     load_yaml,
+    obstacle,
     placed_when_whole,
     strict,
     to_csv,
@@ -157,3 +158,11 @@ def test_a_csv_gives_its_cells_back(cells):
     text = to_csv([clean, clean])
     assert list(csv.reader(io.StringIO(text, newline=""))) == [clean, clean]
     assert text.endswith("\n") and not text.endswith("\r\n")
+
+
+def test_what_stands_in_the_way_of_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert obstacle(tmp_path) is None and obstacle(tmp_path / "new" / "below") is None
+    assert obstacle(tmp_path / "file") == obstacle(tmp_path / "file" / "below") == f"{tmp_path / 'file'} is a file"
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)  # root may write anywhere
+    assert obstacle(tmp_path / "new") == f"{tmp_path} is read-only"

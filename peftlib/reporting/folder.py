@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path, PurePosixPath
 
 from peftlib.errors import UserError
-from peftlib.files import write_json
+from peftlib.files import obstacle, write_json
 
 #: Lists the files of the report, except itself.
 MANIFEST = ".report.json"
@@ -30,9 +29,8 @@ def check_folder(folder: Path) -> None:
     if foreign := sorted(present - own):
         raise UserError(f"--output_dir {folder}: contains {foreign[0].relative_to(folder)}, which is not part of a "
                         "report; name another folder")  # fmt: skip
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {folder}: {existing} is read-only; name another folder")
+    if (problem := obstacle(folder)) is not None:
+        raise UserError(f"--output_dir {folder}: {problem}; name another folder")
 
 
 def put_in_place(staged: Path, folder: Path) -> None:

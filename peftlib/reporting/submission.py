@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shlex
 import zipfile
 from collections.abc import Collection
@@ -17,7 +16,7 @@ from peftlib.data.own_data import task_in_table
 from peftlib.data.tasks import TASKS
 from peftlib.errors import RunError, UserError
 from peftlib.evaluation.predictions import RESULTS
-from peftlib.files import write_bytes
+from peftlib.files import obstacle, write_bytes
 from peftlib.reporting.runs import Run
 
 
@@ -86,11 +85,8 @@ def check_place(path: Path) -> None:
         raise UserError(f"--output_file {path}: is a folder; name a file")
     if path.exists() and not _is_submission(path):
         raise UserError(f"--output_file {path}: exists and is not a submission; name another file")
-    existing = next(place for place in path.absolute().parents if place.exists())
-    if not existing.is_dir():
-        raise UserError(f"--output_file {path}: {existing} is a file; name another place")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output_file {path}: {existing} is read-only; name another place")
+    if (problem := obstacle(path.absolute().parent)) is not None:
+        raise UserError(f"--output_file {path}: {problem}; name another place")
 
 
 def _is_submission(path: Path) -> bool:

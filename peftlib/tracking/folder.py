@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from peftlib.errors import UserError
+from peftlib.files import obstacle
 from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, record_in
 
 #: Files that a run writes into its folder.
@@ -59,17 +60,15 @@ def choose_output_dir(
     else:
         path = Path("outputs") / f"{task}-{method}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
     try:
-        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        problem = obstacle(path)
     except OSError as error:  # a name too long for the file system
         raise UserError(f"--output_dir {str(path)[:60]}…: {error.strerror}; name another folder") from error
-    if not existing.is_dir():
-        raise UserError(f"--output_dir {path}: {existing} is a file; name a folder")
+    if problem is not None:
+        raise UserError(f"--output_dir {path}: {problem}; name another folder")
     if path.is_dir() and _holds_others(path):
         raise UserError(f"--output_dir {path}: holds files, and none of a run; name another folder")
     if path.is_dir() and not overwrite and (problem := _taken(path, resume, in_sweep=sweep is not None)):
         raise UserError(f"--output_dir {path}: {problem}, or replace it with --overwrite_output_dir")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {path}: {existing} is read-only; name another folder")
     return path
 
 

@@ -83,7 +83,7 @@ def test_going_on_does_not_throw_a_finished_run_away(tmp_path, monkeypatch):
 def test_a_file_is_no_folder(tmp_path, overwrite):
     (tmp_path / "file").write_text("")
     for below in ("", "a/b"):
-        with pytest.raises(UserError, match="file is a file; name a folder"):
+        with pytest.raises(UserError, match="file is a file; name another folder"):
             choose_output_dir(str(tmp_path / "file" / below), "mrpc", "lora", overwrite=overwrite)
 
 
