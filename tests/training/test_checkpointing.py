@@ -792,6 +792,6 @@ def test_a_spoilt_run_is_not_kept(tmp_path):
     run = small_run(tmp_path, every="1")
     with torch.no_grad():
         next(run.model.parameters()).fill_(float("nan"))
-    with pytest.raises(RunError, match=r"the loss is nan at step 1 .*; try --mixed_precision no, or another base"):
+    with pytest.raises(RunError, match=r"the loss is nan at step 1 .*; try --mixed_precision no, another base model"):
         train(run)
     assert checkpoints(tmp_path / "checkpoints") == []
