@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 
 
-def refuse_what_ends_before(model: PreTrainedModel, name: str, token: int, length: int) -> None:
+def refuse_what_ends_before(model: PreTrainedModel, name: str, token: int, length: int, added: int = 0) -> None:
     """Refuse a model whose embeddings are too small, before a lookup fails.
 
     A lookup out of range is a bare IndexError on a CPU, and on a GPU an assertion that does not name the cause.
@@ -23,6 +23,7 @@ def refuse_what_ends_before(model: PreTrainedModel, name: str, token: int, lengt
         name: the model's name, for the message.
         token: highest token id in the data.
         length: tokens of the longest example.
+        added: virtual tokens that a method puts before every example.
 
     Raises:
         UserError: the embeddings have no entry for `token`, or too few positions for `length`.
@@ -42,8 +43,9 @@ def refuse_what_ends_before(model: PreTrainedModel, name: str, token: int, lengt
     ]
     if limits:  # relative positions have no limit
         positions = min(*limits, getattr(model.config, "max_position_embeddings", limits[0]))
-        if length > positions:
+        if length + added > positions:
+            taken = f"{positions} positions, {added} of which virtual tokens take" if added else "no more positions"
             raise UserError(
-                f"--max_length must be at most {positions}: {name} has no more positions, and the longest "
+                f"--max_length must be at most {positions - added}: {name} has {taken}, and the longest "
                 f"example here has {length} tokens"
             )

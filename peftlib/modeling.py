@@ -164,6 +164,7 @@ def load_classifier(
     dropout: float | None = None,
     extent: tuple[int, int] | None = None,
     problem_type: str | None = None,
+    virtual_tokens: int = 0,
 ) -> tuple[PreTrainedModel, Head]:
     """Load a sequence classifier in fp32, with a newly initialised head if the checkpoint has none.
 
@@ -173,6 +174,7 @@ def load_classifier(
         dropout: replaces every dropout probability in the model's configuration; None keeps them.
         extent: highest token id and maximum number of tokens that the model will be given.
         problem_type: as in transformers' configurations; None means single-label, or regression without `labels`.
+        virtual_tokens: positions that the method needs in addition to those of `extent`.
 
     Returns:
         The model, and the names of its head's parameters: those outside the encoder (DeBERTa's `pooler` and
@@ -230,7 +232,7 @@ def load_classifier(
     finally:
         logging.set_verbosity(verbosity)
     if extent is not None:
-        refuse_what_ends_before(model, source.name, *extent)
+        refuse_what_ends_before(model, source.name, *extent, added=virtual_tokens)
     encoder = f"{model.base_model_prefix}."
     names = [name for name, _ in model.named_parameters()]
     missing = set(report["missing_keys"])

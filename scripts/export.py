@@ -31,6 +31,8 @@ def main() -> None:
     # ── Run ──────────────────────────────────────────────────────────────────────────────────────────────────
     run, console = Finished.read(Path(place)), Console()
     folder, repository = Path(args.output_dir) if args.output_dir else run.folder / "model", None
+    if not args.adapter:
+        run.refuse_what_cannot_be_merged()
     if hub.push_to_hub:
         repository = find_repository(hub.hub_model_id, args.name_for(run.folder), hub.hub_private_repo)
         if args.adapter:

@@ -73,7 +73,8 @@ def main() -> None:
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     with everywhere():
         extent = splits.extent(data_args.pad_to)
-        base, head = load_classifier(source, task.labels, args.dropout, extent, task.problem_type)
+        added = args.strategy.virtual_tokens
+        base, head = load_classifier(source, task.labels, args.dropout, extent, task.problem_type, added)
     base_size, fingerprint, rate = size(base), Fingerprint.of(base, head), args.learning_rate
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader), reporter.warn)
     parameters = ParameterCount.of(base_size, adapted)

@@ -102,6 +102,9 @@ def tiny_config(architecture: str, **changes: object) -> object:
                  "entity_vocab_size": 20, "entity_emb_size": 8},
         "funnel": {"d_model": 32, "block_sizes": [1, 1], "n_head": 4, "d_head": 8, "d_inner": 64,
                    "architectures": ["FunnelModel"]},
+        "albert": {"embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                   "intermediate_size": 64},
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
         "modernbert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     }  # fmt: skip
     kind = {"deberta": "deberta-v2", "deberta-v1": "deberta"}.get(architecture, architecture)

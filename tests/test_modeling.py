@@ -301,6 +301,12 @@ def test_what_its_embeddings_do_not_have_is_refused(tiny_folder, architecture, p
         model(input_ids=torch.full((1, positions + 1), 5))
     with pytest.raises(UserError, match=f"^--max_length must be at most {positions}: .* has 500 tokens$"):
         load_classifier(source, LABELS, extent=(5, 500))
+    load_classifier(source, LABELS, extent=(5, positions - 20), virtual_tokens=20)
+    expected = (
+        f"^--max_length must be at most {positions - 20}: .* has {positions} positions, 20 of which virtual tokens "
+    )
+    with pytest.raises(UserError, match=expected):
+        load_classifier(source, LABELS, extent=(5, positions - 19), virtual_tokens=20)
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "funnel"])

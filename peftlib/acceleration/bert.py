@@ -17,6 +17,12 @@ def unwrapped(model: nn.Module) -> Any:
     return unwrap()
 
 
+def has_virtual_tokens(model: nn.Module) -> bool:
+    """Return whether PEFT's wrapper adds prompts or a prefix to the input."""
+    config: Any = getattr(model, "active_peft_config", None)
+    return config is not None and bool(config.is_prompt_learning)
+
+
 def bert_encoder(model: nn.Module) -> Any:
     """Return the encoder of a BERT-like classifier, with or without PEFT's wrapper; None for any other model.
 

@@ -17,6 +17,7 @@ from peftlib.acceleration.attention import keep_first_token
 from peftlib.acceleration.bert import (
     bert_encoder,
     has_hooks,
+    has_virtual_tokens,
     is_frozen_linear,
     is_plain_encoder,
     is_plain_gelu,
@@ -54,6 +55,7 @@ def take_rows(model: nn.Module, dtype: torch.dtype) -> int | None:
     if (
         find_spec("triton") is None
         or encoder is None
+        or has_virtual_tokens(model)
         or not is_plain_encoder(encoder.config)
         or not all(_is_fusible(layer) for layer in encoder.layer)
     ):

@@ -171,6 +171,18 @@ class Finished:
         given = {field.name: arguments[field.name] for field in dataclasses.fields(kind) if field.name in arguments}
         return kind(**given)
 
+    def refuse_what_cannot_be_merged(self) -> None:
+        """Check that the method's result can become part of the base model's weights.
+
+        Raises:
+            UserError: it is an input to the model, not a change of its weights.
+        """
+        if not self.strategy.mergeable:
+            raise UserError(
+                f"{self.folder}: {self.strategy.named(self.arguments)} has no weights to merge; load the adapter with "
+                "PEFT, or push it with --adapter --push_to_hub"
+            )
+
     @property
     def layout(self) -> dict[str, int]:
         """The layout of its batches, as keyword arguments of `build_eval_loader`."""
@@ -217,7 +229,8 @@ class Finished:
             return load_classifier(source, labels, extent=extent, problem_type=kind)[0]
         revision = self.arguments.get("model_revision", "main")
         source = find_model(base or name_of_base(self.record["model"]), revision, trust_remote_code)
-        model, head = load_classifier(source, labels, extent=extent, problem_type=kind)
+        added = self.strategy.virtual_tokens
+        model, head = load_classifier(source, labels, extent=extent, problem_type=kind, virtual_tokens=added)
         weights = self.record["model"].get("fingerprint")  # missing in runs up to 0.1.0
         if weights is not None and Fingerprint.of(model, head).weights != weights:
             raise UserError(

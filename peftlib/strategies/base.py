@@ -39,6 +39,16 @@ class Strategy(ABC):
         """Whether frozen weights are also read outside their layers' matrix products, so that rounding them matters."""
         return False
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Number of positions that the method takes in addition to an example's tokens."""
+        return 0
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the trained result can be merged into the base model's weights."""
+        return True
+
     @abstractmethod
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         """Make exactly the parameters trainable that this method trains.

@@ -118,8 +118,11 @@ def trained_groups(model: nn.Module, head: frozenset[str]) -> list[TrainedGroup]
         head: names of the head's parameters in the base model.
     """
     counts: dict[tuple[bool, str, tuple[int, ...]], int] = {}
+    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    names = {parameter: name for name, parameter in base.named_parameters()}
     for name, parameter in trained(model):
-        plain = re.sub(r"\.(modules_to_save|default|base_layer)(?=\.|$)", "", name.removeprefix("base_model.model."))
+        # Prompts belong to PEFT's wrapper, not to the base model.
+        plain = re.sub(r"\.(modules_to_save|default|base_layer)(?=\.|$)", "", names.get(parameter, name))
         pattern = re.sub(r"\.\d+(?=\.)", ".*", plain)
         key = plain in head, pattern, tuple(parameter.shape)
         counts[key] = counts.get(key, 0) + 1

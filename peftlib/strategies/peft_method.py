@@ -1,4 +1,4 @@
-"""Other layer-modifying methods of PEFT under their own names: VeRA, LoHa, OFT and more."""
+"""PEFT's other methods under their own names: those that modify layers (VeRA, LoHa, OFT, …), and prompt methods."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from enum import Enum, EnumType
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from peftlib.errors import UserError, nearest
 from peftlib.strategies.base import Strategy
+from peftlib.strategies.prompts import PROMPT_TYPES, SETTLED_FOR_PROMPTS, virtual_tokens
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -20,13 +22,13 @@ if TYPE_CHECKING:
 
     from peftlib.strategies.base import Trained
 
-#: PEFT's types for which training, saving, loading and merging were tested here. Excluded: AdaLoRA, which needs a call
-#: after every update; prompt methods, which are not in a model's layers; RandLoRA, whose files repeat its random basis
-#: for every layer.
-PEFT_TYPES = (
+#: PEFT's types that modify layers, for which training, saving, loading and merging were tested here. Excluded: AdaLoRA,
+#: which needs a call after every update; RandLoRA, whose files repeat its random basis for every layer.
+LAYER_TYPES = (
     "boft", "c3a", "delora", "fourierft", "gralora", "hira", "hra", "loha", "lokr", "miss", "oft", "road", "shira",
     "vblora", "vera", "waveft",
 )  # fmt: skip
+PEFT_TYPES = (*LAYER_TYPES, *PROMPT_TYPES)
 #: Those that multiply or add to the frozen weights themselves, which must therefore not be rounded.
 _READ_WEIGHTS = ("hira", "shira")
 #: PEFT's types with their own `--method`.
@@ -56,7 +58,7 @@ class PeftMethod(Strategy):
         default="{}",
         metadata={
             "help": "peft: options of its configuration as a JSON object, such as '{\"r\": 256}'; target_modules is "
-            "all-linear unless given"
+            "all-linear, and num_virtual_tokens 20, unless given"
         },
     )
 
@@ -72,7 +74,9 @@ class PeftMethod(Strategy):
             own = self.peft_type in _METHODS
             hint = f"; use --method {self.peft_type}" if own else nearest(self.peft_type, PEFT_TYPES)
             raise UserError(f"--peft_type {self.peft_type}: not one of {', '.join(PEFT_TYPES)}{hint}")
-        for name in options.keys() & {*_SETTLED}:
+        if self.peft_type in PROMPT_TYPES:
+            virtual_tokens(options)
+        for name in sorted(options.keys() & self._settled):
             selects_layers = name.startswith("layers_")
             way = "express it in target_modules, as a regular expression" if selects_layers else "leave it out"
             raise UserError(f"--peft_kwargs: {name} is set automatically; {way}")
@@ -84,6 +88,18 @@ class PeftMethod(Strategy):
     @property
     def reads_frozen_weights(self) -> bool:
         return self.peft_type in _READ_WEIGHTS or self._options().get("init_weights") == "bat"  # a variant of MiSS
+
+    @property
+    def virtual_tokens(self) -> int:
+        return virtual_tokens(self._options()) if self.peft_type in PROMPT_TYPES else 0
+
+    @property
+    def mergeable(self) -> bool:
+        return self.peft_type not in PROMPT_TYPES
+
+    @property
+    def _settled(self) -> frozenset[str]:
+        return frozenset(_SETTLED + SETTLED_FOR_PROMPTS * (self.peft_type in PROMPT_TYPES))
 
     def _options(self) -> dict[str, Any]:
         try:
@@ -99,14 +115,17 @@ class PeftMethod(Strategy):
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.adapter import head_modules
+        from peftlib.strategies.prompts import options_for, wrap_with_prompts
         from peftlib.strategies.wrapping import spare_from_decay, wrap
 
-        modules = head_modules(model, head)
-        # Full module names, since not all of PEFT's types have `exclude_modules`.
-        options = self._options() | {"target_modules": self._targets(model, modules), "modules_to_save": modules}
-        config = self._config(options)
+        modules, prompts = head_modules(model, head), self.peft_type in PROMPT_TYPES
+        if prompts:
+            options = options_for(model, self.peft_type, self._options())
+        else:  # full module names, since not all of PEFT's types have `exclude_modules`
+            options = self._options() | {"target_modules": self._targets(model, modules)}
+        config = self._config(options | {"modules_to_save": modules})
         try:
-            wrapped = wrap(model, config)
+            wrapped = wrap_with_prompts(model, config) if prompts else wrap(model, config)
         # PEFT reports a configuration that does not fit the layers by whatever exception comes first.
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -145,12 +164,17 @@ class PeftMethod(Strategy):
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, TaskType
 
         kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[self.peft_type.upper()]]
-        hints, known = get_type_hints(kind), {entry.name for entry in fields(kind)} - {*_SETTLED}
+        hints, known = get_type_hints(kind), {entry.name for entry in fields(kind)} - self._settled
         for name, value in self._options().items():
             if name not in known:
                 raise UserError(f"--peft_kwargs: {self.peft_type} has no option {name}{nearest(name, known)}")
             hint = float if name in _SCALES else hints[name]
-            if not _fits(value, hint):
+            if choices := _choices(hint):
+                if value not in choices:
+                    raise UserError(
+                        f"--peft_kwargs: {name} is {json.dumps(value)}, and not one of {', '.join(choices)}"
+                    )
+            elif not _fits(value, hint):
                 kinds = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
                 raise UserError(f"--peft_kwargs: {name} is {json.dumps(value)}, and must be of type {kinds}")
             if name.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
@@ -169,6 +193,11 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             f"--peft_kwargs: {', '.join(name for name, _ in pairs)}: one of them is given twice; leave it out"
         )
     return options
+
+
+def _choices(hint: Any) -> list[str]:
+    """The values of the enumeration in PEFT's type annotation of an option; empty if it has none."""
+    return [str(choice.value) for kind in get_args(hint) if isinstance(kind, EnumType) for choice in list[Enum](kind)]
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -27,6 +27,7 @@ METHODS: dict[str, Strategy] = {
     "ia3": IA3(),
     "ln_tuning": LNTuning(),
     "peft": PeftMethod("vera", '{"r": 16}'),
+    "prompt_tuning": PeftMethod("prompt_tuning", '{"num_virtual_tokens": 3}'),
     "full": Full(),
 }
 

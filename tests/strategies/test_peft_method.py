@@ -22,7 +22,7 @@ from peftlib.strategies.adapter import head_modules, merged
 from peftlib.strategies.ia3 import IA3
 from peftlib.strategies.ln_tuning import LNTuning
 from peftlib.strategies.parameters import freeze_unread
-from peftlib.strategies.peft_method import PEFT_TYPES, PeftMethod
+from peftlib.strategies.peft_method import LAYER_TYPES, PEFT_TYPES, PeftMethod
 from peftlib.training.optimization import build_optimizer
 from tests.conftest import ROOT
 from tests.strategies.classifiers import classifier, logits, sentences, update
@@ -51,7 +51,7 @@ def changed(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
-@pytest.mark.parametrize("peft_type", PEFT_TYPES)
+@pytest.mark.parametrize("peft_type", LAYER_TYPES)
 def test_every_type_trains_and_what_is_saved_is_what_was_trained(
     tiny_folder: Callable[..., Path], tmp_path: Path, peft_type: str, architecture: str
 ) -> None:
@@ -168,7 +168,7 @@ def test_the_readme_names_every_type() -> None:
 @pytest.mark.parametrize(
     ("peft_type", "options", "message"),
     [
-        ("vear", "{}", "--peft_type vear: not one of boft, .*, waveft; did you mean vera"),
+        ("vear", "{}", "--peft_type vear: not one of boft, .*, prompt_tuning; did you mean vera"),
         ("LORA", "{}", "--peft_type lora: not one of .*; use --method lora"),
         ("LN_TUNING", "{}", "--peft_type ln_tuning: not one of .*; use --method ln_tuning"),
         ("adalora", "{}", "--peft_type adalora: not one of "),
