@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from typing import Any
 
@@ -43,3 +44,39 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+class _Twice(ValueError):
+    """A name occurs twice in a JSON object, of which Python would keep the last value."""
+
+
+def from_json(text: str, example: str) -> dict[str, Any]:
+    """Parse the JSON object of such a flag.
+
+    Args:
+        example: of an object, for the message.
+
+    Raises:
+        ValueError: it is none, or has a name twice; the message says so.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_each_once)
+    except _Twice:
+        raise
+    except (ValueError, RecursionError) as error:
+        try:
+            value = json.loads(json.dumps(ast.literal_eval(text)))  # W&B agents pass a Python literal
+        except (ValueError, SyntaxError, TypeError, RecursionError):
+            raise ValueError(f"not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a JSON object, such as '{example}'")
+    return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in options:
+            raise _Twice(f"{name} is given twice; leave one out")
+        options[name] = value
+    return options
