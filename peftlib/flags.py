@@ -24,8 +24,10 @@ OF_A_NODE = frozenset({
     "output_dir", "data_dir", "dataset_name", "train_file", "validation_file", "task_name", "model_name_or_path",
     "resume_from_checkpoint", "dataloader_num_workers", "num_cpu_threads",
 })  # fmt: skip
-#: Suffix of flags whose value is a JSON object; in YAML it may be a mapping.
-TAKES_JSON = "_kwargs"
+#: Flags that records and checkpoints of earlier versions lack -> the value that stands for what those runs did.
+WHERE_ABSENT = {"class_weights": "none", "label_smoothing_factor": 0.0}
+#: Endings of flags whose value is, or may be, a JSON object; in YAML it may be a mapping.
+TAKES_JSON = ("_kwargs", "class_weights")
 
 
 def as_json(mapping: dict[str, Any]) -> str:
