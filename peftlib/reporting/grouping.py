@@ -47,7 +47,7 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that differ only in method, learning rate, warm-up and seed.
+    """Runs that differ only in method, dropout, training loss, learning rate, warm-up and seed.
 
     Attributes:
         key: what the runs have in common: name -> value.
