@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from typing import Any
 
@@ -23,8 +24,10 @@ OF_A_NODE = frozenset({
     "output_dir", "data_dir", "dataset_name", "train_file", "validation_file", "task_name", "model_name_or_path",
     "resume_from_checkpoint", "dataloader_num_workers", "num_cpu_threads",
 })  # fmt: skip
-#: Suffix of flags whose value is a JSON object; in YAML it may be a mapping.
-TAKES_JSON = "_kwargs"
+#: Flags that records and checkpoints of earlier versions lack -> the value that stands for what those runs did.
+WHERE_ABSENT = {"class_weights": "none", "label_smoothing_factor": 0.0}
+#: Endings of flags whose value is, or may be, a JSON object; in YAML it may be a mapping.
+TAKES_JSON = ("_kwargs", "class_weights")
 
 
 def as_json(mapping: dict[str, Any]) -> str:
@@ -43,3 +46,39 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+class _Twice(ValueError):
+    """A name occurs twice in a JSON object, of which Python would keep the last value."""
+
+
+def from_json(text: str, example: str) -> dict[str, Any]:
+    """Parse the JSON object of such a flag.
+
+    Args:
+        example: of an object, for the message.
+
+    Raises:
+        ValueError: it is none, or has a name twice; the message says so.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_each_once)
+    except _Twice:
+        raise
+    except (ValueError, RecursionError) as error:
+        try:
+            value = json.loads(json.dumps(ast.literal_eval(text)))  # W&B agents pass a Python literal
+        except (ValueError, SyntaxError, TypeError, RecursionError):
+            raise ValueError(f"not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a JSON object, such as '{example}'")
+    return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in options:
+            raise _Twice(f"{name} is given twice; leave one out")
+        options[name] = value
+    return options

@@ -46,7 +46,8 @@ def main() -> None:
         from peftlib.training.state import Plan, Training
 
     with everywhere(alike=args.of_all_nodes()):  # an error on one node ends all nodes
-        task = find_task(args.task_name, data_args.own, train_args.metric_for_best_model)
+        task = find_task(args.task_name, data_args.own)
+        train_args.refuse_misfits(task)
         trackers = choose_trackers(output_args.report_to)
     folder, resume = on_main(lambda: choose_folder(task.name, train_args.method, *output_args.place))
 
@@ -63,7 +64,9 @@ def main() -> None:
     with everywhere(in_turn=True):  # a node's first process tokenises, the others read the cache
         source = find_model(model_args.model_name_or_path, model_args.model_revision, model_args.trust_remote_code)
         tokenizer = load_tokenizer(source)
-        splits = load_splits(task, tokenizer, data_args.data_dir, data_args.max_length, *data_args.limits)
+        splits = load_splits(
+            task, tokenizer, data_args.data_dir, data_args.max_length, *data_args.limits, train_args.class_weights
+        )
     train_loader, eval_loader, batches = build_loaders(
         splits, tokenizer, train_args.batch_sizes, train_args.gradient_accumulation_steps, accelerator.num_processes,
         seed=train_args.seed, group_by_length=data_args.group_by_length, pad_to=data_args.pad_to,
@@ -89,6 +92,7 @@ def main() -> None:
         batches.windows_per_epoch, args.num_train_epochs, train_args.max_train_steps, eval_steps=train_args.eval_steps,
         logging_steps=output_args.logging_steps, max_grad_norm=train_args.max_grad_norm,
         patience=train_args.early_stopping_patience, best_metric=task.best_metric(train_args.metric_for_best_model),
+        label_smoothing=train_args.label_smoothing_factor,
     )  # fmt: skip
     optimizer = build_optimizer(adapted, rate, train_args.weight_decay, device)
     scheduler = build_scheduler(optimizer, train_args.lr_scheduler_type, plan.steps, *train_args.warmup)

@@ -84,11 +84,11 @@ class TrainArguments:
         """Check that the flags fit together, and return `self`. Not done when parsing, since sweeps parse single flags.
 
         Raises:
-            UserError: a flag for the user's own data is missing or contradicts another, or the task lacks
-                `metric_for_best_model` (the metrics of the user's own data are known only from their rows).
+            UserError: a flag for the user's own data is missing or contradicts another, or one does not fit the task
+                (of the user's own data, metrics and classes are known only from their rows).
         """
         if self.data.own is None:
-            TASKS[self.task_name].best_metric(self.training.metric_for_best_model)
+            self.training.refuse_misfits(TASKS[self.task_name])
         return self
 
     def flat(self) -> dict[str, Any]:

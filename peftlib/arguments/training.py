@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from peftlib.arguments.bounds import at_least
+from peftlib.data.class_weights import NONE, canonical, refuse_misfits
+from peftlib.data.tasks import Task
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
 
@@ -53,6 +55,17 @@ class TrainingArguments:
             "help": "dropout probability in the base model's layers and before its head; None uses the method's "
             "default, or else the model's"
         },
+    )
+    class_weights: str = field(
+        default=NONE,
+        metadata={
+            "help": "weights of the classes in the training loss: none; balanced, in inverse proportion to their "
+            "training examples; or a JSON object by class name, such as '{\"spam\": 9}', with 1 for the others"
+        },
+    )
+    label_smoothing_factor: float = field(
+        default=0.0,
+        metadata={"help": "share of the uniform distribution over the classes in the training loss's targets, 0 to 1"},
     )
     max_grad_norm: float = field(
         default=1.0, metadata={"help": "clip the gradient to this global L2 norm; 0 disables clipping"}
@@ -112,18 +125,34 @@ class TrainingArguments:
         at_least(self, 0, "learning_rate", "num_train_epochs", above=True)
         at_least(
             self, 0, "num_warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm",
-            "early_stopping_patience", "seed", "num_cpu_threads", "dropout",
+            "early_stopping_patience", "seed", "num_cpu_threads", "dropout", "label_smoothing_factor",
         )  # fmt: skip
+        object.__setattr__(self, "class_weights", canonical(self.class_weights))
         if (self.num_train_epochs or 0) > 1e9:  # the total number of updates would overflow
             raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: must be at most 1e9")
-        if self.dropout is not None and self.dropout >= 1:
-            raise UserError(f"--dropout {self.dropout}: must be less than 1")
+        for name in ("dropout", "label_smoothing_factor"):
+            if (getattr(self, name) or 0) >= 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be less than 1")
         if self.warmup_ratio > 1:
             raise UserError(
                 f"--warmup_ratio {self.warmup_ratio}: must be at most 1; for a number of updates use --num_warmup_steps"
             )
         if self.seed >= 2**31:  # NumPy needs less than 2**32, and each process adds its rank
             raise UserError(f"--seed {self.seed}: must be less than 2**31")
+
+    def refuse_misfits(self, task: Task) -> None:
+        """Refuse a metric that the task lacks, and changes of the loss that do not apply to it.
+
+        Raises:
+            UserError: names the flag and the task.
+        """
+        task.best_metric(self.metric_for_best_model)
+        refuse_misfits(self.class_weights, task)
+        if self.label_smoothing_factor and task.regression:
+            raise UserError(
+                f"--label_smoothing_factor {self.label_smoothing_factor:g}: {task.name} is a regression, without "
+                "classes; leave it out"
+            )
 
     @property
     def batch_sizes(self) -> tuple[int, int]:

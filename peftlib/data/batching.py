@@ -4,7 +4,8 @@ An epoch is a list of *windows*: the examples of one optimizer update, over all 
 The windows depend on the seed, the epoch and the effective batch size only, so 16 × 1, 4 × 4 and 1 × 16, on one
 process or on two, see the same examples in the same updates. Each window is then cut into micro-batches of
 similar lengths, the same number for every process, and every example carries its weight, one over the window's
-real number of examples: a sum of weighted losses is the window's mean, short last window included.
+real number of examples: a sum of weighted losses is the window's mean, short last window included. With class
+weights it is the weighted mean over the whole window, as with torch's `CrossEntropyLoss(weight=...)` on one batch.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class WindowBatches(Sampler[list[Slot]]):
         seed: shuffling seed; None keeps a fixed order, longest first (for evaluation).
         group_by_length: form windows from examples of similar lengths. False draws them uniformly; within a window
             the examples are still sorted by length, which changes nothing but padding.
+        weights: how much each example counts in its window's mean, relative to the others; positive, shape (examples,).
+            None counts all alike.
     """
 
     # accelerate reads these two; without a batch size, batches may differ in size.
@@ -64,6 +67,7 @@ class WindowBatches(Sampler[list[Slot]]):
         accumulation_steps: int = 1,
         seed: int | None = None,
         group_by_length: bool = True,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.lengths = np.asarray(lengths)
         self.micro_batch_size = micro_batch_size
@@ -71,6 +75,7 @@ class WindowBatches(Sampler[list[Slot]]):
         self.accumulation_steps = accumulation_steps
         self.seed = seed
         self.group_by_length = group_by_length
+        self.weights = weights
         self.epoch, self.start, self.stop = 0, 0, self.windows_per_epoch
 
     @property
@@ -116,12 +121,20 @@ class WindowBatches(Sampler[list[Slot]]):
 
     def micro_batches(self, window: np.ndarray) -> list[list[Slot]]:
         """Cut a window into batches of similar lengths and sizes; their number is a multiple of `num_processes`."""
-        weight = 1 / len(window)
         rounds = math.ceil(len(window) / (self.micro_batch_size * self.num_processes))
         ordered = window[np.argsort(self.lengths[window], kind="stable")]
         parts = np.array_split(ordered, rounds * self.num_processes)
         filler = [Slot(int(ordered[0]), 0.0)]
-        return [[Slot(index, weight) for index in part.tolist()] or filler for part in parts]
+        shares = iter(self._shares(ordered))
+        return [list(map(Slot, part.tolist(), shares)) or filler for part in parts]
+
+    def _shares(self, window: np.ndarray) -> list[float]:
+        """Each example's share in the window's mean loss; they sum to 1."""
+        if self.weights is None:
+            return [1 / len(window)] * len(window)
+        weights = self.weights[window]
+        shares: list[float] = (weights / weights.sum()).tolist()
+        return shares
 
     def __iter__(self) -> Iterator[list[Slot]]:
         for window in self.windows(self.epoch)[self.start : self.stop]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from peftlib.data.batching import Slot, WindowBatches
+from peftlib.data.class_weights import NONE, class_weights
 from peftlib.data.collation import Collator, split_inputs
 from peftlib.data.encoding import EncodedExamples, encode
 from peftlib.data.sources import load_examples
@@ -26,10 +27,16 @@ _ENOUGH_FOR_TWO_CLASSES = 16
 
 @dataclass(frozen=True)
 class Splits:
-    """The training and validation splits of a run."""
+    """The training and validation splits of a run.
+
+    Attributes:
+        weights: class name -> how much its training examples count in the loss, in the order of the classes; empty if
+            all count alike.
+    """
 
     train: EncodedExamples
     validation: EncodedExamples
+    weights: dict[str, float] = field(default_factory=dict)
 
     def extent(self, pad_to: int = 0) -> tuple[int, int]:
         """Return the highest token id, and the length of the longest example in tokens, at least `pad_to`."""
@@ -37,7 +44,8 @@ class Splits:
         return max(token, other), max(length, longer, pad_to)
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Return split -> its size, fingerprint and source, for the run's record."""
+        """Return split -> its size, fingerprint and source, for the run's record; and the class weights, if any."""
+        weights = {"class_weights": self.weights} if self.weights else {}
         return {
             name: {
                 "examples": len(split),
@@ -47,6 +55,7 @@ class Splits:
                 **({"largest": float(np.abs(split.labels).max())} if split.labels.dtype.kind == "f" else {}),
                 "fingerprint": split.fingerprint,
                 "source": split.source,
+                **(weights if split is self.train else {}),
             }
             for name, split in (("train", self.train), ("validation", self.validation))
         }
@@ -59,8 +68,12 @@ def load_splits(
     max_length: int,
     max_train_samples: int | None,
     max_eval_samples: int | None,
+    weights: str = NONE,
 ) -> Splits:
     """Read and tokenise the training and validation splits; only the first N examples if a limit is given.
+
+    Args:
+        weights: of the classes in the training loss, the checked value of `--class_weights`.
 
     Raises:
         UserError: the rows cannot be loaded, or do not fit the task.
@@ -78,7 +91,8 @@ def load_splits(
             raise UserError(
                 f"{part}{len(split)} examples of {split.source} are all {label}; shuffle the rows, or take more"
             )
-    return Splits(encode(train, tokenizer, max_length), encode(validation, tokenizer, max_length))
+    encoded = encode(train, tokenizer, max_length)
+    return Splits(encoded, encode(validation, tokenizer, max_length), class_weights(weights, task, encoded.labels))
 
 
 def build_loaders(
@@ -115,6 +129,7 @@ def build_loaders(
         accumulation_steps=accumulation_steps,
         seed=seed,
         group_by_length=group_by_length,
+        weights=np.array(list(splits.weights.values()))[splits.train.labels] if splits.weights else None,
     )
     options: dict[str, Any] = {"num_workers": num_workers, "generator": own}
     return (

@@ -64,18 +64,13 @@ def are_hidden(labels: np.ndarray) -> bool:
     return bool(np.isnan(labels).all() if labels.dtype.kind == "f" else labels.max() < 0)
 
 
-def find_task(name: str, own: OwnData | None, best_metric: str | None = None) -> Task:
+def find_task(name: str, own: OwnData | None) -> Task:
     """Return the entry of `TASKS`, or the task inferred from the user's own training split.
 
-    Args:
-        best_metric: a metric that the task must have; None for no such check.
-
     Raises:
-        UserError: the data cannot be read or hold no texts with labels, or the task lacks `best_metric`.
+        UserError: the data cannot be read or hold no texts with labels.
     """
-    task = TASKS[name] if own is None else task_of_own_data(own)
-    task.best_metric(best_metric)
-    return task
+    return TASKS[name] if own is None else task_of_own_data(own)
 
 
 def load_examples(task: Task, split: str, data_dir: Path | None = None) -> Examples:

@@ -23,7 +23,7 @@ _NOT_GROUPED_BY = NOT_SHAPING | frozenset({
     "trust_remote_code", "pad_to_max_length", "per_device_train_batch_size", "gradient_accumulation_steps",
     "mixed_precision", "max_train_samples", "max_eval_samples", "model_name_or_path", "task_name",
     # What a comparison varies.
-    "method", "seed", "learning_rate", "dropout",
+    "method", "seed", "learning_rate", "dropout", "class_weights", "label_smoothing_factor",
     # The warm-up is tuned together with the peak rate, and the best one differs between methods.
     "num_warmup_steps", "warmup_ratio",
 })  # fmt: skip
@@ -47,7 +47,7 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that differ only in method, learning rate, warm-up and seed.
+    """Runs that differ only in method, dropout, training loss, learning rate, warm-up and seed.
 
     Attributes:
         key: what the runs have in common: name -> value.

@@ -6,8 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from peftlib.flags import WHERE_ABSENT
 from peftlib.reporting.runs import Run
 from peftlib.strategies import STRATEGIES
+
+#: Flags of every method by whose values variants differ -> the value for runs from before the flag. They used the
+#: model's own dropout, which None stands for.
+_SHARED = {"dropout": None, **WHERE_ABSENT}
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class Variant:
     """A method with its flags, at one learning rate and warm-up, trained with one or more seeds.
 
     Attributes:
-        flags: the method's own flags, and the dropout.
+        flags: the method's own flags, and those of `_SHARED`.
         rate: peak learning rate.
         warmup: the flag that sets the warm-up, and its value.
         label: unique name within its comparison.
@@ -102,14 +107,12 @@ def _number(value: Any) -> str:
 
 
 def _flags(run: Run) -> dict[str, Any]:
-    """The flags of the run's method, as far as its record has them, and its dropout."""
+    """The flags of the run's method, as far as its record has them, and those of `_SHARED`."""
     if run.method not in STRATEGIES:
         return {}
     names = [field.name for field in dataclasses.fields(STRATEGIES[run.method])]
-    # None is the model's own dropout, which runs from before the flag used.
-    return {name: run.arguments[name] for name in names if name in run.arguments} | {
-        "dropout": run.arguments.get("dropout")
-    }
+    arguments = _SHARED | run.arguments
+    return {name: arguments[name] for name in (*names, *_SHARED) if name in arguments}
 
 
 def _strategy_label(method: str, flags: dict[str, Any]) -> str:
@@ -117,7 +120,8 @@ def _strategy_label(method: str, flags: dict[str, Any]) -> str:
     if method not in STRATEGIES:
         return method
     kind = STRATEGIES[method]
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)} | {"dropout": kind.default_dropout}
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    defaults |= {**WHERE_ABSENT, "dropout": kind.default_dropout}
     others = {name: value for name, value in flags.items() if name not in kind.named_by}
     changed = [f"{name}={value}" for name, value in others.items() if value != defaults.get(name, value)]
     return ", ".join([kind.named(flags), *changed])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from peftlib.errors import UserError, nearest
+from peftlib.flags import from_json
 from peftlib.strategies.base import Strategy
 from peftlib.strategies.prompts import PROMPT_TYPES, SETTLED_FOR_PROMPTS, virtual_tokens
 
@@ -103,15 +103,9 @@ class PeftMethod(Strategy):
 
     def _options(self) -> dict[str, Any]:
         try:
-            options = json.loads(self.peft_kwargs, object_pairs_hook=_each_once)
-        except (ValueError, RecursionError) as error:
-            try:
-                options = json.loads(json.dumps(ast.literal_eval(self.peft_kwargs)))  # W&B agents pass a Python literal
-            except (ValueError, SyntaxError, TypeError, RecursionError):
-                raise UserError(f"--peft_kwargs {self.peft_kwargs}: not valid JSON: {error}") from error
-        if not isinstance(options, dict):
-            raise UserError(f"--peft_kwargs {self.peft_kwargs}: must be a JSON object, such as '{{\"r\": 8}}'")
-        return options
+            return from_json(self.peft_kwargs, example='{"r": 8}')
+        except ValueError as error:
+            raise UserError(f"--peft_kwargs {self.peft_kwargs}: {error}") from error
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.adapter import head_modules
@@ -184,15 +178,6 @@ class PeftMethod(Strategy):
         except (ValueError, TypeError) as error:
             raise UserError(f"--peft_kwargs '{self.peft_kwargs}': {' '.join(str(error).split())}") from error
         return config
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    options = dict(pairs)
-    if len(options) < len(pairs):
-        raise UserError(
-            f"--peft_kwargs: {', '.join(name for name, _ in pairs)}: one of them is given twice; leave it out"
-        )
-    return options
 
 
 def _choices(hint: Any) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from peftlib.data.class_weights import BALANCED
 from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
 from peftlib.strategies import STRATEGIES
 
@@ -34,6 +35,7 @@ def facts_of(
         **_outputs(facts),
         "model": facts["model"]["name"],
         "method": f"{_named(arguments)}, learning rate {facts['learning_rate']:g}",
+        **_changes_of_loss(facts, arguments),
         "updates": f"{steps:,} of {examples} examples, {_counted(facts['processes'], 'process')}",
         **({} if step is None else {"resumed": _resumed(step, steps)}),
         "precision": f"{facts['precision']['name']} ({facts['precision']['reason']})",
@@ -101,6 +103,25 @@ def _outputs(facts: dict[str, Any]) -> dict[str, str]:
     if kind == REGRESSION:
         return {"scores": "{:g} to {:g}".format(*facts["score_range"]) if "score_range" in facts else "any number"}
     labels = facts["labels"]
-    shown = ", ".join(label if len(label) <= 30 else f"{label[:30]}…" for label in labels[:8])
     title = "classes, any number of them" if kind == MULTI_LABEL else "classes"
-    return {title: f"{len(labels)}: {shown}" + (", …" if len(labels) > 8 else "")}
+    return {title: f"{len(labels)}: {_first_of([_shortened(label) for label in labels])}"}
+
+
+def _changes_of_loss(facts: dict[str, Any], arguments: dict[str, Any]) -> dict[str, str]:
+    """How the training loss differs from the plain mean; evaluations keep that."""
+    weights = facts["data"]["train"].get("class_weights", {})
+    parts = []
+    if weights:
+        shown = _first_of([f"{_shortened(name)} {weight:.4g}" for name, weight in weights.items()])
+        parts.append(f"class weights {shown}" + (" (balanced)" if arguments["class_weights"] == BALANCED else ""))
+    if smoothing := arguments["label_smoothing_factor"]:
+        parts.append(f"label smoothing {smoothing:g}")
+    return {"training loss": "; ".join(parts)} if parts else {}
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= 30 else f"{label[:30]}…"
+
+
+def _first_of(parts: list[str]) -> str:
+    return ", ".join(parts[:8]) + (", …" if len(parts) > 8 else "")

@@ -8,21 +8,25 @@ from accelerate import Accelerator
 from peftlib.evaluation.losses import losses
 
 
-def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def weighted_loss(
+    logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
     """Compute the loss of a micro-batch, each example weighted by its share of the window.
 
     With weights 1/N for the N examples of a window, the losses of its micro-batches on all processes add up to the
-    window's mean loss, however it is split.
+    window's mean loss, however it is split. With class weights, the weights are shares in a weighted mean, and the
+    whole loss of an example has its own class's weight, the smoothed part included.
 
     Args:
         logits: shape (B, classes), any float type; the loss is computed in fp32.
         labels: see `losses`.
         weight: fp32, shape (B,).
+        smoothing: see `losses`.
 
     Returns:
         A scalar.
     """
-    return (losses(logits.float(), labels) * weight).sum()
+    return (losses(logits.float(), labels, smoothing) * weight).sum()
 
 
 def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:

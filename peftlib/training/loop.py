@@ -21,20 +21,22 @@ from peftlib.training.scaling import Verdict
 from peftlib.training.state import Progress, Training
 
 
-def train_step(accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Run the forward and backward pass of one micro-batch.
+def train_step(
+    accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.Tensor], smoothing: float = 0.0
+) -> torch.Tensor:
+    """Run the forward and backward pass of one micro-batch, with this label smoothing.
 
     Returns:
         The micro-batch's share of the window's loss: a scalar that stays on the device.
     """
     inputs, targets = split_inputs(batch)
     logits = model(**inputs).logits
-    if is_in_rows(batch) and targets.are_classes:  # on GPUs where Triton is in use anyway
+    if is_in_rows(batch) and targets.are_classes and not smoothing:  # on GPUs where Triton is in use anyway
         from peftlib.acceleration.loss import weighted_loss_in_one  # imports Triton
 
         loss = weighted_loss_in_one(logits, targets.labels, targets.weight)
     else:
-        loss = weighted_loss(logits, targets.labels, targets.weight)
+        loss = weighted_loss(logits, targets.labels, targets.weight, smoothing)
     backward(accelerator, loss)
     return loss.detach()
 
@@ -45,7 +47,7 @@ def choose_step(training: Training) -> Step:
     With several processes, DistributedDataParallel's communication would have to be captured too.
     """
     accelerator = training.accelerator
-    step = partial(train_step, accelerator, training.model)
+    step = partial(train_step, accelerator, training.model, smoothing=training.plan.label_smoothing)
     if training.cuda_graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1:
         return GraphedStep(step, training.model.parameters(), training.watcher.warn, is_in_rows)
     return step

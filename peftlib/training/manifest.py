@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from peftlib.distributed import on_main, refuse_differences
 from peftlib.errors import UserError
-from peftlib.flags import NOT_SHAPING
+from peftlib.flags import NOT_SHAPING, WHERE_ABSENT
 from peftlib.run_files import record_in
 from peftlib.tracking.reporter import Reporter
 
@@ -183,7 +183,7 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
     is_own = checkpoint.resolve().parent == (folder / "checkpoints").resolve()
     if not is_own:
         manifest["trackers"] = {}
-    old, new = before["arguments"], now["arguments"]
+    old, new = (WHERE_ABSENT | run["arguments"] for run in (before, now))
     allowed = NOT_SHAPING | (set(_LENGTHS) if extend else set())
     if all(flags.get("train_file") or flags.get("dataset_name") for flags in (old, new)):
         allowed |= {"task_name"}  # derived from the location of the user's data

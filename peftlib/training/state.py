@@ -55,7 +55,7 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """Length of the run, and settings for evaluation, logging, clipping and early stopping.
+    """Length of the run, and settings for evaluation, logging, clipping, early stopping and the training loss.
 
     Attributes:
         steps: updates in the whole run.
@@ -65,6 +65,7 @@ class Plan:
         max_grad_norm: global L2 norm to clip gradients to; 0 neither clips nor measures it.
         patience: evaluations without a better score before the run stops; 0 never stops it.
         best_metric: the metric that is the score; larger is better.
+        label_smoothing: share of the uniform distribution in the training loss's targets.
     """
 
     steps: int
@@ -74,6 +75,7 @@ class Plan:
     max_grad_norm: float
     patience: int
     best_metric: str
+    label_smoothing: float = 0.0
 
     @classmethod
     def of(cls, windows_per_epoch: int, epochs: float, max_steps: int | None, **options: Any) -> Plan:

@@ -15,6 +15,13 @@ def test_a_wandb_agent_that_starts_a_preempted_run_again_may_pass_on_all_that_it
     assert parse("--_wandb={'a': 1}", "--max_train_samples", "9", *again).flat() == first.flat()
 
 
+def test_class_weights_of_a_wandb_agent_are_a_python_literal_and_at_a_restart_json():
+    first = parse("--class_weights={'spam': 9, \"ham's\": 0.5}")
+    assert first.training.class_weights == '{"ham\'s": 0.5, "spam": 9.0}'
+    again = [f"--{name}={value}" for name, value in first.flat().items()]
+    assert parse("--_wandb={'a': 1}", *again).flat() == first.flat()
+
+
 def test_only_such_an_agent_may_pass_on_what_is_no_flag():
     with pytest.raises(UserError, match="--params/total: no such flag"):
         parse("--params/total=9")

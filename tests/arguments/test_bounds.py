@@ -14,11 +14,11 @@ COUNTS = [
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "dataloader_num_workers", "num_warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm",
-    "early_stopping_patience", "seed", "num_cpu_threads", "lora_dropout", "dropout",
+    "early_stopping_patience", "seed", "num_cpu_threads", "lora_dropout", "dropout", "label_smoothing_factor",
 ]  # fmt: skip
 RATES = [
     "learning_rate", "num_train_epochs", "warmup_ratio", "weight_decay", "max_grad_norm", "lora_alpha", "lora_dropout",
-    "dropout",
+    "dropout", "label_smoothing_factor",
 ]  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_any_positive_rate_arrives_exactly(rate):
         *[(name, text) for name in ("learning_rate", "num_train_epochs") for text in ("0", "-1e-3", "1e400")],
         *[("max_length", text) for text in ("1", "0")],
         *[("lora_alpha", text) for text in ("0", "-2")],
-        *[(name, text) for name in ("lora_dropout", "dropout") for text in ("1", "1.5")],
+        *[(name, text) for name in ("lora_dropout", "dropout", "label_smoothing_factor") for text in ("1", "1.5")],
         ("num_train_epochs", "1e300"),
         ("warmup_ratio", "1.01"),
         ("seed", str(2**31)),

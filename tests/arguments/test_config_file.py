@@ -73,6 +73,11 @@ def test_a_mapping_for_a_flag_of_json_is_json(config):
     assert strategy.peft_kwargs == '{"alpha": 0.5, "r": 4, "use_scalar": true}'
 
 
+@pytest.mark.parametrize("text", ["{spam: 9, ham: 5e-1}", "\n  ham: 0.5\n  spam: 9", """'{"ham": 0.5, "spam": 9}'"""])
+def test_class_weights_may_be_a_mapping(config, text):
+    assert parse(config(f"class_weights: {text}\n")).training.class_weights == '{"ham": 0.5, "spam": 9.0}'
+
+
 @pytest.mark.parametrize("rest", ["{r: 2026-01-01}", "{r: .nan}", "{r: 4}\noutput_dir: 2026-99-99", "{1: !!set {a}}"])
 def test_what_is_no_json_is_a_line(config, rest):
     assert ": peft_kwargs cannot be read as JSON (" in complaint("--method=peft", config(f"peft_kwargs: {rest}\n"))

@@ -57,6 +57,9 @@ def test_an_entry_names_flags_that_one_command_has_and_is_about_names_that_train
         ("--load_best_model_at_end", "not needed"),
         ("--gradient_checkpointing", "not available"),
         ("--adam_beta1", "always 0.9 and 0.999"),
+        ("--label_smoothing", "use --label_smoothing_factor"),
+        ("--class_weight", "use --class_weights"),
+        ("--use_class_weights", "use --class_weights balanced"),
     ],
 )
 def test_another_trainer_s_flag_leads_to_what_does_the_same_here(word, expected):

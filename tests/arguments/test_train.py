@@ -16,7 +16,7 @@ from peftlib.arguments import (
     train_parser,
 )
 from peftlib.data.places import OwnData
-from peftlib.data.tasks import TASKS
+from peftlib.data.tasks import MULTI_LABEL, TASKS
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
 from tests.arguments.parsing import complaint, parse
@@ -67,6 +67,8 @@ SAMPLES = {
     "warmup_ratio": ("0.5", 0.5),
     "weight_decay": ("0.01", 0.01),
     "dropout": ("0.3", 0.3),
+    "class_weights": ('{"spam": 9, "ham": 1}', '{"ham": 1.0, "spam": 9.0}'),
+    "label_smoothing_factor": ("0.1", 0.1),
     "max_grad_norm": ("0", 0.0),
     "mixed_precision": ("no", "no"),
     "eval_steps": ("50", 50),
@@ -256,6 +258,48 @@ def test_a_task_s_metric_is_checked_with_the_flags():
     for words in ((*asked, "--task_name", "mrpc"), (*OWN, *asked), ()):
         args = parse(*words)
         assert args.checked() is args
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--class_weights", '{"spam": 9}'),
+            "--class_weights: rotten_tomatoes has no class spam (known: negative, positive)",
+        ),
+        (
+            ("--task_name", "stsb", "--class_weights", "balanced"),
+            "--class_weights balanced: stsb is a regression, without classes; leave it out",
+        ),
+        (
+            ("--task_name", "stsb", "--label_smoothing_factor", "0.1"),
+            "--label_smoothing_factor 0.1: stsb is a regression, without classes; leave it out",
+        ),
+    ],
+)
+def test_a_training_loss_is_checked_with_the_task(words, message):
+    args = parse(*words)  # a sweep checks its flags one by one
+    with pytest.raises(UserError) as caught:
+        args.checked()
+    assert str(caught.value) == message
+
+
+def test_a_training_loss_that_fits_the_task_is_accepted():
+    for words in (("--class_weights", "balanced"), ("--class_weights", '{"positive": 9}')):
+        for task in ("rotten_tomatoes", "sst2"):
+            args = parse("--task_name", task, "--label_smoothing_factor", "0.1", *words)
+            assert args.checked() is args
+    for words in ((*OWN, "--class_weights", '{"spam": 9}'), ("--task_name", "stsb", "--label_smoothing_factor", "0")):
+        parse(*words).checked()  # one's own classes are known from the rows
+
+
+def test_what_does_not_fit_one_s_own_data_is_refused_once_they_are_read():
+    own, several = TASKS["mnli"], dataclasses.replace(TASKS["mnli"], name="mails", problem_type=MULTI_LABEL)
+    with pytest.raises(UserError, match=r"^--metric_for_best_model r2: mnli is scored by accuracy$"):
+        parse("--metric_for_best_model", "r2").training.refuse_misfits(own)
+    with pytest.raises(UserError, match=r"^--class_weights balanced: .* a text of mails may have several; leave it"):
+        parse("--class_weights", "balanced").training.refuse_misfits(several)
+    parse("--label_smoothing_factor", "0.1").training.refuse_misfits(several)
 
 
 @pytest.mark.parametrize("method", STRATEGIES)

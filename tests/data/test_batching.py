@@ -34,6 +34,7 @@ def samplers(draw, seed=ANY_SEED, min_examples=1):
         accumulation_steps=draw(st.integers(1, 4)),
         seed=draw(seed),
         group_by_length=draw(st.booleans()),
+        weights=draw(st.none() | st.just(np.random.default_rng(1).uniform(0.01, 10, count))),
     )
     sampler.set_position(draw(st.integers(0, 5)))
     return sampler
@@ -62,11 +63,26 @@ def test_cut_anew_every_example_counts_exactly_once(sampler, micro_batch_size):
 
 
 @given(samplers())
-def test_the_weights_of_a_window_sum_to_one_and_are_equal(sampler):
+def test_the_weights_of_a_window_sum_to_one_and_are_equal_or_in_proportion_to_those_given(sampler):
     for window in sampler.windows(sampler.epoch):
-        weights = [slot.weight for batch in sampler.micro_batches(window) for slot in batch if slot.weight > 0]
-        assert weights == [1 / len(window)] * len(window)
-        assert math.isclose(sum(weights), 1)
+        slots = [slot for batch in sampler.micro_batches(window) for slot in batch if slot.weight > 0]
+        if sampler.weights is None:
+            assert [slot.weight for slot in slots] == [1 / len(window)] * len(window)
+        else:
+            given = sampler.weights[window].sum()
+            assert all(math.isclose(slot.weight * given, sampler.weights[slot.example]) for slot in slots)
+        assert math.isclose(sum(slot.weight for slot in slots), 1)
+
+
+@given(samplers(), st.integers(1, 9))
+def test_a_weight_does_not_depend_on_how_the_window_is_cut(sampler, micro_batch_size):
+    def weights():
+        return [{s.example: s.weight for batch in sampler.micro_batches(w) for s in batch if s.weight} for w in windows]
+
+    windows = sampler.windows(sampler.epoch)
+    before = weights()
+    sampler.resize(micro_batch_size)
+    assert weights() == before
 
 
 @given(samplers())
@@ -156,6 +172,7 @@ def test_the_order_is_the_seeds_and_the_epochs(sampler):
         accumulation_steps=sampler.accumulation_steps,
         seed=sampler.seed,
         group_by_length=sampler.group_by_length,
+        weights=sampler.weights,
     )
     list(again)  # what was asked before does not matter
     again.set_position(sampler.epoch)

@@ -63,6 +63,28 @@ def test_a_split_that_is_scored_again_is_laid_out_as_it_was_in_training(tmp_path
             assert one["input_ids"].shape == other["input_ids"].shape == (2, pad_to or 8)
 
 
+def test_class_weights_are_those_of_the_examples_that_are_used(tmp_path: Path) -> None:
+    path = tmp_path / "mails.csv"
+    path.write_text("text,label\n" + "a,ham\n" * 3 + "b,spam\n" + "c,spam\n" * 9)
+    task = find_task("mails", OwnData(str(path), str(path), None, ("label",)))
+    tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
+
+    def shares(*asked: str) -> tuple[dict[str, float] | None, list[float]]:
+        splits = load_splits(task, tokenizer, None, 16, 4, None, *asked)
+        train, dev, _ = build_loaders(
+            splits, tokenizer, (4, 4), 1, 1, seed=1, group_by_length=True, pad_to=0, num_workers=0
+        )
+        for batch in dev:  # the last window is short
+            assert len(set(batch["weight"].tolist())) == 1
+        (batch,) = train
+        assert "class_weights" not in splits.facts()["validation"]
+        return splits.facts()["train"].get("class_weights"), batch["weight"][batch["example"].argsort()].tolist()
+
+    assert shares() == shares("none") == (None, [0.25] * 4)
+    assert shares("balanced") == ({"ham": 4 / 6, "spam": 2.0}, pytest.approx([1 / 6] * 3 + [1 / 2]))
+    assert shares('{"spam": 9}') == ({"ham": 1.0, "spam": 9.0}, pytest.approx([1 / 12] * 3 + [9 / 12]))
+
+
 def test_the_extent_of_splits_is_that_of_the_longer_one(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na b c d,x\na,y\n")
     (tmp_path / "dev.csv").write_text("text,label\na zebra,x\n")

@@ -42,15 +42,6 @@ def task_of(train: Path, validation: Path | None = None, columns: str | None = N
     return find_task("", own_data_of({**flags, "label_column_name": label}))
 
 
-def test_a_metric_that_its_answers_are_not_scored_by_is_refused_with_its_task(tmp_path: Path) -> None:
-    path = tmp_path / "mails.csv"
-    path.write_text("text,label\nfree money,spam\nat nine,ham\n", encoding="utf-8")
-    own = own_data_of({"train_file": str(path), "validation_file": str(path)})
-    with pytest.raises(UserError, match=r"--metric_for_best_model r2: mails is scored by accuracy, macro_f1$"):
-        find_task("mails", own, "r2")
-    assert find_task("mails", own, "macro_f1") == find_task("mails", own)
-
-
 @pytest.fixture
 def refused(tmp_path: Path) -> Callable[..., str]:
     """Writes a training file as it stands, and gives what is said of it."""

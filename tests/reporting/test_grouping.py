@@ -275,3 +275,20 @@ def test_a_method_at_another_dropout_is_another_variant(make):
     runs = [make(seed=1), make("--dropout", "0.1", seed=1), make(seed=2, changes={"arguments": earlier})]
     (comparison,) = compare(runs)
     assert labels(comparison) == [("BitFit", [1]), ("BitFit, dropout=0.1", [1]), ("BitFit, dropout=None", [2])]
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        (["--class_weights", "balanced"], "BitFit, class_weights=balanced"),
+        (["--class_weights", '{"positive": 9}'], 'BitFit, class_weights={"positive": 9.0}'),
+        (["--label_smoothing_factor", "0.1"], "BitFit, label_smoothing_factor=0.1"),
+    ],
+)
+def test_another_training_loss_is_another_variant(make, words, label):
+    """One comparison; runs from before these flags count as runs at the defaults."""
+    new = ("class_weights", "label_smoothing_factor")
+    earlier = {name: value for name, value in make(seed=2).arguments.items() if name not in new}
+    runs = [make(seed=1), make(*words, seed=1), make(seed=2, changes={"arguments": earlier})]
+    (comparison,) = compare(runs)
+    assert labels(comparison) == [("BitFit", [1, 2]), (label, [1])]

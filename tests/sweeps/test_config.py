@@ -108,6 +108,8 @@ def test_a_mapping_for_a_flag_of_json_is_json(tmp_path):
     strategy = [{"method": "peft", "peft_kwargs": {"r": 4}}, {"method": "head"}]
     sweep = load(tmp_path, parameters={"a": {"values": strategy}, "peft_type": {"value": "loha"}})
     assert [sweep.flags(point).get("peft_kwargs") for point in sweep.grid()] == ['{"r": 4}', None]
+    weights = load(tmp_path, parameters={"class_weights": {"values": ["none", {"spam": 9}]}})
+    assert [weights.flags(point)["class_weights"] for point in weights.grid()] == ["none", '{"spam": 9}']
     hyphenated = load(tmp_path, parameters={"method": {"value": "peft"}, "peft-kwargs": {"values": [{"r": 4}]}})
     assert [hyphenated.flags(point)["peft_kwargs"] for point in hyphenated.grid()] == ['{"r": 4}']
 

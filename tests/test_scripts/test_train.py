@@ -202,6 +202,16 @@ def test_the_saved_adapter_scores_in_stock_peft_what_the_run_reports(run: Run, p
     assert loss == pytest.approx(results["best_eval_loss"], abs=1e-5)
 
 
+def test_class_weights_where_a_text_has_several_classes_are_refused_before_the_model_is_loaded(place: Path) -> None:
+    (place / "several.csv").write_text("text,label\nfree money,spam|news\nat nine,ham\n")
+    words = ["--train_file", "several.csv", "--validation_file", "several.csv", "--label_delimiter", "|"]
+    words += ["--model_name_or_path", place / "no-model", "--class_weights", "balanced", "--output_dir", "several"]
+    done = run_script(SCRIPT, *words, cwd=place)
+    expected = "error: --class_weights balanced: weighs examples by their class, and a text of several may have several"
+    assert (done.returncode, done.stderr) == (2, f"{expected}; leave it out\n")
+    assert not (place / "several").exists()
+
+
 def test_files_of_one_s_own_end_to_end(place: Path) -> None:
     """Three classes, in two kinds of files; the adapter in stock PEFT."""
     rows = [{"mail": f"{('hello', 'buy', 'minister')[i % 3]} {i}", "label": "abc"[i % 3]} for i in range(30)]
@@ -214,13 +224,15 @@ def test_files_of_one_s_own_end_to_end(place: Path) -> None:
     (own / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:7]))
     words = ["--model_name_or_path", place / "model", "--train_file", "mails/train.csv", "--method", "lora"]
     words += ["--validation_file", "mails/dev.jsonl", "--mixed_precision", "no", "--num_train_epochs", 1]
-    words += ["--metric_for_best_model", "macro_f1"]
+    words += ["--metric_for_best_model", "macro_f1", "--class_weights", '{"c": 2}', "--label_smoothing_factor", 0.1]
     done = run_script(SCRIPT, *words, "--output_dir", "own", cwd=place)
     assert done.returncode == 0, done.stderr
     run = Run(done, place / "own")
     assert "task: mails, 30 training and 7 validation examples (mails/train.csv)" in done.stdout
     record, results = run.json("run.json"), run.json("all_results.json")
     assert (record["labels"], record["arguments"]["task_name"]) == (["a", "b", "c"], "mails")
+    assert record["data"]["train"]["class_weights"] == {"a": 1.0, "b": 1.0, "c": 2.0}
+    assert "  training loss: class weights a 1, b 1, c 2; label smoothing 0.1\n" in done.stdout
     assert results["eval_samples"] == 7
     assert run.of("eval/best_macro_f1") == [results["best_eval_macro_f1"]] and not run.of("eval/best_accuracy")
     answers = load_predictions(run.folder)

@@ -109,6 +109,34 @@ def test_a_run_that_goes_on_says_from_where(tmp_path, capsys, step, said):
 
 
 @pytest.mark.parametrize(
+    ("words", "weights", "said"),
+    [
+        ((), {}, None),
+        (
+            ("--class_weights", "balanced"),
+            {"not_equivalent": 1.5361, "equivalent": 0.74131},
+            "class weights not_equivalent 1.536, equivalent 0.7413 (balanced)",
+        ),
+        (("--label_smoothing_factor", "0.1"), {}, "label smoothing 0.1"),
+        (
+            ("--class_weights", '{"b": 9}', "--label_smoothing_factor", "0.2"),
+            {letter: 9.0 if letter == "b" else 1.0 for letter in "abcdefghij"},
+            "class weights a 1, b 9, c 1, d 1, e 1, f 1, g 1, h 1, …; label smoothing 0.2",
+        ),
+    ],
+)
+def test_a_changed_training_loss_is_said_and_recorded(tmp_path, capsys, words, weights, said):
+    facts = made_facts()
+    if weights:
+        facts["data"]["train"]["class_weights"] = weights
+    with reporter_in(tmp_path, *words).watching(20, facts):
+        pass
+    out = capsys.readouterr().out
+    assert (f"  training loss: {said}\n" in out) if said else ("training loss" not in out)
+    assert read(tmp_path / "run.json")["data"]["train"].get("class_weights", {}) == weights
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--num_warmup_steps", "21"), True),

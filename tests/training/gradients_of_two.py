@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import save_file
@@ -12,12 +14,12 @@ from peftlib.training.loop import train
 from tests.training.runs import make_run
 
 
-def main(folder: Path, cases: list[str]) -> None:
-    for case in cases:
-        examples, micro, accumulation = map(int, case.split(","))
+def main(folder: Path, cases: list[Any]) -> None:
+    for number_of_case, (examples, micro, accumulation, loss) in enumerate(cases):
         AcceleratorState._reset_state()  # keeps the process group
         GradientState._reset_state()
-        run = make_run(folder, examples=examples, micro=micro, accumulation=accumulation, recorder=True, scores=[0.0])
+        cut = {"examples": examples, "micro": micro, "accumulation": accumulation}
+        run = make_run(folder, **cut, recorder=True, scores=[0.0], **loss)
         assert run.accelerator.num_processes == 2
         train(run)
         if run.accelerator.is_main_process:
@@ -27,10 +29,10 @@ def main(folder: Path, cases: list[str]) -> None:
                 for number, gradients in enumerate(seen)
                 for name, gradient in gradients.items()
             }
-            save_file(flat, folder / f"{examples}-{micro}-{accumulation}.safetensors")
+            save_file(flat, folder / f"{number_of_case}.safetensors")
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

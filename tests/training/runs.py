@@ -120,12 +120,14 @@ def make_run(
     recorder: bool = False,
     precision: str = "no",
     kind: str = SINGLE_LABEL,
+    class_weights: tuple[float, ...] = (),
     **plan_options: Any,
 ) -> Training:
     """Set up a run for `train`, with a `Log` as its watcher; its evaluation is real unless `scores` are given."""
     accelerator, _ = build_accelerator(precision, accumulation, [], folder, 1)
     accelerator.scaler = scaler
-    splits = Splits(encoded(examples, kind=kind), encoded(11, seed=1, kind=kind))
+    weights = {str(index): weight for index, weight in enumerate(class_weights)}
+    splits = Splits(encoded(examples, kind=kind), encoded(11, seed=1, kind=kind), weights)
     train_loader, eval_loader, batches = build_loaders(
         splits,
         TOKENIZER,

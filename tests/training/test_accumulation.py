@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +28,7 @@ Gradients = list[dict[str, torch.Tensor]]
 
 
 def gradients_of_run(
-    folder: Path, examples: int, micro: int, accumulation: int, epochs: int = 1, kind: str = SINGLE_LABEL
+    folder: Path, examples: int, micro: int, accumulation: int, epochs: int = 1, kind: str = SINGLE_LABEL, **loss: Any
 ) -> Gradients:
     """Return the gradient of every update of a real run."""
     AcceleratorState._reset_state(True)
@@ -40,13 +43,25 @@ def gradients_of_run(
         scores=[0.0] * epochs,
         kind=kind,
         best_metric="accuracy",  # the name of the made-up scores
+        **loss,
     )
     train(run)
     return run.optimizer.optimizer.seen
 
 
-def gradients_of_whole_windows(examples: int, epochs: int = 1, kind: str = SINGLE_LABEL) -> Gradients:
+def gradients_of_whole_windows(
+    examples: int,
+    epochs: int = 1,
+    kind: str = SINGLE_LABEL,
+    class_weights: tuple[float, ...] = (),
+    label_smoothing: float = 0.0,
+) -> Gradients:
     """Compute the same without accelerate or micro-batches: one padded batch and torch's mean loss per window."""
+    loss_of_classes = partial(torch.nn.functional.cross_entropy, label_smoothing=label_smoothing)
+    if class_weights and not label_smoothing:
+        loss_of_classes = partial(torch.nn.functional.cross_entropy, weight=torch.tensor(class_weights))
+    elif class_weights:  # torch's would weigh the smoothed part of each class by that class
+        loss_of_classes = partial(weighted_and_smoothed, torch.tensor(class_weights), label_smoothing)
     from peftlib.data.batching import Slot, WindowBatches
 
     split, model = encoded(examples, kind=kind), tiny_bert(outputs=KINDS[kind][1]).train()
@@ -62,11 +77,22 @@ def gradients_of_whole_windows(examples: int, epochs: int = 1, kind: str = SINGL
             if kind == REGRESSION:
                 torch.nn.functional.mse_loss(logits[:, 0], labels).backward()
             elif kind == MULTI_LABEL:
-                torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float()).backward()
+                targets = labels * (1 - label_smoothing) + label_smoothing / 2
+                torch.nn.functional.binary_cross_entropy_with_logits(logits, targets).backward()
             else:
-                torch.nn.functional.cross_entropy(logits, labels).backward()
+                loss_of_classes(logits, labels).backward()
             gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
     return gradients
+
+
+def weighted_and_smoothed(
+    weights: torch.Tensor, smoothing: float, logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Return the mean of the smoothed losses, weighted by the class of each example."""
+    targets = torch.full_like(logits, smoothing / logits.shape[1])
+    targets[torch.arange(len(labels)), labels] += 1 - smoothing
+    losses = -(targets * logits.log_softmax(-1)).sum(-1)
+    return (weights[labels] * losses).sum() / weights[labels].sum()
 
 
 def assert_equal(found: Gradients, expected: Gradients) -> None:
@@ -94,6 +120,28 @@ def test_every_cut_of_the_effective_batch_gives_the_big_batches_gradient(
 def test_any_number_of_examples_and_any_cut(tmp_path: Path, examples: int, cut: tuple[int, int], kind: str) -> None:
     found = gradients_of_run(tmp_path, examples, *cut, kind=kind)
     assert_equal(found, gradients_of_whole_windows(examples, kind=kind))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    examples=st.integers(1, 40),
+    cut=st.sampled_from(CUTS),
+    class_weights=st.just(()) | st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)),
+    label_smoothing=st.sampled_from([0.0, 0.1, 0.4]),
+)
+def test_class_weights_and_label_smoothing_are_torch_s_for_any_cut(
+    tmp_path: Path, examples: int, cut: tuple[int, int], class_weights: tuple[float, ...], label_smoothing: float
+) -> None:
+    loss = {"class_weights": class_weights, "label_smoothing": label_smoothing}
+    assert_equal(gradients_of_run(tmp_path, examples, *cut, **loss), gradients_of_whole_windows(examples, **loss))
+
+
+@pytest.mark.parametrize(("micro", "accumulation"), [(16, 1), (2, 8)])
+def test_the_decisions_of_several_labels_are_smoothed_for_any_cut(
+    tmp_path: Path, micro: int, accumulation: int
+) -> None:
+    found = gradients_of_run(tmp_path, 37, micro, accumulation, kind=MULTI_LABEL, label_smoothing=0.2)
+    assert_equal(found, gradients_of_whole_windows(37, kind=MULTI_LABEL, label_smoothing=0.2))
 
 
 def test_the_launchers_variable_does_not_change_the_accumulation(
@@ -134,15 +182,22 @@ def test_the_loss_of_half_precision_logits_is_computed_in_fp32() -> None:
 @pytest.mark.launch
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     # examples, micro-batch, accumulation. 33 leaves one example for two processes: one gets a filler.
-    cases = [(37, 8, 1), (37, 4, 2), (37, 1, 8), (33, 4, 2), (3, 4, 2)]
-    words = [",".join(map(str, case)) for case in cases]
-    run_in_two(Path(__file__).with_name("gradients_of_two.py"), tmp_path, *words, cwd=tmp_path)
-    for examples, micro, accumulation in cases:
-        flat = load_file(tmp_path / f"{examples}-{micro}-{accumulation}.safetensors")
+    cases: list[tuple[int, int, int, dict[str, Any]]] = [
+        (37, 8, 1, {}),
+        (37, 4, 2, {}),
+        (37, 1, 8, {}),
+        (33, 4, 2, {}),
+        (3, 4, 2, {}),
+        (33, 2, 4, {"class_weights": (1.0, 9.0)}),
+        (37, 4, 2, {"class_weights": (5.0, 0.5), "label_smoothing": 0.2}),
+    ]
+    run_in_two(Path(__file__).with_name("gradients_of_two.py"), tmp_path, json.dumps(cases), cwd=tmp_path)
+    for number_of_case, (examples, _, _, loss) in enumerate(cases):
+        flat = load_file(tmp_path / f"{number_of_case}.safetensors")
         found: Gradients = []
         for key, gradient in flat.items():
             number, _, name = key.partition("/")
             while len(found) <= int(number):
                 found.append({})
             found[int(number)][name] = gradient
-        assert_equal(found, gradients_of_whole_windows(examples))
+        assert_equal(found, gradients_of_whole_windows(examples, **loss))

@@ -136,6 +136,11 @@ def test_resumed_equals_uninterrupted_whatever_is_answered(tmp_path, kind):
     assert_resumes(tmp_path, whole_run(tmp_path / "whole", kind=kind), 27, kind=kind)
 
 
+def test_resumed_equals_uninterrupted_with_class_weights_and_label_smoothing(tmp_path):
+    options = {"class_weights": (1.0, 9.0), "label_smoothing": 0.1}
+    assert_resumes(tmp_path, whole_run(tmp_path / "whole", **options), 21, **options)
+
+
 def test_resumed_equals_uninterrupted_in_bf16(tmp_path):
     assert_resumes(tmp_path / "parts", whole_run(tmp_path / "whole", precision="bf16"), 21, precision="bf16")
 
@@ -532,6 +537,16 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
         matching_manifest(newest, {**IDENTITY, "precision": "bf16"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the device was cpu, is cuda"):
         matching_manifest(newest, {**IDENTITY, "device": "cuda"}, extend=False, folder=two_checkpoints)
+
+
+@pytest.mark.parametrize(("name", "default", "other"), [("class_weights", "none", "balanced"),
+                                                        ("label_smoothing_factor", 0.0, 0.1)])  # fmt: skip
+def test_a_checkpoint_from_before_a_flag_resumes_at_its_default(two_checkpoints, name, default, other):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    same, changes = changed(**{name: default}), changed(**{name: other})
+    assert matching_manifest(newest, same, extend=False, folder=two_checkpoints)["step"] == 20
+    with pytest.raises(UserError, match=f"--{name} was {default}, is {other}; change that back"):
+        matching_manifest(newest, changes, extend=False, folder=two_checkpoints)
 
 
 def test_what_does_not_shape_the_result_may_change(two_checkpoints):

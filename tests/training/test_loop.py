@@ -361,6 +361,36 @@ def test_the_kernel_of_the_loss_steps_aside_for_scores() -> None:
     assert logits.grad.tolist() == [[1.0], [-2.0], [0.0]]
 
 
+def test_the_kernel_of_the_loss_steps_aside_for_smoothed_labels() -> None:
+    batch = {"attention_mask": torch.zeros(3, 1, 1, 32, dtype=torch.int32)}
+    batch |= {"example": torch.arange(3), "labels": torch.tensor([1, 0, 0]), "weight": torch.tensor([0.75, 0.25, 0])}
+    logits = torch.tensor([[2.0, 0.0], [3.0, 1.0], [7.0, 0.0]], requires_grad=True)
+    accelerator = SimpleNamespace(num_processes=1, scaler=None)
+    loss = train_step(accelerator, lambda **inputs: SimpleNamespace(logits=logits), batch, smoothing=0.2)
+    right, wrong = -math.log(1 / (1 + math.exp(-2))), -math.log(1 / (1 + math.exp(2)))
+    assert loss.item() == pytest.approx(0.75 * (0.9 * wrong + 0.1 * right) + 0.25 * (0.9 * right + 0.1 * wrong))
+
+
+def test_a_run_s_label_smoothing_changes_its_training_loss_and_no_evaluation(tmp_path: Path) -> None:
+    found = {}
+    for smoothing in (0.0, 0.5):
+        run = fresh_run(tmp_path, rate=0.0, label_smoothing=smoothing)
+        train(run)
+        found[smoothing] = run.watcher.of("train/loss"), run.watcher.of("eval/loss")
+    assert found[0.0][0] != found[0.5][0]
+    assert found[0.0][1] == found[0.5][1] != []
+
+
+def test_class_weights_change_the_training_loss_and_no_evaluation(tmp_path: Path) -> None:
+    found = {}
+    for weights in ((), (1.0, 9.0)):
+        run = fresh_run(tmp_path, rate=0.0, class_weights=weights)
+        train(run)
+        found[weights] = run.watcher.of("train/loss"), run.watcher.of("eval/loss")
+    assert found[()][0] != found[1.0, 9.0][0]
+    assert found[()][1] == found[1.0, 9.0][1] != []
+
+
 @pytest.mark.parametrize("logging_steps", [1, 5, 10])
 @pytest.mark.parametrize(("max_grad_norm", "per_log"), [(0.0, 1), (1.0, 2)])
 def test_the_host_waits_for_the_losses_of_a_log_and_for_nothing_else(

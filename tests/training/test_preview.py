@@ -69,7 +69,7 @@ def test_the_counts_are_those_of_the_run(folder, examples, micro, accumulation, 
     run.keeper, run.watcher = Counting(folder, every), Counter(run)
     run.watcher.left[0] = Left.of(run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", lambda accelerator, model, batch: torch.zeros(()))
+        patch.setattr(loop, "train_step", lambda accelerator, model, batch, smoothing: torch.zeros(()))
         progress = train(run)
     evaluated = [int(values["step"]) for values in progress.history]
     assert run.watcher.left.keys() == set(range(progress.step + 1))

@@ -134,7 +134,7 @@ def test_too_little_memory_is_one_line(tmp_path, trains, line):
 def test_other_errors_are_not_mistaken_for_it(tmp_path, monkeypatch):
     run = make_run(tmp_path)
 
-    def broken(accelerator, model, batch):
+    def broken(accelerator, model, batch, smoothing):
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(loop, "train_step", broken)
