@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Timed passes over the validation split.
 EVALUATIONS = 2
 #: Flags that switch off what "plain" goes without.
-_PLAIN = ("--group_by_length", "false", "--frozen_dtype", "fp32", "--cuda_graphs", "false")
+_PLAIN = ("--group_by_length", "false", "--acceleration", "off")
 _LAUNCHER = "accelerate.commands.launch"
 
 System = Literal["ours", "plain", "trainer"]

@@ -68,7 +68,8 @@ class Counted:
 def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Training, TellingReporter]]:
     """Set up a run as `scripts/train.py` does, ready for `train`; yield it and its reporter.
 
-    Two things differ: accuracy is computed without the `evaluate` package, and nothing is saved.
+    What costs no time in an update is left out: checks of the input, checkpoints, signals, early stopping. Accuracy is
+    computed without the `evaluate` package.
     """
     args = parse_train_arguments(job.argv())
     data, how, strategy = args.data, args.training, args.strategy
@@ -80,7 +81,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         )
         reporter = TellingReporter(accelerator, folder, args.flat(), [])
         set_seed(how.seed)
-        source = find_model(args.model.model_name_or_path)
+        source = find_model(args.model.model_name_or_path, args.model.model_revision)
         tokenizer = load_tokenizer(source)
         with accelerator.local_main_process_first():
             splits = load_splits(
@@ -95,15 +96,10 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         base_size, fingerprint = size(base), Fingerprint.of(base, head)
         adapted = freeze_unread(strategy.apply(base, head), longest_inputs(train_loader), reporter.warn)
         parameters = ParameterCount.of(base_size, adapted)
-        if job.system == "ours":
-            accelerate_model(
-                adapted,
-                accelerator.device,
-                precision.name,
-                how.frozen_dtype,
-                strategy.reads_frozen_weights,
-                train_loader,
-            )
+        accelerate_model(
+            adapted, accelerator.device, precision.name, how.frozen_dtype,
+            reads_frozen=strategy.reads_frozen_weights, loader=train_loader, enabled=how.accelerates,
+        )  # fmt: skip
         plan = Plan.of(
             batches.windows_per_epoch, epochs, None, eval_steps=eval_steps, logging_steps=args.output.logging_steps,
             max_grad_norm=how.max_grad_norm, patience=0, best_metric="accuracy",
@@ -122,7 +118,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             run = Training(
                 accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan
             )
-            run.cuda_graphs = how.cuda_graphs
+            run.cuda_graphs = how.cuda_graphs and how.accelerates
             if how.auto_find_batch_size:
                 fit_micro_batch(run)
             yield run, reporter

@@ -25,7 +25,7 @@ OF_A_NODE = frozenset({
     "resume_from_checkpoint", "dataloader_num_workers", "num_cpu_threads",
 })  # fmt: skip
 #: Flags that records and checkpoints of earlier versions lack -> the value that stands for what those runs did.
-WHERE_ABSENT = {"class_weights": "none", "label_smoothing_factor": 0.0}
+WHERE_ABSENT = {"acceleration": "auto", "class_weights": "none", "label_smoothing_factor": 0.0}
 #: Endings of flags whose value is, or may be, a JSON object; in YAML it may be a mapping.
 TAKES_JSON = ("_kwargs", "class_weights")
 

@@ -55,8 +55,7 @@ def main() -> None:
         split = encode(examples, tokenizer, most)
     with everywhere():
         model = run.load(args.model_name_or_path, args.trust_remote_code, split.extent).requires_grad_(False)
-    frozen = run.arguments.get("frozen_dtype", "auto")
-    accelerate_model(model, accelerator.device, precision.name, frozen, run.strategy.reads_frozen_weights)
+    accelerate_model(model, accelerator.device, precision.name, **run.acceleration)
     size = args.per_device_eval_batch_size or run.eval_batch_size
     loader = build_eval_loader(split, tokenizer, size, accelerator.num_processes, **run.layout)
     model, loader = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(loader)

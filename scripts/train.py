@@ -84,8 +84,10 @@ def main() -> None:
     facts = describe_run(source, fingerprint, task, splits.facts(), parameters, precision, rate, batches.window_size)
     checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), facts, accelerator)
     manifest = matching_manifest(checkpoint, identity, extend=output_args.extend_training, folder=folder)
-    frozen_dtype, device = train_args.frozen_dtype, accelerator.device
-    accelerate_model(adapted, device, precision.name, frozen_dtype, args.reads_frozen, train_loader)
+    accelerate_model(
+        adapted, accelerator.device, precision.name, train_args.frozen_dtype, reads_frozen=args.reads_frozen,
+        loader=train_loader, enabled=train_args.accelerates,
+    )  # fmt: skip
 
     # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────
     plan = Plan.of(
@@ -94,7 +96,7 @@ def main() -> None:
         patience=train_args.early_stopping_patience, best_metric=task.best_metric(train_args.metric_for_best_model),
         label_smoothing=train_args.label_smoothing_factor,
     )  # fmt: skip
-    optimizer = build_optimizer(adapted, rate, train_args.weight_decay, device)
+    optimizer = build_optimizer(adapted, rate, train_args.weight_decay, accelerator.device)
     scheduler = build_scheduler(optimizer, train_args.lr_scheduler_type, plan.steps, *train_args.warmup)
 
     # ── Prepare ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -103,7 +105,7 @@ def main() -> None:
     run = Training(
         accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan,
         keeper=CheckpointKeeper(folder, *output_args.checkpointing, identity, reporter),
-        cuda_graphs=train_args.cuda_graphs,
+        cuda_graphs=train_args.cuda_graphs and train_args.accelerates,
     )  # fmt: skip
 
     with Interruption(accelerator) as interruption, reporter.watching(plan.steps, facts, manifest):

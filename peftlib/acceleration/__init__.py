@@ -31,6 +31,7 @@ def accelerate_model(
     frozen_dtype: str = "auto",
     reads_frozen: bool = False,
     loader: Any = None,
+    enabled: bool = True,
 ) -> None:
     """Apply to the model, in place, the optimisations that pay on this device.
 
@@ -43,6 +44,7 @@ def accelerate_model(
             PEFT's arithmetic on them.
         loader: of training batches, with a `Collator` as its `collate_fn`; it is replaced by one for batches in rows
             if the model can take them.
+        enabled: False leaves the model as transformers and PEFT have made it, but for a regression's output layer.
 
     Raises:
         UserError: transformers' code for the model fails in this precision.
@@ -52,6 +54,8 @@ def accelerate_model(
         raise UserError(f"--mixed_precision {precision}: transformers' DeBERTa fails in it; use no, or DeBERTa-v3")
     if precision in _DTYPES:
         compute_scores_in_fp32(model)
+    if not enabled:
+        return
     if precision in _DTYPES and not reads_frozen:
         leave_casts_to_autocast(model)
         if frozen_dtype == "auto":

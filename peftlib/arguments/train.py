@@ -155,6 +155,8 @@ def _without_effect(
         "warmup_ratio": ("num_warmup_steps", True),
         "num_train_epochs": ("max_train_steps", True),
         "extend_training": ("resume_from_checkpoint", False),
+        "frozen_dtype": ("acceleration", True),
+        "cuda_graphs": ("acceleration", True),
         "checkpoints_total_limit": ("checkpointing_steps", False),
         "hub_model_id": ("push_to_hub", False),
         "hub_private_repo": ("push_to_hub", False),

@@ -77,6 +77,13 @@ class TrainingArguments:
             "device supports it natively, else fp16 on CUDA, else no; `no` is fp32"
         },
     )
+    acceleration: Literal["auto", "off"] = field(
+        default="auto",
+        metadata={
+            "help": "auto replaces parts of the model by faster ones that compute the same up to rounding; off trains "
+            "transformers' and PEFT's own modules, for instance to find out which part is at fault"
+        },
+    )
     frozen_dtype: Literal["auto", "fp32"] = field(
         default="auto",
         metadata={
@@ -153,6 +160,11 @@ class TrainingArguments:
                 f"--label_smoothing_factor {self.label_smoothing_factor:g}: {task.name} is a regression, without "
                 "classes; leave it out"
             )
+
+    @property
+    def accelerates(self) -> bool:
+        """Whether parts of the model may be replaced by faster ones."""
+        return self.acceleration == "auto"
 
     @property
     def batch_sizes(self) -> tuple[int, int]:

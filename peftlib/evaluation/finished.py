@@ -193,6 +193,15 @@ class Finished:
         }
 
     @property
+    def acceleration(self) -> dict[str, Any]:
+        """How its model was accelerated, as keyword arguments of `accelerate_model`: other ways round differently."""
+        return {
+            "frozen_dtype": self.arguments.get("frozen_dtype", "auto"),  # both are missing in early runs
+            "reads_frozen": self.strategy.reads_frozen_weights,
+            "enabled": self.arguments.get("acceleration", "auto") == "auto",
+        }
+
+    @property
     def eval_batch_size(self) -> int:
         """Examples per batch and process in its evaluations: where memory was short, fewer than were asked for."""
         return int(self.record.get("eval_batch_size", self.arguments["per_device_eval_batch_size"]))

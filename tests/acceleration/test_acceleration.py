@@ -41,6 +41,19 @@ def test_an_accelerated_model_computes_the_same(tiny_folder, architecture, metho
     torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_what_is_not_to_be_accelerated_stays_as_it_was(tiny_folder, method, precision):
+    model = METHODS[method].apply(*classifier(tiny_folder("bert")))
+    before = copy.deepcopy(model)
+    accelerate_model(model, torch.device("cpu"), precision, enabled=False)
+    for old, new in zip(before.modules(), model.modules(), strict=True):
+        assert type(old) is type(new)
+        assert len(old._forward_pre_hooks) == len(new._forward_pre_hooks)
+    assert {one.dtype for one in model.parameters()} == {torch.float32}
+    assert getattr(model, "get_base_model", lambda: model)().config._attn_implementation == "sdpa"
+
+
 def test_an_adapter_s_input_stays_in_bf16_and_gives_the_same_bits(tiny_folder):
     plain, head = classifier(tiny_folder("bert"))
     plain = STRATEGIES["lora"]().apply(plain, head).eval()

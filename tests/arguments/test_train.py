@@ -26,6 +26,7 @@ GROUPS = (ModelArguments, DataArguments, TrainingArguments, OutputArguments, Hub
 
 # For every flag a value that is not its default, as it is written and as it is understood.
 SAMPLES = {
+    "acceleration": ("off", "off"),
     "frozen_dtype": ("fp32", "fp32"),
     "cuda_graphs": ("false", False),
     "auto_find_batch_size": ("false", False),
