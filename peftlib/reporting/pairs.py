@@ -26,13 +26,15 @@ from peftlib.reporting.variants import Variant
 METHOD = (
     "Each method is tested at one learning rate: the one with the most seeds in common with other methods, and among "
     "equals the one with the highest mean. A pair is tested on the seeds that both methods have. Examples: paired "
-    "bootstrap over validation examples and seeds (5,000 resamples). Seeds: paired t-test; the effect size is Cohen's "
-    "d_z. If the difference is the same for every seed, the exact sign-flip test is used instead, which needs at least "
-    f"six seeds to reach significance. A difference is claimed if the larger of the two p-values is below {ALPHA} "
-    "after Holm's correction over all pairs of the comparison. Each metric and each task is corrected on its own, so "
-    "with several of them more claims are false positives. Numbers of seeds are for a power of 0.8 of both tests at an "
-    f"uncorrected {ALPHA}, on the same examples. Learning rates and saved states were selected on these examples too, "
-    "which favours methods that were tried at more rates."
+    "bootstrap over validation examples and seeds (5,000 resamples), corrected for few seeds: the deviations of n "
+    "seeds are rescaled by sqrt(n / (n - 1)), and the distribution is stretched by the ratio of Student's t to the "
+    "normal quantile. Seeds: paired t-test; the effect size is Cohen's d_z. If the difference is the same for every "
+    "seed, the exact sign-flip test is used instead, which needs at least six seeds to reach significance. A "
+    f"difference is claimed if the larger of the two p-values is below {ALPHA} after Holm's correction over all pairs "
+    "of the comparison. Each metric and each task is corrected on its own, so with several of them more claims are "
+    f"false positives. Numbers of seeds are for a power of 0.8 of both tests at an uncorrected {ALPHA}, on the same "
+    "examples. Learning rates and saved states were selected on these examples too, which favours methods that were "
+    "tried at more rates."
 )
 
 
