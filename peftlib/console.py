@@ -35,8 +35,8 @@ class Console:
         self._print(Text(line))
 
     def warn(self, line: str) -> None:
-        """Print one line in bold red."""
-        self._print(Text(line, style="bold red"))
+        """Print one line in bold red, as a warning."""
+        self._print(Text(f"warning: {line}", style="bold red"))
 
     def facts(self, title: str, rows: dict[str, str], *, panel: bool = False) -> None:
         """Print names and values: a table or panel on a terminal, `name: value` lines in a pipe."""

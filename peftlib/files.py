@@ -14,6 +14,10 @@ from typing import Any
 
 import yaml
 
+# It can only be read by setting it: once, while there are no threads that write files.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` with `text` in UTF-8, atomically; see `write_bytes`."""
@@ -121,7 +125,7 @@ def share(path: Path) -> None:
     Temporary files, and those that safetensors writes, are readable by their owner only, which would hide results
     from a group.
     """
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)
 
 
 def sync(path: Path) -> None:
@@ -131,13 +135,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    # The umask can only be read by setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def bytes_in_words(count: float) -> str:

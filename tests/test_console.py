@@ -16,6 +16,7 @@ from peftlib.console import Console, _that_fit
 from peftlib.reporting.console import CompareConsole
 from peftlib.sweeps.console import SweepConsole
 from peftlib.tracking.console import RunConsole
+from tests.conftest import ROOT
 
 LINES = "\n" * 3
 TALKS = """
@@ -54,6 +55,18 @@ def test_every_console_is_this_one(kind):
     """What it overrides would not hold what is tested here."""
     assert issubclass(kind, Console)
     assert not {"_print", "note", "warn", "facts", "table"} & vars(kind).keys()
+
+
+def test_a_warning_says_that_it_is_one(capsys):
+    Console().warn("the disk is full [50 %]")
+    assert capsys.readouterr().out == "warning: the disk is full [50 %]\n"
+
+
+def test_no_caller_says_it_again():
+    """The prefixes are `Console.warn`'s and `Reporter.notes`'s; the Hub is asked before there is a console."""
+    library = ROOT / "peftlib"
+    said = [path for path in library.rglob("*.py") if re.search(r"[\"'](warning|note): ", path.read_text(), re.I)]
+    assert {path.relative_to(library).as_posix() for path in said} == {"console.py", "hub.py", "tracking/reporter.py"}
 
 
 def test_a_table_in_a_pipe_is_aligned(capsys):

@@ -7,6 +7,8 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from peftlib.files import (
     write_json,
     write_text,
 )
+from tests.conftest import ROOT
 
 
 def names(folder):
@@ -75,13 +78,26 @@ def test_the_old_file_survives_a_disk_that_fails(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_the_permissions_are_those_of_any_new_file(tmp_path, mask, mode):
-    before = os.umask(mask)
-    try:
-        write_text(tmp_path / "a.txt", "x")
-        assert os.umask(mask) == mask  # reading the umask did not change it
-    finally:
-        os.umask(before)
-    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+    code = (
+        "from pathlib import Path; from peftlib.files import write_text; write_text(Path('a.txt'), 'x'); "
+        "open('plain.txt', 'w')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, umask=mask, check=True
+    )
+    # The second one is any file written later: reading the umask did not change it.
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.txt", "plain.txt")] == [mode, mode]
+
+
+def test_writing_never_changes_the_umask_for_other_threads(tmp_path, monkeypatch):
+    def refused(mask):
+        raise AssertionError("another thread would create a file with this umask")
+
+    monkeypatch.setattr(os, "umask", refused)
+    write_text(tmp_path / "a.txt", "x")
+    with placed_when_whole(tmp_path) as temporary:
+        (temporary / "b.txt").write_text("x")
+    assert names(tmp_path) == ["a.txt", "b.txt"]
 
 
 VALUES = st.recursive(

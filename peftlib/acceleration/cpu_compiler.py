@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -46,15 +47,26 @@ def _cached() -> ctypes.CDLL:
     name, folder = f"{_fingerprint()}.so", cache_folder() / "kernels"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_only_ours(folder):
+            raise PermissionError("other users can put libraries there, whose code would run here")
         scratch = tempfile.TemporaryDirectory(dir=folder)
-    except OSError:  # the home is read-only or full: build for this process only
+    except OSError:  # also if the home is read-only or full: build for this process only
         with tempfile.TemporaryDirectory() as elsewhere:
             return ctypes.CDLL(str(_compiled(Path(elsewhere) / name)))
     with scratch as inside:
-        if not (folder / name).exists():
+        if not _is_only_ours(folder / name):
             # Move it into place once complete: other processes may look for it, or build it, at the same time.
             _compiled(Path(inside) / name).replace(folder / name)
     return ctypes.CDLL(str(folder / name))
+
+
+def _is_only_ours(path: Path) -> bool:
+    """Whether a file or folder exists, and no user but this one and root can write to it."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return False
+    return facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
 
 
 def _compiled(path: Path) -> Path:
@@ -65,6 +77,7 @@ def _compiled(path: Path) -> Path:
     sources = [str(source) for source in _SOURCES if source.suffix == ".cpp"]
     command = [compiler, *_FLAGS, *wide, "-o", str(path), *sources, *_openmp()]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    path.chmod(0o700)
     return path
 
 

@@ -143,11 +143,13 @@ def seeds_for_examples(difference: float, found: Resampled, power: float = 0.8, 
     The examples stay the same, so only the seeds' part of the variance shrinks: if there are too few examples for a
     difference of this size, no number of seeds is enough.
     """
-    critical, margin = stats.norm.isf(ALPHA / 2), stats.norm.ppf(power)
+    margin = stats.norm.ppf(power)
 
     def enough(n: int) -> bool:
         seeds = found.of_seeds / n
-        return bool(abs(difference) - margin * math.sqrt(seeds) >= critical * math.sqrt(found.of_examples + seeds))
+        whole = found.of_examples + seeds
+        critical = _quantile(ALPHA / 2, whole, seeds, n)
+        return bool(abs(difference) - margin * math.sqrt(seeds) >= critical * math.sqrt(whole))
 
     return _fewest(enough, most)
 
@@ -168,38 +170,61 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0, confidence: fl
     and columns of the seeds × examples table are drawn independently (Owen, 2007,
     https://doi.org/10.1214/07-AOAS122). With one seed only the examples are resampled.
 
+    Few seeds make the plain bootstrap too narrow, for two reasons, and both are corrected. The deviations of n seeds
+    from their own mean are too small by a factor of sqrt((n - 1) / n): they are rescaled (Rao and Wu, 1988,
+    https://doi.org/10.1080/01621459.1988.10478591). Their variance is uncertain itself: the bootstrap distribution is
+    stretched by the ratio of the quantiles of Student's t and of the normal distribution (an expanded percentile
+    interval: Hesterberg, 2015, https://doi.org/10.1080/00031305.2015.1089789), with degrees of freedom for the sum of
+    the seeds' variance and the examples' (Satterthwaite, 1946, https://doi.org/10.2307/3002019). In simulations with
+    normal deviations a 95 % interval then covers the true difference in 94 to 99 % of cases from three seeds on,
+    without the corrections in as few as 77 %. It stays too narrow with two seeds that differ much: 88 %. Noise of
+    single examples under single seeds is counted twice, so where there is little else the interval is too wide.
+
     Args:
         a, b: from `resampled_scores`, shape (resamples, seeds), the same seeds in the same order.
     """
     resamples, seeds = a.shape
-    drawn = np.random.default_rng(streams(seed)[1]).integers(0, seeds, (resamples, seeds))
     by_seed = a - b
-    differences = np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1)
     tail = (1 - confidence) / 2
+    differences = by_seed.mean(axis=1)
+    of_examples, of_seeds = float(differences.var()), 0.0
+    if seeds > 1:
+        of_one = by_seed.mean(axis=0)
+        drawn = np.random.default_rng(streams(seed)[1]).integers(0, seeds, (resamples, seeds))
+        differences += math.sqrt(seeds / (seeds - 1)) * (of_one[drawn].mean(axis=1) - of_one.mean())
+        whole, of_seed_means = float(differences.var()), float(of_one.var(ddof=1)) / seeds
+        of_examples = _variance_in_common(by_seed)
+        of_seeds = max(0.0, whole - of_examples) * seeds
+        stretch = _quantile(tail, whole, of_seed_means, seeds) / stats.norm.isf(tail)
+        differences = of_one.mean() + stretch * (differences - of_one.mean())
     low, high = np.quantile(differences, [tail, 1 - tail])
     # Add one for the observed sample, so that p is never 0 (Davison and Hinkley, 1997, section 4.2).
     smaller = min((differences <= _NO_SPREAD).sum(), (differences >= -_NO_SPREAD).sum()) + 1
     p = min(1.0, 2 * float(smaller) / (resamples + 1))
-    return Resampled(float(low), float(high), p, *_parts_of_variance(by_seed, float(differences.var())))
+    return Resampled(float(low), float(high), p, of_examples, of_seeds)
 
 
-def _parts_of_variance(by_seed: np.ndarray, whole: float) -> tuple[float, float]:
-    """Split the variance of the mean difference into the part of the examples and the part of a single seed.
+def _quantile(tail: float, whole: float, of_seeds: float, seeds: int) -> float:
+    """Return the upper quantile of Student's t for a variance whose part `of_seeds` was estimated from n seeds.
 
-    Seeds that are scored on the same resampled examples have only the examples' part in common, so it is their mean
-    covariance.
+    Degrees of freedom: Satterthwaite's; the rest of the variance, that of many examples, counts as known.
+    """
+    if of_seeds < _NO_SPREAD**2:
+        return float(stats.norm.isf(tail))
+    return float(stats.t.isf(tail, (seeds - 1) * (whole / of_seeds) ** 2))
+
+
+def _variance_in_common(by_seed: np.ndarray) -> float:
+    """Return the examples' part of the variance of the mean difference.
+
+    Seeds that are scored on the same resampled examples have only this part in common, so it is their mean covariance.
 
     Args:
-        by_seed: differences, shape (resamples, seeds).
-        whole: variance of the bootstrap over examples and seeds.
+        by_seed: differences, shape (resamples, seeds), of at least two seeds.
     """
     seeds = by_seed.shape[1]
-    if seeds == 1:
-        return whole, 0.0
     own = by_seed.var(axis=0).sum()
-    shared = max(0.0, float(by_seed.sum(axis=1).var() - own) / (seeds * (seeds - 1)))
-    # Resampling n seeds underestimates their variance by a factor of (n - 1) / n.
-    return shared, max(0.0, whole - shared) * seeds**2 / (seeds - 1)
+    return max(0.0, float(by_seed.sum(axis=1).var() - own) / (seeds * (seeds - 1)))
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:

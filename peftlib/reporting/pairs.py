@@ -26,13 +26,15 @@ from peftlib.reporting.variants import Variant
 METHOD = (
     "Each method is tested at one learning rate: the one with the most seeds in common with other methods, and among "
     "equals the one with the highest mean. A pair is tested on the seeds that both methods have. Examples: paired "
-    "bootstrap over validation examples and seeds (5,000 resamples). Seeds: paired t-test; the effect size is Cohen's "
-    "d_z. If the difference is the same for every seed, the exact sign-flip test is used instead, which needs at least "
-    f"six seeds to reach significance. A difference is claimed if the larger of the two p-values is below {ALPHA} "
-    "after Holm's correction over all pairs of the comparison. Each metric and each task is corrected on its own, so "
-    "with several of them more claims are false positives. Numbers of seeds are for a power of 0.8 of both tests at an "
-    f"uncorrected {ALPHA}, on the same examples. Learning rates and saved states were selected on these examples too, "
-    "which favours methods that were tried at more rates."
+    "bootstrap over validation examples and seeds (5,000 resamples), corrected for few seeds: the deviations of n "
+    "seeds are rescaled by sqrt(n / (n - 1)), and the distribution is stretched by the ratio of Student's t to the "
+    "normal quantile. Seeds: paired t-test; the effect size is Cohen's d_z. If the difference is the same for every "
+    "seed, the exact sign-flip test is used instead, which needs at least six seeds to reach significance. A "
+    f"difference is claimed if the larger of the two p-values is below {ALPHA} after Holm's correction over all pairs "
+    "of the comparison that share several seeds: the others are never claimed. Each metric and each task is corrected "
+    "on its own, so with several of them more claims are false positives. Numbers of seeds are for a power of 0.8 of "
+    f"both tests at an uncorrected {ALPHA}, on the same examples. Learning rates and saved states were selected on "
+    "these examples too, which favours methods that were tried at more rates."
 )
 
 
@@ -49,7 +51,8 @@ class Pair:
         p: the largest p-value of the bootstrap and the test over seeds: a difference has to hold for other examples
             *and* for other seeds (an intersection-union test: Berger, 1982,
             https://doi.org/10.1080/00401706.1982.10487790).
-        corrected: `p` after Holm's correction over all pairs of the comparison; None before it, or without a p.
+        corrected: `p` after Holm's correction over all pairs of the comparison that share several seeds; None before
+            it, and for other pairs.
     """
 
     a: str
@@ -66,7 +69,7 @@ class Pair:
     @property
     def claimed(self) -> bool:
         """Whether the two methods may be said to differ; never with a single seed."""
-        return len(self.seeds) > 1 and self.corrected is not None and self.corrected < ALPHA
+        return self.corrected is not None and self.corrected < ALPHA
 
     @property
     def words(self) -> str:
@@ -142,13 +145,15 @@ class Pair:
 
 
 def compare_pairs(comparison: Comparison, metric: str) -> list[Pair]:
-    """Test every pair of contenders, with Holm's correction over all pairs."""
+    """Test every pair of contenders, with Holm's correction over all pairs that could be claimed.
+
+    Pairs with a single common seed are never claimed, so counting them would only cost the others their power.
+    """
     contenders = comparison.contenders()
     resampled = _resampled(contenders, metric)
     pairs = [_test(a, b, metric, resampled) for a, b in itertools.combinations(contenders, 2)]
-    tested = [pair for pair in pairs if pair.p is not None]
-    corrected = dict(zip(map(id, tested), holm([pair.p for pair in tested if pair.p is not None]), strict=True))
-    return [replace(pair, corrected=corrected.get(id(pair))) for pair in pairs]
+    corrected = iter(holm([pair.p for pair in pairs if pair.seed_test is not None and pair.p is not None]))
+    return [pair if pair.seed_test is None else replace(pair, corrected=next(corrected)) for pair in pairs]
 
 
 def _test(a: Variant, b: Variant, metric: str, resampled: dict[str, np.ndarray]) -> Pair:

@@ -7,7 +7,7 @@ import datetime
 import itertools
 import re
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Section:
         references: table of the methods for which others have reported a score.
         pairs: tests of the task's first metric.
         other_pairs: tests of its other metrics.
-        left_out: a sentence for each plot without data.
+        plots, left_out: what `write_report` has drawn, and a sentence for each plot without data.
     """
 
     slug: str
@@ -178,15 +178,15 @@ def _write_report(report: Report, folder: Path, command: str) -> None:
             _write_tables(section, place / "tables")
         write_text(place / "tables" / "runs.csv", runs_csv(report.runs))
         by_size = sorted(report.sections, key=lambda section: len(section.comparison.runs), reverse=True)
+        drawn: dict[str, Section] = {}
         for section in by_size[:_PLOTTED]:
-            for plots, left_out in (
-                draw_scores(section.comparison, section.rows, place / "plots", section.slug),
-                draw_weights(section.comparison, place / "plots", section.slug),
-            ):
-                section.plots.extend(plots)
-                section.left_out.extend(left_out)
+            scores, no_scores = draw_scores(section.comparison, section.rows, place / "plots", section.slug)
+            weights, no_weights = draw_weights(section.comparison, place / "plots", section.slug)
+            drawn[section.slug] = replace(section, plots=[*scores, *weights], left_out=[*no_scores, *no_weights])
         for section in by_size[_PLOTTED:]:
-            section.left_out.append(f"Plots are drawn only for the {_PLOTTED} comparisons with the most runs.")
+            reason = f"Plots are drawn only for the {_PLOTTED} comparisons with the most runs."
+            drawn[section.slug] = replace(section, left_out=[reason])
+        report = replace(report, sections=[drawn[section.slug] for section in report.sections])
         content = {
             "report": report,
             "command": command,

@@ -59,9 +59,7 @@ def freeze_unread(model: _Model, inputs: Mapping[str, torch.Tensor], warn: Calla
         logits = model(**inputs).logits
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        warn(
-            f"WARNING: which parameters no logit depends on is not known, the model cannot compute on the CPU: {reason}"
-        )
+        warn(f"which parameters no logit depends on is not known, the model cannot compute on the CPU: {reason}")
         return model
     finally:
         model.train(was_training)

@@ -142,8 +142,7 @@ def load_sweep(
             content["parameters"] |= dict(_change(change) for change in changes)
         sweep = _parse(path, content)
         check_flags(sweep, known, check)
-        if "--task_name" in known:
-            check_metric(sweep)
+        check_metric(sweep)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return sweep

@@ -63,7 +63,7 @@ def keep_to(sweep: Sweep, folder: Path, seed: int) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the study's lock: one process at a time, on all machines that share the folder."""
+    """Hold the study's lock: one process of this machine at a time."""
     with (folder / "locks" / "study").open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,8 +1,9 @@
 """The study: which trial runs next and how the finished ones did, in one SQLite file.
 
-All processes that open the same folder share the study, one after the other or concurrently. A trial is claimed as
-long as a process holds its lock file. The lock is released when its holders exit, so a trial that the study calls
-running but whose lock is free was interrupted; the next process to look resumes it.
+All processes of a machine that open the same folder share the study, one after the other or concurrently; on network
+file systems neither SQLite nor the locks can be relied on. A trial is claimed as long as a process holds its lock
+file. The lock is released when its holders exit, so a trial that the study calls running but whose lock is free was
+interrupted; the next process to look resumes it.
 """
 
 from __future__ import annotations

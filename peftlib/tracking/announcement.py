@@ -61,12 +61,12 @@ def notes_of(facts: dict[str, Any], arguments: dict[str, Any], steps: int, busy_
     for split, name in (("train", "training"), ("validation", "validation")):
         if cut := data[split]["truncated"]:
             yield (
-                f"note: {cut:,} of {data[split]['examples']:,} {name} examples are longer than --max_length "
+                f"{cut:,} of {data[split]['examples']:,} {name} examples are longer than --max_length "
                 f"{arguments['max_length']} tokens, and were truncated"
             )
     if (largest := data["train"].get("largest", 0.0)) > _LARGE:
         yield (
-            f"note: the numbers to predict reach {largest:g}; the model starts near 0, and learns numbers of the "
+            f"the numbers to predict reach {largest:g}; the model starts near 0, and learns numbers of the "
             "order of 1 fastest: rescale them"
         )
     warmup = arguments["num_warmup_steps"] or 0
@@ -75,7 +75,7 @@ def notes_of(facts: dict[str, Any], arguments: dict[str, Any], steps: int, busy_
     free = max(1, machine["threads"] - round(busy_cores))
     if machine["device_type"] == "cpu" and facts["processes"] == 1 and busy_cores >= 0.5 and free < machine["threads"]:
         yield (
-            f"note: other processes keep {busy_cores:.1f} cores busy, and threads that wait for each other can be many "
+            f"other processes keep {busy_cores:.1f} cores busy, and threads that wait for each other can be many "
             f"times slower: try --num_cpu_threads {free}"
         )
 

@@ -83,7 +83,7 @@ class RunRecord:
         try:
             self._write()
         except OSError as error:
-            self._warn(f"WARNING: run.json could not be written: {error}")
+            self._warn(f"run.json could not be written: {error}")
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Append one line to `metrics.jsonl` and flush it, so that readers see it at once.
@@ -96,7 +96,7 @@ class RunRecord:
             self._metrics.write(json.dumps(strict({"step": step, **values}), allow_nan=False) + "\n")
             self._metrics.flush()
         except OSError as error:
-            self._warn(f"WARNING: metrics.jsonl lacks step {step}: {error}")
+            self._warn(f"metrics.jsonl lacks step {step}: {error}")
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -213,16 +213,15 @@ class Reporter:
         except Exception as error:
             if who not in self._silenced:
                 self._silenced.add(who)
-                self.warn(f"WARNING: {who} failed, the run continues without it: {type(error).__name__}: {error}")
+                self.warn(f"{who} failed, the run continues without it: {type(error).__name__}: {error}")
 
     def _announce(self, facts: dict[str, Any], steps: int, resumed: dict[str, Any] | None, notice: str | None) -> None:
         step = None if resumed is None else int(resumed["step"])
         for title, rows in facts_of(facts, self._arguments, steps, step, self.folder).items():
             self.console.facts(title, rows)
-        for line in notes_of(facts, self._arguments, steps, self._neighbours.busy_cores()):
-            self.console.note(line)
+        self.notes(notes_of(facts, self._arguments, steps, self._neighbours.busy_cores()))
         if notice is not None:
-            self.console.note(notice)
+            self.notes([notice])
 
 
 def _flat(sweep: dict[str, str] | None) -> dict[str, str]:

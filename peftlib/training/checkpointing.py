@@ -98,7 +98,7 @@ class CheckpointKeeper:
                 problem = [f"{type(error).__name__}: {error}"]
         broadcast_object_list(problem)
         if problem[0] is not None:
-            self._reporter.warn(f"WARNING: no checkpoint at step {step}, the run goes on without it: {problem[0]}")
+            self._reporter.warn(f"no checkpoint at step {step}, the run goes on without it: {problem[0]}")
             return False
         self._latest = step
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,29 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     monkeypatch.setenv("PEFTLIB_CACHE", str(tmp_path / "file"))
     assert kernels() is not None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("of_others", ["owner", "mode"])
+@pytest.mark.parametrize("place", ["library", "folder"])
+def test_what_another_user_can_have_put_into_the_cache_is_not_loaded(monkeypatch, tmp_path, of_others, place):
+    """A cached library that others can write is built anew; in a folder of theirs nothing is looked for or left."""
+    made = commands(monkeypatch)
+    assert kernels() is not None
+    (library,) = (tmp_path / "cache" / "kernels").iterdir()
+    library.write_text("someone else's")
+    changed = library if place == "library" else library.parent
+    if of_others == "mode":
+        changed.chmod(0o770)
+    elif os.geteuid() == 0:
+        os.chown(changed, 12345, -1)
+    else:
+        pytest.skip("only root can give files away")
+    kernels.cache_clear()
+    assert kernels() is not None and len(made) == 2
+    assert [path.name for path in library.parent.iterdir()] == [library.name]
+    assert (library.read_bytes() == b"someone else's") == (place == "folder")
+    assert place == "folder" or cpu_compiler._is_only_ours(library)
 
 
 def test_without_a_compiler_one_line_says_how_to_get_it(monkeypatch, tmp_path):

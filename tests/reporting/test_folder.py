@@ -39,6 +39,14 @@ def test_a_second_report_replaces_the_first(tmp_path: Path) -> None:
     assert sorted(json.loads((folder / ".report.json").read_text())) == sorted(held(folder).keys() - {".report.json"})
 
 
+def test_a_report_that_is_written_twice_is_the_same(tmp_path: Path) -> None:
+    report = report_of(tmp_path / "runs", "mrpc", "sst2")
+    for name in ("first", "second"):
+        write_report(report, tmp_path / name, "")
+    first, second = (tmp_path / name / "report.md" for name in ("first", "second"))
+    assert first.read_text() == second.read_text() and "![" in first.read_text()
+
+
 def hold(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("mine")

@@ -211,6 +211,20 @@ def test_the_larger_p_counts_and_holm_corrects_over_all_pairs(tmp_path):
     assert [pair.corrected for pair in pairs] == holm([pair.p for pair in pairs])
 
 
+def test_pairs_that_cannot_be_claimed_are_not_corrected_for(tmp_path):
+    errors = {("head", seed): 0.4 for seed in range(1, 6)} | {("full", seed): 0.1 for seed in range(1, 6)}
+    made = [
+        read_run(make_run(tmp_path / f"{method}-{seed}", "--method", method, seed=seed, error=error))
+        for (method, seed), error in {**errors, ("bitfit", 1): 0.2, ("lora", 1): 0.19}.items()
+    ]
+    (alone,) = compare_pairs(compare(made[:10])[0], "accuracy")
+    pairs = compare_pairs(compare(made)[0], "accuracy")
+    assert len(pairs) == 6
+    (claimed,) = [pair for pair in pairs if pair.corrected is not None]
+    assert claimed == alone and claimed.claimed and claimed.corrected == claimed.p
+    assert all(pair.seeds == (1,) and not pair.claimed and pair.p is not None for pair in pairs if pair is not claimed)
+
+
 def test_only_common_seeds_are_paired(tmp_path):
     runs = [
         read_run(make_run(tmp_path / f"{method}-{seed}", "--method", method, seed=seed))

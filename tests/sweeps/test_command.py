@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 def sweep_of(folder: Path, program: str = "train.py", command: list[str] | None = None) -> Sweep:
     content = {
-        "program": program, "method": "grid", "metric": {"name": "m"}, "parameters": {"seed": {"value": 1}},
+        "program": program, "method": "grid", "metric": {"name": "eval/loss"}, "parameters": {"seed": {"value": 1}},
         "command": command or ["${env}", "${interpreter}", "${program}", "${args}"],
     }  # fmt: skip
     (folder / "sweep.yaml").write_text(yaml.safe_dump(content))

@@ -295,6 +295,14 @@ def test_no_yaml_or_no_mapping_is_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
+def test_the_metric_is_checked_whatever_flags_the_sweep_may_set(tmp_path):
+    content = {"program": "train.py", "method": "grid", "metric": {"name": "eval/acuracy"},
+               "parameters": {"seed": {"value": 1}}}  # fmt: skip
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="does not log eval/acuracy; did you mean eval/accuracy"):
+        load_sweep(tmp_path / "s.yaml", ["--seed"], lambda words: None)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
         load_sweep(tmp_path / "nowhere.yaml", [], print)

@@ -253,10 +253,10 @@ def test_one_run_that_ended_well_is_reason_to_go_on(search):
 
 
 def test_a_metric_that_is_never_logged_is_a_failure_with_the_nearest_name(search):
-    opened = search([1], metric={"name": "eval/acuracy"})
+    opened = search([1], metric={"name": "train/accuracy"})
     with pytest.raises(RunError, match="no run has succeeded"):
         run_sweep(opened, SweepConsole())
-    assert "did not log eval/acuracy; did you mean eval/accuracy?" in opened.trials()[0].user_attrs["error"]
+    assert "did not log train/accuracy; did you mean eval/accuracy?" in opened.trials()[0].user_attrs["error"]
 
 
 def test_a_terminal_gets_a_live_table(search, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from peftlib.sweeps.run import Run, in_use, reason_of, tail_of, values_in
 
 def sweep_of(folder: Path, program: str = "train.py", command: list[str] | None = None) -> Sweep:
     content = {
-        "program": program, "method": "grid", "metric": {"name": "m"}, "parameters": {"seed": {"value": 1}},
+        "program": program, "method": "grid", "metric": {"name": "eval/loss"}, "parameters": {"seed": {"value": 1}},
         "command": command or ["${env}", "${interpreter}", "${program}", "${args}"], "project": "a-project",
     }  # fmt: skip
     (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
@@ -63,19 +63,20 @@ def test_a_run_is_told_where_it_belongs_and_holds_its_trial(tmp_path):
 def test_metrics_are_read_while_they_are_written_whole_lines_only(tmp_path):
     (tmp_path / "0").mkdir()
     path = tmp_path / "0" / "metrics.jsonl"
-    path.write_text('{"step": 1, "m": 0.5}\n{"step": 2, "m": null}\n{"step": 3, "other": 1}\n{"step": 4, "m"')
+    lines = ['{"step": 1, "eval/loss": 0.5}', '{"step": 2, "eval/loss": null}', '{"step": 3, "other": 1}']
+    path.write_text("\n".join([*lines, '{"step": 4, "eval/loss"']))
     run = start(tmp_path, "time.sleep(20)")
     assert run.poll() is None and run.values == [0.5] and run.steps == 3
     with path.open("a") as file:
-        file.write(': 0.75}\n{"step": 5, "m": 1}\n')
+        file.write(': 0.75}\n{"step": 5, "eval/loss": 1}\n')
     run.poll()
     assert run.values == [0.5, 0.75, 1.0] and run.steps == 5
-    path.write_text('{"step": 1, "m": 0.25}\n')  # resumed from an earlier checkpoint
+    path.write_text('{"step": 1, "eval/loss": 0.25}\n')  # resumed from an earlier checkpoint
     run.poll()
     assert run.values == [0.25]
     run.stop()
     assert ended(run) == -signal.SIGTERM
-    assert values_in(tmp_path / "0") == {"step": [1.0], "m": [0.25]}
+    assert values_in(tmp_path / "0") == {"step": [1.0], "eval/loss": [0.25]}
 
 
 def test_a_run_lasts_as_long_as_any_process_writes_into_its_folder(tmp_path):

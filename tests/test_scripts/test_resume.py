@@ -234,7 +234,7 @@ def test_a_run_outlives_wandb(tmp_path, flags):
         service.kill()
     output, errors = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, errors
-    assert "WARNING: a tracker failed, the run continues without it" in output and "Traceback" not in errors
+    assert "warning: a tracker failed, the run continues without it" in output and "Traceback" not in errors
     assert status(folder) == "finished" and len(losses(folder)) == 22
 
 

@@ -169,8 +169,8 @@ def test_on_a_full_disk_the_records_stay_readable_and_say_so(tmp_path, small_dis
             record.log({"train/loss": 1 / written, "note": 0.5}, written)
         record.update(steps=written)
         assert read(small_disk.folder / "run" / "run.json")["status"] == "running"
-    assert any(line.startswith("WARNING: run.json could not be written") for line in warnings)
-    assert any(line.startswith("WARNING: metrics.jsonl lacks step") for line in warnings)
+    assert any(line.startswith("run.json could not be written") for line in warnings)
+    assert any(line.startswith("metrics.jsonl lacks step") for line in warnings)
     (small_disk.folder / ".rest").unlink()
     small_disk.leave(1 << 20)
     with record.running():

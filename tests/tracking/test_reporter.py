@@ -150,7 +150,8 @@ def test_a_warm_up_longer_than_the_run_is_said(tmp_path, capsys, words, said):
     with reporter_in(tmp_path, *words).watching(20, facts):
         pass
     out = capsys.readouterr().out
-    assert ("--num_warmup_steps 21: the run is shorter, so the learning rate rises over all 20 updates" in out) is said
+    note = "note: --num_warmup_steps 21: the run is shorter, so the learning rate rises over all 20 updates\n"
+    assert (note in out) is said
     assert "20 of 3668 examples" in out  # there are no more
 
 
@@ -178,7 +179,7 @@ def test_a_tracker_that_cannot_start_does_not_stop_the_run(tmp_path, capsys):
     reporter = reporter_in(tmp_path, trackers=["tensorboard"])
     with reporter.watching(20, made_facts()):
         reporter.log(VALUES, 1)
-    assert "WARNING: starting the trackers failed" in capsys.readouterr().out
+    assert "warning: starting the trackers failed" in capsys.readouterr().out
     assert read(tmp_path / "run.json")["status"] == "finished"
 
 
@@ -193,7 +194,7 @@ def test_a_tracker_that_fails_later_does_not_stop_the_run(tmp_path, capsys):
             tracker.log = gone
         for step in range(1, 5):
             reporter.log(VALUES, step)
-    assert capsys.readouterr().out.count("WARNING: a tracker failed, the run continues without it") == 1
+    assert capsys.readouterr().out.count("warning: a tracker failed, the run continues without it") == 1
     assert read(tmp_path / "run.json")["status"] == "finished"
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
