@@ -44,7 +44,7 @@ def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
 
 
 def spare_from_decay(model: nn.Module, name: str) -> None:
-    """Exempt scale factors, which start at 1, from weight decay: it would shrink them, and what they scale, to 0.
+    """Exempt parameters from weight decay, for instance scale factors: it would shrink them, and what they scale, to 0.
 
     Args:
         name: PEFT's attribute name of these parameters.
