@@ -166,4 +166,5 @@ def make_run(
         scripted(scores) if scores is not None else score,
         Log(),
         plan,
+        hook=STRATEGIES[method]().step_hook(model, plan.steps),
     )
