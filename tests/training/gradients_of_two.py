@@ -9,15 +9,17 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import save_file
 
 from peftlib.training.loop import train
-from tests.training.runs import make_run
+from tests.training.runs import ADALORA, make_run
 
 
 def main(folder: Path, cases: list[str]) -> None:
     for case in cases:
-        examples, micro, accumulation = map(int, case.split(","))
+        *numbers, method = case.split(",")
+        examples, micro, accumulation = map(int, numbers)
         AcceleratorState._reset_state()  # keeps the process group
         GradientState._reset_state()
-        run = make_run(folder, examples=examples, micro=micro, accumulation=accumulation, recorder=True, scores=[0.0])
+        options = {"examples": examples, "micro": micro, "accumulation": accumulation, "recorder": True}
+        run = make_run(folder, **options, **(ADALORA if method == "adalora" else {}), scores=[0.0])
         assert run.accelerator.num_processes == 2
         train(run)
         if run.accelerator.is_main_process:
@@ -27,7 +29,7 @@ def main(folder: Path, cases: list[str]) -> None:
                 for number, gradients in enumerate(seen)
                 for name, gradient in gradients.items()
             }
-            save_file(flat, folder / f"{examples}-{micro}-{accumulation}.safetensors")
+            save_file(flat, folder / f"{case.replace(',', '-')}.safetensors")
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
 

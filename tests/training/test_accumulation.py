@@ -16,7 +16,7 @@ from peftlib.data.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from peftlib.training.accumulation import weighted_loss
 from peftlib.training.loop import train
 from tests.launching import run_in_two
-from tests.training.runs import KINDS, TOKENIZER, encoded, make_run, tiny_bert
+from tests.training.runs import ADALORA, KINDS, TOKENIZER, encoded, make_run, tiny_bert
 
 EFFECTIVE_BATCH = 16
 CUTS = [(16, 1), (8, 2), (4, 4), (2, 8), (1, 16)]
@@ -25,7 +25,13 @@ Gradients = list[dict[str, torch.Tensor]]
 
 
 def gradients_of_run(
-    folder: Path, examples: int, micro: int, accumulation: int, epochs: int = 1, kind: str = SINGLE_LABEL
+    folder: Path,
+    examples: int,
+    micro: int,
+    accumulation: int,
+    epochs: int = 1,
+    kind: str = SINGLE_LABEL,
+    adalora: bool = False,
 ) -> Gradients:
     """Return the gradient of every update of a real run."""
     AcceleratorState._reset_state(True)
@@ -39,6 +45,7 @@ def gradients_of_run(
         recorder=True,
         scores=[0.0] * epochs,
         kind=kind,
+        **(ADALORA if adalora else {}),
         best_metric="accuracy",  # the name of the made-up scores
     )
     train(run)
@@ -135,14 +142,27 @@ def test_the_loss_of_half_precision_logits_is_computed_in_fp32() -> None:
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     # examples, micro-batch, accumulation. 33 leaves one example for two processes: one gets a filler.
     cases = [(37, 8, 1), (37, 4, 2), (37, 1, 8), (33, 4, 2), (3, 4, 2)]
-    words = [",".join(map(str, case)) for case in cases]
+    words = [f"{examples},{micro},{accumulation},full" for examples, micro, accumulation in cases]
+    words.append("37,4,2,adalora")  # whose penalty is added once
     run_in_two(Path(__file__).with_name("gradients_of_two.py"), tmp_path, *words, cwd=tmp_path)
-    for examples, micro, accumulation in cases:
-        flat = load_file(tmp_path / f"{examples}-{micro}-{accumulation}.safetensors")
+    for word in words:
+        examples = int(word.partition(",")[0])
+        flat = load_file(tmp_path / f"{word.replace(',', '-')}.safetensors")
         found: Gradients = []
         for key, gradient in flat.items():
             number, _, name = key.partition("/")
             while len(found) <= int(number):
                 found.append({})
             found[int(number)][name] = gradient
-        assert_equal(found, gradients_of_whole_windows(examples))
+        if word.endswith("full"):
+            assert_equal(found, gradients_of_whole_windows(examples))
+        else:
+            assert_equal(found, gradients_of_run(tmp_path, 37, 16, 1, adalora=True))
+
+
+@pytest.mark.parametrize("cut", [(8, 2), (1, 16)])
+def test_what_a_method_adds_to_gradients_is_added_once_per_update(tmp_path: Path, cut: tuple[int, int]) -> None:
+    whole = gradients_of_run(tmp_path, 37, 16, 1, adalora=True)
+    assert_equal(gradients_of_run(tmp_path, 37, *cut, adalora=True), whole)
+    # Nothing else reaches A in the first update, as the singular values are 0.
+    assert all(gradient.abs().max() > 1e-4 for name, gradient in whole[0].items() if "lora_A" in name)
