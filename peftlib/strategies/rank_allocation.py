@@ -116,13 +116,14 @@ class RankAllocation:
             step: number of the update, counted from 1.
             skipped: fp16 only: a scalar that is not 0 if the update was skipped.
         """
-        if step < self.budget.final:
-            self._observe(skipped)
         if step >= self.budget.final:
             if self._masked is None:
                 self._masked = self._least_important(step)
             self._set_to_zero(self._masked)
-        elif self.budget.is_due(step):
+            return
+        self._masked = None  # the last choice of a shorter run that this one extends
+        self._observe(skipped)
+        if self.budget.is_due(step):
             self._set_to_zero(self._least_important(step))
 
     def _observe(self, skipped: torch.Tensor | None) -> None:

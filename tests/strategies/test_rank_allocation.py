@@ -155,6 +155,22 @@ def test_what_is_restored_goes_on_alike(tiny_folder: Callable[..., Path], stop: 
     assert "masked" in after.state()
 
 
+def test_a_run_that_is_extended_chooses_anew(tiny_folder: Callable[..., Path]) -> None:
+    model, hook = adapted(tiny_folder("bert"))
+    advance(model, hook, range(1, STEPS + 1))
+    chosen = hook.state()["masked"]
+    longer = METHOD.step_hook(model, 2 * STEPS)
+    # Other importances than those that the choice came from.
+    others = {name: torch.rand_like(tensor) for name, tensor in hook.state().items() if name != "masked"}
+    longer.load_state(hook.state() | others)
+    longer.after_step(STEPS + 1, None)
+    assert "masked" not in longer.state()
+    advance(model, longer, range(STEPS + 2, 2 * STEPS + 1))
+    anew = longer.state()["masked"]
+    assert anew.sum() == chosen.sum() and not torch.equal(anew, chosen)
+    assert torch.equal(singular_values(model) == 0, anew)
+
+
 def test_what_is_frozen_as_unread_is_left_alone(tiny_folder: Callable[..., Path]) -> None:
     model = METHOD.apply(*classifier(tiny_folder("bert")))
     unread = model.base_model.model.bert.encoder.layer[1].output.dense
