@@ -26,7 +26,8 @@ class AdaLoRA(Strategy):
     """Train low-rank updates whose ranks differ between layers, and the new classification head."""
 
     _argument_group_name: ClassVar[str] = "--method adalora"
-    default_learning_rate: ClassVar[float] = 2e-3
+    # Well above LoRA's: singular values start at 0, and their factors are small.
+    default_learning_rate: ClassVar[float] = 1e-2
     named_by: ClassVar[tuple[str, ...]] = ("adalora_target_r",)
 
     adalora_init_r: int = field(default=12, metadata={"help": "adalora: rank of each layer's update at first"})

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from peftlib.strategies.base import Trained
 
 #: PEFT's types for which training, saving, loading and merging were tested here. Excluded:
-#: - AdaLoRA, which needs a call after every update;
 #: - AdaMSS, FRoD, OSF, PSOFT, TinyLoRA: their frozen parts come from decompositions of the weights, whose signs differ
 #:   between thread counts and machines, so that a checkpoint, which lacks them, would be wrong elsewhere (with all but
 #:   AdaMSS and TinyLoRA, so would the adapter);
@@ -39,7 +38,7 @@ PEFT_TYPES = (
 #: Those that multiply or add to the frozen weights themselves, which must therefore not be rounded.
 _READ_WEIGHTS = ("glora", "hira", "shira", "supertuning")
 #: PEFT's types with their own `--method`.
-_METHODS = ("ia3", "ln_tuning", "lora")
+_METHODS = ("adalora", "ia3", "ln_tuning", "lora")
 #: Options that PEFT annotates as int, but that are scale factors and may be any number.
 _SCALES = ("alpha", "delora_lambda")
 #: Options that are set automatically, or that would select layers, which PEFT is given by their full names. PVeRA's

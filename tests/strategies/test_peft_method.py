@@ -208,7 +208,7 @@ def test_the_readme_names_every_type() -> None:
         ("vear", "{}", "--peft_type vear: not one of beft, .*, waveft; did you mean vera"),
         ("LORA", "{}", "--peft_type lora: not one of .*; use --method lora"),
         ("LN_TUNING", "{}", "--peft_type ln_tuning: not one of .*; use --method ln_tuning"),
-        ("adalora", "{}", "--peft_type adalora: not one of "),
+        ("adalora", "{}", "--peft_type adalora: not one of .*; use --method adalora"),
         ("vera", "{r: 8}", "--peft_kwargs {r: 8}: not valid JSON: "),
         ("vera", "{1, 2}", "--peft_kwargs {1, 2}: not valid JSON: "),
         ("loha", '{"alpha": 1e999}', "--peft_kwargs .*: numbers must be finite"),
