@@ -157,8 +157,7 @@ class RankAllocation:
         scores = self._scores()
         masked = torch.zeros_like(scores, dtype=torch.bool)
         excluded = self.budget.initial - self.budget.at(step)
-        masked[torch.argsort(scores, stable=True)[:excluded]] = True
-        return masked
+        return masked.index_fill_(0, torch.argsort(scores, stable=True)[:excluded], True)
 
     def _set_to_zero(self, masked: torch.Tensor) -> None:
         for values, mask in zip(self._values, masked.split(self._ranks), strict=True):

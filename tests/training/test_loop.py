@@ -418,10 +418,11 @@ def test_the_kernel_of_the_loss_steps_aside_for_scores() -> None:
     assert logits.grad.tolist() == [[1.0], [-2.0], [0.0]]
 
 
+@pytest.mark.parametrize("method", ["full", "adalora"])
 @pytest.mark.parametrize("logging_steps", [1, 5, 10])
 @pytest.mark.parametrize(("max_grad_norm", "per_log"), [(0.0, 1), (1.0, 2)])
 def test_the_host_waits_for_the_losses_of_a_log_and_for_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logging_steps: int, max_grad_norm: float, per_log: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logging_steps: int, max_grad_norm: float, per_log: int, method: str
 ) -> None:
     run = make_run(
         tmp_path,
@@ -431,6 +432,7 @@ def test_the_host_waits_for_the_losses_of_a_log_and_for_nothing_else(
         logging_steps=logging_steps,
         max_grad_norm=max_grad_norm,
         scores=[0.5],
+        method=method,
     )
     with Synchronisations(monkeypatch) as synchronisations:
         train(run)
