@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlib.errors import UserError
-from peftlib.strategies.base import StepHook, Strategy, refuse_doubled_targets
+from peftlib.strategies.base import StepHook, Strategy, refuse_wrong_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,7 +76,7 @@ class AdaLoRA(Strategy):
                 f"--adalora_tinit {self.adalora_tinit:g} --adalora_tfinal {self.adalora_tfinal:g}: must be less than 1 "
                 "together, as ranks fall in between"
             )
-        refuse_doubled_targets("--adalora_target_modules", self.adalora_target_modules)
+        refuse_wrong_targets("--adalora_target_modules", self.adalora_target_modules)
 
     @classmethod
     def named(cls, flags: Mapping[str, Any]) -> str:

@@ -123,7 +123,7 @@ def names_in(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def refuse_doubled_targets(flag: str, text: str) -> None:
+def refuse_wrong_targets(flag: str, text: str) -> None:
     """Check a flag with name endings, or all-linear.
 
     Raises:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlib.errors import UserError
-from peftlib.strategies.base import Strategy, refuse_doubled_targets
+from peftlib.strategies.base import Strategy, refuse_wrong_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +50,7 @@ class LoRA(Strategy):
             raise UserError(f"--lora_alpha {self.lora_alpha:g}: must be greater than 0 and finite")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"--lora_dropout {self.lora_dropout:g}: must be in 0 <= p < 1")
-        refuse_doubled_targets("--target_modules", self.target_modules)
+        refuse_wrong_targets("--target_modules", self.target_modules)
 
     @classmethod
     def named(cls, flags: Mapping[str, Any]) -> str:

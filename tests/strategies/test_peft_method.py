@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import peft
@@ -44,6 +44,16 @@ SMALL = {
 }
 #: The newest types are in none of the oldest PEFT's.
 INSTALLED = [peft_type for peft_type in PEFT_TYPES if is_installed(peft_type)]
+
+
+@pytest.fixture(autouse=True)
+def no_model_is_left() -> Iterator[None]:
+    """PEFT's super-tuning remembers every layer that it has computed; other tests look at what a process holds."""
+    yield
+    if is_installed("supertuning"):
+        from peft.tuners.supertuning import layer
+
+        layer._warn_once_about_module_hooks.cache_clear()
 
 
 def method_of(peft_type: str) -> PeftMethod:
