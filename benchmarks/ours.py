@@ -116,9 +116,9 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         with reporter.watching(plan.steps, facts):
             set_seed(how.seed, device_specific=True)
             run = Training(
-                accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan
-            )
-            run.cuda_graphs = how.cuda_graphs and how.accelerates
+                accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan,
+                cuda_graphs=how.cuda_graphs and how.accelerates, hook=strategy.step_hook(adapted, plan.steps),
+            )  # fmt: skip
             if how.auto_find_batch_size:
                 fit_micro_batch(run)
             yield run, reporter

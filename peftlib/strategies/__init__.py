@@ -6,6 +6,7 @@ brings its own flags, default learning rate and file format, and nothing else in
 
 from __future__ import annotations
 
+from peftlib.strategies.adalora import AdaLoRA
 from peftlib.strategies.base import Strategy
 from peftlib.strategies.bitfit import BitFit
 from peftlib.strategies.full import Full
@@ -18,6 +19,7 @@ from peftlib.strategies.peft_method import PeftMethod
 STRATEGIES: dict[str, type[Strategy]] = {
     "bitfit": BitFit,
     "lora": LoRA,
+    "adalora": AdaLoRA,
     "ia3": IA3,
     "ln_tuning": LNTuning,
     "peft": PeftMethod,

@@ -6,13 +6,37 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+
+from peftlib.errors import UserError
 
 if TYPE_CHECKING:  # torch takes a second to import and `--help` only reads the fields
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
     Trained: TypeAlias = PreTrainedModel | PeftModel
+
+
+class StepHook(Protocol):
+    """What a method does at every update, besides the optimizer; identically on every process."""
+
+    def before_step(self) -> None:
+        """Change the gradients of the whole window, which are neither clipped nor, in fp16, scaled."""
+
+    def after_step(self, step: int, skipped: torch.Tensor | None) -> None:
+        """Use the clipped gradients, and change the parameters, after the optimizer has.
+
+        Args:
+            step: number of the update, counted from 1.
+            skipped: fp16 only: a scalar on the device that is not 0 if the scaler skipped the update.
+        """
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what a checkpoint has to hold, on the CPU."""
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `state` has returned."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +88,18 @@ class Strategy(ABC):
             UserError: this model has nothing for the method to train.
         """
 
+    def step_hook(self, model: Trained, steps: int) -> StepHook | None:
+        """Return what the loop calls at every update; None, the default, if the method needs nothing.
+
+        Args:
+            model: what `apply` returned, on its device.
+            steps: updates in the whole run.
+
+        Raises:
+            UserError: the method's flags do not fit a run of this length.
+        """
+        return None
+
     def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         """Write the trained result into `folder`, in a format that stock PEFT or transformers loads.
 
@@ -95,3 +131,16 @@ class Strategy(ABC):
 def names_in(text: str) -> list[str]:
     """Split a comma-separated flag into names."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def refuse_wrong_targets(flag: str, text: str) -> None:
+    """Check a flag with name endings, or all-linear.
+
+    Raises:
+        UserError: it is empty, or has both.
+    """
+    targets = names_in(text)
+    if not targets:
+        raise UserError(f"{flag} is empty; give name endings such as query,value, or all-linear")
+    if "all-linear" in targets and len(targets) > 1:
+        raise UserError(f"{flag} {text}: all-linear already includes the others; leave them out")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlib.errors import UserError
-from peftlib.strategies.base import Strategy, names_in
+from peftlib.strategies.base import Strategy, refuse_wrong_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,13 +50,7 @@ class LoRA(Strategy):
             raise UserError(f"--lora_alpha {self.lora_alpha:g}: must be greater than 0 and finite")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"--lora_dropout {self.lora_dropout:g}: must be in 0 <= p < 1")
-        targets = names_in(self.target_modules)
-        if not targets:
-            raise UserError("--target_modules is empty; give name endings such as query,value, or all-linear")
-        if "all-linear" in targets and len(targets) > 1:
-            raise UserError(
-                f"--target_modules {self.target_modules}: all-linear already includes the others; leave them out"
-            )
+        refuse_wrong_targets("--target_modules", self.target_modules)
 
     @classmethod
     def named(cls, flags: Mapping[str, Any]) -> str:
@@ -68,36 +62,19 @@ class LoRA(Strategy):
         return self.use_dora
 
     def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
-        from peft import LoraConfig, TaskType
+        from functools import partial
 
-        from peftlib.strategies.adapter import head_modules
-        from peftlib.strategies.wrapping import but_for, is_linear, linears_of, refuse_what_matches_nothing, wrap
+        from peft import LoraConfig
 
-        if not head:
-            raise UserError("--method lora: the model has no classification head to train")
-        modules, targets = head_modules(model, head), names_in(self.target_modules)
-        widths = [min(module.weight.shape) for module in model.modules() if is_linear(module)]
-        if widths and self.lora_r > max(widths):
-            raise UserError(
-                f"--lora_r {self.lora_r}: this {model.config.model_type} model has no layer of rank above {max(widths)}"
-            )
-        refuse_what_matches_nothing(model, modules, targets, f"--target_modules {self.target_modules}")
-        config = LoraConfig(
-            task_type=TaskType.SEQ_CLS,
+        from peftlib.strategies.wrapping import wrap_targets
+
+        config = partial(
+            LoraConfig,
             r=self.lora_r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
-            target_modules="all-linear" if targets == ["all-linear"] else targets,
-            exclude_modules=but_for(modules),
-            modules_to_save=modules,
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
         )
-        try:
-            return wrap(model, config)
-        except ValueError as error:
-            if "target module" not in str(error).lower():  # "... is not supported", for instance a normalisation layer
-                raise
-            raise UserError(
-                f"--target_modules {self.target_modules}: some of these modules cannot be adapted; {linears_of(model)}"
-            ) from error
+        ranks, targets = ("--lora_r", self.lora_r), ("--target_modules", self.target_modules)
+        return wrap_targets(model, head, config, ranks, targets)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum, EnumType
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -22,24 +25,37 @@ if TYPE_CHECKING:
 
     from peftlib.strategies.base import Trained
 
-#: PEFT's types that modify layers, for which training, saving, loading and merging were tested here. Excluded: AdaLoRA,
-#: which needs a call after every update; RandLoRA, whose files repeat its random basis for every layer.
+#: PEFT's types that modify layers, for which training, saving, loading and merging were tested here. Excluded:
+#: - AdaMSS, FRoD, OSF, PSOFT, TinyLoRA: their frozen parts come from decompositions of the weights, whose signs differ
+#:   between thread counts and machines, so that a checkpoint, which lacks them, would be wrong elsewhere (with all but
+#:   AdaMSS and TinyLoRA, so would the adapter);
+#: - RandLoRA, whose files repeat its random basis for every layer;
+#: - Lily, which cannot be merged, and Shadow, which does not fit BERT-like layers;
+#: - Poly and X-LoRA, which combine tasks or finished adapters; trainable tokens, which are for new ones.
 LAYER_TYPES = (
-    "boft", "c3a", "delora", "fourierft", "gralora", "hira", "hra", "loha", "lokr", "miss", "oft", "road", "shira",
-    "vblora", "vera", "waveft",
+    "beft", "boft", "c3a", "deft", "delora", "fourierft", "glora", "gralora", "hira", "hra", "loha", "lokr", "miss",
+    "oft", "peanut", "pvera", "road", "shira", "supertuning", "unilora", "vblora", "vera", "waveft",
 )  # fmt: skip
 PEFT_TYPES = (*LAYER_TYPES, *PROMPT_TYPES)
 #: Those that multiply or add to the frozen weights themselves, which must therefore not be rounded.
-_READ_WEIGHTS = ("hira", "shira")
+_READ_WEIGHTS = ("glora", "hira", "shira", "supertuning")
 #: PEFT's types with their own `--method`.
-_METHODS = ("ia3", "ln_tuning", "lora")
+_METHODS = ("adalora", "ia3", "ln_tuning", "lora")
 #: Options that PEFT annotates as int, but that are scale factors and may be any number.
 _SCALES = ("alpha", "delora_lambda")
-#: Options that are set automatically, or that would select layers, which PEFT is given by their full names.
+#: Options that are set automatically, or that would select layers, which PEFT is given by their full names. PVeRA's
+#: `generator_seed` is for a generator of its own, whose state no checkpoint holds; without it the run's seed decides.
 _SETTLED = (
-    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "generator_seed", "inference_mode", "layers_pattern",
     "layers_to_transform", "modules_to_save", "peft_type", "peft_version", "revision", "task_type",
 )  # fmt: skip
+
+
+def is_installed(peft_type: str) -> bool:
+    """Return whether the installed PEFT has this type, without importing it: each has a folder of its name."""
+    package = importlib.util.find_spec("peft")
+    assert package is not None and package.origin is not None
+    return (Path(package.origin).parent / "tuners" / peft_type).is_dir()
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,9 @@ class PeftMethod(Strategy):
             own = self.peft_type in _METHODS
             hint = f"; use --method {self.peft_type}" if own else nearest(self.peft_type, PEFT_TYPES)
             raise UserError(f"--peft_type {self.peft_type}: not one of {', '.join(PEFT_TYPES)}{hint}")
+        if not is_installed(self.peft_type):
+            version = importlib.metadata.version("peft")
+            raise UserError(f"--peft_type {self.peft_type}: needs a newer peft; this is {version}")
         if self.peft_type in PROMPT_TYPES:
             virtual_tokens(options)
         for name in sorted(options.keys() & self._settled):
@@ -124,7 +143,8 @@ class PeftMethod(Strategy):
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"--peft_type {self.peft_type} --peft_kwargs '{self.peft_kwargs}': {reason}") from error
-        spare_from_decay(wrapped, "boft_s")
+        for name in ("beft_bias", "boft_s"):  # a bias with two dimensions; scale factors
+            spare_from_decay(wrapped, name)
         return wrapped
 
     def _targets(self, model: PreTrainedModel, head: list[str]) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from peftlib.errors import UserError
+from peftlib.strategies.base import names_in
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -43,8 +44,53 @@ def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     return wrapped
 
 
+def wrap_targets(
+    model: PreTrainedModel,
+    head: frozenset[str],
+    config: Callable[..., PeftConfig],
+    rank: tuple[str, int],
+    targets: tuple[str, str],
+) -> PeftModel:
+    """Wrap the model with low-rank updates, and train its head.
+
+    Args:
+        head: names of the head's parameters.
+        config: makes PEFT's configuration; only the layers and the head are missing.
+        rank: the rank's flag and value.
+        targets: the flag and its value, a list of name endings or all-linear.
+
+    Raises:
+        UserError: the model has no head, or no such layers, or none of this rank.
+    """
+    from peft import TaskType
+
+    from peftlib.strategies.adapter import head_modules
+
+    if not head:
+        raise UserError(f"this {model.config.model_type} model has no classification head to train")
+    modules, names, flag = head_modules(model, head), names_in(targets[1]), " ".join(targets)
+    widths = [min(module.weight.shape) for module in model.modules() if is_linear(module)]
+    if widths and rank[1] > max(widths):
+        raise UserError(
+            f"{rank[0]} {rank[1]}: this {model.config.model_type} model has no layer of rank above {max(widths)}"
+        )
+    refuse_what_matches_nothing(model, modules, names, flag)
+    whole = config(
+        task_type=TaskType.SEQ_CLS,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        exclude_modules=but_for(modules),
+        modules_to_save=modules,
+    )
+    try:
+        return wrap(model, whole)
+    except ValueError as error:
+        if "target module" not in str(error).lower():  # "... is not supported", for instance a normalisation layer
+            raise
+        raise UserError(f"{flag}: some of these modules cannot be adapted; {linears_of(model)}") from error
+
+
 def spare_from_decay(model: nn.Module, name: str) -> None:
-    """Exempt scale factors, which start at 1, from weight decay: it would shrink them, and what they scale, to 0.
+    """Exempt parameters from weight decay, for instance scale factors: it would shrink them, and what they scale, to 0.
 
     Args:
         name: PEFT's attribute name of these parameters.

@@ -5,6 +5,7 @@ A checkpoint is a folder `checkpoints/step_XXXXXXXX` of safetensors and JSON, no
     trained.safetensors    the trained parameters
     best.safetensors       the trained parameters at the best evaluation so far
     optimizer.safetensors  AdamW's moments
+    method.safetensors     what the method's hook keeps from update to update, if it has one
     random.safetensors     random generator states of every process at the start of the next window
     state.json             progress, schedule, loss scale, losses not logged yet, and whether an evaluation is due
     manifest.json          the run's identity, and a SHA-256 of each file above
@@ -170,6 +171,8 @@ def restore(training: Training, checkpoint: Path) -> None:
         index, _, key = name.partition(".")
         moments.setdefault(int(index), {})[key] = tensor
     training.optimizer.load_state_dict({"state": moments, "param_groups": state["optimizer"]})
+    if training.hook is not None:
+        training.hook.load_state(_read(checkpoint / "method.safetensors"))
     # The schedule's shape comes from the plan, which may have been extended: restore only the position.
     scheduler = training.scheduler
     assert isinstance(scheduler, LambdaLR)
@@ -219,6 +222,8 @@ def _write_state(training: Training, losses: list[float], generators: list[dict[
         for key, value in values.items()
     }
     save_file(moments, folder / "optimizer.safetensors")
+    if training.hook is not None:
+        save_file(training.hook.state(), folder / "method.safetensors")
     tensors: dict[str, torch.Tensor] = {}
     scalars = []
     for rank, state in enumerate(generators):

@@ -17,7 +17,7 @@ from peftlib.errors import OutOfMemory, RunError
 from peftlib.training.accumulation import backward, weighted_loss
 from peftlib.training.milestones import evaluate_due, finish_window, settle, stop_if_asked
 from peftlib.training.randomness import capture_random, restore_random
-from peftlib.training.scaling import Verdict
+from peftlib.training.scaling import Verdict, overflow
 from peftlib.training.state import Progress, Training
 
 
@@ -63,19 +63,22 @@ def make_ready(training: Training) -> None:
 
 
 def update(training: Training) -> torch.Tensor | None:
-    """Clip, and step the optimizer and the schedule.
+    """Clip, and step the optimizer, the schedule and what the method adds (`Strategy.step_hook`).
 
     In fp16, `settle` steps the schedule later, if the scaler did not skip the update.
 
     Returns:
         The gradient's global L2 norm before clipping, on the device; None if it is not measured.
     """
-    accelerator, scaler = training.accelerator, training.accelerator.scaler
+    accelerator, scaler, hook = training.accelerator, training.accelerator.scaler, training.hook
     settle(training)
     training.recent.rates.append(float(training.scheduler.get_last_lr()[0]))
     norm = None
-    if training.plan.max_grad_norm > 0:
+    if training.plan.max_grad_norm > 0 or hook is not None:
         accelerator.unscale_gradients()  # fp16: clip the true gradients, not the scaled ones
+    if hook is not None:
+        hook.before_step()
+    if training.plan.max_grad_norm > 0:
         norm = _clip(training)
     # Unwrapped: accelerate's wrapper looks for a package on disk at every step.
     optimizer: torch.optim.Optimizer = training.optimizer.optimizer  # type: ignore[attr-defined]
@@ -84,6 +87,9 @@ def update(training: Training) -> torch.Tensor | None:
         training.scheduler.step()
     else:
         scaler.step(optimizer)
+    if hook is not None:
+        hook.after_step(training.progress.step + 1, None if scaler is None else overflow(scaler, optimizer))
+    if scaler is not None:
         scaler.update()
         training.verdict = Verdict(scaler)
     optimizer.zero_grad()

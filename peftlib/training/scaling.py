@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 
 
+def overflow(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Return a scalar on the device that is not 0 if the scaler skips the update; after `unscale_`, before `update`."""
+    found: torch.Tensor
+    (found,) = scaler._found_inf_per_device(optimizer).values()
+    return found
+
+
 class Verdict:
     """The loss scale after an update, copied from the device to the host asynchronously.
 

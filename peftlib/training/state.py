@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from peftlib.acceleration.graphs import Step
 from peftlib.data.batching import WindowBatches
 from peftlib.evaluation.evaluator import Between, Evaluation
+from peftlib.strategies.base import StepHook
 from peftlib.training.interruption import Interruption
 from peftlib.training.scaling import Verdict
 
@@ -163,6 +164,7 @@ class Training:
         parameters: the trained ones, in the model's order.
         loss_scale: fp16's, after the last update that was settled.
         verdict: of the latest fp16 update, until `settle` reads it.
+        hook: what the method does at every update; None does nothing.
         keeper: writes checkpoints; None writes none.
         due: values to log with the last update's evaluation while that is still to come, else None.
         interruption: reports signals; None never stops the run.
@@ -185,6 +187,7 @@ class Training:
     parameters: list[nn.Parameter] = field(default_factory=list)
     loss_scale: float = 1.0
     verdict: Verdict | None = None
+    hook: StepHook | None = None
     keeper: Keeper | None = None
     interruption: Interruption | None = None
     progress: Progress = field(default_factory=Progress)

@@ -9,6 +9,7 @@ from torch import nn
 
 from peftlib.modeling import find_model, load_classifier
 from peftlib.strategies import Strategy
+from peftlib.strategies.adalora import AdaLoRA
 from peftlib.strategies.bitfit import BitFit
 from peftlib.strategies.full import Full
 from peftlib.strategies.head import Head
@@ -24,6 +25,7 @@ METHODS: dict[str, Strategy] = {
     "bitfit-without-head": BitFit(train_head=False),
     "head": Head(),
     "lora": LoRA(),
+    "adalora": AdaLoRA(),
     "ia3": IA3(),
     "ln_tuning": LNTuning(),
     "peft": PeftMethod("vera", '{"r": 16}'),

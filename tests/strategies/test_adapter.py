@@ -63,8 +63,8 @@ def test_stock_peft_gives_back_the_trained_logits(
         assert not hasattr(auto, "merge_and_unload")
         return
     # PEFT 0.21 merges all but LoRA only where the head is a Linear; `merged` is for all.
-    plain = merged(auto) if method in ("ia3", "ln_tuning", "peft") else auto.merge_and_unload()
-    if method in ("lora", "dora", "ia3", "peft"):  # W + BA is rounded once more than Wx + BAx
+    plain = merged(auto) if method in ("adalora", "ia3", "ln_tuning", "peft") else auto.merge_and_unload()
+    if method in ("lora", "dora", "adalora", "ia3", "peft"):  # W + BA is rounded once more than Wx + BAx
         torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-5)
     else:
         assert (logits(plain) - expected).abs().max() == 0.0

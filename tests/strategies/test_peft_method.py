@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from peft import PeftModel
@@ -21,8 +22,8 @@ from peftlib.strategies import Strategy
 from peftlib.strategies.adapter import head_modules, merged
 from peftlib.strategies.ia3 import IA3
 from peftlib.strategies.ln_tuning import LNTuning
-from peftlib.strategies.parameters import freeze_unread
-from peftlib.strategies.peft_method import LAYER_TYPES, PEFT_TYPES, PeftMethod
+from peftlib.strategies.parameters import freeze_unread, load_trained_state, trained_state
+from peftlib.strategies.peft_method import LAYER_TYPES, PEFT_TYPES, PeftMethod, is_installed
 from peftlib.training.optimization import build_optimizer
 from tests.conftest import ROOT
 from tests.strategies.classifiers import classifier, logits, sentences, update
@@ -32,12 +33,27 @@ SMALL = {
     "c3a": {"block_size": 16},
     "fourierft": {"n_frequency": 50},
     "miss": {"r": 8},
+    "peanut": {"r": 4},
+    "pvera": {"r": 16},
     "road": {"group_size": 16},
     "shira": {"r": 4},
+    "supertuning": {"sparsity": 0.9},
     "vblora": {"vector_length": 16, "num_vectors": 16},
     "vera": {"r": 16},
     "waveft": {"n_frequency": 50},
 }
+#: The newest types are in none of the oldest PEFT's.
+INSTALLED = [peft_type for peft_type in LAYER_TYPES if is_installed(peft_type)]
+
+
+@pytest.fixture(autouse=True)
+def no_model_is_left() -> Iterator[None]:
+    """PEFT's super-tuning remembers every layer that it has computed; other tests look at what a process holds."""
+    yield
+    if is_installed("supertuning"):
+        from peft.tuners.supertuning import layer
+
+        layer._warn_once_about_module_hooks.cache_clear()
 
 
 def method_of(peft_type: str) -> PeftMethod:
@@ -51,7 +67,7 @@ def changed(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
-@pytest.mark.parametrize("peft_type", LAYER_TYPES)
+@pytest.mark.parametrize("peft_type", INSTALLED)
 def test_every_type_trains_and_what_is_saved_is_what_was_trained(
     tiny_folder: Callable[..., Path], tmp_path: Path, peft_type: str, architecture: str
 ) -> None:
@@ -75,7 +91,7 @@ def test_every_type_trains_and_what_is_saved_is_what_was_trained(
 
 
 @pytest.mark.parametrize(
-    "method", [*map(method_of, PEFT_TYPES), PeftMethod("miss", '{"r": 8, "init_weights": "bat"}')], ids=repr
+    "method", [*map(method_of, INSTALLED), PeftMethod("miss", '{"r": 8, "init_weights": "bat"}')], ids=repr
 )
 def test_only_those_that_add_to_frozen_weights_see_them_rounded(
     tiny_folder: Callable[..., Path], method: PeftMethod
@@ -93,6 +109,18 @@ def test_only_those_that_add_to_frozen_weights_see_them_rounded(
     same = torch.equal(*losses) and all(a.grad is None or torch.equal(a.grad, b.grad) for (_, a), (_, b) in pairs)
     assert any(b.dtype == torch.bfloat16 for _, (_, b) in pairs)
     assert same != method.reads_frozen_weights
+
+
+@pytest.mark.parametrize("peft_type", INSTALLED)
+def test_what_is_frozen_is_the_same_in_a_resumed_run(tiny_folder: Callable[..., Path], peft_type: str) -> None:
+    """A checkpoint holds the trained parameters alone."""
+    method, base = method_of(peft_type), tiny_folder("bert")
+    first, resumed = (method.apply(*classifier(base)) for _ in range(2))
+    update(first)
+    load_trained_state(resumed, trained_state(first))
+    left, right = first.state_dict(), resumed.state_dict()
+    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    assert torch.equal(logits(first), logits(resumed))
 
 
 @pytest.mark.parametrize(
@@ -119,6 +147,17 @@ def test_every_layer_is_trained_where_training_leaves_some_out(tiny_folder: Call
     assert {name for name, parameter in adapted.named_parameters() if parameter.requires_grad} == before
 
 
+def test_a_type_that_the_installed_peft_lacks_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peftlib.strategies.peft_method.PEFT_TYPES", (*PEFT_TYPES, "of_tomorrow"))
+    with pytest.raises(UserError, match=rf"^--peft_type of_tomorrow: needs a newer peft; this is {peft.__version__}$"):
+        PeftMethod("of_tomorrow")
+
+
+def test_what_is_installed_is_what_peft_knows() -> None:
+    known = {member.value.lower() for member in peft.PeftType}
+    assert {name for name in PEFT_TYPES if is_installed(name)} == known & {*PEFT_TYPES}
+
+
 def test_one_method_has_one_spelling() -> None:
     """Runs are told apart by their flags."""
     assert PeftMethod("LoHa", '{"r":4, "alpha": 8}') == PeftMethod("loha", '{ "alpha": 8, "r": 4 }')
@@ -126,8 +165,16 @@ def test_one_method_has_one_spelling() -> None:
     assert PeftMethod("loha", as_an_agent_writes_it) == PeftMethod("loha", '{"r": 4, "use_scalar": true}')
 
 
-@pytest.mark.parametrize(("method", "scales"), [(method_of("boft"), "boft_s"), (IA3(), "ia3_l")], ids=repr)
-def test_what_starts_at_one_does_not_decay(tiny_folder: Callable[..., Path], method: Strategy, scales: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "scales"),
+    [
+        (method_of("boft"), "boft_s"),
+        (IA3(), "ia3_l"),
+        *((method_of("beft"), "beft_bias") for peft_type in INSTALLED if peft_type == "beft"),
+    ],
+    ids=repr,
+)
+def test_scales_and_biases_do_not_decay(tiny_folder: Callable[..., Path], method: Strategy, scales: str) -> None:
     adapted = method.apply(*classifier(tiny_folder("bert")))
     groups = build_optimizer(adapted, 1e-3, weight_decay=0.1).param_groups
     decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
@@ -168,10 +215,10 @@ def test_the_readme_names_every_type() -> None:
 @pytest.mark.parametrize(
     ("peft_type", "options", "message"),
     [
-        ("vear", "{}", "--peft_type vear: not one of boft, .*, prompt_tuning; did you mean vera"),
+        ("vear", "{}", "--peft_type vear: not one of beft, .*, prompt_tuning; did you mean vera"),
         ("LORA", "{}", "--peft_type lora: not one of .*; use --method lora"),
         ("LN_TUNING", "{}", "--peft_type ln_tuning: not one of .*; use --method ln_tuning"),
-        ("adalora", "{}", "--peft_type adalora: not one of "),
+        ("adalora", "{}", "--peft_type adalora: not one of .*; use --method adalora"),
         ("vera", "{r: 8}", "--peft_kwargs {r: 8}: not valid JSON: "),
         ("vera", "{1, 2}", "--peft_kwargs {1, 2}: not valid JSON: "),
         ("loha", '{"alpha": 1e999}', "--peft_kwargs .*: numbers must be finite"),
@@ -185,6 +232,7 @@ def test_the_readme_names_every_type() -> None:
             "--peft_kwargs: layers_to_transform is set automatically; express it in target_modules",
         ),
         ("randlora", "{}", "--peft_type randlora: not one of "),
+        ("pvera", '{"generator_seed": 1}', "--peft_kwargs: generator_seed is set automatically; leave it out"),
     ],
 )
 def test_a_wrong_configuration_is_refused_before_anything_is_loaded(peft_type: str, options: str, message: str) -> None:

@@ -38,6 +38,22 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Pat
     return place / "run"
 
 
+def test_adalora_s_best_state_is_what_two_processes_saved(run: Path, tiny_folder: Callable[..., Path]) -> None:
+    """With a rate of 0.3 the best state is from an early update, in which few triplets have been left out."""
+    words = ["--model_name_or_path", tiny_folder(), "--task_name", "mrpc", "--data_dir", "glue", "--method", "adalora"]
+    words += ["--max_train_steps", 12, "--per_device_train_batch_size", 4, "--eval_steps", 1, "--learning_rate", 0.3]
+    words += ["--mixed_precision", "no", "--output_dir", "adalora", "--num_cpu_threads", 1]
+    done = launch("multi_cpu", ROOT / "scripts" / "train.py", *words, cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    folder = run.parent / "adalora"
+    done = run_script(PREDICT, "adalora", "--split", "validation", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    before, after = load_predictions(folder), load_predictions(folder / "predictions" / "validation")
+    assert before is not None and after is not None
+    np.testing.assert_allclose(after[0], before[0], atol=1e-6)
+    assert json.loads((folder / "all_results.json").read_text())["best_eval_step"] < 12
+
+
 def answers(folder: Path) -> list[dict[str, str]]:
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -11,15 +11,16 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import save_file
 
 from peftlib.training.loop import train
-from tests.training.runs import make_run
+from tests.training.runs import ADALORA, make_run
 
 
 def main(folder: Path, cases: list[Any]) -> None:
-    for number_of_case, (examples, micro, accumulation, loss) in enumerate(cases):
+    for number_of_case, (examples, micro, accumulation, method, loss) in enumerate(cases):
         AcceleratorState._reset_state()  # keeps the process group
         GradientState._reset_state()
         cut = {"examples": examples, "micro": micro, "accumulation": accumulation}
-        run = make_run(folder, **cut, recorder=True, scores=[0.0], **loss)
+        trained = ADALORA if method == "adalora" else {}
+        run = make_run(folder, **cut, **trained, recorder=True, scores=[0.0], **loss)
         assert run.accelerator.num_processes == 2
         train(run)
         if run.accelerator.is_main_process:

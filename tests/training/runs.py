@@ -26,6 +26,8 @@ VOCABULARY = 50
 TOKENIZER = SimpleNamespace(pad_token_id=0, pad_token_type_id=0)
 
 
+#: Options of `make_run` for a method that has a hook, without dropout.
+ADALORA: dict[str, Any] = {"method": "adalora", "flags": {"adalora_dropout": 0.0}}
 #: Problem type -> metric, number of outputs.
 KINDS = {SINGLE_LABEL: ("accuracy", 2), MULTI_LABEL: ("micro_f1", 3), REGRESSION: ("pearson", 1)}
 
@@ -87,8 +89,8 @@ class GradientRecorder(torch.optim.SGD):
     """Record the gradient of every update and change nothing, so that all updates start from the same weights."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model.parameters(), lr=0.0)
-        self.names = [name for name, _ in model.named_parameters()]
+        super().__init__([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.0)
+        self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.seen: list[dict[str, torch.Tensor]] = []
 
     def step(self, closure: Any = None) -> None:
@@ -112,6 +114,7 @@ def make_run(
     max_steps: int | None = None,
     scores: list[float] | None = None,
     method: str = "full",
+    flags: dict[str, Any] | None = None,
     rate: float = 1e-3,
     schedule: str = "linear",
     warmup: int = 0,
@@ -142,7 +145,8 @@ def make_run(
     metric, outputs = KINDS[kind]
     model = tiny_bert(dropout, outputs=outputs)
     head = frozenset({"classifier.weight", "classifier.bias"})
-    model = STRATEGIES[method]().apply(model, head)
+    strategy = STRATEGIES[method](**(flags or {}))
+    model = strategy.apply(model, head)
     options = {
         "eval_steps": None,
         "logging_steps": 1,
@@ -168,4 +172,5 @@ def make_run(
         scripted(scores) if scores is not None else score,
         Log(),
         plan,
+        hook=strategy.step_hook(model, plan.steps),
     )

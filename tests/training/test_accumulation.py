@@ -19,7 +19,7 @@ from peftlib.data.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from peftlib.training.accumulation import weighted_loss
 from peftlib.training.loop import train
 from tests.launching import run_in_two
-from tests.training.runs import KINDS, TOKENIZER, encoded, make_run, tiny_bert
+from tests.training.runs import ADALORA, KINDS, TOKENIZER, encoded, make_run, tiny_bert
 
 EFFECTIVE_BATCH = 16
 CUTS = [(16, 1), (8, 2), (4, 4), (2, 8), (1, 16)]
@@ -28,7 +28,14 @@ Gradients = list[dict[str, torch.Tensor]]
 
 
 def gradients_of_run(
-    folder: Path, examples: int, micro: int, accumulation: int, epochs: int = 1, kind: str = SINGLE_LABEL, **loss: Any
+    folder: Path,
+    examples: int,
+    micro: int,
+    accumulation: int,
+    epochs: int = 1,
+    kind: str = SINGLE_LABEL,
+    adalora: bool = False,
+    **loss: Any,
 ) -> Gradients:
     """Return the gradient of every update of a real run."""
     AcceleratorState._reset_state(True)
@@ -42,6 +49,7 @@ def gradients_of_run(
         recorder=True,
         scores=[0.0] * epochs,
         kind=kind,
+        **(ADALORA if adalora else {}),
         best_metric="accuracy",  # the name of the made-up scores
         **loss,
     )
@@ -182,17 +190,18 @@ def test_the_loss_of_half_precision_logits_is_computed_in_fp32() -> None:
 @pytest.mark.launch
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     # examples, micro-batch, accumulation. 33 leaves one example for two processes: one gets a filler.
-    cases: list[tuple[int, int, int, dict[str, Any]]] = [
-        (37, 8, 1, {}),
-        (37, 4, 2, {}),
-        (37, 1, 8, {}),
-        (33, 4, 2, {}),
-        (3, 4, 2, {}),
-        (33, 2, 4, {"class_weights": (1.0, 9.0)}),
-        (37, 4, 2, {"class_weights": (5.0, 0.5), "label_smoothing": 0.2}),
+    cases: list[tuple[int, int, int, str, dict[str, Any]]] = [
+        (37, 8, 1, "full", {}),
+        (37, 4, 2, "full", {}),
+        (37, 1, 8, "full", {}),
+        (33, 4, 2, "full", {}),
+        (3, 4, 2, "full", {}),
+        (33, 2, 4, "full", {"class_weights": (1.0, 9.0)}),
+        (37, 4, 2, "full", {"class_weights": (5.0, 0.5), "label_smoothing": 0.2}),
+        (37, 4, 2, "adalora", {}),  # whose penalty is added once
     ]
     run_in_two(Path(__file__).with_name("gradients_of_two.py"), tmp_path, json.dumps(cases), cwd=tmp_path)
-    for number_of_case, (examples, _, _, loss) in enumerate(cases):
+    for number_of_case, (examples, _, _, method, loss) in enumerate(cases):
         flat = load_file(tmp_path / f"{number_of_case}.safetensors")
         found: Gradients = []
         for key, gradient in flat.items():
@@ -200,4 +209,15 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
             while len(found) <= int(number):
                 found.append({})
             found[int(number)][name] = gradient
-        assert_equal(found, gradients_of_whole_windows(examples, **loss))
+        if method == "full":
+            assert_equal(found, gradients_of_whole_windows(examples, **loss))
+        else:
+            assert_equal(found, gradients_of_run(tmp_path, 37, 16, 1, adalora=True))
+
+
+@pytest.mark.parametrize("cut", [(8, 2), (1, 16)])
+def test_what_a_method_adds_to_gradients_is_added_once_per_update(tmp_path: Path, cut: tuple[int, int]) -> None:
+    whole = gradients_of_run(tmp_path, 37, 16, 1, adalora=True)
+    assert_equal(gradients_of_run(tmp_path, 37, *cut, adalora=True), whole)
+    # Nothing else reaches A in the first update, as the singular values are 0.
+    assert all(gradient.abs().max() > 1e-4 for name, gradient in whole[0].items() if "lora_A" in name)

@@ -124,6 +124,15 @@ def test_resumed_equals_uninterrupted_for_every_method_and_precision(tmp_path, m
     assert_resumes(tmp_path / "parts", whole_run(tmp_path / "whole", **options), 21, **options)
 
 
+@pytest.mark.parametrize("micro_batch", [1, 9, 15, 30])
+def test_resumed_equals_uninterrupted_whatever_a_method_s_hook_has_done(tmp_path, micro_batch):
+    """AdaLoRA's, before ranks fall, twice while they do, and after."""
+    options = {"method": "adalora", "max_grad_norm": 1.0}
+    uninterrupted = whole_run(tmp_path / "whole", **options)
+    assert_resumes(tmp_path / "parts", uninterrupted, micro_batch, **options)
+    assert any(name.endswith("lora_E.default") and not tensor.all() for name, tensor in uninterrupted.weights.items())
+
+
 @pytest.mark.parametrize("micro_batch", [1, 9, 10, 11, 20])
 def test_resumed_equals_uninterrupted_without_accumulation(tmp_path, micro_batch):
     """No signal can arrive inside a window then: the generators are captured when it arrives."""

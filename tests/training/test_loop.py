@@ -171,6 +171,63 @@ def test_a_skipped_update_moves_neither_the_schedule_nor_the_weights(tmp_path: P
     assert all(math.isfinite(loss) for loss in run.watcher.of("train/loss"))
 
 
+class Hook:
+    """Records what the loop tells it."""
+
+    def __init__(self, run: Training) -> None:
+        self._run = run
+        self.before: list[torch.Tensor] = []
+        self.after: list[torch.Tensor] = []
+        self.weights: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.told: list[tuple[int, float | None]] = []
+
+    @property
+    def _bias(self) -> torch.nn.Parameter:
+        return self._run.model.classifier.bias
+
+    def before_step(self) -> None:
+        self.before.append(self._bias.grad.clone())
+        self.weights.append((self._bias.detach().clone(), self._bias.detach()))
+
+    def after_step(self, step: int, skipped: torch.Tensor | None) -> None:
+        self.after.append(self._bias.grad.clone())
+        self.weights[-1] = (self.weights[-1][0], self._bias.detach().clone())
+        self.told.append((step, None if skipped is None else float(skipped)))
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1e-3])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_method_s_hook_gets_every_update(tmp_path: Path, accumulation: int, max_grad_norm: float) -> None:
+    run = make_run(tmp_path, examples=40, micro=4, accumulation=accumulation, max_grad_norm=max_grad_norm)
+    run.hook = hook = Hook(run)
+    train(run)
+    assert hook.told == [(step, None) for step in range(1, 10 // accumulation + 1)]
+    for before, after in zip(hook.before, hook.after, strict=True):
+        assert torch.equal(before, after) == (max_grad_norm == 0)  # clipped in between
+    assert all(not torch.equal(*pair) for pair in hook.weights)  # the optimizer stepped in between
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1e3])
+def test_a_method_s_hook_gets_true_gradients_and_learns_which_updates_fp16_skips(
+    tmp_path: Path, max_grad_norm: float
+) -> None:
+    found = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=10_000)):
+        run = make_run(tmp_path, examples=40, micro=4, scaler=scaler, max_grad_norm=max_grad_norm)
+        if scaler is not None:
+            run.accelerator.native_amp, run.accelerator.state._mixed_precision = True, "fp16"
+            factors = iter([1.0, 1.0, 1.0, math.inf, *[1.0] * 6])
+            run.model.classifier.weight.register_hook(lambda grad, factors=factors: grad * next(factors))
+        run.hook = hook = Hook(run)
+        train(run)
+        found.append(hook)
+    plain, scaled = found
+    assert scaled.told == [(step, float(step == 4)) for step in range(1, 11)]
+    for expected, got in list(zip(plain.before, scaled.before, strict=True))[:4]:
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-7)
+    assert [torch.equal(*pair) for pair in scaled.weights] == [step == 4 for step in range(1, 11)]
+
+
 # ── Evaluation ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -391,10 +448,11 @@ def test_class_weights_change_the_training_loss_and_no_evaluation(tmp_path: Path
     assert found[()][1] == found[1.0, 9.0][1] != []
 
 
+@pytest.mark.parametrize("method", ["full", "adalora"])
 @pytest.mark.parametrize("logging_steps", [1, 5, 10])
 @pytest.mark.parametrize(("max_grad_norm", "per_log"), [(0.0, 1), (1.0, 2)])
 def test_the_host_waits_for_the_losses_of_a_log_and_for_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logging_steps: int, max_grad_norm: float, per_log: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logging_steps: int, max_grad_norm: float, per_log: int, method: str
 ) -> None:
     run = make_run(
         tmp_path,
@@ -404,6 +462,7 @@ def test_the_host_waits_for_the_losses_of_a_log_and_for_nothing_else(
         logging_steps=logging_steps,
         max_grad_norm=max_grad_norm,
         scores=[0.5],
+        method=method,
     )
     with Synchronisations(monkeypatch) as synchronisations:
         train(run)
