@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ _NO_ARCHITECTURE = frozenset({
 })  # fmt: skip
 
 
-class Head(frozenset[str]):
+class HeadNames(frozenset[str]):
     """The names of the head's parameters.
 
     Attributes:
@@ -54,6 +54,11 @@ class Head(frozenset[str]):
     """
 
     new: frozenset[str]
+
+    def __new__(cls, names: Iterable[str], new: Iterable[str]) -> HeadNames:
+        head = super().__new__(cls, names)
+        head.new = head & frozenset(new)
+        return head
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ def load_classifier(
     extent: tuple[int, int] | None = None,
     problem_type: str | None = None,
     virtual_tokens: int = 0,
-) -> tuple[PreTrainedModel, Head]:
+) -> tuple[PreTrainedModel, HeadNames]:
     """Load a sequence classifier in fp32, with a newly initialised head if the checkpoint has none.
 
     Args:
@@ -242,9 +247,7 @@ def load_classifier(
             f"--model_name_or_path {source.location}: {len(lost)} of the encoder's weights are missing ({lost[0]}, …); "
             "save the whole model again, with save_pretrained"
         )
-    head = Head(name for name in names if name in missing or not name.startswith(encoder))
-    head.new = head & missing
-    return model, head
+    return model, HeadNames((name for name in names if name in missing or not name.startswith(encoder)), missing)
 
 
 class Fingerprint(NamedTuple):
@@ -260,7 +263,7 @@ class Fingerprint(NamedTuple):
     configuration: str
 
     @classmethod
-    def of(cls, model: PreTrainedModel, head: Head) -> Fingerprint:
+    def of(cls, model: PreTrainedModel, head: HeadNames) -> Fingerprint:
         """Compute them for a model from `load_classifier`, before it is trained."""
         loaded = [parameter for name, parameter in model.named_parameters() if name not in head.new]
         arrays = [parameter.detach().contiguous().numpy() for parameter in loaded]

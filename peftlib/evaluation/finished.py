@@ -36,12 +36,13 @@ class Finished:
     record: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: Path) -> Finished:
+    def read(cls, folder: str | Path) -> Finished:
         """Read the run in this folder.
 
         Raises:
             UserError: there is none, it has not finished, or its record is damaged.
         """
+        folder = Path(folder)
         path = folder / "run.json"
         try:
             record = read_record(folder)

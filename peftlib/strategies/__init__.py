@@ -10,7 +10,7 @@ from peftlib.strategies.adalora import AdaLoRA
 from peftlib.strategies.base import Strategy
 from peftlib.strategies.bitfit import BitFit
 from peftlib.strategies.full import Full
-from peftlib.strategies.head import Head
+from peftlib.strategies.head import HeadOnly
 from peftlib.strategies.ia3 import IA3
 from peftlib.strategies.ln_tuning import LNTuning
 from peftlib.strategies.lora import LoRA
@@ -24,7 +24,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "ln_tuning": LNTuning,
     "peft": PeftMethod,
     "full": Full,
-    "head": Head,
+    "head": HeadOnly,
 }
 
 __all__ = ["STRATEGIES", "Strategy"]

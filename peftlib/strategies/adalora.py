@@ -82,7 +82,7 @@ class AdaLoRA(Strategy):
     def named(cls, flags: Mapping[str, Any]) -> str:
         return f"AdaLoRA r={flags['adalora_target_r']}" if "adalora_target_r" in flags else "AdaLoRA"
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+    def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from functools import partial
 
         from peft import AdaLoraConfig

@@ -73,13 +73,12 @@ class Strategy(ABC):
         """Whether the trained result can be merged into the base model's weights."""
         return True
 
-    @abstractmethod
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+    def apply(self, model: PreTrainedModel, head: frozenset[str] | None = None) -> Trained:
         """Make exactly the parameters trainable that this method trains.
 
         Args:
             model: a sequence classifier in fp32; changed in place.
-            head: names of the head's parameters, from `modeling.load_classifier`.
+            head: names of the head's parameters, from `modeling.load_classifier`; None takes those outside the encoder.
 
         Returns:
             The model to train: `model` itself, or a wrapper around it.
@@ -87,6 +86,13 @@ class Strategy(ABC):
         Raises:
             UserError: this model has nothing for the method to train.
         """
+        from peftlib.strategies.parameters import outside_encoder
+
+        return self._apply(model, outside_encoder(model) if head is None else head)
+
+    @abstractmethod
+    def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+        """Do what `apply` says."""
 
     def step_hook(self, model: Trained, steps: int) -> StepHook | None:
         """Return what the loop calls at every update; None, the default, if the method needs nothing.
@@ -100,16 +106,21 @@ class Strategy(ABC):
         """
         return None
 
-    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
+    def save(self, model: Trained, folder: str | Path, head: frozenset[str] | None = None) -> None:
         """Write the trained result into `folder`, in a format that stock PEFT or transformers loads.
-
-        This default saves a `PeftModel`.
 
         Args:
             model: what `apply` returned, without wrappers for precision or distributed training.
+            folder: created if it does not exist.
             head: as given to `apply`.
-            folder: an existing folder.
         """
+        from peftlib.strategies.parameters import outside_encoder
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._save(model, outside_encoder(model) if head is None else head, Path(folder))
+
+    def _save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
+        """Do what `save` says; this default saves a `PeftModel`."""
         from peftlib.strategies.adapter import write_adapter
 
         write_adapter(model, folder)

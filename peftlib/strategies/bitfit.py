@@ -68,7 +68,7 @@ class BitFit(Strategy):
                 "--bias_terms is empty; leave it out for all biases, or give groups such as query,intermediate"
             )
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+    def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.adapter import smallest_linear
         from peftlib.strategies.parameters import train_only
 
@@ -90,7 +90,7 @@ class BitFit(Strategy):
         train_only(model, trains.__contains__)
         return model
 
-    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
+    def _save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         from peftlib.strategies.adapter import save_as_adapter
 
         save_as_adapter(model, head, folder, bias="all")

@@ -20,11 +20,11 @@ class Full(Strategy):
 
     default_learning_rate: ClassVar[float] = 5e-5
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+    def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.parameters import train_only
 
         train_only(model, lambda name: True)
         return model
 
-    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
+    def _save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         model.save_pretrained(folder)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlib.strategies.base import Strategy
 
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Head(Strategy):
+class HeadOnly(Strategy):
     """Train the new classification head on a frozen encoder."""
 
     default_learning_rate: ClassVar[float] = 3e-3
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+    @classmethod
+    def named(cls, flags: Mapping[str, Any]) -> str:
+        return "Head"
+
+    def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.adapter import smallest_linear
         from peftlib.strategies.parameters import train_only
 
@@ -28,7 +33,7 @@ class Head(Strategy):
         train_only(model, head.__contains__)
         return model
 
-    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
+    def _save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         from peftlib.strategies.adapter import save_as_adapter
 
         save_as_adapter(model, head, folder, bias="none")

@@ -56,7 +56,7 @@ class IA3(Strategy):
             if not names_in(getattr(self, name)):
                 raise UserError(f"--{name} is empty; give name endings such as key,value, or leave it out")
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+    def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peft import IA3Config, TaskType
 
         from peftlib.strategies.adapter import head_modules

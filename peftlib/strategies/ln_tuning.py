@@ -32,7 +32,7 @@ class LNTuning(Strategy):
     def named(cls, flags: Mapping[str, Any]) -> str:
         return "LN tuning"
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+    def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.parameters import train_only
 
         normalisations = _normalisations(model, head)
@@ -44,7 +44,7 @@ class LNTuning(Strategy):
         train_only(model, lambda name: name in head or name.rpartition(".")[0] in normalisations)
         return model
 
-    def save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
+    def _save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         from peft import LNTuningConfig, TaskType
 
         from peftlib.strategies.adapter import copy_to_wrap, head_modules, write_adapter

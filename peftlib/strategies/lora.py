@@ -61,7 +61,7 @@ class LoRA(Strategy):
         """True for DoRA, which divides by the norm of the whole weight, frozen part included (its equation 5)."""
         return self.use_dora
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+    def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from functools import partial
 
         from peft import LoraConfig

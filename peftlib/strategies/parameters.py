@@ -36,6 +36,15 @@ class ParameterCount:
         return self.trainable / self.total
 
 
+def outside_encoder(model: nn.Module) -> frozenset[str]:
+    """Return the names of a classifier's parameters outside its encoder: those of its head.
+
+    A pooler in the encoder may be new too, but only loading the checkpoint shows that (`modeling.load_classifier`).
+    """
+    prefix = f"{model.base_model_prefix}."
+    return frozenset(name for name, _ in model.named_parameters() if not name.startswith(prefix))
+
+
 def train_only(model: nn.Module, trains: Callable[[str], bool]) -> list[str]:
     """Freeze all parameters but those whose name satisfies `trains`; return the trainable names in model order."""
     for name, parameter in model.named_parameters():

@@ -127,7 +127,7 @@ class PeftMethod(Strategy):
         except ValueError as error:
             raise UserError(f"--peft_kwargs {self.peft_kwargs}: {error}") from error
 
-    def apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
+    def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.adapter import head_modules
         from peftlib.strategies.prompts import options_for, wrap_with_prompts
         from peftlib.strategies.wrapping import spare_from_decay, wrap

@@ -52,7 +52,7 @@ def save_result(
     kept = any((folder / "checkpoints").glob("step_*"))
     way = "continue with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
     with _quietly_placed(folder, way) as temporary:
-        strategy.save(model, head, temporary)
+        strategy.save(model, temporary, head)
         _save_tokenizer(tokenizer, temporary)
         is_adapter = (temporary / ADAPTER_CONFIG).is_file()
         weights = temporary / (ADAPTER_WEIGHTS if is_adapter else "model.safetensors")

@@ -58,7 +58,7 @@ def test_the_model_answers_as_it_did_when_it_was_saved(
     model, head = classifier(base)
     adapted = strategy.apply(model, head)
     update(adapted)
-    strategy.save(adapted, head, tmp_path)
+    strategy.save(adapted, tmp_path, head)
     run = left(tmp_path, record(strategy, base))
     torch.manual_seed(5)  # for the initial head, which the saved one replaces
     assert run.strategy == strategy
@@ -68,7 +68,7 @@ def test_the_model_answers_as_it_did_when_it_was_saved(
 def test_the_base_model_may_have_moved(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     model, head = classifier(tiny_folder())
     METHODS["head"].apply(model, head)
-    METHODS["head"].save(model, head, tmp_path)
+    METHODS["head"].save(model, tmp_path, head)
     run = left(tmp_path, record(METHODS["head"], base="./gone"))
     with pytest.raises(UserError, match=r"--model_name_or_path ./gone: no such folder"):
         run.load()
@@ -83,7 +83,7 @@ def test_another_base_model_is_refused(tiny_folder: Callable[..., Path], tmp_pat
     content = record(METHODS["bitfit"], base)
     content["model"]["fingerprint"] = Fingerprint.of(model, head).weights
     METHODS["bitfit"].apply(model, head)
-    METHODS["bitfit"].save(model, head, tmp_path)
+    METHODS["bitfit"].save(model, tmp_path, head)
     left(tmp_path, content).load()
     weights = load_file(base / "model.safetensors")
     name = next(name for name in weights if name.endswith("query.weight"))
@@ -98,7 +98,7 @@ def test_another_base_model_is_refused(tiny_folder: Callable[..., Path], tmp_pat
 def test_no_pickle_and_no_damaged_adapter_is_loaded(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     model, head = classifier(tiny_folder())
     METHODS["head"].apply(model, head)
-    METHODS["head"].save(model, head, tmp_path)
+    METHODS["head"].save(model, tmp_path, head)
     run, weights = left(tmp_path, record(METHODS["head"], tiny_folder())), tmp_path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match="its adapter cannot be loaded") as caught:
@@ -214,7 +214,7 @@ def test_its_evaluation_batches_are_those_that_fitted(tmp_path: Path) -> None:
 
 def test_a_whole_model_takes_no_base(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     model, head = classifier(tiny_folder())
-    METHODS["full"].save(METHODS["full"].apply(model, head), head, tmp_path)
+    METHODS["full"].save(METHODS["full"].apply(model, head), tmp_path, head)
     run = left(tmp_path, record(METHODS["full"], tiny_folder()))
     with pytest.raises(UserError, match=r"--model_name_or_path other: .* has the whole model; leave the flag out"):
         run.load("other")

@@ -33,7 +33,7 @@ def bitfit_run(folder, base):
             if name.endswith(".bias") and "layer." in name:
                 parameter += 0.25 if "layer.0." in name else 0.5
     run = make_run(folder, "--method", "bitfit", "--model_name_or_path", base)
-    strategy.save(model, head, run)
+    strategy.save(model, run, head)
     return read_run(run)
 
 
@@ -117,7 +117,7 @@ def lora_run(folder, base, **flags):
             elif "lora_B" in name:
                 parameter.copy_(torch.eye(*parameter.shape) * torch.tensor([4.0, 2.0, 0.0, 0.0]))
     run = make_run(folder, "--method", "lora", "--lora_r", 4, "--model_name_or_path", base)
-    strategy.save(model, head, run)
+    strategy.save(model, run, head)
     return read_run(run)
 
 

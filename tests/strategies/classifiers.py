@@ -12,7 +12,7 @@ from peftlib.strategies import Strategy
 from peftlib.strategies.adalora import AdaLoRA
 from peftlib.strategies.bitfit import BitFit
 from peftlib.strategies.full import Full
-from peftlib.strategies.head import Head
+from peftlib.strategies.head import HeadOnly
 from peftlib.strategies.ia3 import IA3
 from peftlib.strategies.ln_tuning import LNTuning
 from peftlib.strategies.lora import LoRA
@@ -23,7 +23,7 @@ ARCHITECTURES = ("bert", "roberta", "distilbert", "deberta", "deberta-v1")
 METHODS: dict[str, Strategy] = {
     "bitfit": BitFit(),
     "bitfit-without-head": BitFit(train_head=False),
-    "head": Head(),
+    "head": HeadOnly(),
     "lora": LoRA(),
     "adalora": AdaLoRA(),
     "ia3": IA3(),

@@ -39,7 +39,7 @@ def train_and_save(method: str, base: Path, folder: Path) -> torch.Tensor:
     update(adapted)
     expected = logits(adapted)
     assert not torch.equal(start, expected), "training has changed nothing: any round trip would pass"
-    strategy.save(adapted, head, folder)
+    strategy.save(adapted, folder, head)
     assert torch.equal(logits(adapted), expected), "saving has changed the model"
     return expected
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from peftlib.strategies import STRATEGIES
 from peftlib.strategies.bitfit import BIAS_TERMS
 from peftlib.strategies.full import Full
-from peftlib.strategies.head import Head
+from peftlib.strategies.head import HeadOnly
 from peftlib.strategies.parameters import ParameterCount, freeze_unread, size, trained
 from tests.strategies.classifiers import ARCHITECTURES, METHODS, classifier, sentences, trained_names, update
 
@@ -22,7 +22,7 @@ KEY_BIASES = (*BIAS_TERMS["key"], "attention.self.key_proj.bias")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_head_trains_the_head_only(tiny_folder: Callable[..., Path], architecture: str) -> None:
     model, head = classifier(tiny_folder(architecture))
-    Head().apply(model, head)
+    HeadOnly().apply(model, head)
     assert trained_names(model) == head
     assert not {name for name in head if name.startswith(f"{model.base_model_prefix}.")}
 

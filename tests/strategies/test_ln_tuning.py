@@ -37,7 +37,7 @@ def test_the_adapter_is_peft_s_own_and_holds_nothing_else(tiny_folder: Callable[
     method = LNTuning()
     method.apply(model, head)
     update(model)
-    method.save(model, head, tmp_path)
+    method.save(model, tmp_path, head)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LN_TUNING"
     written = {
         name.removeprefix("base_model.model.").replace(".ln_tuning_layers", "")

@@ -83,7 +83,7 @@ def test_every_type_trains_and_what_is_saved_is_what_was_trained(
     expected = logits(adapted)
     assert not torch.equal(before, expected)
 
-    method.save(adapted, head, tmp_path)
+    method.save(adapted, tmp_path, head)
     torch.manual_seed(99)
     loaded = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=2), tmp_path)
     assert (logits(loaded) - expected).abs().max() == 0.0
@@ -190,7 +190,7 @@ def test_what_the_libraries_say_of_themselves_is_left_out(
     model, head = classifier(tiny_folder("bert"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        method.save(method.apply(model, head), head, tmp_path)
+        method.save(method.apply(model, head), tmp_path, head)
         method.load(classifier(tiny_folder("bert"))[0], tmp_path)
 
 

@@ -57,7 +57,7 @@ def test_what_is_saved_is_what_was_trained(
     assert all(torch.equal(now[name], value) for name, value in frozen.items())
 
     expected = logits(adapted)
-    method.save(adapted, head, tmp_path)
+    method.save(adapted, tmp_path, head)
     assert torch.equal(logits(adapted), expected), "saving has changed the model"
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert len(saved) == 1 + len(head), "the prompts themselves, not the network that computed them"
@@ -78,7 +78,7 @@ def test_no_path_of_the_tokenizer_is_saved(tiny_folder: Callable[..., Path], tmp
     tokens = model.get_input_embeddings().weight
     start = adapted.prompt_encoder["default"].embedding.weight
     assert all((tokens == vector).all(dim=1).any() for vector in start), "they start from embeddings of the text"
-    method.save(adapted, head, tmp_path)
+    method.save(adapted, tmp_path, head)
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["tokenizer_name_or_path"] is None
     assert config["prompt_tuning_init_text"] is None
@@ -94,7 +94,7 @@ def test_prompts_fit_other_architectures(
     adapted = method.apply(model, head)
     update(adapted)
     expected = logits(adapted)
-    method.save(adapted, head, tmp_path)
+    method.save(adapted, tmp_path, head)
     torch.testing.assert_close(logits(method.load(classifier(base)[0], tmp_path)), expected, rtol=0, atol=1e-6)
 
 

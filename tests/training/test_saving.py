@@ -85,8 +85,8 @@ def test_a_checkpoint(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class FailsAfterTheWeights(BitFit):
-    def save(self, model: Any, head: frozenset[str], folder: Path) -> None:
-        super().save(model, head, folder)
+    def _save(self, model: Any, head: frozenset[str], folder: Path) -> None:
+        super()._save(model, head, folder)
         assert (folder / "adapter_model.safetensors").is_file()
         raise OSError("no space left on device")
 

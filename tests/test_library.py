@@ -1,0 +1,72 @@
+"""What `import peftlib` offers to a notebook: README's example, and nothing that takes time before it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+import peftlib
+from peftlib.strategies import STRATEGIES
+from peftlib.strategies.bitfit import BitFit
+from tests.conftest import ROOT
+from tests.evaluation.test_finished import left, record
+from tests.launching import run_python
+from tests.strategies.classifiers import classifier, logits, trained_names, update
+
+
+def test_the_readme_s_example_runs(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", text, re.DOTALL)
+    model, head = classifier(tiny_folder())
+    BitFit().save(BitFit().apply(model, head), tmp_path / "run", head)
+    left(tmp_path / "run", record(BitFit(), tiny_folder()))
+    (tmp_path / "run" / "tokenizer.json").write_bytes((tiny_folder() / "tokenizer.json").read_bytes())
+    places = {
+        "bert-base-uncased": tiny_folder(), "outputs/my-run": tmp_path / "run", '"adapter"': f'"{tmp_path / "adapter"}"'
+    }  # fmt: skip
+    for name, place in places.items():
+        assert name in code
+        code = code.replace(name, str(place))
+    found: dict[str, object] = {}
+    exec(code, found)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))["bias"] == "all"
+    assert found["model"].config.id2label == {0: "not_equivalent", 1: "equivalent"}
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "full"])
+def test_without_the_head_s_names_it_is_what_lies_outside_the_encoder(
+    tiny_folder: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    method = STRATEGIES[name]()
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_folder("roberta"))
+    adapted = method.apply(model)
+    assert [name for name in trained_names(adapted) if "out_proj" in name]
+    update(adapted)
+    expected = logits(adapted)
+    method.save(adapted, str(tmp_path / "new" / "adapter"))
+    torch.manual_seed(9)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_folder("roberta"))
+    assert torch.equal(logits(PeftModel.from_pretrained(base, tmp_path / "new" / "adapter")), expected)
+
+
+def test_every_method_is_offered_under_its_name() -> None:
+    offered = [getattr(peftlib, name) for name in peftlib.__all__]
+    assert all(method in offered for method in STRATEGIES.values())
+    assert set(peftlib.__all__) <= set(dir(peftlib))
+    with pytest.raises(AttributeError, match="'peftlib' has no attribute 'BitFt'"):
+        importlib.import_module("peftlib").BitFt  # noqa: B018
+
+
+def test_the_package_imports_nothing_before_it_is_asked(tmp_path: Path) -> None:
+    code = "import peftlib, sys; print([name for name in sys.modules if name.startswith(('peftlib', 'torch', 'peft'))])"
+    seen = run_python("-c", code, cwd=tmp_path)
+    assert seen.stdout.strip() == "['peftlib']"
