@@ -21,6 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from peftlib.data.encoding import EncodedExamples
 from peftlib.data.loading import Splits, build_loaders
 from peftlib.evaluation.evaluator import Evaluation
+from peftlib.run_files import CHECKPOINTS
 from peftlib.strategies import STRATEGIES
 from peftlib.strategies.parameters import trained_state
 from peftlib.training.checkpointing import CheckpointKeeper
@@ -63,7 +64,7 @@ def measure(method: str, options: dict[str, Any], folder: Path) -> tuple[int, in
     CheckpointKeeper(folder, "1", None, {}, silent).save(run)  # type: ignore[arg-type]
     accelerator.save_state(str(folder / "accelerate"))
     trained = sum(tensor.numel() for tensor in trained_state(model).values())
-    return trained, size_of(checkpoints(folder / "checkpoints")[0]), size_of(folder / "accelerate")
+    return trained, size_of(checkpoints(folder / CHECKPOINTS)[0]), size_of(folder / "accelerate")
 
 
 def main() -> None:

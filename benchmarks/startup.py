@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.jobs import ROOT, environment, launch_options
 from peftlib.processes import end_with_parent
+from peftlib.run_files import METRICS
 
 _TRAIN = str(ROOT / "scripts" / "train.py")
 _POLL = 0.01  # seconds
@@ -36,7 +37,7 @@ def seconds_to_first_update(flags: tuple[str, ...], config: str, timeout: float 
         RuntimeError: no update was made in `timeout` seconds.
     """
     with tempfile.TemporaryDirectory(prefix="bench-launch-") as name:
-        metrics = Path(name) / "run" / "metrics.jsonl"
+        metrics = Path(name) / "run" / METRICS
         # Two updates, because the last one evaluates before it logs.
         own = f"--output_dir {shlex.quote(str(metrics.parent))} --logging_steps 1 --max_train_steps 2 --report_to none"
         words = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *launch_options(config), _TRAIN]

@@ -81,3 +81,13 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {match[0]}?" if match else ""
+
+
+def in_one_line(error: BaseException, *, named: bool = False, most: int = 300) -> str:
+    """Return a foreign exception's message as one line of at most `most` characters.
+
+    Args:
+        named: put the exception's type in front, for those whose messages make no sense alone, such as KeyError's.
+    """
+    text = f"{type(error).__name__}: {error}" if named else str(error)
+    return " ".join(text.split())[:most]

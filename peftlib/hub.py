@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from peftlib.errors import UserError
+from peftlib.errors import UserError, in_one_line
 
 #: Time-outs in seconds, of one request and of a whole check (name resolution has its own retries).
 _REQUEST_TIMEOUT = 5
@@ -122,7 +122,7 @@ def is_public(repo_id: str, flag: str) -> bool:
 
 
 def _unreachable(flag: str, error: Exception) -> UserError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    reason = in_one_line(error, named=True)
     return UserError(f"{flag}: the Hugging Face Hub cannot be reached ({reason}); try again, or leave the flag out")
 
 

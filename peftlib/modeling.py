@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftlib.embeddings import refuse_what_ends_before
-from peftlib.errors import UserError, nearest
+from peftlib.errors import UserError, in_one_line, nearest
 from peftlib.hub import hub_access
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.options())
     except Exception as error:  # damaged files raise anything, such as a KeyError or TypeError from deep inside
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = in_one_line(error, named=True)
         raise UserError(f"--model_name_or_path {source.location}: its tokenizer cannot be loaded: {reason}") from error
     # Without tokenizer files, transformers creates one with special tokens only, to which all words are unknown.
     if len(tokenizer) < 16:
@@ -225,7 +225,7 @@ def load_classifier(
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error)
         if (Path(source.location) / "pytorch_model.bin").is_file() and "safetensors" in reason:
             reason = "it has pickled weights alone; save it again with model.save_pretrained, which writes safetensors"
         elif "ignore_mismatched_sizes" in reason:

@@ -7,6 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+#: The record, the curves, the results, the saved state's answers, and the folder of checkpoints.
+RECORD, METRICS, RESULTS, PREDICTIONS = "run.json", "metrics.jsonl", "all_results.json", "predictions.safetensors"
+CHECKPOINTS = "checkpoints"
+#: Locked by the process that writes into the folder.
+LOCK = ".lock"
 #: PEFT's names of an adapter's two files; a run that saved the whole model has neither.
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -18,7 +23,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         OSError: the file is missing or cannot be read.
         ValueError: the file is damaged.
     """
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     if not isinstance(record, dict):
         raise ValueError("it holds no object")
     return record
@@ -38,7 +43,7 @@ def logged_in(folder: Path, containing: str = "") -> Iterator[dict[str, Any]]:
     Args:
         containing: lines without this text are skipped unparsed.
     """
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         if containing in line:
             try:

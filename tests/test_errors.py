@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.errors import nearest
+from peftlib.errors import in_one_line, nearest
 
 METHODS = ["bitfit", "lora", "full", "head"]
 
@@ -24,3 +24,9 @@ def test_nothing_is_offered_for_a_word_like_none_of_them():
 def test_one_lost_letter_is_always_found_again(name, data):
     place = data.draw(st.integers(0, len(name) - 1))
     assert nearest(name[:place] + name[place + 1 :], METHODS) == f"; did you mean {name}?"
+
+
+def test_a_foreign_message_becomes_one_line():
+    assert in_one_line(ValueError("first\n  second")) == "first second"
+    assert in_one_line(KeyError("a"), named=True) == "KeyError: 'a'"
+    assert in_one_line(ValueError("x" * 500)) == "x" * 300

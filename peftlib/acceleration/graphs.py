@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftlib.errors import RunError
+from peftlib.errors import RunError, in_one_line
 
 Batch = dict[str, torch.Tensor]
 Step = Callable[[Batch], torch.Tensor]
@@ -164,8 +164,7 @@ class GraphedStep:
             raise RunError(_OUT_OF_MEMORY) from error
         except RuntimeError as error:  # the device is unusable from now on, even without graphs
             raise RunError(
-                f"this model's step cannot be recorded as a CUDA graph ({' '.join(str(error).split())[:200]}); use "
-                "--cuda_graphs false"
+                f"this model's step cannot be recorded as a CUDA graph ({in_one_line(error)}); use --cuda_graphs false"
             ) from error
         return Recording(inputs, graph.replay, loss)
 

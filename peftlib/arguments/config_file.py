@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from peftlib.arguments.parser import REFUSED, Parser, underscored
-from peftlib.errors import UserError
+from peftlib.errors import UserError, in_one_line
 from peftlib.files import load_yaml
 from peftlib.flags import TAKES_JSON, as_json
 
@@ -26,7 +26,7 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"--config {path}: not valid YAML ({in_one_line(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: must contain lines such as `learning_rate: 0.003`")
     known = [flag for flag in parser.flags() if flag not in ("--config", "--help") and not flag.startswith("--no_")]
@@ -46,7 +46,7 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
             try:
                 value = as_json(load_yaml(text)[key])  # read again by a loader that parses numbers
             except (yaml.YAMLError, ValueError, TypeError) as error:
-                reason = " ".join(str(error).split())
+                reason = in_one_line(error)
                 raise UserError(
                     f"--config {path}: {key} cannot be read as JSON ({reason}); put it in quotes"
                 ) from error

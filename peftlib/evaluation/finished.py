@@ -11,9 +11,9 @@ from peftlib.data.own_data import LABEL_COLUMN, columns_of, label_columns_of, ow
 from peftlib.data.places import OwnData
 from peftlib.data.sources import Examples, load_examples
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, Task, problem_type_of
-from peftlib.errors import UserError
+from peftlib.errors import UserError, in_one_line
 from peftlib.modeling import Fingerprint, ModelSource, find_model, load_classifier, load_tokenizer, name_of_base
-from peftlib.run_files import ADAPTER_CONFIG, read_record
+from peftlib.run_files import ADAPTER_CONFIG, RECORD, read_record
 from peftlib.strategies import STRATEGIES, Strategy
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ class Finished:
             UserError: there is none, it has not finished, or its record is damaged.
         """
         folder = Path(folder)
-        path = folder / "run.json"
+        path = folder / RECORD
         try:
             record = read_record(folder)
         except FileNotFoundError as error:
             raise UserError(f"{folder}: contains no run (no run.json in it); name a finished run's folder") from error
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+            raise UserError(f"{path}: cannot be read ({in_one_line(error)})") from error
         if {name: type(record.get(name)) for name in _NEEDED} != _NEEDED:
             raise UserError(f"{path}: is not a training run's record")
         if record.get("status") != "finished":

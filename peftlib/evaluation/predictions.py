@@ -18,11 +18,11 @@ from peftlib.data.glue_server import answer_file
 from peftlib.data.tasks import Task
 from peftlib.errors import RunError, UserError
 from peftlib.files import placed_when_whole, to_csv, write_json, write_text
+from peftlib.run_files import PREDICTIONS
 
 if TYPE_CHECKING:  # imports torch, which readers of predictions do not need
     from peftlib.evaluation.evaluator import Evaluation
 
-PREDICTIONS = "predictions.safetensors"
 RESULTS = "results.json"
 #: Up to this many classes get a probability column each in `predictions.csv` (in multi-label tasks, all do).
 _MOST_CLASSES = 100

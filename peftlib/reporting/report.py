@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from peftlib.errors import RunError, UserError
+from peftlib.errors import RunError, UserError, in_one_line
 from peftlib.files import write_text
 from peftlib.reporting.figures import Plot
 from peftlib.reporting.folder import put_in_place
@@ -159,7 +159,7 @@ def write_report(report: Report, folder: Path, command: str) -> None:
     try:
         _write_report(report, folder, command)
     except OSError as error:  # those of Pillow, from writing a plot, have no strerror
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or in_one_line(error)
         way = "make room there, or name another folder"
         raise RunError(f"--output_dir {folder}: cannot be written ({reason}); {way}") from error
 

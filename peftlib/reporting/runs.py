@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from peftlib.data.own_data import task_in_table
-from peftlib.errors import UserError, nearest
+from peftlib.errors import UserError, in_one_line, nearest
 from peftlib.evaluation.predictions import answers_of, load_predictions
-from peftlib.run_files import last_words, logged_in, read_record
+from peftlib.run_files import RECORD, last_words, logged_in, read_record
 
 #: Dotted paths that a record must have for the run to be grouped.
 _NEEDED = (
@@ -132,14 +132,14 @@ def _runs_below(folder: Path) -> Iterator[Run]:
             continue
         seen.add(here.resolve())
         folders.sort()
-        if "run.json" in files:
+        if RECORD in files:
             folders.clear()  # its checkpoints are not runs
             yield _with_answers(read_run(here))
         elif here.name == "runs" and (here.parent / "sweep.json").exists():
             yield from (
                 Run(here / log.removesuffix(".log"), {}, f"failed at start-up: {_last_line(here / log)}")
                 for log in sorted(files)
-                if log.endswith(".log") and not (here / log.removesuffix(".log") / "run.json").exists()
+                if log.endswith(".log") and not (here / log.removesuffix(".log") / RECORD).exists()
             )
 
 
@@ -157,7 +157,7 @@ def read_run(folder: Path) -> Run:
     try:
         record = read_record(folder)
     except (OSError, ValueError) as error:
-        return Run(folder, {}, f"run.json cannot be read: {' '.join(str(error).split())}")
+        return Run(folder, {}, f"run.json cannot be read: {in_one_line(error)}")
     missing = [path for path in _NEEDED if _at(record, path) is None]
     if missing:
         return Run(folder, {}, f"run.json is not a training run's record: it lacks {missing[0]}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from peftlib.errors import UserError
+from peftlib.errors import UserError, in_one_line
 from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftlib.strategies.parameters import trained
 from peftlib.strategies.wrapping import is_linear, outside, without_asides, wrap
@@ -139,7 +139,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         with without_asides():
             return PeftModel.from_pretrained(model, folder)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error)
         raise UserError(f"{folder}: its adapter cannot be loaded: {reason}") from error
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from peftlib.errors import in_one_line
+
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
@@ -67,7 +69,7 @@ def freeze_unread(model: _Model, inputs: Mapping[str, torch.Tensor], warn: Calla
     try:
         logits = model(**inputs).logits
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = in_one_line(error, named=True)
         warn(f"which parameters no logit depends on is not known, the model cannot compute on the CPU: {reason}")
         return model
     finally:

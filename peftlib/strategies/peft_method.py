@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from peftlib.errors import UserError, nearest
+from peftlib.errors import UserError, in_one_line, nearest
 from peftlib.flags import from_json
 from peftlib.strategies.base import Strategy
 from peftlib.strategies.prompts import PROMPT_TYPES, SETTLED_FOR_PROMPTS, virtual_tokens
@@ -142,7 +142,7 @@ class PeftMethod(Strategy):
             wrapped = wrap_with_prompts(model, config) if prompts else wrap(model, config)
         # PEFT reports a configuration that does not fit the layers by whatever exception comes first.
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = in_one_line(error)
             raise UserError(f"--peft_type {self.peft_type} --peft_kwargs '{self.peft_kwargs}': {reason}") from error
         for name in ("beft_bias", "boft_s"):  # a bias with two dimensions; scale factors
             spare_from_decay(wrapped, name)
@@ -197,7 +197,7 @@ class PeftMethod(Strategy):
         try:
             config: PeftConfig = kind(task_type=TaskType.SEQ_CLS, **options)
         except (ValueError, TypeError) as error:
-            raise UserError(f"--peft_kwargs '{self.peft_kwargs}': {' '.join(str(error).split())}") from error
+            raise UserError(f"--peft_kwargs '{self.peft_kwargs}': {in_one_line(error)}") from error
         return config
 
 

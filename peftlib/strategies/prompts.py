@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from peftlib.errors import UserError
+from peftlib.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ def wrap_with_prompts(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     try:
         difference = _effect_of_padding(wrapped)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error)
         raise UserError(f"{place}: does not work with transformers' {kind}: {reason}") from error
     if not difference <= _ROUNDING:
         raise UserError(f"{place}: transformers' {kind} would read padding as text; use a method that changes layers")

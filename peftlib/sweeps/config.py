@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from peftlib.errors import UserError, nearest
+from peftlib.errors import UserError, in_one_line, nearest
 from peftlib.files import load_yaml
 from peftlib.sweeps.checks import check_flags, check_metric, check_plain, leaves
 from peftlib.sweeps.command import parse_command
@@ -136,7 +136,7 @@ def load_sweep(
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not valid YAML ({in_one_line(error)})") from error
     try:
         if changes and isinstance(content, dict) and isinstance(content.get("parameters"), dict):
             content["parameters"] |= dict(_change(change) for change in changes)
@@ -154,7 +154,7 @@ def _change(text: str) -> tuple[str, dict[str, Any]]:
     try:
         value = load_yaml(written)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"--set {text}: not valid YAML ({in_one_line(error)})") from error
     if not sign or not name:
         raise UserError(f"--set {text}: must be name=value, or name=[value, value]")
     return name, {"values": value} if isinstance(value, list) else {"value": value}

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from peftlib.errors import RunError
 from peftlib.processes import end_with_parent
-from peftlib.run_files import last_words, logged_in, record_in
+from peftlib.run_files import CHECKPOINTS, LOCK, METRICS, last_words, logged_in, record_in
 from peftlib.sweeps.command import expand, search_path
 from peftlib.sweeps.config import Sweep
 from peftlib.sweeps.folder import try_lock
@@ -87,7 +87,7 @@ class Run:
             return  # it has just exited
 
     def _read_metrics(self) -> None:
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         if not path.exists():
             return
         with path.open("rb") as file:
@@ -114,9 +114,9 @@ def _environment(sweep: Sweep, identity: tuple[str, int]) -> dict[str, str]:
 
 def in_use(folder: Path) -> bool:
     """Whether a training process is writing into the folder."""
-    if not (folder / ".lock").exists():
+    if not (folder / LOCK).exists():
         return False
-    lock = try_lock(folder / ".lock")
+    lock = try_lock(folder / LOCK)
     if lock is not None:
         lock.close()
     return lock is None
@@ -155,4 +155,4 @@ def reason_of(folder: Path, status: int) -> str:
 
 def forget_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a run that will not be resumed."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

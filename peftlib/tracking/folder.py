@@ -12,12 +12,22 @@ from typing import TextIO
 
 from peftlib.errors import UserError
 from peftlib.files import obstacle
-from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, record_in
+from peftlib.run_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CHECKPOINTS,
+    LOCK,
+    METRICS,
+    PREDICTIONS,
+    RECORD,
+    RESULTS,
+    record_in,
+)
 
 #: Files that a run writes into its folder.
 RUN_FILES = (
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, "all_results.json", "config.json", "metrics.jsonl",
-    "model.safetensors", "predictions.safetensors", "README.md", "run.json", "special_tokens_map.json",
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, RESULTS, "config.json", METRICS,
+    "model.safetensors", PREDICTIONS, "README.md", RECORD, "special_tokens_map.json",
     "tokenizer.json", "tokenizer_config.json", "vocab.txt",
 )  # fmt: skip
 
@@ -102,7 +112,7 @@ def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:
         return "contains a run; choose another folder, or continue with --resume_from_checkpoint auto"
     # A sweep requeues a finished run only if it did not learn that it had finished.
     done = record_in(path).get("status") == "finished"
-    if resume == "auto" and not in_sweep and done and not (path / "checkpoints").is_dir():
+    if resume == "auto" and not in_sweep and done and not (path / CHECKPOINTS).is_dir():
         return "holds a finished run that kept no checkpoint to go on from; name another folder"
     return None
 
@@ -110,7 +120,7 @@ def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:
 def _holds_others(path: Path) -> bool:
     """True if the folder holds files that are not a run's; leftovers of a run killed at start-up do not count."""
     present = {entry.name for entry in path.iterdir()}
-    return "run.json" not in present and any(name != "metrics.jsonl" and not name.startswith(".") for name in present)
+    return RECORD not in present and any(name != METRICS and not name.startswith(".") for name in present)
 
 
 def refuse_finished(folder: Path) -> None:
@@ -136,7 +146,7 @@ def refuse_busy(folder: Path) -> None:
         UserError: another run holds the lock.
         OSError: the lock file cannot be written.
     """
-    if (folder / ".lock").exists():
+    if (folder / LOCK).exists():
         lock_folder(folder).close()
 
 
@@ -157,7 +167,7 @@ def clear_results(folder: Path) -> None:
     This includes TensorBoard's curves, which would be merged with the new run's. W&B's runs have their own ids, and
     stay.
     """
-    for name in ("checkpoints", "predictions", "model"):
+    for name in (CHECKPOINTS, "predictions", "model"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for curves in folder.glob("*/events.out.tfevents.*"):
         curves.unlink(missing_ok=True)
@@ -180,7 +190,7 @@ def lock_folder(folder: Path) -> TextIO:
         UserError: another run holds the lock.
         OSError: the lock file cannot be written.
     """
-    file = (folder / ".lock").open("a", encoding="utf-8")
+    file = (folder / LOCK).open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

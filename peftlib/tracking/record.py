@@ -15,6 +15,7 @@ from peftlib.data.tasks import Task
 from peftlib.errors import Interrupted, UserError
 from peftlib.files import strict, write_json, write_text
 from peftlib.modeling import Fingerprint, ModelSource
+from peftlib.run_files import METRICS, RECORD
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.folder import RUN_FILES, clear_results, lock_folder, refuse_finished, remove_leftovers
 
@@ -64,8 +65,8 @@ class RunRecord:
                 if overwrite:
                     clear_results(folder)
             else:
-                self.logged_step, self._kept_step = _cut_metrics(folder / "metrics.jsonl", resumed_step)
-            self._metrics: TextIO = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+                self.logged_step, self._kept_step = _cut_metrics(folder / METRICS, resumed_step)
+            self._metrics: TextIO = (folder / METRICS).open("a", encoding="utf-8")
             resumed = {} if resumed_step is None else {"resumed_at_step": resumed_step}
             self._facts: dict[str, Any] = {"status": "running", "started": _now(), **resumed, **facts}
             self._write()
@@ -119,7 +120,7 @@ class RunRecord:
         return time.time() - self._started
 
     def _write(self) -> None:
-        write_json(self.folder / "run.json", self._facts)
+        write_json(self.folder / RECORD, self._facts)
 
 
 def _cut_metrics(path: Path, step: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from peftlib.distributed import on_main
 from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
+from peftlib.run_files import RESULTS
 from peftlib.tracking.announcement import facts_of, notes_of
 from peftlib.tracking.console import RunConsole
 from peftlib.tracking.folder import lock_folder, refuse_busy, refuse_finished, sweep_of_run
@@ -182,7 +183,7 @@ class Reporter:
         if self._record is None:
             return
         try:
-            write_json(self.folder / "all_results.json", results)
+            write_json(self.folder / RESULTS, results)
         except OSError as error:
             raise RunError(f"{self.folder}: cannot write all_results.json ({error}); free some space there") from error
         self._record.update(results=results, peak_memory_bytes=peak_memory(self._accelerator.device))

@@ -33,6 +33,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from peftlib.distributed import join, on_main
 from peftlib.errors import RunError, UserError
 from peftlib.files import share, strict, sync, write_json
+from peftlib.run_files import CHECKPOINTS
 from peftlib.strategies.parameters import load_trained_state, trained, trained_state
 from peftlib.tracking.reporter import Reporter
 from peftlib.training import randomness
@@ -58,7 +59,7 @@ class CheckpointKeeper:
     def __init__(
         self, folder: Path, every: str | None, limit: int | None, identity: dict[str, Any], reporter: Reporter
     ) -> None:
-        self.folder = folder / "checkpoints"
+        self.folder = folder / CHECKPOINTS
         self.limit = limit
         self._every = int(every) if every is not None and every != "epoch" else every
         self._identity = identity

@@ -13,7 +13,7 @@ from torch import nn
 
 from peftlib.acceleration.graphs import GraphedStep, Step
 from peftlib.data.collation import is_in_rows, split_inputs
-from peftlib.errors import OutOfMemory, RunError
+from peftlib.errors import OutOfMemory, RunError, in_one_line
 from peftlib.training.accumulation import backward, weighted_loss
 from peftlib.training.milestones import evaluate_due, finish_window, settle, stop_if_asked
 from peftlib.training.randomness import capture_random, restore_random
@@ -138,7 +138,7 @@ def train(training: Training) -> Progress:
                     time.sleep(1)
             # No checkpoint: this may be the middle of an update.
             raise RunError(
-                f"a data loader worker died ({' '.join(str(error).split())[:200]}); use "
+                f"a data loader worker died ({in_one_line(error)}); use "
                 "--dataloader_num_workers 0; a run with checkpoints continues with --resume_from_checkpoint auto"
             ) from error
     training.stop_clock()

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from peftlib.distributed import on_main, refuse_differences
 from peftlib.errors import UserError
 from peftlib.flags import NOT_SHAPING, WHERE_ABSENT
-from peftlib.run_files import record_in
+from peftlib.run_files import CHECKPOINTS, record_in
 from peftlib.tracking.reporter import Reporter
 
 FORMAT = 4  # raise it when the meaning of a checkpoint's files, or of a position in an epoch, changes
@@ -108,13 +108,13 @@ def _find(wanted: str | None, output_dir: Path, say: Callable[[str], None]) -> P
             step = int(verify(named)["step"])
         except ValueError as error:
             raise UserError(f"--resume_from_checkpoint {wanted}: {error}; use another checkpoint, or auto") from error
-        if named.resolve().parent == (output_dir / "checkpoints").resolve() and _newer(named.parent, step):
+        if named.resolve().parent == (output_dir / CHECKPOINTS).resolve() and _newer(named.parent, step):
             raise UserError(
                 f"--resume_from_checkpoint {wanted}: {output_dir} has newer checkpoints, which auto would use; "
                 "name another --output_dir to branch off, or remove them"
             )
         return named
-    folder = (output_dir if named is None else named) / "checkpoints"
+    folder = (output_dir if named is None else named) / CHECKPOINTS
     for checkpoint in checkpoints(folder):
         try:
             verify(checkpoint)
@@ -180,7 +180,7 @@ def matching_manifest(
 def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: Path) -> dict[str, Any]:
     manifest = verify(checkpoint)
     before, now = manifest["identity"], identity
-    is_own = checkpoint.resolve().parent == (folder / "checkpoints").resolve()
+    is_own = checkpoint.resolve().parent == (folder / CHECKPOINTS).resolve()
     if not is_own:
         manifest["trackers"] = {}
     old, new = (WHERE_ABSENT | run["arguments"] for run in (before, now))

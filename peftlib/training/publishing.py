@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peftlib.distributed import on_main
-from peftlib.errors import RunError, UserError
+from peftlib.errors import RunError, UserError, in_one_line
 from peftlib.hub import is_public, signed_in
 from peftlib.modeling import hub_name_of_base
-from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, PREDICTIONS, RECORD
 from peftlib.tracking.card import best_scores, model_card, name_for_others
 from peftlib.tracking.folder import RUN_FILES, sweep_of_run
 from peftlib.tracking.reporter import Reporter
@@ -20,7 +20,7 @@ from peftlib.tracking.reporter import Reporter
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 _CHECKPOINT = ("config.json", "model.safetensors")
 #: The record contains paths of this machine, and the predictions are of no use without it.
-_STAYS_HERE = ("metrics.jsonl", "predictions.safetensors", "run.json")
+_STAYS_HERE = (METRICS, PREDICTIONS, RECORD)
 
 
 class Repository(NamedTuple):
@@ -197,7 +197,7 @@ def _push(folder: Path, files: Mapping[str, Path | bytes], repository: Repositor
             commit_message="End of training",
         )
     except Exception as error:  # the client's, its HTTP library's or the system's: they share no other base
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = in_one_line(error, named=True)
         raise RunError(
             f"{folder} holds the whole result, but it was not pushed to {repository.id} ({reason}); push it with: {way}"
         ) from error

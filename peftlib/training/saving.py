@@ -16,7 +16,7 @@ from peftlib.errors import RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.evaluation.predictions import save_predictions
 from peftlib.files import placed_when_whole, write_text
-from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINTS
 from peftlib.strategies import Strategy
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.card import best_scores, model_card
@@ -49,7 +49,7 @@ def save_result(
     Raises:
         RunError: a file could not be written.
     """
-    kept = any((folder / "checkpoints").glob("step_*"))
+    kept = any((folder / CHECKPOINTS).glob("step_*"))
     way = "continue with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
     with _quietly_placed(folder, way) as temporary:
         strategy.save(model, temporary, head)

@@ -45,7 +45,7 @@ def test_a_state_of_any_update_is_saved_as_it_is(
     advance(model, hook, range(1, steps + 1))
     expected = logits(model)
     assert not torch.equal(before, expected)
-    METHOD.save(model, frozenset(), tmp_path)
+    METHOD.save(model, tmp_path)
     loaded = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=2), tmp_path)
     assert torch.equal(logits(loaded), expected)
     assert torch.equal(singular_values(loaded), singular_values(model))
@@ -56,7 +56,7 @@ def test_peft_s_configuration_has_the_run_s_schedule(tiny_folder: Callable[..., 
     method = AdaLoRA(adalora_target_modules="query,value")
     model = method.apply(*classifier(tiny_folder("bert")))
     method.step_hook(model, 200)
-    method.save(model, frozenset(), tmp_path)
+    method.save(model, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     found = [config[name] for name in ("total_step", "tinit", "tfinal", "deltaT", "init_r", "target_r", "rank_pattern")]
     assert found == [200, 30, 100, 2, 12, 8, None]
