@@ -65,7 +65,7 @@ class ServerFile:
             index, _, answer = line.partition("\t")
             if index != str(place):
                 return f"line {place + 2}: the index is {index!r}, not {place}"
-            if self.task.regression and self.task.score(answer) is None:
+            if self.task.regression and self.task.parse_score(answer) is None:
                 return f"line {place + 2}: the answer is {answer!r}; there are {self.task.scores_in_words()}"
             if not self.task.regression and answer not in classes:
                 return f"line {place + 2}: the answer is {answer!r}; there are {', '.join(classes)}"

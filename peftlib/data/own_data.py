@@ -142,7 +142,7 @@ def task_of_own_data(own: OwnData) -> Task:
     """
     table = _read(own, own.train, "train")
     for name in own.label_columns:  # first, since the text column is found as the one that is no label
-        table.place_of(name, "--label_column_name")
+        table.index_for_flag(name, "--label_column_name")
     own = replace(own, text_columns=_text_columns(table, own))
     _texts(table, own)
     return task_of_labels(name_of_own_data(own), table, own)
@@ -193,7 +193,7 @@ def _text_columns(table: Table, own: OwnData, usual: tuple[str, ...] = ()) -> tu
 
 def _texts(table: Table, own: OwnData) -> list[tuple[str, ...]]:
     names = own.text_columns or ()
-    places = [table.place_of(name, "--text_column_names") for name in names]
+    places = [table.index_for_flag(name, "--text_column_names") for name in names]
     texts = []
     for where, row in table.rows:
         for name, place in zip(names, places, strict=True):

@@ -77,7 +77,7 @@ def labels_of_rows(task: Task, table: Table, own: OwnData) -> list[Label]:
 
 def are_missing(table: Table, own: OwnData) -> bool:
     """Return whether the table has no labels: no label columns, or only empty ones."""
-    there = [table.place(name) for name in own.label_columns if name in table.columns]
+    there = [table.index_of(name) for name in own.label_columns if name in table.columns]
     if len(there) < len(own.label_columns):
         return not there
     return all(_is_blank(row[place]) for _, row in table.rows for place in there)
@@ -94,13 +94,13 @@ def _has_several(table: Table, own: OwnData) -> bool:
     """Whether the table is multi-label."""
     if len(own.label_columns) > 1 or own.label_delimiter is not None:
         return True
-    place = table.place_of(own.label_columns[0], "--label_column_name")
+    place = table.index_for_flag(own.label_columns[0], "--label_column_name")
     return any(isinstance(row[place], list) for _, row in table.rows)
 
 
 def _classes_of_rows(table: Table, own: OwnData, kind: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each row's place and its class names, one of them if the task is single-label."""
-    places = [table.place_of(name, "--label_column_name") for name in own.label_columns]
+    places = [table.index_for_flag(name, "--label_column_name") for name in own.label_columns]
     for where, row in table.rows:
         if len(places) > 1:
             cells = zip(own.label_columns, places, strict=True)
@@ -163,9 +163,9 @@ def _class(label: Any, what: str, *, named: bool) -> str:
 
 def _scores(table: Table, task: Task, own: OwnData) -> Iterator[float]:
     (column,) = own.label_columns
-    place = table.place_of(column, "--label_column_name")
+    place = table.index_for_flag(column, "--label_column_name")
     for where, row in table.rows:
-        score = task.score(row[place])
+        score = task.parse_score(row[place])
         if score is None:
             found = f"{table.source}, {where}: the {column} is {short(row[place])}"
             raise UserError(f"{found}; {task.name} has {task.scores_in_words()}")

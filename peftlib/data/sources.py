@@ -116,20 +116,20 @@ def _from_glue_folder(task: Task, layout: GlueFolder, split: str, data_dir: Path
         raise UserError(f"--data_dir {data_dir}: {path} is missing{hint}; {what} is read from {path.parent.name}/*.tsv")
     hidable = split in HIDABLE_SPLITS
     table = read_delimited(path, "\t", None if hidable else layout.columns, quoted=False, broken=layout.broken)
-    text_places = [table.place(name) for name in layout.text_columns]
+    text_columns = [table.index_of(name) for name in layout.text_columns]
     hidden = hidable and layout.label_column not in table.columns  # only GLUE's server has them
-    label_place = None if hidden else table.place(layout.label_column)
+    label_column = None if hidden else table.index_of(layout.label_column)
     known = {name: index for index, name in enumerate(task.classes_in_glue())}
-    read: Callable[[str], Any] = task.score if task.regression else known.get
+    read: Callable[[str], Any] = task.parse_score if task.regression else known.get
     labels: list[Label] = []
     for where, row in table.rows:
-        written = "" if label_place is None else row[label_place].strip()
-        label = task.hidden_label if label_place is None else read(written)
+        written = "" if label_column is None else row[label_column].strip()
+        label = task.hidden_label if label_column is None else read(written)
         if label is None:
             there = task.scores_in_words() if task.regression else f"the labels {', '.join(known)}"
             raise UserError(f"{path}, {where}: the {layout.label_column} is {written!r}; {task.name} has {there}")
         labels.append(label)
-    texts = [tuple(row[place].strip() for place in text_places) for _, row in table.rows]
+    texts = [tuple(row[place].strip() for place in text_columns) for _, row in table.rows]
     return Examples(texts, labels, str(path))
 
 

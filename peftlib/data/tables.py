@@ -33,7 +33,7 @@ class Table:
     classes: tuple[str, ...] | None = None
     texts: tuple[str, ...] | None = None
 
-    def place(self, name: str, hint: str = "") -> int:
+    def index_of(self, name: str, hint: str = "") -> int:
         """Return the index of a column.
 
         Args:
@@ -51,7 +51,7 @@ class Table:
             raise UserError(f"{self.source}: more than one column is called {name!r}; rename the others")
         return self.columns.index(name)
 
-    def place_of(self, name: str, flag: str) -> int:
+    def index_for_flag(self, name: str, flag: str) -> int:
         """Return the index of a column that the user names, or could name, by a flag.
 
         Raises:
@@ -61,7 +61,7 @@ class Table:
         if path.suffix.lower() == ".csv" and len(self.columns) == 1 and ";" in self.columns[0]:
             raise UserError(f"{self.source}: has semicolons between its columns; write commas, or tabs in a .tsv file")
         header = ", or write a first line with the columns' names" if path.suffix.lower() in DELIMITERS else ""
-        return self.place(name, f"; name it in {flag}{header}")
+        return self.index_of(name, f"; name it in {flag}{header}")
 
 
 def read_delimited(

@@ -110,7 +110,7 @@ class Task:
             return "diagnostic/diagnostic.tsv"
         return f"{self.glue.folder}/{self.published_split(split).replace('validation', 'dev')}.tsv"
 
-    def score(self, written: object) -> float | None:
+    def parse_score(self, written: object) -> float | None:
         """Parse a score; None if it is not a number within the range."""
         if not self.regression or not isinstance(written, str | int | float) or isinstance(written, bool):
             return None

@@ -141,7 +141,9 @@ class PeftMethod(Strategy):
         try:
             wrapped = wrap_with_prompts(model, config) if prompts else wrap(model, config)
         # PEFT reports a configuration that does not fit the layers by whatever exception comes first.
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        except (
+            ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError
+        ) as error:  # fmt: skip
             reason = in_one_line(error)
             raise UserError(f"--peft_type {self.peft_type} --peft_kwargs '{self.peft_kwargs}': {reason}") from error
         for name in ("beft_bias", "boft_s"):  # a bias with two dimensions; scale factors

@@ -15,7 +15,7 @@ from peftlib.console import Console
 from peftlib.sweeps.config import Sweep
 
 if TYPE_CHECKING:
-    from peftlib.sweeps.run import Run
+    from peftlib.sweeps.run import TrialRun
     from peftlib.sweeps.search import Claim, Search
 
 _SHOWN = 12  # trials in the live table
@@ -67,7 +67,7 @@ class SweepConsole(Console):
         if over:
             self.note(f"continuing: {over} runs have already ended")
 
-    def started(self, claim: Claim, run: Run) -> None:
+    def started(self, claim: Claim, run: TrialRun) -> None:
         """Print that a run has started or resumed."""
         self._began[claim.number] = time.monotonic()
         verb = "resumed" if claim.taken_up else "started"
@@ -82,7 +82,7 @@ class SweepConsole(Console):
         took = f" in {time.monotonic() - began:.0f} s" if began is not None else ""
         self.note(f"run {trial.number} {_STATES[trial.state]}{took}{_outcome(trial)}")
 
-    def show(self, search: Search, active: dict[int, Run]) -> None:
+    def show(self, search: Search, active: dict[int, TrialRun]) -> None:
         """Redraw the live table; in a pipe there is none, and the events have been printed."""
         if self._live is None:
             return

@@ -11,7 +11,7 @@ from peftlib.errors import Interrupted, RunError, nearest
 from peftlib.processes import CaughtSignals
 from peftlib.run_files import record_in
 from peftlib.sweeps.console import SweepConsole
-from peftlib.sweeps.run import Run, forget_checkpoints, in_use, reason_of, tail_of, values_in
+from peftlib.sweeps.run import TrialRun, forget_checkpoints, in_use, reason_of, tail_of, values_in
 from peftlib.sweeps.search import Claim, Search
 
 _PAUSE = 0.5  # seconds between polls
@@ -30,7 +30,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
         Interrupted: a signal was received; the next call resumes the unfinished runs.
         RunError: every run of the sweep has failed, or the first ones have and the rest were not tried.
     """
-    active: dict[int, tuple[Claim, Run | None]] = {}  # the run is None until it is started
+    active: dict[int, tuple[Claim, TrialRun | None]] = {}  # the run is None until it is started
     started, stopped, idle, failed = 0, 0, False, search.failures()
     with CaughtSignals(signal.SIGINT, signal.SIGTERM) as signals, console:
         console.begin(search, workers)
@@ -79,7 +79,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
         raise RunError(f"no run has succeeded; {logs}")
 
 
-def _stop(console: SweepConsole, runs: list[Run], *, at_once: bool) -> None:
+def _stop(console: SweepConsole, runs: list[TrialRun], *, at_once: bool) -> None:
     if runs and not at_once:
         console.note("stopping: the runs are writing checkpoints; interrupt again to kill them at once")
     for run in runs:
@@ -104,16 +104,16 @@ def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:
     return True
 
 
-def _start(search: Search, console: SweepConsole, claim: Claim, workers: int) -> Run:
+def _start(search: Search, console: SweepConsole, claim: Claim, workers: int) -> TrialRun:
     flags = search.sweep.flags(claim.values)
     if workers > 1:  # by default each run would use all cores, and they would wait for each other
         flags.setdefault("num_cpu_threads", max(1, (psutil.cpu_count(logical=False) or 1) // workers))
-    run = Run(search.sweep, flags, search.run_folder(claim.number), claim.lock, (search.id, claim.number))
+    run = TrialRun(search.sweep, flags, search.run_folder(claim.number), claim.lock, (search.id, claim.number))
     console.started(claim, run)
     return run
 
 
-def _poll(search: Search, console: SweepConsole, claim: Claim, run: Run, *, cut_off: bool) -> bool:
+def _poll(search: Search, console: SweepConsole, claim: Claim, run: TrialRun, *, cut_off: bool) -> bool:
     """Report a run's progress to the study; returns whether the run has ended.
 
     Args:

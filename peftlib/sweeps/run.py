@@ -22,7 +22,7 @@ _TAIL_LINES = 20
 _PATIENCE = 120.0  # seconds that a stopped run has to write its checkpoint
 
 
-class Run:
+class TrialRun:
     """A trial's subprocess, started on construction; its output goes to `<folder>.log`.
 
     Args:

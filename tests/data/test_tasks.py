@@ -36,18 +36,18 @@ def test_sts_b_alone_is_regression() -> None:
 
 @given(st.floats(0, 5))
 def test_a_score_is_read_however_it_is_written(score: float) -> None:
-    assert [TASKS["stsb"].score(written) for written in (score, repr(score), f" {score!r} ")] == [score] * 3
+    assert [TASKS["stsb"].parse_score(written) for written in (score, repr(score), f" {score!r} ")] == [score] * 3
 
 
 @pytest.mark.parametrize(
     "written", ["", "alike", "nan", "inf", "5.001", "-0.1", "4,5", True, None, 6, [1], 10**400, "1e999"]
 )
 def test_what_is_no_score_is_none(written: object) -> None:
-    assert TASKS["stsb"].score(written) is None
+    assert TASKS["stsb"].parse_score(written) is None
 
 
 def test_of_classes_there_is_no_score() -> None:
-    assert TASKS["mrpc"].score("1") is None
+    assert TASKS["mrpc"].parse_score("1") is None
 
 
 def test_only_mnli_has_splits_of_other_genres() -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from peftlib.sweeps.config import Sweep, load_sweep
 from peftlib.sweeps.folder import try_lock
-from peftlib.sweeps.run import Run, in_use, reason_of, tail_of, values_in
+from peftlib.sweeps.run import TrialRun, in_use, reason_of, tail_of, values_in
 
 
 def sweep_of(folder: Path, program: str = "train.py", command: list[str] | None = None) -> Sweep:
@@ -26,18 +26,18 @@ def sweep_of(folder: Path, program: str = "train.py", command: list[str] | None 
     return load_sweep(folder / "sweep.yaml", ["--seed"], lambda words: None)
 
 
-def start(folder: Path, script: str) -> Run:
+def start(folder: Path, script: str) -> TrialRun:
     """Start a run of a small program that writes the files of a training."""
     opening = f"import os, pathlib, sys, time\nout = pathlib.Path({str(folder / '0')!r})\nout.mkdir(exist_ok=True)\n"
     (folder / "program.py").write_text(opening + script)
     lock = try_lock(folder / "lock")
     assert lock is not None
-    run = Run(sweep_of(folder, str(folder / "program.py")), {"seed": 1}, folder / "0", lock, ("s-1", 4))
+    run = TrialRun(sweep_of(folder, str(folder / "program.py")), {"seed": 1}, folder / "0", lock, ("s-1", 4))
     lock.close()  # as if the sweep had died: only the run's processes hold it
     return run
 
 
-def ended(run: Run, seconds: float = 30) -> int:
+def ended(run: TrialRun, seconds: float = 30) -> int:
     deadline = time.monotonic() + seconds
     while (status := run.poll()) is None:
         assert time.monotonic() < deadline
