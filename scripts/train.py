@@ -75,9 +75,10 @@ def main() -> None:
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     with everywhere():
-        extent = splits.extent(data_args.pad_to)
-        added = args.strategy.virtual_tokens
-        base, head = load_classifier(source, task.labels, args.dropout, extent, task.problem_type, added)
+        base, head = load_classifier(
+            source, task.labels, args.dropout, splits.extent(data_args.pad_to), task.problem_type,
+            virtual_tokens=args.strategy.virtual_tokens,
+        )  # fmt: skip
     base_size, fingerprint, rate = size(base), Fingerprint.of(base, head), args.learning_rate
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader), reporter.warn)
     parameters = ParameterCount.of(base_size, adapted)

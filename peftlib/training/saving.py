@@ -20,6 +20,7 @@ from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINTS
 from peftlib.strategies import Strategy
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.card import best_scores, model_card
+from peftlib.training.manifest import PREFIX
 from peftlib.training.state import Progress
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def save_result(
     Raises:
         RunError: a file could not be written.
     """
-    kept = any((folder / CHECKPOINTS).glob("step_*"))
+    kept = any((folder / CHECKPOINTS).glob(f"{PREFIX}*"))
     way = "continue with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
     with _quietly_placed(folder, way) as temporary:
         strategy.save(model, temporary, head)
