@@ -132,6 +132,8 @@ def value_instead_of(flag: str, value: str, known: Collection[str]) -> str:
     kind = value.lower().replace("-", "_")
     if flag == "--method" and kind in PEFT_TYPES:
         return f"; use --method peft --peft_type {kind}"
+    if value == "False" and (words := [f'"{word}"' for word in known if word in ("no", "off")]):
+        return f"; YAML reads {words[0]} as False without the quotes"
     return nearest(value, known)
 
 
