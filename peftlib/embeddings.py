@@ -44,6 +44,11 @@ def refuse_what_ends_before(model: PreTrainedModel, name: str, token: int, lengt
     if limits:  # relative positions have no limit
         positions = min(*limits, getattr(model.config, "max_position_embeddings", limits[0]))
         if length + added > positions:
+            if added >= positions:
+                raise UserError(
+                    f"--peft_kwargs: num_virtual_tokens is {added}, and {name} has {positions} positions for them and "
+                    "the text; use fewer"
+                )
             taken = f"{positions} positions, {added} of which virtual tokens take" if added else "no more positions"
             raise UserError(
                 f"--max_length must be at most {positions - added}: {name} has {taken}, and the longest "

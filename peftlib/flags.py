@@ -33,11 +33,15 @@ TAKES_JSON = ("_kwargs", "class_weights")
 def as_json(mapping: dict[str, Any]) -> str:
     """Convert a YAML mapping to JSON for such a flag.
 
-    YAML 1.1 reads 1e-1 as a string, for lack of a dot; here it becomes a number.
+    YAML 1.1 reads 1e-1 as a string, for lack of a dot; here it becomes a number. It reads the name `yes` as True, of
+    which JSON would make another name, `true`.
 
     Raises:
-        ValueError, TypeError: JSON cannot represent a value.
+        ValueError, TypeError: JSON cannot represent a name or a value.
     """
+    for name in mapping:
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise ValueError(f"YAML reads a name in it as {name}")
     return json.dumps({name: _number(value) for name, value in mapping.items()}, allow_nan=False)
 
 

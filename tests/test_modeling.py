@@ -307,6 +307,9 @@ def test_what_its_embeddings_do_not_have_is_refused(tiny_folder, architecture, p
     )
     with pytest.raises(UserError, match=expected):
         load_classifier(source, LABELS, extent=(5, positions - 19), virtual_tokens=20)
+    expected = f"^--peft_kwargs: num_virtual_tokens is {positions}, and .* has {positions} positions .* use fewer$"
+    with pytest.raises(UserError, match=expected):
+        load_classifier(source, LABELS, extent=(5, 3), virtual_tokens=positions)
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "funnel"])

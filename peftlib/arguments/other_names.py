@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 
 from peftlib.errors import nearest
+from peftlib.strategies.peft_method import PEFT_TYPES
 
 #: Similarity from which an unknown flag counts as a typo; below it, two flags mean different things.
 _A_SLIP = 0.86
@@ -27,12 +28,16 @@ _CALLED: tuple[tuple[str, str], ...] = (
     ("use --lora_r; of another method of PEFT's it goes into --peft_kwargs", "r rank lora_rank lora_dim"),
     ("use --lora_alpha; of another method of PEFT's it goes into --peft_kwargs", "alpha lora_scaling"),
     ("use --adalora_init_r, with --method adalora", "init_r"),
-    ("use --adalora_target_r, with --method adalora", "target_r"),
+    ("use --adalora_target_r, with --method adalora", "target_r adalora_r"),
     ("use --adalora_tinit, with --method adalora", "tinit"),
     ("use --adalora_tfinal, with --method adalora", "tfinal"),
     ("use --adalora_deltaT, with --method adalora", "deltaT delta_t mask_interval"),
     ("use --adalora_orth_reg_weight, with --method adalora", "orth_reg_weight reg_orth_coef"),
-    ("it goes into --peft_kwargs, with --method peft", "block_size vector_length oft_block_size"),
+    ("it goes into --peft_kwargs, with --method peft",
+     "block_size vector_length oft_block_size num_virtual_tokens prefix_projection prompt_tuning_init "
+     "prompt_tuning_init_text encoder_reparameterization_type encoder_hidden_size encoder_num_layers encoder_dropout"),
+    ("it is num_virtual_tokens in --peft_kwargs, with --method peft",
+     "pre_seq_len prompt_length prompt_len prefix_length prefix_len soft_prompt_length n_prompt_tokens"),
     ("use --target_modules", "lora_target_modules lora_target lora_modules lora_targets modules_to_target"),
     ("use --bias_terms, with --method bitfit", "bias lora_bias train_bias"),
     ("the head always trains; --train_head false leaves it out with --method bitfit", "modules_to_save freeze_head"),
@@ -120,6 +125,16 @@ def instead_of(name: str, known: Collection[str]) -> str:
         if flags_in(line) <= set(known):
             return f"; {line}"
     return nearest(f"--{name}", known, cutoff=_A_SLIP)
+
+
+def value_instead_of(flag: str, value: str, known: Collection[str]) -> str:
+    """Return a hint as `instead_of` does, for a value that is not among the flag's `known` ones."""
+    kind = value.lower().replace("-", "_")
+    if flag == "--method" and kind in PEFT_TYPES:
+        return f"; use --method peft --peft_type {kind}"
+    if value == "False" and (words := [f'"{word}"' for word in known if word in ("no", "off")]):
+        return f"; YAML reads {words[0]} as False without the quotes"
+    return nearest(value, known)
 
 
 def flags_in(line: str) -> set[str]:

@@ -12,8 +12,8 @@ from typing import Any, NoReturn, TypeVar
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
-from peftlib.arguments.other_names import instead_of
-from peftlib.errors import UserError, nearest
+from peftlib.arguments.other_names import instead_of, value_instead_of
+from peftlib.errors import UserError
 
 _Options = TypeVar("_Options")
 #: Name endings of flags whose value is, or may be, a path.
@@ -42,7 +42,8 @@ class Parser(HfArgumentParser):
     def _check_value(self, action: Any, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             flag, known = action.option_strings[0], [str(choice) for choice in action.choices]
-            raise UserError(f"{flag} {value}: unknown{nearest(str(value), known)} (known: {', '.join(known)})")
+            hint = value_instead_of(flag, str(value), known)
+            raise UserError(f"{flag} {value}: unknown{hint} (known: {', '.join(known)})")
 
     def flags(self) -> list[str]:
         """Return every long option, with underscores."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from peftlib.data.own_data import task_in_table
-from peftlib.flags import NOT_SHAPING
+from peftlib.flags import NOT_SHAPING, WHERE_ABSENT
 from peftlib.reporting.runs import Run
 from peftlib.reporting.variants import Variant, plain_number, variants_of
 from peftlib.strategies import STRATEGIES
@@ -185,7 +185,7 @@ def _digest(labels: np.ndarray) -> str:
 
 
 def _key(run: Run) -> dict[str, Any]:
-    record, arguments = run.record, run.arguments
+    record, arguments = run.record, WHERE_ABSENT | run.arguments
     data = {f"{split} split": (facts["fingerprint"][:12], facts["examples"]) for split, facts in record["data"].items()}
     # Flags that are None are left out below, like flags that an older version did not have.
     names = arguments.keys() - _NOT_GROUPED_BY - _METHOD_FLAGS

@@ -78,6 +78,14 @@ def test_class_weights_may_be_a_mapping(config, text):
     assert parse(config(f"class_weights: {text}\n")).training.class_weights == '{"ham": 0.5, "spam": 9.0}'
 
 
+@pytest.mark.parametrize(("text", "read"), [("{yes: 9}", "True"), ("{no: 9, maybe: 2}", "False"), ("{~: 9}", "None")])
+def test_a_class_whose_name_yaml_reads_as_something_else_needs_quotes(config, text, read):
+    expected = f"class_weights cannot be read as JSON (YAML reads a name in it as {read}); put it in quotes"
+    assert expected in complaint(config(f"class_weights: {text}\n"))
+    weights = parse(config("class_weights: {'yes': 9, 0: 2}\n")).training.class_weights
+    assert weights == '{"0": 2.0, "yes": 9.0}'
+
+
 @pytest.mark.parametrize("rest", ["{r: 2026-01-01}", "{r: .nan}", "{r: 4}\noutput_dir: 2026-99-99", "{1: !!set {a}}"])
 def test_what_is_no_json_is_a_line(config, rest):
     assert ": peft_kwargs cannot be read as JSON (" in complaint("--method=peft", config(f"peft_kwargs: {rest}\n"))

@@ -57,6 +57,8 @@ def test_an_entry_names_flags_that_one_command_has_and_is_about_names_that_train
         ("--load_best_model_at_end", "not needed"),
         ("--gradient_checkpointing", "not available"),
         ("--adam_beta1", "always 0.9 and 0.999"),
+        ("--num_virtual_tokens", "it goes into --peft_kwargs, with --method peft"),
+        ("--pre_seq_len", "it is num_virtual_tokens in --peft_kwargs, with --method peft"),
         ("--label_smoothing", "use --label_smoothing_factor"),
         ("--class_weight", "use --class_weights"),
         ("--use_class_weights", "use --class_weights balanced"),

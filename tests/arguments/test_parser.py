@@ -14,7 +14,11 @@ from tests.arguments.parsing import complaint
         (("--learning-rte=1",), "--learning-rte: no such flag; did you mean --learning_rate?"),
         (("--learn", "1"), "--learn: no such flag"),  # no abbreviations: a later flag would change their meaning
         (("--method", "lorra"), "--method lorra: unknown; did you mean lora?"),
+        (("--method", "prompt-tuning"), "prompt-tuning: unknown; use --method peft --peft_type prompt_tuning (known: "),
+        (("--method", "VeRA"), "--method VeRA: unknown; use --method peft --peft_type vera (known: "),
         (("--task_name", "rotten_tomatos"), "--task_name rotten_tomatos: unknown; did you mean rotten_tomatoes?"),
+        (("--acceleration=False",), '--acceleration False: unknown; YAML reads "off" as False without the quotes'),
+        (("--mixed_precision=False",), 'unknown; YAML reads "no" as False without the quotes (known: '),
         (("--mixed_precision=fp61",), "--mixed_precision fp61: unknown; did you mean fp16?"),
         (("--lr-scheduler-type", "liner"), "--lr_scheduler_type liner: unknown; did you mean linear?"),
         (("--bias_terms", "querry"), "--bias_terms querry: no such group of biases; did you mean query?"),

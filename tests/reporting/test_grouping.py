@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from peftlib.evaluation.predictions import save_predictions
+from peftlib.flags import WHERE_ABSENT
 from peftlib.reporting.grouping import compare
 from peftlib.reporting.runs import Run, read_run
 from tests.reporting.made_up import make_run
@@ -287,8 +288,7 @@ def test_a_method_at_another_dropout_is_another_variant(make):
 )
 def test_another_training_loss_is_another_variant(make, words, label):
     """One comparison; runs from before these flags count as runs at the defaults."""
-    new = ("class_weights", "label_smoothing_factor")
-    earlier = {name: value for name, value in make(seed=2).arguments.items() if name not in new}
+    earlier = {name: value for name, value in make(seed=2).arguments.items() if name not in WHERE_ABSENT}
     runs = [make(seed=1), make(*words, seed=1), make(seed=2, changes={"arguments": earlier})]
     (comparison,) = compare(runs)
     assert labels(comparison) == [("BitFit", [1, 2]), (label, [1])]
