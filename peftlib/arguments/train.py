@@ -155,8 +155,6 @@ def _without_effect(
         "warmup_ratio": ("num_warmup_steps", True),
         "num_train_epochs": ("max_train_steps", True),
         "extend_training": ("resume_from_checkpoint", False),
-        "frozen_dtype": ("acceleration", True),
-        "cuda_graphs": ("acceleration", True),
         "checkpoints_total_limit": ("checkpointing_steps", False),
         "hub_model_id": ("push_to_hub", False),
         "hub_private_repo": ("push_to_hub", False),
@@ -164,6 +162,10 @@ def _without_effect(
     for name, (other, with_it) in without_effect.items():
         if name in given and (other in given) == with_it:
             yield f"--{name} has no effect {'together with' if with_it else 'without'} --{other}"
+    if not training.accelerates:
+        for name in ("frozen_dtype", "cuda_graphs"):
+            if name in given:
+                yield f"--{name} has no effect with --acceleration off"
     if training.lr_scheduler_type == "constant":
         for name in ("num_warmup_steps", "warmup_ratio"):
             if name in given:

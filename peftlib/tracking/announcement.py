@@ -35,7 +35,7 @@ def facts_of(
         **_outputs(facts),
         "model": facts["model"]["name"],
         "method": f"{_named(arguments)}, learning rate {facts['learning_rate']:g}",
-        **_changes_of_loss(facts, arguments),
+        **changes_of_loss(facts, arguments),
         "updates": f"{steps:,} of {examples} examples, {_counted(facts['processes'], 'process')}",
         **({} if step is None else {"resumed": _resumed(step, steps)}),
         "precision": f"{facts['precision']['name']} ({facts['precision']['reason']})",
@@ -107,14 +107,19 @@ def _outputs(facts: dict[str, Any]) -> dict[str, str]:
     return {title: f"{len(labels)}: {_first_of([_shortened(label) for label in labels])}"}
 
 
-def _changes_of_loss(facts: dict[str, Any], arguments: dict[str, Any]) -> dict[str, str]:
-    """How the training loss differs from the plain mean; evaluations keep that."""
+def changes_of_loss(facts: dict[str, Any], arguments: dict[str, Any]) -> dict[str, str]:
+    """Describe how the training loss differs from the plain mean; empty if it does not. Evaluations keep that.
+
+    Args:
+        facts: the content of `run.json`.
+        arguments: flag -> value; those of 0.1.0 lack the flags for it.
+    """
     weights = facts["data"]["train"].get("class_weights", {})
     parts = []
     if weights:
         shown = _first_of([f"{_shortened(name)} {weight:.4g}" for name, weight in weights.items()])
         parts.append(f"class weights {shown}" + (" (balanced)" if arguments["class_weights"] == BALANCED else ""))
-    if smoothing := arguments["label_smoothing_factor"]:
+    if smoothing := arguments.get("label_smoothing_factor"):
         parts.append(f"label smoothing {smoothing:g}")
     return {"training loss": "; ".join(parts)} if parts else {}
 

@@ -10,6 +10,7 @@ from peftlib.data.own_data import task_in_table
 from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
 from peftlib.modeling import PACKAGED_MODELS, hub_name_of_base
 from peftlib.strategies import STRATEGIES
+from peftlib.tracking.announcement import changes_of_loss
 
 _CARD = """---
 {metadata}
@@ -23,7 +24,7 @@ _CARD = """---
 |---|---|
 {metrics}
 
-{labels}. Seed {seed}, learning rate {rate:g}, {steps:,} updates of {batch} examples, precision {precision}.
+{labels}. Seed {seed}, learning rate {rate:g}, {steps:,} updates of {batch} examples, precision {precision}.{loss}
 {record}
 ## Use
 
@@ -130,6 +131,7 @@ def model_card(
         steps=run["steps"],
         batch=run["effective_batch_size"],
         precision=run["precision"]["name"],
+        loss="".join(f" Training loss: {change}." for change in changes_of_loss(run, arguments).values()),
         record="" if public else _RECORD,
         usage=usage,
         below=below,

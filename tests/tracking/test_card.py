@@ -169,3 +169,16 @@ def test_the_scores_of_a_card_are_those_of_the_saved_state():
         "epoch": 1,
     }
     assert best_scores(results) == {"accuracy": 0.75, "loss": 0.25}
+
+
+def test_a_loss_that_is_no_plain_mean_is_said():
+    run = made_run()
+    assert "Training loss" not in model_card(run, SCORES, folder="outputs/a", is_adapter=True)
+    run["arguments"] |= {"class_weights": "balanced", "label_smoothing_factor": 0.1}
+    run["data"] |= {"train": {**run["data"]["train"], "class_weights": {"no": 0.5, "yes": 5.0}}}
+    text = model_card(run, SCORES, folder="outputs/a", is_adapter=True)
+    assert " Training loss: class weights no 0.5, yes 5 (balanced); label smoothing 0.1.\n" in text
+    for name in ("class_weights", "label_smoothing_factor"):
+        del run["arguments"][name]
+    del run["data"]["train"]["class_weights"]
+    assert "Training loss" not in model_card(run, SCORES, folder="outputs/a", is_adapter=True), "a run of 0.1.0"
