@@ -114,7 +114,7 @@ def changes_of_loss(facts: dict[str, Any], arguments: dict[str, Any]) -> dict[st
         facts: the content of `run.json`.
         arguments: flag -> value; those of 0.1.0 lack the flags for it.
     """
-    weights = facts["data"]["train"].get("class_weights", {})
+    weights = facts["data"].get("train", {}).get("class_weights", {})
     parts = []
     if weights:
         shown = _first_of([f"{_shortened(name)} {weight:.4g}" for name, weight in weights.items()])
