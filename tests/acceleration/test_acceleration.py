@@ -21,7 +21,7 @@ from peftlib.acceleration import (
 from peftlib.errors import UserError
 from peftlib.modeling import find_model, load_classifier
 from peftlib.strategies import STRATEGIES
-from tests.strategies.classifiers import METHODS, classifier, sentences
+from tests.strategies.classifiers import METHODS, assert_computes_the_same, classifier, sentences
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "deberta"])
@@ -31,14 +31,7 @@ def test_an_accelerated_model_computes_the_same(tiny_folder, architecture, metho
     plain = METHODS[method].apply(plain, head).eval()
     quick = copy.deepcopy(plain)
     accelerate_model(quick, torch.device("cpu"), "no")
-    found = []
-    for model in (plain, quick):
-        output = model(**sentences(), labels=torch.tensor([0, 1, 0, 1]))
-        output.loss.backward()
-        found.append((output.logits, {name: one.grad for name, one in model.named_parameters() if one.requires_grad}))
-    (expected, gradients), (got, others) = found
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
+    assert_computes_the_same(quick, plain)
 
 
 @pytest.mark.parametrize("method", METHODS)

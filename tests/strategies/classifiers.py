@@ -69,3 +69,15 @@ def update(model: nn.Module, steps: int = 3, rate: float = 1e-2) -> None:
 
 def trained_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def assert_computes_the_same(changed: nn.Module, plain: nn.Module) -> None:
+    """Logits and gradients of both are equal up to rounding."""
+    found = []
+    for model in (plain, changed):
+        output = model(**sentences(), labels=torch.tensor([0, 1, 0, 1]))
+        output.loss.backward()
+        found.append((output.logits, {name: one.grad for name, one in model.named_parameters() if one.requires_grad}))
+    (expected, gradients), (got, others) = found
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)

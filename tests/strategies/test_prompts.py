@@ -23,7 +23,7 @@ from peftlib.strategies.lora import LoRA
 from peftlib.strategies.parameters import trained_state
 from peftlib.strategies.peft_method import PeftMethod
 from peftlib.strategies.prompts import PROMPT_TYPES
-from tests.strategies.classifiers import classifier, logits, sentences, trained_names, update
+from tests.strategies.classifiers import assert_computes_the_same, classifier, logits, trained_names, update
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((peft_type, {"num_virtual_tokens": 3}) for peft_type in PROMPT_TYPES),
@@ -106,14 +106,7 @@ def test_an_accelerated_model_computes_the_same(
     plain = method_of(peft_type).apply(*classifier(tiny_folder(architecture))).eval()
     quick = copy.deepcopy(plain)
     accelerate_model(quick, torch.device("cpu"), "no")
-    found = []
-    for model in (plain, quick):
-        output = model(**sentences(), labels=torch.tensor([0, 1, 0, 1]))
-        output.loss.backward()
-        found.append((output.logits, {name: one.grad for name, one in model.named_parameters() if one.requires_grad}))
-    (expected, gradients), (got, others) = found
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
+    assert_computes_the_same(quick, plain)
 
 
 def test_prompts_start_from_tokens_and_draw_the_same_ones_for_a_seed(tiny_folder: Callable[..., Path]) -> None:
