@@ -117,7 +117,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             set_seed(how.seed, device_specific=True)
             run = Training(
                 accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan,
-                cuda_graphs=how.cuda_graphs and how.accelerates, hook=strategy.step_hook(adapted, plan.steps),
+                cuda_graphs=how.records_graphs, hook=strategy.step_hook(adapted, plan.steps),
             )  # fmt: skip
             if how.auto_find_batch_size:
                 fit_micro_batch(run)

@@ -106,8 +106,7 @@ def main() -> None:
     run = Training(
         accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan,
         keeper=CheckpointKeeper(folder, *output_args.checkpointing, identity, reporter),
-        cuda_graphs=train_args.cuda_graphs and train_args.accelerates,
-        hook=args.strategy.step_hook(adapted, plan.steps),
+        cuda_graphs=train_args.records_graphs, hook=args.strategy.step_hook(adapted, plan.steps),
     )  # fmt: skip
 
     with Interruption(accelerator) as interruption, reporter.watching(plan.steps, facts, manifest):

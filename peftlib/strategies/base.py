@@ -70,8 +70,8 @@ class Strategy(ABC):
 
     @property
     def mergeable(self) -> bool:
-        """Whether the trained result can be merged into the base model's weights."""
-        return True
+        """Whether the trained result can be merged into the base model's weights; virtual tokens are inputs to it."""
+        return self.virtual_tokens == 0
 
     def apply(self, model: PreTrainedModel, head: frozenset[str] | None = None) -> Trained:
         """Make exactly the parameters trainable that this method trains.

@@ -114,10 +114,6 @@ class PeftMethod(Strategy):
         return virtual_tokens(self._options()) if self.peft_type in PROMPT_TYPES else 0
 
     @property
-    def mergeable(self) -> bool:
-        return self.peft_type not in PROMPT_TYPES
-
-    @property
     def _settled(self) -> frozenset[str]:
         return frozenset(_SETTLED + SETTLED_FOR_PROMPTS * (self.peft_type in PROMPT_TYPES))
 

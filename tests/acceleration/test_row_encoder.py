@@ -21,6 +21,7 @@ from peftlib.acceleration.bert import joined, linears
 from peftlib.acceleration.graphs import GraphedStep
 from peftlib.acceleration.row_encoder import take_rows
 from peftlib.data.collation import Collator, RowCollator, is_in_rows, split_inputs
+from peftlib.strategies.peft_method import PeftMethod
 from peftlib.training.accumulation import weighted_loss
 from tests.acceleration.rows import DEVICE, assert_close, batches, calls, classifier, gradients, in_both, with_lora
 
@@ -226,12 +227,17 @@ def test_only_plain_frozen_layers_of_bert_s_kind_take_rows():
     assert take_rows(classifier("roberta"), torch.float32) == 2
 
 
+def with_prompts(model):
+    return PeftMethod("prompt_tuning").apply(model)
+
+
 @pytest.mark.parametrize(
     ("adapt", "options", "laid_out"),
     [
         (lambda model: model, {}, True), (with_lora, {}, True), (with_lora, {"precision": "bf16"}, True),
         (lambda model: model, {"precision": "no"}, False), (lambda model: model, {"frozen_dtype": "fp32"}, False),
-        (with_lora, {"reads_frozen": True}, False), (lambda model: model.requires_grad_(), {}, False),
+        (with_lora, {"reads_frozen": True}, False), (lambda model: model, {"enabled": False}, False),
+        (with_prompts, {}, False), (lambda model: model.requires_grad_(), {}, False),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("hopper", [True, False])

@@ -128,6 +128,13 @@ COMPANIONS = {
 OWNERS = {field.name: name for name, strategy in STRATEGIES.items() for field in dataclasses.fields(strategy)}
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"), [([], True), (["--cuda_graphs=false"], False), (["--acceleration=off"], False)]
+)
+def test_cuda_graphs_are_part_of_the_acceleration(words, expected):
+    assert parse(*words).training.records_graphs == expected
+
+
 def test_the_samples_cover_every_flag_and_differ_from_its_default():
     fields = [field for group in (*GROUPS, *STRATEGIES.values()) for field in dataclasses.fields(group)]
     assert sorted(SAMPLES) == sorted(field.name for field in fields)

@@ -22,6 +22,7 @@ from peftlib.evaluation.finished import Finished
 from peftlib.modeling import Fingerprint
 from peftlib.strategies import STRATEGIES, Strategy
 from peftlib.strategies.lora import LoRA
+from peftlib.strategies.peft_method import PeftMethod
 from tests.conftest import write_glue
 from tests.strategies.classifiers import METHODS, classifier, logits, update
 
@@ -203,6 +204,20 @@ def test_batches_are_laid_out_as_in_training(
     tmp_path: Path, padded: bool, splits: dict[str, Any], expected: dict[str, int]
 ) -> None:
     assert left(tmp_path, record(arguments={"pad_to_max_length": padded}, data=splits)).layout == expected
+
+
+def test_it_is_accelerated_as_it_was_trained(tmp_path: Path) -> None:
+    other = {"frozen_dtype": "fp32", "acceleration": "off"}
+    expected = {"frozen_dtype": "fp32", "reads_frozen": True, "enabled": False}
+    assert left(tmp_path, record(PeftMethod("hira"), arguments=other)).acceleration == expected
+    usual = {"frozen_dtype": "auto", "reads_frozen": False, "enabled": True}
+    assert left(tmp_path, record()).acceleration == usual, "a run of 0.1.0"
+
+
+def test_prompts_are_not_merged(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"PEFT prefix_tuning has no weights to merge; .* --adapter --push_to_hub$"):
+        left(tmp_path, record(PeftMethod("prefix_tuning"))).refuse_what_cannot_be_merged()
+    left(tmp_path, record(PeftMethod("loha"))).refuse_what_cannot_be_merged()
 
 
 def test_its_evaluation_batches_are_those_that_fitted(tmp_path: Path) -> None:
