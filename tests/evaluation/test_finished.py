@@ -220,6 +220,15 @@ def test_prompts_are_not_merged(tmp_path: Path) -> None:
     left(tmp_path, record(PeftMethod("loha"))).refuse_what_cannot_be_merged()
 
 
+def test_virtual_tokens_take_positions(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    method, (model, head) = PeftMethod("prompt_tuning"), classifier(tiny_folder())
+    method.save(method.apply(model, head), tmp_path, head)
+    run = left(tmp_path, record(method, tiny_folder()))
+    run.load(extent=(5, 120))
+    with pytest.raises(UserError, match=r"^--max_length must be at most 120: .* 140 positions, 20 of which "):
+        run.load(extent=(5, 121))
+
+
 def test_its_evaluation_batches_are_those_that_fitted(tmp_path: Path) -> None:
     """In batches of other sizes a matrix product may round differently, and larger ones did not fit."""
     asked = record(arguments={"per_device_eval_batch_size": 64})

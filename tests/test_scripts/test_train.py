@@ -333,6 +333,7 @@ def _wrong_inputs(place: Path) -> dict[str, tuple[list[object], str]]:
     wrong_label = _spoil(glue, "wrong-label", "\t1\n", "\t2\n")
     model = ["--model_name_or_path", place / "model"]
     sst2 = [*model, "--task_name", "sst2", "--data_dir"]
+    prompt = ["--method=peft", "--peft_type=prompt_tuning", '--peft_kwargs={"num_virtual_tokens": 1000}']
     return {
         "unknown method": (["--method", "bitfti"], "--method bitfti: unknown; did you mean bitfit?"),
         "unknown task": (["--task_name", "mrcp"], "--task_name mrcp: unknown; did you mean mrpc?"),
@@ -350,6 +351,7 @@ def _wrong_inputs(place: Path) -> dict[str, tuple[list[object], str]]:
         "missing column": ([*sst2, no_column], "no column 'label'; did you mean lable?"),
         "label out of range": ([*sst2, wrong_label], "sst2 has the labels 0, 1"),
         "empty split": ([*sst2, empty], "the validation split of sst2 has no rows"),
+        "too long a prompt": ([*sst2, glue, *prompt], "num_virtual_tokens is 1000, and "),
     }  # fmt: skip
 
 
@@ -357,6 +359,7 @@ WRONG = [
     "unknown method", "unknown task", "unknown flag", "batch size 0", "negative rate", "unknown tracker",
     "another task's metric", "no such model folder", "no such model", "fp16 on a CPU", "push offline",
     "used output folder", "no data file", "missing column", "label out of range", "empty split",
+    "too long a prompt",
 ]  # fmt: skip
 
 
