@@ -24,6 +24,8 @@ from tests.test_benchmarks.conftest import EXAMPLES, small_config
 #: At least so many times Trainer's speed over sentences of 5 to 126 tokens. Measured 4.0 to 4.4; without length
 #: grouping 2.1 to 2.4.
 TIMES_TRAINER = 3.0
+#: The least gain of length grouping alone; 1.44 and 1.51 were measured where the ungrouped run was 3.4 x Trainer.
+TIMES_UNGROUPED = 1.3
 #: At least so many times the speed of an unchanged model, batch by batch. Measured 1.57; without the cheap dropout
 #: 1.06, with SDPA 1.1.
 TIMES_PLAIN = 1.3
@@ -47,7 +49,9 @@ def test_training_is_times_faster_than_trainer_and_length_grouping_is_why(flags)
     }
     rounds = [{name: processor_time_per_epoch(job) for name, job in jobs.items()} for _ in range(_ROUNDS)]
     times = {name: median(one["trainer"] / one[name] for one in rounds) for name in jobs}
-    assert times["ours"] > TIMES_TRAINER > times["ungrouped"], times
+    assert times["ours"] > TIMES_TRAINER, times
+    # Beside our own other run: how fast Trainer is beside either depends on the machine.
+    assert median(one["ungrouped"] / one["ours"] for one in rounds) > TIMES_UNGROUPED, times
 
 
 def test_an_accelerated_step_is_faster_than_a_plain_one():
