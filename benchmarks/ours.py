@@ -26,6 +26,7 @@ from peftlib.modeling import Fingerprint, find_model, load_classifier, load_toke
 from peftlib.strategies.parameters import ParameterCount, freeze_unread, size
 from peftlib.tracking.record import describe_run
 from peftlib.tracking.reporter import Reporter
+from peftlib.training.data_parallel import prepare
 from peftlib.training.devices import build_accelerator
 from peftlib.training.loop import train
 from peftlib.training.memory import fit_micro_batch
@@ -108,7 +109,9 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         scheduler = build_scheduler(
             optimizer, how.lr_scheduler_type, plan.steps, how.num_warmup_steps, how.warmup_ratio
         )
-        model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
+        model, optimizer, train_loader, eval_loader = prepare(
+            accelerator, adapted, optimizer, train_loader, eval_loader
+        )
         score = partial(_score, accelerator, model, eval_loader, splits.validation.labels)
         facts = describe_run(
             source, fingerprint, task, splits.facts(), parameters, precision, args.learning_rate, batches.window_size
@@ -117,7 +120,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             set_seed(how.seed, device_specific=True)
             run = Training(
                 accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan,
-                cuda_graphs=how.records_graphs, hook=strategy.step_hook(adapted, plan.steps),
+                cuda_graphs=args.records_graphs, hook=strategy.step_hook(adapted, plan.steps),
             )  # fmt: skip
             if how.auto_find_batch_size:
                 fit_micro_batch(run)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,13 @@ from accelerate.utils import broadcast_object_list, gather_object
 from peftlib.errors import Ending, RunError, UserError
 
 _Answer = TypeVar("_Answer")
+#: Variables of `accelerate launch` -> what they turn on.
+_SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism configuration",
+}
 
 
 def join(timeout: timedelta | None = None) -> PartialState:
@@ -30,14 +38,27 @@ def join(timeout: timedelta | None = None) -> PartialState:
 
     Args:
         timeout: of collective operations, joining included; None means torch's default.
+
+    Raises:
+        UserError: the launcher was told to shard the model.
     """
     if PartialState._shared_state:
         return PartialState()
+    _refuse_sharding()
     # Without a GPU, accelerate joins the launcher's processes only with cpu=True.
     state = PartialState(cpu=not has_accelerator(), **({} if timeout is None else {"timeout": timeout}))
     if dist.is_initialized():
         _free_last(dist.group.WORLD)
     return state
+
+
+def _refuse_sharding() -> None:
+    for variable, way in _SHARDING.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            raise UserError(
+                f"accelerate's {way} is not supported, as every process holds the whole model; use "
+                "accelerate_configs/multi_gpu.yaml, or accelerate launch --multi_gpu"
+            )
 
 
 def has_accelerator() -> bool:
@@ -147,9 +168,8 @@ def _line(error: Exception | None) -> str | None:
 def _free_last(group: dist.ProcessGroup | None) -> None:
     """Keep the process group alive until exit, so that it is freed last, and its threads can finish first.
 
-    Freeing gloo's group waits for its threads, and a thread that is releasing a tensor waits for the GIL. If
-    DistributedDataParallel's Reducer holds the last reference, it frees the group while holding the GIL: a finished run
-    then deadlocks or aborts (torch 2.13, about one exit in ten on busy cores).
+    Freeing gloo's group waits for its threads, and a thread that is releasing a tensor waits for the GIL, which
+    whoever drops the last reference may hold: a finished run then deadlocks or aborts (torch 2.13, on busy cores).
     """
     held = [group]
 

@@ -33,6 +33,7 @@ def main() -> None:
         from peftlib.tracking.reporter import Reporter
         from peftlib.tracking.trackers import choose_trackers
         from peftlib.training.checkpointing import CheckpointKeeper, restore
+        from peftlib.training.data_parallel import prepare
         from peftlib.training.devices import build_accelerator
         from peftlib.training.interruption import Interruption
         from peftlib.training.loop import train
@@ -101,12 +102,12 @@ def main() -> None:
     scheduler = build_scheduler(optimizer, train_args.lr_scheduler_type, plan.steps, *train_args.warmup)
 
     # ── Prepare ──────────────────────────────────────────────────────────────────────────────────────────────
-    model, optimizer, train_loader, eval_loader = accelerator.prepare(adapted, optimizer, train_loader, eval_loader)
+    model, optimizer, train_loader, eval_loader = prepare(accelerator, adapted, optimizer, train_loader, eval_loader)
     score = partial(evaluate, accelerator, model, eval_loader, splits.validation.labels, task.metrics)
     run = Training(
         accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan,
         keeper=CheckpointKeeper(folder, *output_args.checkpointing, identity, reporter),
-        cuda_graphs=train_args.records_graphs, hook=args.strategy.step_hook(adapted, plan.steps),
+        cuda_graphs=args.records_graphs, hook=args.strategy.step_hook(adapted, plan.steps),
     )  # fmt: skip
 
     with Interruption(accelerator) as interruption, reporter.watching(plan.steps, facts, manifest):

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from peftlib import distributed
-from peftlib.distributed import everywhere, on_main, refuse_differences
+from peftlib.distributed import everywhere, join, on_main, refuse_differences
 from peftlib.errors import RunError, UserError
 from tests.conftest import ROOT
 from tests.launching import launch
@@ -138,6 +139,16 @@ def test_the_main_process_answers_for_all(monkeypatch, rank) -> None:
         with pytest.raises(UserError, match="no"):
             on_main(lambda: (_ for _ in ()).throw(UserError("no")))
         assert said[0] is None and isinstance(said[1], UserError)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_launcher_that_would_divide_the_model_is_refused(monkeypatch, variable) -> None:
+    PartialState._reset_state()
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match=r"^accelerate's (FSDP|DeepSpeed) is not supported, .* launch --multi_gpu$"):
+        join()
+    monkeypatch.setenv(variable, "false")
+    assert join().num_processes == 1
 
 
 @pytest.mark.launch

@@ -54,7 +54,8 @@ class GraphedStep:
 
     Args:
         step: takes a batch on the device, accumulates gradients and returns a scalar. Which kernels it launches may
-            depend only on the shapes in the batch. A step that waits for the device is always run eagerly.
+            depend only on the shapes in the batch, not on random numbers of the host, say. A step that waits for the
+            device is always run eagerly.
         parameters: all that may receive a gradient.
         warn: called with a message if the step waits for the device.
         is_ready: whether a batch is of a kind that can be recorded at first sight; by default none is.
@@ -87,10 +88,12 @@ class GraphedStep:
         is_ready = self._is_ready(batch)
         at_first_sight = is_ready and self._kind_has_run
         self._kind_has_run |= is_ready
+        if not self._recordable:
+            return self._run_eagerly(batch)
         if not self._gradients:
             return self._first(batch)
         self._restore_gradients()
-        if not self._recordable or (shape not in self._recordings and not at_first_sight):
+        if shape not in self._recordings and not at_first_sight:
             self._recordings[shape] = None  # seen once
             return self._run_eagerly(batch)
         recording = self._recordings.get(shape) or self._record(batch)
@@ -114,6 +117,7 @@ class GraphedStep:
             # A failed recording would leave the device unusable.
             self._recordable = False
             self._warn(f"no CUDA graphs: this model's step waits for the device ({reason})")
+            return loss
         self._parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
         # All gradients are views of one tensor, which a single kernel clears.
         sizes = [parameter.numel() for parameter in self._parameters]
@@ -127,8 +131,13 @@ class GraphedStep:
         self._assign_gradients()
         return loss
 
+    @property
+    def gradients(self) -> torch.Tensor | None:
+        """All gradients in one tensor, (elements,); None if there is none, as the step cannot be recorded."""
+        return self._flat if self._recordable else None
+
     def clip(self, most: float) -> torch.Tensor:
-        """Clip all gradients like `torch.nn.utils.clip_grad_norm_`, in a few kernels.
+        """Clip `gradients` like `torch.nn.utils.clip_grad_norm_`, in a few kernels.
 
         Returns:
             Their global L2 norm before clipping.

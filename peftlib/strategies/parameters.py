@@ -57,7 +57,7 @@ def train_only(model: nn.Module, trains: Callable[[str], bool]) -> list[str]:
 def freeze_unread(model: _Model, inputs: Mapping[str, torch.Tensor], warn: Callable[[str], None]) -> _Model:
     """Freeze trainable parameters that no logit depends on (BigBird's pooler, Luke's entity embeddings).
 
-    They would never change, but DistributedDataParallel waits for the gradients of all trainable parameters.
+    They would never change, but count as trained, and take up space in the optimizer and in checkpoints.
 
     Args:
         model: from a strategy; changed in place.

@@ -33,9 +33,7 @@ def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
     """Accumulate the gradient of a micro-batch's share of the window's loss.
 
     `Accelerator.backward` would divide by the number of accumulation steps, even if the window has fewer micro-batches;
-    the weights in `weighted_loss` normalise already. They also cover all processes, so DDP's averaging is undone here.
+    the weights in `weighted_loss` normalise already, over all processes.
     """
-    if accelerator.num_processes > 1:
-        loss = loss * accelerator.num_processes
     scaler = accelerator.scaler
     (loss if scaler is None else scaler.scale(loss)).backward()

@@ -15,6 +15,7 @@ from peftlib.acceleration.graphs import GraphedStep, Step
 from peftlib.data.collation import is_in_rows, split_inputs
 from peftlib.errors import OutOfMemory, RunError, in_one_line
 from peftlib.training.accumulation import backward, weighted_loss
+from peftlib.training.data_parallel import gradients_of, sum_over_processes
 from peftlib.training.milestones import evaluate_due, finish_window, settle, stop_if_asked
 from peftlib.training.randomness import capture_random, restore_random
 from peftlib.training.scaling import Verdict, overflow
@@ -42,13 +43,10 @@ def train_step(
 
 
 def choose_step(training: Training) -> Step:
-    """Return `train_step` as a function of the batch, with CUDA graphs on a single GPU unless the run disables them.
-
-    With several processes, DistributedDataParallel's communication would have to be captured too.
-    """
+    """Return `train_step` as a function of the batch, with CUDA graphs on GPUs unless the run disables them."""
     accelerator = training.accelerator
     step = partial(train_step, accelerator, training.model, smoothing=training.plan.label_smoothing)
-    if training.cuda_graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1:
+    if training.cuda_graphs and accelerator.device.type == "cuda":
         return GraphedStep(step, training.model.parameters(), training.watcher.warn, is_in_rows)
     return step
 
@@ -63,7 +61,7 @@ def make_ready(training: Training) -> None:
 
 
 def update(training: Training) -> torch.Tensor | None:
-    """Clip, and step the optimizer, the schedule and what the method adds (`Strategy.step_hook`).
+    """Sum gradients over processes, clip, and step optimizer, schedule and what the method adds (`Strategy.step_hook`).
 
     In fp16, `settle` steps the schedule later, if the scaler did not skip the update.
 
@@ -71,6 +69,8 @@ def update(training: Training) -> torch.Tensor | None:
         The gradient's global L2 norm before clipping, on the device; None if it is not measured.
     """
     accelerator, scaler, hook = training.accelerator, training.accelerator.scaler, training.hook
+    if accelerator.num_processes > 1:
+        sum_over_processes(_gradients(training))
     settle(training)
     training.recent.rates.append(float(training.scheduler.get_last_lr()[0]))
     norm = None
@@ -96,10 +96,19 @@ def update(training: Training) -> torch.Tensor | None:
     return norm
 
 
+def _gradients(training: Training) -> list[torch.Tensor]:
+    """Return the gradients of all trained parameters, in one tensor if a `GraphedStep` has them there."""
+    step = training.step
+    flat = step.gradients if isinstance(step, GraphedStep) else None
+    return gradients_of(training.parameters) if flat is None else [flat]
+
+
 def _clip(training: Training) -> torch.Tensor:
-    """Clip the gradients; a `GraphedStep` has all of them in one tensor, which takes fewer kernels."""
+    """Clip the gradients, which takes fewer kernels if a `GraphedStep` has them in one tensor."""
     step, most = training.step, training.plan.max_grad_norm
-    return step.clip(most) if isinstance(step, GraphedStep) else nn.utils.clip_grad_norm_(training.parameters, most)
+    if isinstance(step, GraphedStep) and step.gradients is not None:
+        return step.clip(most)
+    return nn.utils.clip_grad_norm_(training.parameters, most)
 
 
 def train(training: Training) -> Progress:

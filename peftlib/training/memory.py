@@ -51,9 +51,8 @@ def fit_evaluation_batch(training: Training) -> None:
 def fit_micro_batch(training: Training) -> None:
     """Halve the micro-batch, and double the accumulation steps, until forward and backward fit into memory.
 
-    Tried on the longest examples before the first update, without gradient synchronisation, so that a process that
-    runs out of memory does not block the others. Each update keeps its examples. Changes are reported to the run's
-    watcher.
+    Tried on the longest examples before the first update; processes communicate only afterwards, so one that runs out
+    of memory does not block the others. Each update keeps its examples. Changes are reported to the run's watcher.
 
     Raises:
         OutOfMemory: the micro-batch does not fit, and is a single example or an odd number of them.
@@ -78,16 +77,10 @@ def set_micro_batch(training: Training, size: int, accumulation_steps: int) -> N
     training.accelerator.gradient_accumulation_steps = accumulation_steps
 
 
-# Both use the unwrapped model: DDP's forward pass may begin with a collective, in which the other processes would wait
-# for ever for one that ran out of memory.
-
-
 def _step_on_longest(training: Training) -> None:
     accelerator, longest = training.accelerator, longest_batch(training.loader, training.batches.micro_batch_size)
     training.model.train()
-    with accelerator.no_sync(training.model):
-        batch = send_to_device(longest, accelerator.device)
-        train_step(accelerator, accelerator.unwrap_model(training.model), batch)
+    train_step(accelerator, training.model, send_to_device(longest, accelerator.device))
 
 
 def _answer_longest(training: Training) -> None:
@@ -96,7 +89,7 @@ def _answer_longest(training: Training) -> None:
     training.model.eval()
     with torch.inference_mode():
         inputs, _ = split_inputs(send_to_device(longest, accelerator.device))
-        accelerator.unwrap_model(training.model)(**inputs).logits.float()
+        training.model(**inputs).logits.float()
 
 
 def _fits(training: Training, work: Callable[[Training], None]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,10 +141,8 @@ def _update(training: Training, window: np.ndarray) -> None:
     accelerator, batches, step = training.accelerator, training.batches, training.step
     assert step is not None
     mine = batches.micro_batches(window)[accelerator.process_index :: accelerator.num_processes]
-    for number, slots in enumerate(mine, start=1):
-        batch = _on_device(accelerator, training.loader, slots)
-        with nullcontext() if number == len(mine) else accelerator.no_sync(training.model):
-            step(batch)
+    for slots in mine:
+        step(_on_device(accelerator, training.loader, slots))
     update(training)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from peftlib.acceleration import accelerate_model
+from peftlib.acceleration import accelerate_model, graphs
 from peftlib.acceleration.graphs import Batch, GraphedStep, Recording, cloned, copy_batch
 from peftlib.errors import RunError
 from peftlib.strategies.parameters import trained_state
@@ -161,6 +161,25 @@ def test_a_run_clips_the_gradients_of_its_graphs(tmp_path: Path, monkeypatch: py
     assert all(norm > 0.1 for norm in found[0][0])
     for plain, ours in zip(*found, strict=True):
         assert ours == pytest.approx(plain, rel=1e-3)
+
+
+def test_a_step_that_cannot_be_recorded_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_watched", lambda step, batch: (step(batch), "why"))
+    found = []
+    for graphed in (False, True):
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        run = make_run(tmp_path / str(graphed), examples=32, micro=8, epochs=2, accumulation=2, max_grad_norm=0.01)
+        if graphed:
+            step = partial(train_step, run.accelerator, run.model)
+            pretended = PretendedGraphs(step, run.model.parameters(), run.watcher.warn)
+            monkeypatch.setattr(loop, "choose_step", lambda _, pretended=pretended: pretended)
+        train(run)
+        found.append((run.watcher.of("train/grad_norm"), run.watcher.of("train/loss")))  # type: ignore[attr-defined]
+    assert found[0] == found[1]
+    assert pretended.gradients is None and not pretended.recorded
+    said = run.watcher.facts["warning"]  # type: ignore[attr-defined]
+    assert said == "no CUDA graphs: this model's step waits for the device (why)"
 
 
 def trained_weights(folder: Path, **options: Any) -> tuple[dict[str, torch.Tensor], list[float]]:

@@ -10,7 +10,9 @@ from typing import Any
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import save_file
 
-from peftlib.training.loop import train
+from peftlib.training import loop
+from peftlib.training.loop import choose_step
+from tests.acceleration.test_graphs import PretendedGraphs
 from tests.training.runs import ADALORA, make_run
 
 
@@ -22,11 +24,16 @@ def main(folder: Path, cases: list[Any]) -> None:
         trained = ADALORA if method == "adalora" else {}
         run = make_run(folder, **cut, **trained, recorder=True, scores=[0.0], **loss)
         assert run.accelerator.num_processes == 2
-        train(run)
+        loop.choose_step = choose_step
+        if method == "graphs":
+            pretended = PretendedGraphs(choose_step(run), run.model.parameters(), print, lambda _: True)
+            loop.choose_step = lambda _, pretended=pretended: pretended
+        loop.train(run)
+        assert method != "graphs" or pretended.recorded
         if run.accelerator.is_main_process:
             seen = run.optimizer.optimizer.seen
             flat = {
-                f"{number}/{name.removeprefix('module.')}": gradient
+                f"{number}/{name}": gradient
                 for number, gradients in enumerate(seen)
                 for name, gradient in gradients.items()
             }

@@ -18,6 +18,7 @@ from peftlib.data.loading import Splits, build_loaders
 from peftlib.data.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from peftlib.evaluation.evaluator import Between, Evaluation, evaluate
 from peftlib.strategies import STRATEGIES
+from peftlib.training.data_parallel import prepare
 from peftlib.training.devices import build_accelerator
 from peftlib.training.optimization import build_optimizer, build_scheduler
 from peftlib.training.state import Plan, Training
@@ -158,7 +159,7 @@ def make_run(
     plan = Plan.of(batches.windows_per_epoch, epochs, max_steps, **options)
     optimizer = GradientRecorder(model) if recorder else build_optimizer(model, rate, 0.0, accelerator.device)
     scheduler = build_scheduler(optimizer, schedule, plan.steps, warmup, 0.0)
-    prepared, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
+    prepared, optimizer, train_loader, eval_loader = prepare(accelerator, model, optimizer, train_loader, eval_loader)
     score = partial(evaluate, accelerator, prepared, eval_loader, splits.validation.labels, (metric,))
     torch.manual_seed(0)
     return Training(

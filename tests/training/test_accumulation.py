@@ -198,6 +198,8 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
         (3, 4, 2, "full", {}),
         (33, 2, 4, "full", {"class_weights": (1.0, 9.0)}),
         (37, 4, 2, "full", {"class_weights": (5.0, 0.5), "label_smoothing": 0.2}),
+        (37, 4, 2, "graphs", {}),
+        (33, 4, 2, "graphs", {}),
         (37, 4, 2, "adalora", {}),  # whose penalty is added once
     ]
     run_in_two(Path(__file__).with_name("gradients_of_two.py"), tmp_path, json.dumps(cases), cwd=tmp_path)
@@ -209,7 +211,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
             while len(found) <= int(number):
                 found.append({})
             found[int(number)][name] = gradient
-        if method == "full":
+        if method != "adalora":
             assert_equal(found, gradients_of_whole_windows(examples, **loss))
         else:
             assert_equal(found, gradients_of_run(tmp_path, 37, 16, 1, adalora=True))
