@@ -80,6 +80,12 @@ class TrainArguments:
         """See `Strategy.reads_frozen_weights`."""
         return self.strategy.reads_frozen_weights
 
+    @property
+    def records_graphs(self) -> bool:
+        """Whether CUDA graphs may be recorded: they are part of the acceleration, and repeat what the host decides."""
+        training = self.training
+        return training.cuda_graphs and training.accelerates and not self.strategy.draws_on_host
+
     def checked(self) -> TrainArguments:
         """Check that the flags fit together, and return `self`. Not done when parsing, since sweeps parse single flags.
 

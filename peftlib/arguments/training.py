@@ -167,11 +167,6 @@ class TrainingArguments:
         return self.acceleration == "auto"
 
     @property
-    def records_graphs(self) -> bool:
-        """Whether CUDA graphs may be recorded: they are part of the acceleration."""
-        return self.cuda_graphs and self.accelerates
-
-    @property
     def batch_sizes(self) -> tuple[int, int]:
         """Examples per batch and process, in training and in evaluation."""
         return self.per_device_train_batch_size, self.per_device_eval_batch_size

@@ -64,6 +64,11 @@ class Strategy(ABC):
         return False
 
     @property
+    def draws_on_host(self) -> bool:
+        """Whether training steps depend on random numbers of the host, which a CUDA graph would repeat for ever."""
+        return False
+
+    @property
     def virtual_tokens(self) -> int:
         """Number of positions that the method takes in addition to an example's tokens."""
         return 0
@@ -110,7 +115,7 @@ class Strategy(ABC):
         """Write the trained result into `folder`, in a format that stock PEFT or transformers loads.
 
         Args:
-            model: what `apply` returned, without wrappers for precision or distributed training.
+            model: what `apply` returned, without accelerate's wrapper for mixed precision.
             folder: created if it does not exist.
             head: as given to `apply`.
         """

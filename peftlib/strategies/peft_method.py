@@ -40,6 +40,12 @@ LAYER_TYPES = (
 PEFT_TYPES = (*LAYER_TYPES, *PROMPT_TYPES)
 #: Those that multiply or add to the frozen weights themselves, which must therefore not be rounded.
 _READ_WEIGHTS = ("hira", "shira", "supertuning")
+#: PEFT's type -> options for dropout of whole modules, blocks or rows, which the host chooses (OFT's is never applied).
+_DROPOUTS_OF_THE_HOST = {
+    "boft": ("boft_dropout",),
+    "loha": ("module_dropout", "rank_dropout"),
+    "lokr": ("module_dropout", "rank_dropout"),
+}
 #: PEFT's types with their own `--method`.
 _METHODS = ("adalora", "ia3", "ln_tuning", "lora")
 #: Options that PEFT annotates as int, but that are scale factors and may be any number.
@@ -108,6 +114,11 @@ class PeftMethod(Strategy):
     @property
     def reads_frozen_weights(self) -> bool:
         return self.peft_type in _READ_WEIGHTS or self._options().get("init_weights") == "bat"  # a variant of MiSS
+
+    @property
+    def draws_on_host(self) -> bool:
+        options = self._options()
+        return any(options.get(name) for name in _DROPOUTS_OF_THE_HOST.get(self.peft_type, ()))
 
     @property
     def virtual_tokens(self) -> int:

@@ -129,10 +129,19 @@ OWNERS = {field.name: name for name, strategy in STRATEGIES.items() for field in
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [([], True), (["--cuda_graphs=false"], False), (["--acceleration=off"], False)]
+    ("words", "expected"),
+    [
+        ([], True),
+        (["--cuda_graphs=false"], False),
+        (["--acceleration=off"], False),
+        (["--method=peft", '--peft_kwargs={"r": 4}'], True),
+        (["--method=peft", '--peft_kwargs={"module_dropout": 0.1}'], False),
+        (["--method=peft", '--peft_kwargs={"rank_dropout": 0.1}', "--peft_type=lokr"], False),
+        (["--method=peft", '--peft_kwargs={"module_dropout": 0.0}'], True),
+    ],
 )
-def test_cuda_graphs_are_part_of_the_acceleration(words, expected):
-    assert parse(*words).training.records_graphs == expected
+def test_cuda_graphs_are_part_of_the_acceleration_and_repeat_what_the_host_decides(words, expected):
+    assert parse(*words).records_graphs == expected
 
 
 def test_the_samples_cover_every_flag_and_differ_from_its_default():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -145,6 +147,38 @@ def test_every_layer_is_trained_where_training_leaves_some_out(tiny_folder: Call
     before = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     freeze_unread(adapted, sentences(), pytest.fail)
     assert {name for name, parameter in adapted.named_parameters() if parameter.requires_grad} == before
+
+
+@pytest.mark.parametrize("peft_type", INSTALLED)
+def test_what_the_host_decides_is_known(
+    tiny_folder: Callable[..., Path], peft_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA graph would repeat it. LoHa and LoKr draw a number even at a rate of 0, which changes nothing."""
+    assert not PeftMethod(peft_type).draws_on_host
+    config, batch = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type.upper())], sentences()
+    several = {"oft_block_size": 8} if peft_type == "oft" else {}  # it leaves a single block alone
+    drawn: list[str] = []
+
+    def watched(name: str) -> Callable[..., Any]:
+        original = getattr(torch, name)
+
+        def draw(*given: object, **options: Any) -> Any:
+            drawn.extend([name] * ("device" not in options))
+            return original(*given, **options)
+
+        return draw
+
+    for option in [entry.name for entry in dataclasses.fields(config) if "dropout" in entry.name]:
+        if isinstance(getattr(config, option, None), bool):
+            continue  # no rate
+        method = PeftMethod(peft_type, json.dumps(SMALL.get(peft_type, {}) | several | {option: 0.5}))
+        model = method.apply(*classifier(tiny_folder("bert"))).train()
+        drawn.clear()
+        with monkeypatch.context() as patch:
+            for name in ("rand", "randn", "randint", "randperm"):
+                patch.setattr(torch, name, watched(name))
+            model(**batch)
+        assert method.draws_on_host == bool(drawn), f"{option}: {drawn}"
 
 
 def test_a_type_that_the_installed_peft_lacks_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
