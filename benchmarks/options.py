@@ -6,16 +6,22 @@ import argparse
 import datetime
 import shlex
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModel, BertConfig
 
 from peftlib.files import write_json, write_text
-from peftlib.modeling import DEFAULT_MODEL
+from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
 from peftlib.tracking.machine import environment
 from peftlib.training.precision import choose_precision
 
+#: A value of --model_name_or_path: bert-base-uncased's shape with random weights, on which speed does not depend.
+BERT_BASE_SHAPE = "bert-base-shape"
 _VERSIONS = ("python", "torch", "transformers", "accelerate", "peft")
 
 
@@ -33,6 +39,23 @@ def common_parser(description: str, output: str, model: str = DEFAULT_MODEL) -> 
     parser.add_argument("--num_cpu_threads", type=int, default=0, help="per process; 0 takes all cores")
     parser.add_argument("--output_dir", type=Path, default=Path(output), help=f"default: {output}")
     return parser
+
+
+@contextmanager
+def model_at_hand(name: str) -> Iterator[str]:
+    """Yield the value of `--model_name_or_path` for `scripts/train.py`: a new folder for `BERT_BASE_SHAPE`."""
+    with tempfile.TemporaryDirectory(prefix="bench-model-") as folder:
+        yield write_random_bert(Path(folder), BertConfig()) if name == BERT_BASE_SHAPE else name
+
+
+def write_random_bert(folder: Path, config: BertConfig) -> str:
+    """Save a BERT with random weights and the packaged model's tokenizer.
+
+    The default configuration is that of bert-base-uncased, which has the same vocabulary.
+    """
+    AutoModel.from_config(config).save_pretrained(folder)
+    load_tokenizer(find_model(DEFAULT_MODEL)).save_pretrained(folder)
+    return str(folder)
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -12,29 +12,24 @@ from __future__ import annotations
 
 import signal
 import sys
-import tempfile
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, BertConfig
 
 from benchmarks import jobs
 from benchmarks.jobs import Job
-from benchmarks.options import common_parser, describe, say, write
+from benchmarks.options import BERT_BASE_SHAPE, common_parser, describe, model_at_hand, say, write
 from benchmarks.report import markdown
 from benchmarks.startup import seconds_to_first_update, seconds_to_help
 from benchmarks.works import EFFECTIVE_BATCH, Contender, Setting, Work, contenders, free_micro_batch, works
-from peftlib.modeling import DEFAULT_MODEL, find_model, load_tokenizer
+from peftlib.modeling import DEFAULT_MODEL
 
 #: Measured beside speed: "processes" on a CPU only, "epochs" on a GPU only.
 PARTS = ("memory", "start", "processes", "epochs")
 #: Trainer's updates on a GPU, a third of an epoch: all take it the same time, and together longer than our whole epoch.
 _TRAINER_UPDATES = 20
-#: A value of --model_name_or_path, and its default on a GPU.
-BERT_BASE_SHAPE = "bert-base-shape"
 
 
 def main() -> None:
@@ -58,10 +53,7 @@ def main() -> None:
             if name not in names:
                 parser.error(f"--{flag} {name}: unknown (known: {', '.join(names)})")
     chosen = [work for work in chosen if not options.only or work.name in options.only]
-    with tempfile.TemporaryDirectory(prefix="bench-model-") as folder:
-        model = options.model_name_or_path
-        if model == BERT_BASE_SHAPE:
-            model = write_random_bert(Path(folder), BertConfig())
+    with model_at_hand(options.model_name_or_path) as model:
         setting = Setting(
             options.data_dir, model, options.num_cpu_threads, options.updates, options.warmup, 2 if cuda else 0,
             _TRAINER_UPDATES if cuda else None,
@@ -158,16 +150,6 @@ def measure_long_runs(setting: Setting, chosen: list[Work]) -> dict[str, Any]:
         for named in runs.values()
         for name, speed in zip(named, jobs.run_all(list(named.values())), strict=True)
     }
-
-
-def write_random_bert(folder: Path, config: BertConfig) -> str:
-    """Save a BERT with random weights (speed does not depend on them) and the packaged model's tokenizer.
-
-    The default configuration is that of bert-base-uncased, which has the same vocabulary.
-    """
-    AutoModel.from_config(config).save_pretrained(folder)
-    load_tokenizer(find_model(DEFAULT_MODEL)).save_pretrained(folder)
-    return str(folder)
 
 
 if __name__ == "__main__":

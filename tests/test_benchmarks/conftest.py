@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from benchmarks.speed import write_random_bert
+from benchmarks.options import write_random_bert
 
 #: In the training split: sixteen updates, so that four pools to group by length have four each.
 EXAMPLES = 16 * 16

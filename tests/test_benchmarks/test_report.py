@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks import report
-from benchmarks.profile_step import shares
+from benchmarks.profile_step import shares, timeline, timelines
 from benchmarks.quality import summary
 
 
@@ -111,6 +113,21 @@ def test_a_profile_is_ordered_by_the_larger_share():
     assert cells(text, "`b`")[1:] == ["1.00", "25.0%", "2.50", "83.3%"]
     assert "`c`" not in text
     assert cells(text, "all operators")[1:] == ["4.00", "100.0%", "3.00", "100.0%"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=20), st.integers(1, 4))
+def test_a_timeline_is_divided_without_rest(spans, updates):
+    spans = [(float(start), float(start + length)) for start, length in spans]
+    found = timeline(spans, updates)
+    covered = {second for start, end in spans for second in range(int(start), int(end))}
+    begin, end = min(covered), max(covered) + 1
+    idle = "".join(" " if second in covered else "." for second in range(begin, end)).split()
+    assert found["busy"] * updates == pytest.approx(len(covered))
+    assert found["short gaps"] * updates == pytest.approx(sum(len(gap) for gap in idle if len(gap) <= 3))
+    assert found["longer gaps"] * updates == pytest.approx(sum(len(gap) for gap in idle if len(gap) > 3))
+    assert found["all"] * updates == pytest.approx(end - begin)
+    assert found["launches"] * updates == pytest.approx(len(spans))
+    assert cells(timelines({"ours": found}), "ours")[-1] == f"{len(spans) / updates:,.0f}"
 
 
 def test_quality_is_the_paired_difference_with_its_interval():
