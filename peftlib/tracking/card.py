@@ -157,13 +157,20 @@ def _metadata(run: dict[str, Any], scores: dict[str, float], title: str, *, is_a
         base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-classification",
-        tags=[arguments["method"], arguments["task_name"]],
+        tags=[*_method_tags(arguments), arguments["task_name"]],
         metrics=list(dict.fromkeys(_HUB_METRICS.get(name, name) for name in measured)),
         datasets=None if dataset is None else [dataset],
         model_name=title,
         eval_results=results,
     )
     return metadata.to_yaml()
+
+
+def _method_tags(arguments: dict[str, Any]) -> list[str]:
+    """The method and, of PEFT's types, which one."""
+    method = arguments["method"]
+    names = [arguments.get(flag) for flag in STRATEGIES[method].named_by]
+    return [method, *(name for name in names if isinstance(name, str))]
 
 
 def best_scores(results: dict[str, Any]) -> dict[str, float]:

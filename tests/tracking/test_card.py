@@ -52,6 +52,18 @@ def test_the_metadata_is_yaml_that_names_base_library_and_metrics(is_adapter, li
     }
 
 
+@pytest.mark.parametrize(
+    ("words", "tags"),
+    [
+        (("--method", "lora", "--lora_r", "8"), ["lora", "mrpc"]),
+        (("--method", "peft", "--peft_type", "vera"), ["peft", "vera", "mrpc"]),
+    ],
+)
+def test_the_tags_say_which_method_it_is(words, tags):
+    run = made_run() | {"arguments": made_arguments(*words)}
+    assert metadata(model_card(run, SCORES, folder="a", is_adapter=True))["tags"] == tags
+
+
 def test_the_scores_are_where_the_hub_looks_for_them():
     card = ModelCard(model_card(made_run(**ON_HUB), SCORES, folder="a", is_adapter=True))
     found = [(one.metric_type, one.metric_name, one.metric_value) for one in card.data.eval_results]
