@@ -85,11 +85,9 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         source = find_model(args.model.model_name_or_path, args.model.model_revision)
         tokenizer = load_tokenizer(source)
         with accelerator.local_main_process_first():
-            splits = load_splits(
-                task, tokenizer, data.data_dir, data.max_length, data.max_train_samples, data.max_eval_samples
-            )
+            splits = load_splits(task, tokenizer, data.data_dir, data.max_length, *data.limits)
         train_loader, eval_loader, batches = build_loaders(
-            splits, tokenizer, (how.per_device_train_batch_size, how.per_device_eval_batch_size),
+            splits, tokenizer, how.batch_sizes,
             how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed,
             group_by_length=data.group_by_length, pad_to=data.pad_to, num_workers=data.dataloader_num_workers,
         )  # fmt: skip
@@ -106,9 +104,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             max_grad_norm=how.max_grad_norm, patience=0, best_metric="accuracy",
         )  # fmt: skip
         optimizer = build_optimizer(adapted, rate, how.weight_decay, accelerator.device)
-        scheduler = build_scheduler(
-            optimizer, how.lr_scheduler_type, plan.steps, how.num_warmup_steps, how.warmup_ratio
-        )
+        scheduler = build_scheduler(optimizer, how.lr_scheduler_type, plan.steps, *how.warmup)
         model, optimizer, train_loader, eval_loader = prepare(
             accelerator, adapted, optimizer, train_loader, eval_loader
         )
@@ -176,5 +172,5 @@ def start_late(run: Training, updates: int) -> int:
 
 def _speed(meter: Meter, run: Training, *, training: bool) -> Speed:
     accelerator = run.accelerator
-    model = accelerator.unwrap_model(run.model)
+    model = run.model
     return meter.speed(model, accelerator.mixed_precision, training=training, processes=accelerator.num_processes)

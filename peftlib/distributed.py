@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from peftlib.errors import Ending, RunError, UserError
@@ -55,10 +55,11 @@ def join(timeout: timedelta | None = None) -> PartialState:
 def _refuse_sharding() -> None:
     for variable, way in _SHARDING.items():
         if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
-            raise UserError(
+            problem = UserError(
                 f"accelerate's {way} is not supported, as every process holds the whole model; use "
                 "accelerate_configs/multi_gpu.yaml, or accelerate launch --multi_gpu"
             )
+            raise _shared(problem)
 
 
 def has_accelerator() -> bool:
@@ -150,6 +151,14 @@ def on_main(call: Callable[[], _Answer]) -> _Answer:
     if problem is not None:
         raise _shared(problem)
     return answer
+
+
+def true_everywhere(accelerator: Accelerator, mine: bool) -> bool:
+    """Return whether a statement is true on every process; call it on all of them."""
+    if accelerator.num_processes == 1:
+        return mine
+    votes: torch.Tensor = accelerator.reduce(torch.tensor(float(mine), device=accelerator.device), reduction="sum")
+    return votes.item() == accelerator.num_processes
 
 
 def _shared(problem: Exception) -> Exception:

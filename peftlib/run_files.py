@@ -37,6 +37,19 @@ def record_in(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def best_scores(results: dict[str, Any]) -> dict[str, float]:
+    """Return the saved state's scores on the validation split, as metric -> value.
+
+    Args:
+        results: the content of `all_results.json`.
+    """
+    return {
+        name.removeprefix("best_eval_"): value
+        for name, value in results.items()
+        if name.startswith("best_eval_") and name != "best_eval_step"
+    }
+
+
 def logged_in(folder: Path, containing: str = "") -> Iterator[dict[str, Any]]:
     """Yield the lines of `metrics.jsonl` in order, each with its `step`; skips a line truncated by a kill.
 

@@ -87,8 +87,8 @@ def main() -> None:
     checkpoint, identity = choose_checkpoint(resume, reporter), identity_of(args.flat(), facts, accelerator)
     manifest = matching_manifest(checkpoint, identity, extend=output_args.extend_training, folder=folder)
     accelerate_model(
-        adapted, accelerator.device, precision.name, train_args.frozen_dtype, reads_frozen=args.reads_frozen,
-        loader=train_loader, enabled=train_args.accelerates,
+        adapted, accelerator.device, precision.name, train_args.frozen_dtype,
+        reads_frozen=args.strategy.reads_frozen_weights, loader=train_loader, enabled=train_args.accelerates,
     )  # fmt: skip
 
     # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────

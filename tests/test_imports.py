@@ -39,7 +39,7 @@ MAY_IMPORT = {
     # Knows modules and dtypes, no method and no task.
     "acceleration": {"errors", "files"},
     "strategies": _FLOOR,
-    "evaluation": _ROOMS | _FLOOR,
+    "evaluation": {"distributed"} | _ROOMS | _FLOOR,
     "tracking": {"console", "distributed"} | _ROOMS | _FLOOR,
     # A sweep starts trainings as processes of their own; it never imports one.
     "sweeps": {"console", "tracking", "data", "modeling", "strategies", "processes"} | _FLOOR,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlib.run_files import last_words, logged_in, read_record, record_in
+from peftlib.run_files import best_scores, last_words, logged_in, read_record, record_in
 
 
 def test_a_record_is_an_object_or_an_error(tmp_path: Path) -> None:
@@ -47,3 +47,15 @@ def test_the_last_words_are_a_command_s_own() -> None:
     ]
     assert last_words(printed) == "failed: the loss is nan"
     assert last_words(["loading", " error: quoted"]) is None
+
+
+def test_the_best_scores_are_those_of_the_saved_state():
+    results = {
+        "eval_accuracy": 0.75,
+        "last_eval_accuracy": 0.5,
+        "best_eval_accuracy": 0.75,
+        "best_eval_loss": 0.25,
+        "best_eval_step": 6,
+        "epoch": 1,
+    }
+    assert best_scores(results) == {"accuracy": 0.75, "loss": 0.25}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftlib.acceleration.bert import unwrapped
 from peftlib.errors import RunError, in_one_line
 
 Batch = dict[str, torch.Tensor]
@@ -56,7 +57,7 @@ class GraphedStep:
         step: takes a batch on the device, accumulates gradients and returns a scalar. Which kernels it launches may
             depend only on the shapes in the batch, not on random numbers of the host, say. A step that waits for the
             device is always run eagerly.
-        parameters: all that may receive a gradient.
+        parameters: the trained ones.
         warn: called with a message if the step waits for the device.
         is_ready: whether a batch is of a kind that can be recorded at first sight; by default none is.
     """
@@ -71,7 +72,7 @@ class GraphedStep:
         self._step, self._warn, self._is_ready = step, warn, is_ready
         self._recordable = True
         self._kind_has_run = False
-        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._parameters = list(parameters)
         self._gradients: list[torch.Tensor] = []
         self._flat = torch.empty(0)
         self._all_in_one = nn.Parameter(self._flat)  # stands for all parameters: its gradient is all of theirs
@@ -111,19 +112,19 @@ class GraphedStep:
             raise
 
     def _first(self, batch: Batch) -> torch.Tensor:
-        """Run the very first step, which shows which parameters receive gradients: only those get one from then on."""
+        """Run the very first step, and move its gradients into one tensor."""
         loss, reason = _watched(self._step, batch)
         if reason is not None:
             # A failed recording would leave the device unusable.
             self._recordable = False
             self._warn(f"no CUDA graphs: this model's step waits for the device ({reason})")
             return loss
-        self._parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
-        # All gradients are views of one tensor, which a single kernel clears.
+        # All gradients are views of one tensor, which a single kernel clears. Zeros stand for those that this batch
+        # lacks: a longer one may have them.
         sizes = [parameter.numel() for parameter in self._parameters]
         spare = self._parameters[0].new_zeros(-sum(sizes) % _COLUMNS)
-        gradients = [parameter.grad.reshape(-1) for parameter in self._parameters]  # type: ignore[union-attr]
-        self._flat = torch.cat([*gradients, spare])
+        gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in self._parameters]
+        self._flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), spare])
         parts = self._flat[: sum(sizes)].split(sizes)
         self._gradients = [part.view_as(parameter) for part, parameter in zip(parts, self._parameters, strict=True)]
         self._all_in_one = nn.Parameter(self._flat.detach())
@@ -132,12 +133,12 @@ class GraphedStep:
         return loss
 
     @property
-    def gradients(self) -> torch.Tensor | None:
-        """All gradients in one tensor, (elements,); None if there is none, as the step cannot be recorded."""
-        return self._flat if self._recordable else None
+    def holds_gradients(self) -> bool:
+        """Whether all gradients are in one tensor, which `clip` needs; not so if the step cannot be recorded."""
+        return self._recordable
 
     def clip(self, most: float) -> torch.Tensor:
-        """Clip `gradients` like `torch.nn.utils.clip_grad_norm_`, in a few kernels.
+        """Clip all gradients like `torch.nn.utils.clip_grad_norm_`, in a few kernels.
 
         Returns:
             Their global L2 norm before clipping.
@@ -187,6 +188,15 @@ class GraphedStep:
         torch._foreach_add_(kept, fresh)
         self._assign_gradients()
         return loss
+
+
+def drops_layers(model: nn.Module) -> bool:
+    """Return whether the model skips whole layers in training (LayerDrop, Fan et al., 2020, as BART's and OPT's).
+
+    The host decides which, so a graph would skip those of its recording for ever.
+    """
+    config = unwrapped(model).config
+    return any(getattr(config, name, 0) for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"))
 
 
 def cloned(batch: Batch) -> Batch:

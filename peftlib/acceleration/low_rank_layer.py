@@ -174,7 +174,9 @@ class LayerUpdates(NamedTuple):
     trained: list[torch.Tensor]
 
 
-def prepare(layers: Sequence[tuple[list[Trained | None], ...] | None], dtype: torch.dtype) -> list[LayerUpdates | None]:
+def copied_updates(
+    layers: Sequence[tuple[list[Trained | None], ...] | None], dtype: torch.dtype
+) -> list[LayerUpdates | None]:
     """Copy the updates of all layers into this precision, with a single kernel.
 
     Args:

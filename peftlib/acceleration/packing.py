@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def rows_for(tokens: int, gradients: bool) -> int:
+def packed_rows(tokens: int, gradients: bool) -> int:
     """Return the number of rows for a batch: more than its tokens, by at most 32 or a sixteenth.
 
     It is rounded up in steps, because oneDNN compiles its products for every number of rows, at 5 MB each in training.
@@ -40,7 +40,7 @@ class Packing:
         self.heads, self.head_width, self.width = heads, head_width, width
         tokens = seen.flatten().nonzero().flatten()
         self.real = len(tokens)
-        count = rows_for(self.real, torch.is_grad_enabled())
+        count = packed_rows(self.real, torch.is_grad_enabled())
         self.tokens = torch.cat([tokens, tokens.new_zeros(count - self.real)])
         rows = torch.full((examples * width,), count - 1)
         rows[tokens] = torch.arange(self.real)

@@ -30,7 +30,7 @@ if find_spec("triton") is not None:  # installed with GPU builds of torch only
     from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, Matrices, Vectors, WholeLayer, draw_seeds
     from peftlib.acceleration.layer_calls import Call, Rate, Tables
     from peftlib.acceleration.layer_stack import Layers
-    from peftlib.acceleration.low_rank_layer import LowRankLayer, Trained, prepare
+    from peftlib.acceleration.low_rank_layer import LowRankLayer, Trained, copied_updates
 
 _HEAD_WIDTHS = (32, 64)
 #: The highest supported rank of LoRA: matrices of higher ranks need too much of a multiprocessor's shared memory.
@@ -91,7 +91,7 @@ class _RowEncoder(nn.Module):
         dtype = _base(encoder.layer[0].output.dense).weight.dtype
         rows = hidden_states.flatten(0, 1).to(dtype)  # a view: backward of an index would copy the gradient
         seeds = draw_seeds(len(encoder.layer), rows.device).split(1)
-        updates = prepare([_groups(layer) for layer in encoder.layer], dtype)
+        updates = copied_updates([_groups(layer) for layer in encoder.layer], dtype)
         layers = []
         biases = _biases_of_attention(encoder.layer, dtype)
         for layer, seed, beside, bias in zip(encoder.layer, seeds, updates, biases, strict=True):

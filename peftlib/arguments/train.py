@@ -76,11 +76,6 @@ class TrainArguments:
         return self.strategy.default_dropout if asked is None else asked
 
     @property
-    def reads_frozen(self) -> bool:
-        """See `Strategy.reads_frozen_weights`."""
-        return self.strategy.reads_frozen_weights
-
-    @property
     def records_graphs(self) -> bool:
         """Whether CUDA graphs may be recorded: they are part of the acceleration, and repeat what the host decides."""
         training = self.training

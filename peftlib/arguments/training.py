@@ -94,7 +94,7 @@ class TrainingArguments:
     cuda_graphs: bool = field(
         default=True,
         metadata={
-            "help": "on one GPU, record forward and backward once per batch shape and replay them as CUDA graphs; "
+            "help": "on GPUs, record forward and backward once per batch shape and replay them as CUDA graphs; "
             "use false for models that wait for the device, which cannot be recorded"
         },
     )

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from peftlib.data.collation import split_inputs
 from peftlib.data.loading import batches_of
 from peftlib.data.sources import are_hidden
+from peftlib.distributed import true_everywhere
 from peftlib.errors import OutOfMemory
 from peftlib.evaluation.losses import losses
 from peftlib.evaluation.predictions import answers_of
@@ -66,7 +67,7 @@ def predict(
             fits = _answer(model, loader, logits, places, between)
     finally:
         model.train(was_training)
-    if not fits_everywhere(accelerator, fits):
+    if not true_everywhere(accelerator, fits):
         logits.clear()
         clear_device_cache(garbage_collection=True)  # the caller may have a checkpoint to write
         raise OutOfMemory.in_evaluation(batches_of(loader).micro_batch_size)
@@ -108,14 +109,6 @@ def _answer(
             # A filler (weight 0) repeats an example to equalise batch counts: its logits are dropped.
             places.append(torch.where(targets.weight > 0, targets.example, -1))
     return fits
-
-
-def fits_everywhere(accelerator: Accelerator, fits: bool) -> bool:
-    """Return whether `fits` is true on every process; call it on all of them."""
-    if accelerator.num_processes == 1:
-        return fits
-    votes: torch.Tensor = accelerator.reduce(torch.tensor(float(fits), device=accelerator.device), reduction="sum")
-    return votes.item() == accelerator.num_processes
 
 
 def evaluate(

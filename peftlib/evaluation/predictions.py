@@ -23,7 +23,7 @@ from peftlib.run_files import PREDICTIONS
 if TYPE_CHECKING:  # imports torch, which readers of predictions do not need
     from peftlib.evaluation.evaluator import Evaluation
 
-RESULTS = "results.json"
+ABOUT = "results.json"
 #: Up to this many classes get a probability column each in `predictions.csv` (in multi-label tasks, all do).
 _MOST_CLASSES = 100
 #: Number of class probabilities to print at most.
@@ -93,7 +93,7 @@ def refuse_other_answers(folder: Path, source: str, fingerprint: str) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     try:
-        about = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         before, texts = about.get("place", about["source"]), about["fingerprint"]  # 0.1.0 wrote no place
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         before = texts = None
@@ -134,7 +134,7 @@ def write_answers(
             write_text(temporary / "predictions.csv", _table(evaluation, task, texts))
             if not scores and glue_answers is not None:
                 write_text(temporary / glue_answers, _for_glue(evaluation, task))
-            write_json(temporary / RESULTS, {**scores, **counts, **about})
+            write_json(temporary / ABOUT, {**scores, **counts, **about})
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise RunError(f"{folder}: cannot be written ({error}); make room there, or name --output_dir") from error
     return scores

@@ -15,7 +15,7 @@ from peftlib.data.glue_server import REST, SERVER_FILES, ServerFile
 from peftlib.data.own_data import task_in_table
 from peftlib.data.tasks import TASKS
 from peftlib.errors import RunError, UserError
-from peftlib.evaluation.predictions import RESULTS
+from peftlib.evaluation.predictions import ABOUT
 from peftlib.files import obstacle, write_bytes
 from peftlib.reporting.runs import Run
 
@@ -191,7 +191,7 @@ def _staleness(path: Path, run: Run) -> str | None:
     """
     about = _said_beside(path)
     if about is None:
-        return f"no {RESULTS} beside it says which training it is from"
+        return f"no {ABOUT} beside it says which training it is from"
     ended = run.record.get("ended")
     of_now = about.get("run_ended", ended) == ended and about.get("global_step") == run.results.get("best_eval_step")
     return None if of_now else "made before the run was trained again"
@@ -199,7 +199,7 @@ def _staleness(path: Path, run: Run) -> str | None:
 
 def _said_beside(path: Path) -> dict[str, object] | None:
     try:
-        about = json.loads((path.parent / RESULTS).read_text(encoding="utf-8"))
+        about = json.loads((path.parent / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return about if isinstance(about, dict) else None

@@ -9,7 +9,7 @@ import numpy as np
 from peftlib.reporting.figures import Plot, legend_below, look, new_figure, write_figure
 from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.plots import NoData, draw_all
-from peftlib.reporting.weights import Unreadable, bias_changes, singular_values
+from peftlib.reporting.weights import DamagedWeights, bias_changes, singular_values
 
 _SHORT = {
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
@@ -29,7 +29,7 @@ def draw_biases(comparison: Comparison, folder: Path, slug: str) -> Plot:
         raise NoData("Where the biases moved: there is no BitFit run.")
     try:
         changes = bias_changes(variant.runs[0])
-    except Unreadable as error:
+    except DamagedWeights as error:
         raise NoData(f"Where the biases moved: {error}.") from error
     if changes is None:
         raise NoData(f"Where the biases moved: the weights of {comparison.model} are not on this machine.")
@@ -65,7 +65,7 @@ def draw_singular_values(comparison: Comparison, folder: Path, slug: str) -> Plo
     for index, variant in enumerate(comparison.contenders()):
         try:
             values = singular_values(variant.runs[0]) if "lora_r" in variant.flags else None
-        except Unreadable as error:
+        except DamagedWeights as error:
             raise NoData(f"Singular values of the LoRA updates: {error}.") from error
         if values is None:
             continue

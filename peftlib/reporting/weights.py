@@ -18,7 +18,7 @@ _LAYER = re.compile(r"layers?\.(\d+)\.(.+)[._]bias$")
 _A_MATRIX, _B_MATRIX = ".lora_A.weight", ".lora_B.weight"
 
 
-class Unreadable(Exception):
+class DamagedWeights(Exception):
     """A weights file is damaged; the message says which one, and how."""
 
 
@@ -29,7 +29,7 @@ def bias_changes(run: Run) -> dict[str, list[float]] | None:
         None if the run has no adapter with biases, or its base model's weights are not on this machine.
 
     Raises:
-        Unreadable: one of the two files is damaged.
+        DamagedWeights: one of the two files is damaged.
     """
     base = base_weights(run)
     adapter = run.folder / ADAPTER_WEIGHTS
@@ -77,7 +77,7 @@ def singular_values(run: Run) -> np.ndarray | None:
         Shape (modules, rank); None if there are no such updates.
 
     Raises:
-        Unreadable: the adapter is damaged.
+        DamagedWeights: the adapter is damaged.
     """
     adapter, settings = run.folder / ADAPTER_WEIGHTS, run.folder / ADAPTER_CONFIG
     if not adapter.exists() or not settings.exists():
@@ -86,7 +86,7 @@ def singular_values(run: Run) -> np.ndarray | None:
         config = json.loads(settings.read_text(encoding="utf-8"))
         rank, alpha = config["r"], config["lora_alpha"]
     except (ValueError, KeyError) as error:
-        raise Unreadable(f"{settings} cannot be read ({error})") from error
+        raise DamagedWeights(f"{settings} cannot be read ({error})") from error
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     found = []
     matrices = _tensors(adapter, (_A_MATRIX, _B_MATRIX))
@@ -108,7 +108,7 @@ def _tensors(path: Path, endings: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The file's tensors whose names end in one of `endings`, as NumPy floats.
 
     Raises:
-        Unreadable: the file is damaged.
+        DamagedWeights: the file is damaged.
     """
     try:
         with safe_open(path, "numpy") as file:
@@ -120,7 +120,7 @@ def _tensors(path: Path, endings: tuple[str, ...]) -> dict[str, np.ndarray]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name).float().numpy() for name in names}
     except (OSError, SafetensorError) as error:
-        raise Unreadable(f"{path} cannot be read ({error})") from error
+        raise DamagedWeights(f"{path} cannot be read ({error})") from error
 
 
 def _plain(name: str) -> str:

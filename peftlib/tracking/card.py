@@ -173,19 +173,6 @@ def _method_tags(arguments: dict[str, Any]) -> list[str]:
     return [method, *(name for name in names if isinstance(name, str))]
 
 
-def best_scores(results: dict[str, Any]) -> dict[str, float]:
-    """Return the saved state's scores on the validation split, as metric -> value.
-
-    Args:
-        results: the content of `all_results.json`.
-    """
-    return {
-        name.removeprefix("best_eval_"): value
-        for name, value in results.items()
-        if name.startswith("best_eval_") and name != "best_eval_step"
-    }
-
-
 def name_for_others(model: dict[str, Any]) -> str:
     """Return the base model's name for use on other machines: its name on the Hub, else that of its folder.
 

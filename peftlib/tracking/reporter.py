@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from peftlib.distributed import on_main
 from peftlib.errors import RunError, UserError
 from peftlib.files import write_json
-from peftlib.run_files import RESULTS
+from peftlib.run_files import RESULTS, best_scores
 from peftlib.tracking.announcement import facts_of, notes_of
 from peftlib.tracking.console import RunConsole
 from peftlib.tracking.folder import lock_folder, refuse_busy, refuse_finished, sweep_of_run
@@ -187,11 +187,7 @@ class Reporter:
         except OSError as error:
             raise RunError(f"{self.folder}: cannot write all_results.json ({error}); free some space there") from error
         self._record.update(results=results, peak_memory_bytes=peak_memory(self._accelerator.device))
-        rows = {
-            name.removeprefix("best_eval_").replace("_", " "): f"{value:.4f}"
-            for name, value in results.items()
-            if name.startswith("best_eval_") and name != "best_eval_step"
-        }
+        rows = {name.replace("_", " "): f"{value:.4f}" for name, value in best_scores(results).items()}
         rows["best step"] = f"{results['best_eval_step']:,} of {results['global_step']:,}"
         rows["trained"] = f"{results['trainable_params']:,} parameters ({results['trainable_ratio']:.4%})"
         rows["time"] = (

@@ -142,7 +142,7 @@ class CheckpointKeeper:
 
 def _refuse_non_finite(training: Training) -> None:
     """Raise if a trained weight is not finite: its loss may have been finite, but a run resumed from it would fail."""
-    model = training.accelerator.unwrap_model(training.model)
+    model = training.model
     if bad := [name for name, parameter in trained(model) if not bool(parameter.isfinite().all())]:
         raise RunError(
             f"the weights are no longer finite at step {training.progress.step} ({bad[0]}); try a smaller "
@@ -161,7 +161,7 @@ def restore(training: Training, checkpoint: Path) -> None:
     accelerator = training.accelerator
     state = on_main(lambda: json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
     try:
-        load_trained_state(accelerator.unwrap_model(training.model), _read(checkpoint / "trained.safetensors"))
+        load_trained_state(training.model, _read(checkpoint / "trained.safetensors"))
     except KeyError as error:
         raise UserError(f"--resume_from_checkpoint {checkpoint}: {error.args[0]}") from error
     if on_main((checkpoint / "best.safetensors").exists):
@@ -213,7 +213,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _write_state(training: Training, losses: list[float], generators: list[dict[str, Any]], folder: Path) -> None:
-    save_file(trained_state(training.accelerator.unwrap_model(training.model)), folder / "trained.safetensors")
+    save_file(trained_state(training.model), folder / "trained.safetensors")
     if training.best_state:
         save_file(training.best_state, folder / "best.safetensors")
     optimizer = training.optimizer.state_dict()

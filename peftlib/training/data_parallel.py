@@ -46,9 +46,10 @@ def _copy_from_first(tensor: torch.Tensor) -> None:
 
 
 def gradients_of(parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
-    """Return the parameters' gradients, zeros where there is none.
+    """Return the parameters' gradients, after setting missing ones to zeros.
 
-    A process may lack a gradient that others have: LoHa's module dropout skips whole layers.
+    LoHa's module dropout skips whole layers: a process may lack a gradient that others have, and a window one that
+    another cut of the same window would have.
     """
     for parameter in parameters:
         if parameter.grad is None:

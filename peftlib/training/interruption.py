@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from peftlib.errors import Interrupted
 from peftlib.processes import CaughtSignals
 
 #: Signal -> the run's exit status once its checkpoint is written. SIGUSR1 is what SLURM sends ahead of the time limit
@@ -41,6 +43,17 @@ class Interruption(CaughtSignals):
             dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self._group)
             number = int(highest)
         return signal.Signals(number) if number else None
+
+    def stop_if_requested(self, rest: Callable[[], str] = str) -> None:
+        """Raise `Interrupted` if a signal asked this run to stop; call it on every process.
+
+        Args:
+            rest: called in that case only; returns the end of the message.
+        """
+        number = self.requested()
+        if number is not None:
+            by_hand = number is signal.SIGINT
+            raise Interrupted(f"stopped by {number.name}{rest()}", EXIT_STATUS[number], by_hand=by_hand)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and signal.SIGINT in self.received:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from peftlib.acceleration.graphs import GraphedStep, Step
+from peftlib.acceleration.graphs import GraphedStep, Step, drops_layers
 from peftlib.data.collation import is_in_rows, split_inputs
 from peftlib.errors import OutOfMemory, RunError, in_one_line
 from peftlib.training.accumulation import backward, weighted_loss
@@ -44,20 +44,20 @@ def train_step(
 
 def choose_step(training: Training) -> Step:
     """Return `train_step` as a function of the batch, with CUDA graphs on GPUs unless the run disables them."""
-    accelerator = training.accelerator
-    step = partial(train_step, accelerator, training.model, smoothing=training.plan.label_smoothing)
-    if training.cuda_graphs and accelerator.device.type == "cuda":
-        return GraphedStep(step, training.model.parameters(), training.watcher.warn, is_in_rows)
+    accelerator, model = training.accelerator, training.model
+    step = partial(train_step, accelerator, model, smoothing=training.plan.label_smoothing)
+    if training.cuda_graphs and accelerator.device.type == "cuda" and not drops_layers(model):
+        return GraphedStep(step, training.parameters, training.watcher.warn, is_in_rows)
     return step
 
 
 def make_ready(training: Training) -> None:
     """Switch the model to training mode and set what `update` needs; call it before the first update."""
     training.model.train()
+    training.parameters = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
     training.step = choose_step(training)
     if training.accelerator.scaler is not None:
         training.loss_scale = training.accelerator.scaler.get_scale()
-    training.parameters = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
 
 
 def update(training: Training) -> torch.Tensor | None:
@@ -69,8 +69,9 @@ def update(training: Training) -> torch.Tensor | None:
         The gradient's global L2 norm before clipping, on the device; None if it is not measured.
     """
     accelerator, scaler, hook = training.accelerator, training.accelerator.scaler, training.hook
+    gradients = gradients_of(training.parameters)
     if accelerator.num_processes > 1:
-        sum_over_processes(_gradients(training))
+        sum_over_processes(gradients)
     settle(training)
     training.recent.rates.append(float(training.scheduler.get_last_lr()[0]))
     norm = None
@@ -96,17 +97,10 @@ def update(training: Training) -> torch.Tensor | None:
     return norm
 
 
-def _gradients(training: Training) -> list[torch.Tensor]:
-    """Return the gradients of all trained parameters, in one tensor if a `GraphedStep` has them there."""
-    step = training.step
-    flat = step.gradients if isinstance(step, GraphedStep) else None
-    return gradients_of(training.parameters) if flat is None else [flat]
-
-
 def _clip(training: Training) -> torch.Tensor:
     """Clip the gradients, which takes fewer kernels if a `GraphedStep` has them in one tensor."""
     step, most = training.step, training.plan.max_grad_norm
-    if isinstance(step, GraphedStep) and step.gradients is not None:
+    if isinstance(step, GraphedStep) and step.holds_gradients:
         return step.clip(most)
     return nn.utils.clip_grad_norm_(training.parameters, most)
 

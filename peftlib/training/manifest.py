@@ -243,7 +243,4 @@ def digest(manifest: dict[str, Any]) -> str:
 
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
-        state = hashlib.sha256()
-        for block in iter(lambda: file.read(1 << 20), b""):
-            state.update(block)
-        return state.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

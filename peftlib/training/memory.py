@@ -10,8 +10,8 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from peftlib.data.collation import split_inputs
 from peftlib.data.loading import batches_of, longest_batch
+from peftlib.distributed import true_everywhere
 from peftlib.errors import OutOfMemory
-from peftlib.evaluation.evaluator import fits_everywhere
 from peftlib.training.loop import train_step
 from peftlib.training.randomness import capture_random, restore_random
 from peftlib.training.state import Training
@@ -37,7 +37,7 @@ def fit_evaluation_batch(training: Training) -> None:
         OutOfMemory: a single example does not fit.
     """
     batches = batches_of(training.eval_loader)
-    while not fits_everywhere(training.accelerator, _fits(training, _answer_longest)):
+    while not true_everywhere(training.accelerator, _fits(training, _answer_longest)):
         if batches.micro_batch_size == 1:
             raise OutOfMemory.with_one_example()
         batches.resize(batches.micro_batch_size // 2)
@@ -58,7 +58,7 @@ def fit_micro_batch(training: Training) -> None:
         OutOfMemory: the micro-batch does not fit, and is a single example or an odd number of them.
     """
     batches = training.batches
-    while not fits_everywhere(training.accelerator, _fits(training, _step_on_longest)):
+    while not true_everywhere(training.accelerator, _fits(training, _step_on_longest)):
         if batches.micro_batch_size % 2:
             raise OutOfMemory.in_training(batches.micro_batch_size, ", an odd number that cannot be halved")
         set_micro_batch(training, batches.micro_batch_size // 2, batches.accumulation_steps * 2)
@@ -102,8 +102,6 @@ def _fits(training: Training, work: Callable[[Training], None]) -> bool:
             raise
         return False
     finally:
-        training.optimizer.zero_grad()
-        for parameter in training.model.parameters():
-            parameter.grad = None
+        training.model.zero_grad()
         restore_random(generators)  # as if nothing had been tried
         clear_device_cache(garbage_collection=True)

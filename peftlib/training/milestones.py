@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-import signal
 from functools import partial
 
 import torch
 
-from peftlib.errors import Interrupted, OutOfMemory, RunError
+from peftlib.errors import OutOfMemory, RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.strategies.parameters import load_trained_state, trained_state
-from peftlib.training.interruption import EXIT_STATUS
 from peftlib.training.randomness import capture_random
 from peftlib.training.state import Recent, Training
 
@@ -60,7 +58,7 @@ def evaluate_due(training: Training) -> None:
     # A NaN is never better, and anything is better than a NaN.
     if not progress.best or score > progress.best[metric] or (math.isnan(progress.best[metric]) and score == score):
         progress.best, progress.stale = dict(progress.last), 0
-        training.best_state = trained_state(training.accelerator.unwrap_model(training.model))
+        training.best_state = trained_state(training.model)
     else:
         progress.stale += 1
         progress.stopped_early = 0 < training.plan.patience <= progress.stale
@@ -81,14 +79,14 @@ def score_best(training: Training) -> Evaluation:
     """
     last = None
     if training.progress.best["step"] != training.progress.step:
-        last = trained_state(training.accelerator.unwrap_model(training.model))
+        last = trained_state(training.model)
     keep_best(training)
     return _score(training, last)
 
 
 def keep_best(training: Training) -> None:
     """Load the trained state of the best evaluation into the model."""
-    load_trained_state(training.accelerator.unwrap_model(training.model), training.best_state)
+    load_trained_state(training.model, training.best_state)
 
 
 def _score(training: Training, last: dict[str, torch.Tensor] | None = None) -> Evaluation:
@@ -116,11 +114,10 @@ def stop_if_asked(training: Training, last: dict[str, torch.Tensor] | None = Non
     Raises:
         Interrupted: a signal arrived.
     """
-    number = None if training.interruption is None else training.interruption.requested()
-    if number is not None:
-        way = _kept_for_later(training, last)
-        message = f"stopped by {number.name} after step {training.progress.step}; {way}"
-        raise Interrupted(message, EXIT_STATUS[number], by_hand=number is signal.SIGINT)
+    if training.interruption is not None:
+        training.interruption.stop_if_requested(
+            lambda: f" after step {training.progress.step}; {_kept_for_later(training, last)}"
+        )
 
 
 def losses_since_log(training: Training) -> list[float]:
@@ -165,7 +162,7 @@ def settle(training: Training) -> None:
 def _kept_for_later(training: Training, last: dict[str, torch.Tensor] | None) -> str:
     """Write a checkpoint of the last complete update; return a message that says how to resume."""
     if last is not None:
-        load_trained_state(training.accelerator.unwrap_model(training.model), last)
+        load_trained_state(training.model, last)
     keeper = training.keeper
     place = "" if keeper is None else f"--output_dir {shlex.quote(str(keeper.folder.parent))} "
     way = f"continue with {place}--resume_from_checkpoint auto"

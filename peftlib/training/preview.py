@@ -64,7 +64,7 @@ def preview(training: Training, head: frozenset[str], reporter: Reporter, argume
     """
     console, left = reporter.console, Left.of(training)
     console.facts("data", _data({"training": training.loader.dataset, "validation": training.eval_loader.dataset}))
-    groups = trained_groups(training.accelerator.unwrap_model(training.model), head)
+    groups = trained_groups(training.model, head)
     scalars = sum(group.scalars for group in groups)
     console.facts("plan", _plan(training, left, scalars, arguments))
     rows = [

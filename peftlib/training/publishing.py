@@ -12,8 +12,8 @@ from peftlib.distributed import on_main
 from peftlib.errors import RunError, UserError, in_one_line
 from peftlib.hub import is_public, signed_in
 from peftlib.modeling import hub_name_of_base
-from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, PREDICTIONS, RECORD
-from peftlib.tracking.card import best_scores, model_card, name_for_others
+from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, PREDICTIONS, RECORD, best_scores
+from peftlib.tracking.card import model_card, name_for_others
 from peftlib.tracking.folder import RUN_FILES, sweep_of_run
 from peftlib.tracking.reporter import Reporter
 

@@ -18,10 +18,9 @@ from peftlib.acceleration.graphs import GraphedStep
 from peftlib.data.batching import Slot
 from peftlib.data.collation import split_inputs
 from peftlib.data.loading import batches_of, laid_out
-from peftlib.errors import Interrupted, OutOfMemory
+from peftlib.errors import OutOfMemory
 from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.machine import peak_memory
-from peftlib.training.interruption import EXIT_STATUS
 from peftlib.training.loop import make_ready, update
 from peftlib.training.state import Training
 
@@ -82,10 +81,10 @@ def rehearse(training: Training) -> Rehearsal:
         evaluation, windows = _rehearse_evaluation(training)
     # For the peak memory: most updates run beside a best state, which may be as large as the model, and a new best is
     # copied before the old one is freed.
-    training.best_state = trained_state(accelerator.unwrap_model(training.model))
+    training.best_state = trained_state(training.model)
     with _out_of_memory_as(OutOfMemory.in_training(training.batches.micro_batch_size)):
         updates = _rehearse_updates(training)
-    training.best_state = trained_state(accelerator.unwrap_model(training.model))
+    training.best_state = trained_state(training.model)
     peak = int(_highest(peak_memory(accelerator.device)))
     return Rehearsal(updates, evaluation, windows, peak)
 
@@ -189,16 +188,11 @@ def _seconds(training: Training, work: _Work, windows: list[np.ndarray]) -> floa
     start = time.perf_counter()
     for window in windows:
         work(training, window)
-        _stop_if_asked(training)
+        if training.interruption is not None:
+            training.interruption.stop_if_requested()
     if training.accelerator.device.type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter() - start
-
-
-def _stop_if_asked(training: Training) -> None:
-    number = None if training.interruption is None else training.interruption.requested()
-    if number is not None:
-        raise Interrupted(f"stopped by {number.name}", EXIT_STATUS[number], by_hand=number.name == "SIGINT")
 
 
 def _highest(value: float) -> float:

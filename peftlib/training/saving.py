@@ -16,10 +16,10 @@ from peftlib.errors import RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.evaluation.predictions import save_predictions
 from peftlib.files import placed_when_whole, write_text
-from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINTS
+from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINTS, best_scores
 from peftlib.strategies import Strategy
 from peftlib.strategies.parameters import ParameterCount
-from peftlib.tracking.card import best_scores, model_card
+from peftlib.tracking.card import model_card
 from peftlib.training.manifest import PREFIX
 from peftlib.training.state import Progress
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peftlib.acceleration import accelerate_model, graphs
-from peftlib.acceleration.graphs import Batch, GraphedStep, Recording, cloned, copy_batch
+from peftlib.acceleration.graphs import Batch, GraphedStep, Recording, cloned, copy_batch, drops_layers
 from peftlib.errors import RunError
 from peftlib.strategies.parameters import trained_state
 from peftlib.training import loop
@@ -42,22 +42,25 @@ class PretendedGraphs(GraphedStep):
 
 
 class WithSpare(nn.Module):
-    """A model with a trained layer that is never used and a frozen layer."""
+    """A model with a trained layer that is never used, one that only large batches use, and a frozen layer."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.inner, self.spare, self.frozen = nn.Linear(3, 4), nn.Linear(2, 2), nn.Linear(4, 1)
+        self.late = nn.Linear(4, 4)
         self.frozen.requires_grad_(False)
 
     def step(self, batch: Batch) -> torch.Tensor:
-        loss = self.frozen(self.inner(batch["x"]).tanh()).square().mean()
+        hidden = self.inner(batch["x"]).tanh()
+        loss = self.frozen(self.late(hidden) if len(hidden) > 2 else hidden).square().mean()
         loss.backward()
         return loss.detach()
 
 
-def gradients(model: nn.Module) -> list[torch.Tensor | None]:
-    return [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
+def gradients(model: nn.Module) -> list[torch.Tensor]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [torch.zeros_like(one) if one.grad is None else one.grad.clone() for one in trained]
 
 
 @settings(max_examples=25)
@@ -66,7 +69,8 @@ def gradients(model: nn.Module) -> list[torch.Tensor | None]:
 )
 def test_losses_and_gradients_are_those_of_plain_steps(windows: list[list[int]], ready: set[int]) -> None:
     plain, other = WithSpare(), WithSpare()
-    graphed = PretendedGraphs(other.step, other.parameters(), pytest.fail, lambda batch: len(batch["x"]) in ready)
+    trained = [parameter for parameter in other.parameters() if parameter.requires_grad]
+    graphed = PretendedGraphs(other.step, trained, pytest.fail, lambda batch: len(batch["x"]) in ready)
     generator = torch.Generator().manual_seed(1)
     for window in windows:
         batches = [{"x": torch.randn(rows, 3, generator=generator)} for rows in window]
@@ -74,8 +78,7 @@ def test_losses_and_gradients_are_those_of_plain_steps(windows: list[list[int]],
         kept = [graphed(batch) for batch in batches]
         assert torch.equal(torch.stack(losses), torch.stack(kept)), "an earlier loss stays what it was"
         for left, right in zip(gradients(plain), gradients(other), strict=True):
-            assert (left is None) == (right is None), "what is never used has no gradient, not one of zeros"
-            assert left is None or torch.equal(left, right)  # type: ignore[arg-type]
+            assert torch.equal(left, right)
         plain.zero_grad()
         other.zero_grad()
     # At first sight, once a batch of the kind has run; else at the second.
@@ -85,6 +88,21 @@ def test_losses_and_gradients_are_those_of_plain_steps(windows: list[list[int]],
             recorded.add(rows)
         seen.append(rows)
     assert sorted(shape[0] for shape in graphed.recorded) == sorted(recorded)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("bart", {}, False),
+        ("bart", {"encoder_layerdrop": 0.1}, True),
+        ("opt", {"layerdrop": 0.1}, True),
+        ("bert", {}, False),
+    ],
+)
+def test_models_that_skip_layers_are_known(kind: str, options: dict[str, float], expected: bool) -> None:
+    model = nn.Module()
+    model.config = AutoConfig.for_model(kind, **options)
+    assert drops_layers(model) == expected
 
 
 def test_memory_that_recordings_keep_from_a_new_shape_is_said_in_one_line() -> None:
@@ -177,7 +195,7 @@ def test_a_step_that_cannot_be_recorded_is_the_plain_one(tmp_path: Path, monkeyp
         train(run)
         found.append((run.watcher.of("train/grad_norm"), run.watcher.of("train/loss")))  # type: ignore[attr-defined]
     assert found[0] == found[1]
-    assert pretended.gradients is None and not pretended.recorded
+    assert not pretended.holds_gradients and not pretended.recorded
     said = run.watcher.facts["warning"]  # type: ignore[attr-defined]
     assert said == "no CUDA graphs: this model's step waits for the device (why)"
 
@@ -192,7 +210,7 @@ def trained_weights(folder: Path, **options: Any) -> tuple[dict[str, torch.Tenso
     run.cuda_graphs = graphs
     train(run)
     assert isinstance(run.step, GraphedStep) == graphs
-    return trained_state(run.accelerator.unwrap_model(run.model)), run.watcher.of("train/loss")  # type: ignore[attr-defined]
+    return trained_state(run.model), run.watcher.of("train/loss")  # type: ignore[attr-defined]
 
 
 @gpu

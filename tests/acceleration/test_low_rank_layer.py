@@ -12,7 +12,7 @@ if find_spec("triton") is None:
 
 from peftlib.acceleration.attention import finish_first_token_only
 from peftlib.acceleration.layer_calls import Rate
-from peftlib.acceleration.low_rank_layer import Trained, Updates, prepare
+from peftlib.acceleration.low_rank_layer import Trained, Updates, copied_updates
 from peftlib.acceleration.row_encoder import take_rows
 from tests.acceleration.rows import DEVICE, assert_close, calls, classifier, gradients, in_both, with_lora
 
@@ -74,7 +74,7 @@ def test_lora_beside_other_trained_parameters_or_merged_is_left_to_peft():
 def test_lora_s_updates_are_scaled_by_what_dropout_keeps():
     a, b = torch.randn(4, 8, device=DEVICE), torch.randn(6, 4, device=DEVICE)
     one = Trained(a, b, 2.5, Rate.of(0.2))
-    prepared, nothing = prepare([([None, one, one], [None], [one], [None]), None], torch.float16)
+    prepared, nothing = copied_updates([([None, one, one], [None], [one], [None]), None], torch.float16)
     assert nothing is None
     qkv, inner = prepared.product_updates.qkv, prepared.product_updates.inner
     assert prepared.product_updates.out is prepared.product_updates.outer is None

@@ -20,7 +20,7 @@ from peftlib.acceleration.first_tokens import attend_first
 from peftlib.acceleration.frozen_matrices import FrozenMatrix
 from peftlib.acceleration.layer_parts import KernelParts, TorchParts, parts_for
 from peftlib.acceleration.packed_encoder import _FrozenLinear, pack_encoder
-from peftlib.acceleration.packing import Packing, rows_for
+from peftlib.acceleration.packing import Packing, packed_rows
 from peftlib.acceleration.torch_layer import Attend, DropoutAddNorm
 from peftlib.training.precision import choose_precision
 from tests.acceleration.classifiers import tiny_classifier
@@ -276,15 +276,15 @@ def test_padding_is_not_computed(monkeypatch):
     )
     monkeypatch.setattr(torch_layer.Attend, "apply", lambda rows, query, *_: rows if query is None else query)
     model(**batch(64, 2, 2, 2))
-    assert set(rows) == {rows_for(70, gradients=True), 4}  # all tokens; of the last layer each example's first
-    assert rows_for(70, gradients=True) == 96
+    assert set(rows) == {packed_rows(70, gradients=True), 4}  # all tokens; of the last layer each example's first
+    assert packed_rows(70, gradients=True) == 96
 
 
 @pytest.mark.parametrize(("gradients", "share", "numbers"), [(True, 16, 85), (False, 64, 230)])
 def test_fillers_are_few(gradients, share, numbers):
     for tokens in range(1, 5000):
-        assert 0 < rows_for(tokens, gradients) - tokens <= max(32, tokens / share + 1)
-    assert len({rows_for(tokens, gradients) for tokens in range(1, 8192)}) < numbers
+        assert 0 < packed_rows(tokens, gradients) - tokens <= max(32, tokens / share + 1)
+    assert len({packed_rows(tokens, gradients) for tokens in range(1, 8192)}) < numbers
 
 
 def test_evaluation_has_fewer_fillers():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from peftlib.tracking.card import best_scores, model_card, name_for_others
+from peftlib.tracking.card import model_card, name_for_others
 from tests.tracking.facts import made_arguments, made_facts
 
 SCORES = {"accuracy": 0.8125, "f1": 0.87654, "loss": 0.5}
@@ -169,18 +169,6 @@ def test_a_card_for_others_names_no_place_here_and_no_file_that_stays(model, is_
     assert f"`{name_for_others(model)}` fine-tuned on" in text
     assert ("`adapter_config.json` names the base model `bert`" in text) == (is_adapter and model is LOCAL)
     assert "| accuracy | 0.8125 |" in text
-
-
-def test_the_scores_of_a_card_are_those_of_the_saved_state():
-    results = {
-        "eval_accuracy": 0.75,
-        "last_eval_accuracy": 0.5,
-        "best_eval_accuracy": 0.75,
-        "best_eval_loss": 0.25,
-        "best_eval_step": 6,
-        "epoch": 1,
-    }
-    assert best_scores(results) == {"accuracy": 0.75, "loss": 0.25}
 
 
 def test_a_loss_that_is_no_plain_mean_is_said():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,10 +13,16 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from peftlib.strategies.parameters import trained_state
+from peftlib.training import loop
 from peftlib.training.data_parallel import prepare
 from peftlib.training.devices import build_accelerator
-from peftlib.training.loop import train
+from peftlib.training.loop import choose_step
+from tests.acceleration.test_graphs import PretendedGraphs
 from tests.training.runs import make_run
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def assert_equal_everywhere(tensors: dict[str, torch.Tensor]) -> None:
@@ -48,13 +55,20 @@ def start_equal(accelerator: Accelerator) -> None:
     assert model.flags.tolist() == [False, True]
 
 
-def stay_equal(folder: Path, **options: object) -> None:
+def stay_equal(folder: Path, graphs: bool | None = None, **options: Any) -> None:
+    """Train and compare the replicas; with graphs or, where `graphs` is false, with a step that cannot be recorded."""
     AcceleratorState._reset_state()  # keeps the process group
     GradientState._reset_state()
     run = make_run(folder, examples=43, micro=4, epochs=3, scores=[0.0] * 3, max_grad_norm=1.0, **options)
     before = trained_state(run.model)
     torch.manual_seed(run.accelerator.process_index)  # for dropout
-    train(run)
+    loop.choose_step = choose_step
+    if graphs is not None:
+        pretended = PretendedGraphs(choose_step(run), trained_parameters(run.model), print, lambda _: True)
+        pretended._recordable = graphs
+        loop.choose_step = lambda _: pretended
+    loop.train(run)
+    assert graphs is None or bool(pretended.recorded) == graphs
     after = trained_state(run.model)
     assert_equal_everywhere(after)
     assert any(not torch.equal(after[name], before[name]) for name in before)
@@ -66,6 +80,8 @@ def main(folder: Path) -> None:
     start_equal(accelerator)
     for method in ("bitfit", "lora", "full"):
         stay_equal(folder, method=method, dropout=0.1, accumulation=2)
+    # What one process can record, the other cannot: a model may wait for the device in long batches only.
+    stay_equal(folder, graphs=accelerator.is_main_process, method="full", accumulation=2)
     # Each process skips other layers, which then have no gradients there.
     stay_equal(folder, method="peft", flags={"peft_type": "loha", "peft_kwargs": '{"module_dropout": 0.6}'})
     accelerator.wait_for_everyone()

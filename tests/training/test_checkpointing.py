@@ -24,6 +24,7 @@ from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.folder import choose_output_dir
 from peftlib.training import checkpointing, milestones, state
 from peftlib.training.checkpointing import CheckpointKeeper, _with_nan, restore
+from peftlib.training.interruption import Interruption
 from peftlib.training.loop import train
 from peftlib.training.manifest import checkpoints, digest, find_checkpoint, matching_manifest, sha256, verify
 from peftlib.training.milestones import score_best
@@ -60,23 +61,24 @@ def small_run(folder: Path, *, every: str | None = None, limit: int | None = Non
     return run
 
 
-class Stop:
+class Stop(Interruption):
     """An interruption after the n-th micro-batch of a run, or at the n-th poll during its evaluations.
 
     An evaluation of three batches polls twice.
     """
 
     def __init__(self, run: Training, micro_batch: int | None = None, question: int | None = None) -> None:
-        self._run, self._wanted, self._asked = run, (question, micro_batch), [0, 0]
+        super().__init__(run.accelerator)
+        self._run, self._wanted, self._polls = run, (question, micro_batch), [0, 0]
 
     def requested(self) -> signal.Signals | None:
         trains = self._run.model.training
-        self._asked[trains] += 1
-        return signal.SIGTERM if self._asked[trains] == self._wanted[trains] else None
+        self._polls[trains] += 1
+        return signal.SIGTERM if self._polls[trains] == self._wanted[trains] else None
 
 
 def weights(run: Training) -> dict[str, torch.Tensor]:
-    return trained_state(run.accelerator.unwrap_model(run.model))
+    return trained_state(run.model)
 
 
 def curve(run: Training) -> dict[int, tuple[float, float]]:

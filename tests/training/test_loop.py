@@ -34,7 +34,7 @@ def fresh_run(folder: Path, **options: Any) -> Training:
 
 
 def weights(run: Training) -> dict[str, torch.Tensor]:
-    return trained_state(run.accelerator.unwrap_model(run.model))
+    return trained_state(run.model)
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -300,6 +300,15 @@ def test_patience(tmp_path: Path, patience: int, scores: list[float], evaluation
     assert progress.step == 10 * evaluations
     assert progress.best["accuracy"] == max(scores[:evaluations])
     assert progress.stopped_early == (evaluations < 5 or patience == 2)
+
+
+def test_a_layer_that_is_dropped_in_a_whole_window_takes_part_in_the_update(tmp_path: Path) -> None:
+    """As it does where the window is cut into more micro-batches, in one of which it is not dropped."""
+    loha = {"peft_type": "loha", "peft_kwargs": '{"module_dropout": 0.7}'}
+    run = make_run(tmp_path, examples=24, micro=4, method="peft", flags=loha)
+    progress = train(run)
+    assert {int(state["step"]) for state in run.optimizer.state.values()} == {progress.step}
+    assert len(run.optimizer.state) == len(run.parameters)
 
 
 def test_stopping_in_the_middle_of_an_epoch_leaves_no_loader_active(tmp_path: Path) -> None:

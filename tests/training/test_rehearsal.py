@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from peftlib.errors import Interrupted, RunError
 from peftlib.strategies.parameters import trained_state
 from peftlib.training import loop, rehearsal
+from peftlib.training.interruption import Interruption
 from peftlib.training.loop import make_ready, train
 from peftlib.training.rehearsal import SAMPLES, Timing, rehearse, spread
 from tests.training.runs import make_run
@@ -144,7 +144,8 @@ def test_other_errors_are_not_mistaken_for_it(tmp_path, monkeypatch):
 
 def test_a_signal_ends_it(tmp_path):
     run = make_run(tmp_path)
-    run.interruption = SimpleNamespace(requested=lambda: signal.SIGINT)
+    run.interruption = Interruption(run.accelerator)
+    run.interruption.received.append(signal.SIGINT)
     with pytest.raises(Interrupted, match="stopped by SIGINT") as caught:
         rehearse(run)
     assert (caught.value.status, caught.value.by_hand) == (130, True)

@@ -54,6 +54,6 @@ def test_between_two_logs_the_host_never_waits_for_the_device(tmp_path: Path, pr
         tmp_path, examples=64, micro=4, accumulation=2, epochs=6, precision=precision, method="bitfit", scaler=scaler,
         logging_steps=10**6, eval_steps=10**6, max_grad_norm=1.0,
     )  # fmt: skip
-    accelerate_model(run.accelerator.unwrap_model(run.model), run.accelerator.device, precision)
+    accelerate_model(run.model, run.accelerator.device, precision)
     run.cuda_graphs, run.watcher = graphs, Forbidding(16, 46)
     assert train(run).step == 48
