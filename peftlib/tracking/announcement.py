@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def notes_of(facts: dict[str, Any], arguments: dict[str, Any], steps: int, busy_
     warmup = arguments["num_warmup_steps"] or 0
     if warmup > steps and arguments["lr_scheduler_type"] != "constant":
         yield f"--num_warmup_steps {warmup}: the run is shorter, so the learning rate rises over all {steps} updates"
+    if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()) not in ("", "no"):
+        yield f"torch.compile, which accelerate's dynamo_backend {backend} asks for, is not used"
     free = max(1, machine["threads"] - round(busy_cores))
     if machine["device_type"] == "cpu" and facts["processes"] == 1 and busy_cores >= 0.5 and free < machine["threads"]:
         yield (

@@ -38,6 +38,7 @@ def build_accelerator(
     accelerator = Accelerator(
         cpu=not has_accelerator(),
         mixed_precision=precision.name,
+        dynamo_backend="no",  # a compiled model has other names for its parameters, which adapters and checkpoints hold
         # As a plugin: the environment variable overrides the plain argument.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation_steps),
         # On Apple's GPUs a non-blocking copy may read host memory after it was freed (torch 2.13;

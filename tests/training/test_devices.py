@@ -56,6 +56,15 @@ def test_the_accumulation_is_what_was_asked_for(
     assert accelerator.gradient_accumulation_steps == 3
 
 
+def test_a_launcher_that_compiles_models_leaves_the_names_of_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    accelerator, _ = build_accelerator("no", 1, [], tmp_path, 1)
+    layer = torch.nn.Linear(2, 2)
+    assert accelerator.prepare_model(layer) is layer
+
+
 @pytest.mark.parametrize(
     ("cores", "usable", "local_processes", "expected"),
     [
