@@ -138,6 +138,10 @@ def _applies(written: Any, what: str) -> int:
     return said
 
 
+#: Ends the message about a decimal number.
+_OF_DECIMALS = ": write 1, not 1.0, or use --do_regression"
+
+
 def _class(label: Any, what: str, *, named: bool) -> str:
     """Parse a class name; whole numbers and JSON's true and false are names as written.
 
@@ -149,15 +153,13 @@ def _class(label: Any, what: str, *, named: bool) -> str:
     if isinstance(label, int):
         return json.dumps(label)
     if not isinstance(label, str):
-        raise UserError(f"{what} is {short(label)}; a class must be a name or a whole number")
+        way = _OF_DECIMALS if isinstance(label, float) else ""
+        raise UserError(f"{what} is {short(label)}; a class must be a name or a whole number{way}")
     if named:
         return label
     refuse_halves(label, what)
     if re.fullmatch(r"\s*[-+]?[0-9]+\.[0-9]+\s*", label):  # refused like a JSON number with a decimal point
-        raise UserError(
-            f"{what} is {label.strip()}; a class must be a name or a whole number: write 1, not 1.0, or use "
-            "--do_regression"
-        )
+        raise UserError(f"{what} is {label.strip()}; a class must be a name or a whole number{_OF_DECIMALS}")
     return label.strip()
 
 
@@ -168,7 +170,8 @@ def _scores(table: Table, task: Task, own: OwnData) -> Iterator[float]:
         score = task.parse_score(row[place])
         if score is None:
             found = f"{table.source}, {where}: the {column} is {short(row[place])}"
-            raise UserError(f"{found}; {task.name} has {task.scores_in_words()}")
+            needs = "--do_regression needs" if own.regression else f"{task.name} has"
+            raise UserError(f"{found}; {needs} {task.scores_in_words()}")
         yield score
 
 

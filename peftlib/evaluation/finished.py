@@ -50,13 +50,12 @@ class Finished:
             raise UserError(f"{folder}: contains no run (no run.json in it); name a finished run's folder") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({in_one_line(error)})") from error
-        if {name: type(record.get(name)) for name in _NEEDED} != _NEEDED:
-            raise UserError(f"{path}: is not a training run's record")
-        if record.get("status") != "finished":
+        if (status := record.get("status")) in ("running", "interrupted", "failed"):
             raise UserError(
-                f"{folder}: has not finished (status {record.get('status')}); continue it with "
-                "--resume_from_checkpoint auto"
+                f"{folder}: has not finished (status {status}); continue it with --resume_from_checkpoint auto"
             )
+        if status != "finished" or {name: type(record.get(name)) for name in _NEEDED} != _NEEDED:
+            raise UserError(f"{path}: is not a training run's record")
         return cls(folder, record)
 
     @property

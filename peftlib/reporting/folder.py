@@ -50,7 +50,11 @@ def put_in_place(staged: Path, folder: Path) -> None:
     for name in sorted(names):
         target, part = folder / name, folder / (name + _PART)
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(staged / name, part)
+        try:
+            shutil.copyfile(staged / name, part)
+        except OSError:  # a full disk must not stay full
+            part.unlink(missing_ok=True)
+            raise
         part.replace(target)
     for name in earlier - names:
         (folder / name).unlink(missing_ok=True)

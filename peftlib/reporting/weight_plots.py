@@ -49,7 +49,7 @@ def draw_biases(comparison: Comparison, folder: Path, slug: str) -> Plot:
     figure.colorbar(image, label="mean |change| × 1000")
     caption = (
         f"{variant.label}, seed {variant.runs[0].seed}: mean absolute change of each bias vector × 1000. Softmax "
-        "ignores a shift that is the same for all keys, so key biases change only by rounding."
+        "ignores a shift that is the same for all keys: key biases change by rounding errors, which AdamW scales up."
     )
     return write_figure(figure, folder, f"{slug}-bias-changes", "Where the biases moved", caption)
 

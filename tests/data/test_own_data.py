@@ -270,11 +270,9 @@ def test_missing_texts_and_classes_are_refused(refused: Callable[..., str], text
 
 
 def test_what_is_no_text_and_no_class(refused: Callable[..., str]) -> None:
-    said = "mine.jsonl, line 1: the label is 0.5; a class must be a name or a whole number"
-    assert refused('{"text": "a", "label": 0.5}', "mine.jsonl") == said
-    said = "mine.csv, line 2: the label is 1.50; a class must be a name or a whole number: write 1, not 1.0, or "
-    said += "use --do_regression"
-    assert refused("text,label\na, 1.50\n") == said
+    said = "a class must be a name or a whole number: write 1, not 1.0, or use --do_regression"
+    assert refused('{"text": "a", "label": 0.5}', "mine.jsonl") == f"mine.jsonl, line 1: the label is 0.5; {said}"
+    assert refused("text,label\na, 1.50\n") == f"mine.csv, line 2: the label is 1.50; {said}"
     assert len(refused(json.dumps({"text": "a", "label": ["b"] * 9999}), "mine.jsonl")) < 150
     rows = 'text\tlabel\n"hello world\tpos\nfoo "\tneg\nbar\tpos\nbaz\tneg\n'
     assert refused(rows, "mine.tsv").startswith("mine.tsv, line 3: ends a quoted text with tabs and line breaks in it;")

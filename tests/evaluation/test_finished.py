@@ -117,6 +117,7 @@ def test_no_pickle_and_no_damaged_adapter_is_loaded(tiny_folder: Callable[..., P
         ([], "run.json: cannot be read (it holds no object)"),
         ({"status": "finished"}, "run.json: is not a training run's record"),
         (record(labels="yes"), "run.json: is not a training run's record"),
+        ({"status": "interrupted", "arguments": {}}, "has not finished (status interrupted); continue it with"),
         (record(status="running"), "has not finished (status running); continue it with --resume_from_checkpoint auto"),
     ],
 )

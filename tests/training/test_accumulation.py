@@ -111,7 +111,7 @@ def assert_equal(found: Gradients, expected: Gradients) -> None:
             difference = (gradient - right[name]).abs().max().item()
             assert difference <= 1e-6, f"update {number}, {name}: {difference}"
         # If all gradients were tiny, they would compare equal whatever they are.
-        assert max(gradient.abs().max().item() for gradient in right.values()) > 1e-2
+        assert max(gradient.abs().max().item() for gradient in right.values()) > 1e-3
 
 
 @pytest.mark.parametrize(("micro", "accumulation"), CUTS)
