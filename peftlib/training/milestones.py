@@ -165,7 +165,7 @@ def _kept_for_later(training: Training, last: dict[str, torch.Tensor] | None) ->
         load_trained_state(training.model, last)
     keeper = training.keeper
     place = "" if keeper is None else f"--output_dir {shlex.quote(str(keeper.folder.parent))} "
-    way = f"continue with {place}--resume_from_checkpoint auto"
+    way = f"continue with the same flags and {place}--resume_from_checkpoint auto"
     if not _keep(training):
         way = f"this step could not be saved; an older checkpoint, if there is one, is intact: {way}"
     return way

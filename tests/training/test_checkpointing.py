@@ -282,7 +282,7 @@ def test_stopped_in_an_evaluation_resumed_equals_uninterrupted(tmp_path, evaluat
     step = (question + 1) // 2 * 4
     first = often_evaluated(tmp_path, every, evaluated.script)
     first.interruption = Stop(first, question=question)
-    with pytest.raises(Interrupted, match=f"after step {step}; continue with --output_dir"):
+    with pytest.raises(Interrupted, match=f"after step {step}; continue with the same flags and --output_dir"):
         train(first)
     assert first.model.training, "as it was before the evaluation"
     assert checkpoints(tmp_path / "checkpoints")[0].name == f"step_{step:08d}"
@@ -416,7 +416,8 @@ def test_an_evaluation_without_memory_leaves_a_checkpoint_and_one_line(tmp_path,
 
     first.model.forward = limited
     line = (
-        r"^out of memory with evaluation batches of 4; use --per_device_eval_batch_size 2; continue with --output_dir "
+        r"^out of memory with evaluation batches of 4; use --per_device_eval_batch_size 2; "
+        r"continue with the same flags and --output_dir "
     )
     with pytest.raises(RunError, match=line):
         train(first)
