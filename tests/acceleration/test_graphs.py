@@ -163,19 +163,26 @@ def test_a_batch_in_one_piece_is_copied_as_one(together: bool, monkeypatch: pyte
     assert batch(0)["x"].tolist() == [[0, 1], [2, 3]], "the recorded tensors are its own"
 
 
-def test_a_run_clips_the_gradients_of_its_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def curves_of_both(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[list[Any], Any, Any]:
+    """Train without and with graphs; return both runs' gradient norms and losses, and the latter's step and watcher."""
     found = []
     for graphed in (False, True):
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
-        run = make_run(tmp_path / str(graphed), examples=32, micro=8, epochs=2, max_grad_norm=0.01, logging_steps=1)
+        run = make_run(folder / str(graphed), examples=32, micro=8, epochs=2, max_grad_norm=0.01, **options)
+        watcher: Any = run.watcher
+        step = partial(train_step, run.accelerator, run.model)
+        pretended = PretendedGraphs(step, run.model.parameters(), watcher.warn, lambda _: True)
         if graphed:
-            step = partial(train_step, run.accelerator, run.model)
-            pretended = PretendedGraphs(step, run.model.parameters(), pytest.fail, lambda _: True)
             monkeypatch.setattr(loop, "choose_step", lambda _, pretended=pretended: pretended)
         train(run)
-        found.append((run.watcher.of("train/grad_norm"), run.watcher.of("train/loss")))  # type: ignore[attr-defined]
-    assert pretended.recorded
+        found.append((watcher.of("train/grad_norm"), watcher.of("train/loss")))
+    return found, pretended, watcher
+
+
+def test_a_run_clips_the_gradients_of_its_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, pretended, watcher = curves_of_both(tmp_path, monkeypatch)
+    assert pretended.recorded and "warning" not in watcher.facts
     assert all(norm > 0.1 for norm in found[0][0])
     for plain, ours in zip(*found, strict=True):
         assert ours == pytest.approx(plain, rel=1e-3)
@@ -183,21 +190,10 @@ def test_a_run_clips_the_gradients_of_its_graphs(tmp_path: Path, monkeypatch: py
 
 def test_a_step_that_cannot_be_recorded_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "_watched", lambda step, batch: (step(batch), "why"))
-    found = []
-    for graphed in (False, True):
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
-        run = make_run(tmp_path / str(graphed), examples=32, micro=8, epochs=2, accumulation=2, max_grad_norm=0.01)
-        if graphed:
-            step = partial(train_step, run.accelerator, run.model)
-            pretended = PretendedGraphs(step, run.model.parameters(), run.watcher.warn)
-            monkeypatch.setattr(loop, "choose_step", lambda _, pretended=pretended: pretended)
-        train(run)
-        found.append((run.watcher.of("train/grad_norm"), run.watcher.of("train/loss")))  # type: ignore[attr-defined]
+    found, pretended, watcher = curves_of_both(tmp_path, monkeypatch, accumulation=2)
     assert found[0] == found[1]
     assert not pretended.holds_gradients and not pretended.recorded
-    said = run.watcher.facts["warning"]  # type: ignore[attr-defined]
-    assert said == "no CUDA graphs: this model's step waits for the device (why)"
+    assert watcher.facts["warning"] == "no CUDA graphs: this model's step waits for the device (why)"
 
 
 def trained_weights(folder: Path, **options: Any) -> tuple[dict[str, torch.Tensor], list[float]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlib.errors import UserError
+from peftlib.errors import RunError, UserError
 from peftlib.reporting import folder as folders
 from peftlib.reporting import report as reports
 from peftlib.reporting.folder import check_folder
@@ -139,3 +139,14 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("")
     with pytest.raises(UserError, match="is a file"):
         check_folder(tmp_path / "report")
+
+
+def test_a_copy_that_a_full_disk_cuts_off_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:9])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders.shutil, "copyfile", half)
+    with pytest.raises(RunError, match="No space"):
+        write_report(report_of(tmp_path / "a", "mrpc"), tmp_path / "report", "first")
+    assert held(tmp_path / "report").keys() == {".report.json"}

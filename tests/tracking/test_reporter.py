@@ -302,6 +302,15 @@ def test_texts_that_were_cut_are_counted(tmp_path, capsys):
     assert said in out and "validation examples are longer" not in out
 
 
+@pytest.mark.parametrize(("backend", "noticed"), [("INDUCTOR", True), ("NO", False)])
+def test_a_launcher_that_asks_for_compilation_is_answered(tmp_path, capsys, monkeypatch, backend, noticed):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", backend)
+    with reporter_in(tmp_path / "run").watching(20, made_facts()):
+        pass
+    said = "note: torch.compile, which accelerate's dynamo_backend inductor asks for, is not used"
+    assert (said in capsys.readouterr().out) == noticed
+
+
 def test_numbers_that_are_hard_to_learn_are_noticed(tmp_path, capsys):
     for largest, noticed in ((5.0, False), (250_000.0, True)):
         facts = made_facts()
