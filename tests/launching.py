@@ -41,7 +41,7 @@ def clean_environment(home: Path, **changes: str) -> dict[str, str]:
 
 
 def _share_kernels(cache: Path) -> None:
-    """Commands find the CPU kernels that the tests have built: each would build its own, in two seconds."""
+    """Commands find the CPU kernels that the tests have built: each would build its own, in seconds."""
     kernels()
     cache.mkdir(parents=True, exist_ok=True)
     if not (cache / "kernels").exists():

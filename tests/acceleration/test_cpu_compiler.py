@@ -28,21 +28,37 @@ def fresh(monkeypatch, tmp_path):
     kernels.cache_clear()
 
 
-def commands(monkeypatch, run=None):
-    """Record the compiler's calls from now on."""
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Two sources that compile in no time, in place of the kernels."""
+    sources = [tmp_path / "sources" / name for name in ("one.cpp", "two.cpp")]
+    sources[0].parent.mkdir()
+    for source in sources:
+        source.write_text(f'extern "C" int {source.stem}() {{ return 7; }}\n')
+    monkeypatch.setattr(cpu_compiler, "_SOURCES", sources)
+    return sources
+
+
+def builds(monkeypatch, run=None):
+    """Record what is linked from now on: each build ends with it."""
     made = []
     plain = subprocess.run
-    monkeypatch.setattr(
-        cpu_compiler.subprocess, "run", lambda *given, **how: made.append(given) or (run or plain)(*given, **how)
-    )
+
+    def recorded(command, **how):
+        if "-shared" in command:
+            made.append(command)
+        return (run or plain)(command, **how)
+
+    monkeypatch.setattr(cpu_compiler.subprocess, "run", recorded)
     return made
 
 
 @needs_compiler
-def test_they_are_built_once_and_found_by_the_next_process(monkeypatch, tmp_path):
-    made = commands(monkeypatch)
-    assert kernels() is kernels() is not None
-    assert len(made) == 1
+def test_they_are_built_once_and_found_by_the_next_process(monkeypatch, tmp_path, small):
+    made = builds(monkeypatch)
+    library = kernels()
+    assert kernels() is library is not None
+    assert library.one() == library.two() == 7 and len(made) == 1
     (built,) = (tmp_path / "cache" / "kernels").iterdir()
     kernels.cache_clear()
     assert kernels() is not None
@@ -51,7 +67,11 @@ def test_they_are_built_once_and_found_by_the_next_process(monkeypatch, tmp_path
     monkeypatch.setattr(cpu_compiler, "_FLAGS", ("-O1", *cpu_compiler._FLAGS[1:]))
     kernels.cache_clear()
     assert kernels() is not None and len(made) == 2
-    assert len(list(built.parent.iterdir())) == 2
+    small[1].write_text('extern "C" int two() { return 8; }\n')
+    kernels.cache_clear()
+    changed = kernels()
+    assert changed is not None and changed.two() == 8 and len(made) == 3
+    assert len(list(built.parent.iterdir())) == 3
 
 
 @needs_compiler
@@ -64,21 +84,23 @@ def test_they_share_torch_s_threads():
 
 
 @needs_compiler
-def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path, small):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PEFTLIB_CACHE", str(tmp_path / "file"))
     assert kernels() is not None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", small[0].parent.name]
 
 
 @needs_compiler
 @pytest.mark.parametrize("of_others", ["owner", "mode"])
 @pytest.mark.parametrize("place", ["library", "folder"])
+@pytest.mark.usefixtures("small")
 def test_what_another_user_can_have_put_into_the_cache_is_not_loaded(monkeypatch, tmp_path, of_others, place):
     """A cached library that others can write is built anew; in a folder of theirs nothing is looked for or left."""
-    made = commands(monkeypatch)
+    made = builds(monkeypatch)
     assert kernels() is not None
     (library,) = (tmp_path / "cache" / "kernels").iterdir()
+    library.unlink()  # this process has loaded it
     library.write_text("someone else's")
     changed = library if place == "library" else library.parent
     if of_others == "mode":
@@ -114,7 +136,7 @@ def test_a_compiler_that_fails_leaves_nothing_behind(failure, monkeypatch, tmp_p
 
     monkeypatch.setattr(cpu_compiler.sys, "platform", "linux")
     monkeypatch.setattr(cpu_compiler.shutil, "which", lambda _: "/usr/bin/g++")
-    commands(monkeypatch, fail)
+    builds(monkeypatch, fail)
     with pytest.warns(UserWarning, match="no CPU kernels") as said:
         assert kernels() is None
     assert "\n" not in str(said[0].message)
