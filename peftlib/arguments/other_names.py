@@ -87,7 +87,7 @@ _CALLED: tuple[tuple[str, str], ...] = (
     ("use --eval_steps N; without it every epoch ends with an evaluation",
      "eval_strategy evaluation_strategy evaluate_during_training eval_every eval_interval"),
     ("use --early_stopping_patience", "patience early_stopping early_stop"),
-    ("not needed, every metric here is better when larger", "greater_is_better"),
+    ("not needed, the loss is better when smaller, and every metric when larger", "greater_is_better"),
     ("use --metric_for_best_model", "metric best_metric monitor"),
     ("not needed, the best state is always the one that is saved", "load_best_model_at_end save_best save_best_model"),
     ("not needed, train.py always trains", "do_train train"),

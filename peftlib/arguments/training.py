@@ -107,8 +107,8 @@ class TrainingArguments:
     metric_for_best_model: str | None = field(
         default=None,
         metadata={
-            "help": "metric that selects the saved state and decides early stopping; None uses the task's first: "
-            "accuracy, for cola matthews_correlation, for stsb pearson"
+            "help": "metric, or loss, that selects the saved state and decides early stopping; None uses the task's "
+            "first metric: accuracy, for cola matthews_correlation, for stsb pearson"
         },
     )
     auto_find_batch_size: bool = field(

@@ -29,6 +29,8 @@ METRICS_OF_OWN_DATA = {
     MULTI_LABEL: ("micro_f1", "macro_f1", "subset_accuracy"),
     REGRESSION: ("r2", "pearson", "spearmanr"),
 }
+#: The loss of evaluations, by which a run may choose its best state too; unlike metrics, it is better when smaller.
+LOSS = "loss"
 #: Separator of an example's class names in one field.
 BETWEEN_CLASSES = "|"
 #: The range of fp32, for scores without a range of their own.
@@ -152,17 +154,24 @@ class Task:
         return f"{self.glue.folder}{ending}.tsv"
 
     def best_metric(self, wanted: str | None) -> str:
-        """Return the metric for early stopping and the best state; None means the task's first one.
+        """Return what decides early stopping and the best state, a metric or `LOSS`; None means the first metric.
 
         Raises:
             UserError: the task lacks this metric.
         """
-        if wanted is not None and wanted not in self.metrics:
-            known = ", ".join(self.metrics)
+        known = (*self.metrics, LOSS)
+        if wanted is not None and wanted not in known:
             raise UserError(
-                f"--metric_for_best_model {wanted}: {self.name} is scored by {known}{nearest(wanted, self.metrics)}"
+                f"--metric_for_best_model {wanted}: {self.name} is scored by {', '.join(known)}{nearest(wanted, known)}"
             )
         return wanted or self.metrics[0]
+
+
+def is_better(metric: str, value: float, than: float) -> bool:
+    """Whether a metric's value, or the loss, is better; NaN is better than nothing, and everything else than NaN."""
+    if math.isnan(value) or math.isnan(than):
+        return math.isnan(than) and not math.isnan(value)
+    return value < than if metric == LOSS else value > than
 
 
 def problem_type_of(record: Mapping[str, Any]) -> str:

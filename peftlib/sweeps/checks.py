@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peftlib.data.tasks import DEFAULT_TASK, METRICS_OF_OWN_DATA, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
+from peftlib.data.tasks import DEFAULT_TASK, LOSS, METRICS_OF_OWN_DATA, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 from peftlib.errors import UserError, nearest
 from peftlib.flags import TAKES_JSON, as_json
 
@@ -105,19 +105,20 @@ def check_metric(sweep: Sweep) -> None:
     for name in sorted({name for name, _ in pairs}, key=str):
         task = TASKS[name or DEFAULT_TASK]
         metrics = _own_data_metrics(sweep) if own else task.metrics
+        known = (*metrics, LOSS)
         by = {metric for other, metric in pairs if other == name}
         whose = f"task {task.name}" + ("" if name else " (the default: no task_name)")
         whose = "a task of your own data" if own else whose
-        for metric in sorted(by - {None, *metrics}, key=str):
+        for metric in sorted(by - {None, *known}, key=str):
             place = next(one.name for one in sweep.parameters if metric in _values(one, "metric_for_best_model"))
             raise UserError(
                 f"parameters.{place}: --metric_for_best_model {metric}: {whose} does not have it"
-                f"{nearest(str(metric), metrics)} (known: {', '.join(metrics)})"
+                f"{nearest(str(metric), known)} (known: {', '.join(known)})"
             )
         if sweep.metric.startswith(("train/", "perf/")):
             continue
         best = {metric or metrics[0] for metric in by}  # a run logs one of them
-        logged = {f"eval/{metric}" for metric in ("loss", *metrics, *(f"best_{one}" for one in best if len(best) == 1))}
+        logged = {f"eval/{metric}" for metric in (*known, *(f"best_{one}" for one in best if len(best) == 1))}
         if sweep.metric not in logged:
             hint = nearest(sweep.metric, logged)
             raise UserError(

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from peftlib.data.tasks import is_better
 from peftlib.errors import OutOfMemory, RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.strategies.parameters import load_trained_state, trained_state
@@ -54,9 +55,7 @@ def evaluate_due(training: Training) -> None:
     training.stop_clock()
     progress.last = _score(training).metrics | {"step": progress.step}
     progress.history.append(progress.last)
-    score = progress.last[metric]
-    # A NaN is never better, and anything is better than a NaN.
-    if not progress.best or score > progress.best[metric] or (math.isnan(progress.best[metric]) and score == score):
+    if not progress.best or is_better(metric, progress.last[metric], than=progress.best[metric]):
         progress.best, progress.stale = dict(progress.last), 0
         training.best_state = trained_state(training.model)
     else:

@@ -65,7 +65,7 @@ class Plan:
         logging_steps: updates between logs, for which the loss is fetched from the device.
         max_grad_norm: global L2 norm to clip gradients to; 0 neither clips nor measures it.
         patience: evaluations without a better score before the run stops; 0 never stops it.
-        best_metric: the metric that is the score; larger is better.
+        best_metric: the metric, or the loss, that decides early stopping and the best state.
         label_smoothing: share of the uniform distribution in the training loss's targets.
     """
 

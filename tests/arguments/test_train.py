@@ -279,7 +279,7 @@ def test_files_of_one_s_own_beside_other_data(words, message):
 def test_a_task_s_metric_is_checked_with_the_flags():
     asked = ("--metric_for_best_model", "f1")
     alone = parse(*asked)  # a sweep checks its flags one by one
-    with pytest.raises(UserError, match=r"--metric_for_best_model f1: rotten_tomatoes is scored by accuracy$"):
+    with pytest.raises(UserError, match=r"--metric_for_best_model f1: rotten_tomatoes is scored by accuracy, loss$"):
         alone.checked()
     for words in ((*asked, "--task_name", "mrpc"), (*OWN, *asked), ()):
         args = parse(*words)
@@ -321,7 +321,7 @@ def test_a_training_loss_that_fits_the_task_is_accepted():
 
 def test_what_does_not_fit_one_s_own_data_is_refused_once_they_are_read():
     own, several = TASKS["mnli"], dataclasses.replace(TASKS["mnli"], name="mails", problem_type=MULTI_LABEL)
-    with pytest.raises(UserError, match=r"^--metric_for_best_model r2: mnli is scored by accuracy$"):
+    with pytest.raises(UserError, match=r"^--metric_for_best_model r2: mnli is scored by accuracy, loss$"):
         parse("--metric_for_best_model", "r2").training.refuse_misfits(own)
     with pytest.raises(UserError, match=r"^--class_weights balanced: .* a text of mails may have several; leave it"):
         parse("--class_weights", "balanced").training.refuse_misfits(several)

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.data.tasks import TASKS
+from peftlib.data.tasks import TASKS, is_better
 from peftlib.errors import UserError
 
 
 def test_the_best_model_is_chosen_by_the_first_metric_or_by_the_one_that_was_asked_for() -> None:
     assert TASKS["mrpc"].best_metric(None) == "accuracy"
     assert TASKS["mrpc"].best_metric("f1") == "f1"
+    assert all(task.best_metric("loss") == "loss" for task in TASKS.values())
 
 
-@pytest.mark.parametrize("wanted", ["f2", "loss", ""])
-def test_a_metric_that_the_task_is_not_scored_by_is_refused(wanted: str) -> None:
-    with pytest.raises(UserError, match=f"--metric_for_best_model {wanted}: mrpc is scored by accuracy, f1"):
+@pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [("f2", "; did you mean f1?"), ("eval_loss", "; did you mean loss?"), ("", "")],
+)
+def test_a_metric_that_the_task_is_not_scored_by_is_refused(wanted: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
         TASKS["mrpc"].best_metric(wanted)
+    assert str(caught.value) == f"--metric_for_best_model {wanted}: mrpc is scored by accuracy, f1, loss{hint}"
+
+
+@given(st.floats(allow_nan=True), st.floats(allow_nan=True))
+def test_a_larger_metric_and_a_smaller_loss_are_better_and_nan_never_is(one: float, other: float) -> None:
+    assert is_better("accuracy", one, than=other) == (one > other or (math.isnan(other) and not math.isnan(one)))
+    assert is_better("loss", one, than=other) == is_better("accuracy", -one, than=-other)
 
 
 def test_two_classes_where_f1_counts_the_second() -> None:

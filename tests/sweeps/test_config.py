@@ -83,6 +83,8 @@ def test_a_metric_that_one_s_own_files_have_passes(tmp_path, metric):
 def test_the_best_of_the_metric_that_chooses_the_model_passes(tmp_path):
     parameters = {"task_name": {"value": "mrpc"}, "metric_for_best_model": {"value": "f1"}}
     assert load(tmp_path, metric={"name": "eval/best_f1"}, parameters=parameters).metric == "eval/best_f1"
+    least = {"name": "eval/best_loss", "goal": "minimize"}
+    assert load(tmp_path, metric=least, parameters={"metric_for_best_model": {"value": "loss"}}).metric == least["name"]
 
 
 def test_a_task_and_what_chooses_its_best_state_count_together_where_they_stand_together(tmp_path):

@@ -302,6 +302,15 @@ def test_patience(tmp_path: Path, patience: int, scores: list[float], evaluation
     assert progress.stopped_early == (evaluations < 5 or patience == 2)
 
 
+def test_of_losses_the_smallest_is_the_best(tmp_path: Path) -> None:
+    run = make_run(tmp_path, epochs=6, rate=1e-2, best_metric="loss", patience=2)
+    progress = train(run)
+    losses = run.watcher.of("eval/loss")
+    assert run.watcher.of("eval/best_loss") == list(itertools.accumulate(losses, min))
+    assert progress.best["loss"] == min(losses) and progress.best["step"] == 10 * (1 + losses.index(min(losses)))
+    assert progress.stopped_early and len(losses) - losses.index(min(losses)) == 1 + 2
+
+
 def test_a_layer_that_is_dropped_in_a_whole_window_takes_part_in_the_update(tmp_path: Path) -> None:
     """As it does where the window is cut into more micro-batches, in one of which it is not dropped."""
     loha = {"peft_type": "loha", "peft_kwargs": '{"module_dropout": 0.7}'}
