@@ -121,9 +121,11 @@ class Comparison:
         return len(variant.runs) > 1, variant.mean(self.metrics[0])
 
     @property
-    def best(self) -> Variant:
-        """The contender with the highest standing."""
-        return max(self.contenders(), key=self.standing)
+    def best(self) -> list[Variant]:
+        """The contender with the highest standing, and those with the same."""
+        contenders = self.contenders()
+        highest = max(map(self.standing, contenders))
+        return [variant for variant in contenders if self.standing(variant) == highest]
 
     @property
     def passed_over(self) -> str | None:
@@ -221,7 +223,9 @@ def _difference(key: dict[str, Any], main: dict[str, Any]) -> str:
             which, usual = (f" {hashed}" if as_many else "" for hashed, _ in (here, there))
             parts.append(f"different {name} ({here[1]:,} examples{which}, not {there[1]:,}{usual})")
         else:
-            parts.append(f"different {name} ({here}, not {there})")
+            # A flag without a value here is None, or one that an older version did not have.
+            value, usual = ("the default" if one is None else one for one in (here, there))
+            parts.append(f"different {name} ({value}, not {usual})")
     return "; ".join(parts)
 
 

@@ -79,7 +79,8 @@ def draw_pareto(comparison: Comparison, rows: list[Row], cost: str, folder: Path
         style = look(shown[row.label]) | {"linestyle": "none"}
         axes.errorbar(x, interval.mean, yerr=interval.half_width, capsize=3, elinewidth=1, label=row.label, **style)
     front = pareto_front([(x, row.metrics[metric].mean) for row, x in points])
-    axes.step(*zip(*front, strict=True), where="post", color="#999999", lw=1, zorder=0, label="Pareto front")
+    if len(front) > 1:  # with one point there is no line
+        axes.step(*zip(*front, strict=True), where="post", color="#999999", lw=1, zorder=0, label="Pareto front")
     axes.set(xlabel=label, ylabel=metric, ylim=_possible(axes, metric))
     if logarithmic:
         axes.set_xscale("log")

@@ -67,9 +67,17 @@ class Section:
         return f"{self.comparison.task} · {self.comparison.model}"
 
     @property
-    def best(self) -> Row:
-        """The row of the contender with the highest standing."""
-        return next(row for row in self.rows if row.label == self.comparison.best.label)
+    def best(self) -> list[Row]:
+        """The row of the contender with the highest standing, and of those with the same."""
+        labels = {variant.label for variant in self.comparison.best}
+        return [row for row in self.rows if row.label in labels]
+
+    @property
+    def unbeaten(self) -> str | None:
+        """The constant answer, if its score is as high as the best contender's."""
+        score = self.best[0].metrics[self.metric].mean
+        constant = (row for row in self.rows if not row.seeds and self.metric in row.metrics)
+        return next((row.label for row in constant if row.metrics[self.metric].mean >= score), None)
 
     @property
     def has_head(self) -> bool:
@@ -220,7 +228,8 @@ def _write_tables(section: Section, folder: Path) -> None:
     write_text(folder / f"{section.slug}.tex", to_latex(section.sheet))
     if section.references.lines:
         write_text(folder / f"{section.slug}-references.tex", to_latex(section.references))
-    write_text(folder / f"{section.slug}-pairs.csv", pairs_csv([*section.pairs, *section.other_pairs]))
+    if section.pairs:
+        write_text(folder / f"{section.slug}-pairs.csv", pairs_csv([*section.pairs, *section.other_pairs]))
 
 
 def _templates() -> jinja2.Environment:

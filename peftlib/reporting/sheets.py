@@ -118,8 +118,8 @@ def pairs_sheet(pairs: Sequence[Pair]) -> Sheet:
     for pair in pairs:
         bootstrap, seed_test = pair.bootstrap, pair.seed_test
         lines.append([
-            f"{pair.a} − {pair.b}", str(len(pair.seeds)), f"{pair.difference:+.4f}",
-            "–" if bootstrap is None else f"{bootstrap.low:+.4f} to {bootstrap.high:+.4f}",
+            f"{pair.a} − {pair.b}", str(len(pair.seeds)), f"{pair.difference:+z.4f}",
+            "–" if bootstrap is None else f"{bootstrap.low:+z.4f} to {bootstrap.high:+z.4f}",
             "–" if bootstrap is None else p_text(bootstrap.p),
             "–" if seed_test is None else p_text(seed_test.p),
             "–" if seed_test is None or seed_test.effect is None else f"{seed_test.effect:+.2f}",

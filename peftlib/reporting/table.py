@@ -117,7 +117,7 @@ def _what(run: Run) -> str:
     return f"{run.task}, {name}, seed {run.seed}"
 
 
-def plus_minus(interval: Interval, write: Callable[[float], str] = lambda value: f"{value:.4f}") -> str:
+def plus_minus(interval: Interval, write: Callable[[float], str] = lambda value: f"{value:z.4f}") -> str:
     """Format as `0.8123 ± 0.0042`; with one seed, the mean alone."""
     if interval.half_width is None:
         return write(interval.mean)

@@ -107,9 +107,10 @@ def test_a_cost_is_drawn_with_the_tables_means_and_intervals(tmp_path, figures):
             interval = table[label].metrics["accuracy"]
             expected = value(table[label]), interval.mean, interval.low, interval.high
             assert (x[0], mean[0], low[0], high[0]) == pytest.approx(expected)
-        front = next(line for line in axes.lines if line.get_label() == "Pareto front")
+        fronts = [line for line in axes.lines if line.get_label() == "Pareto front"]
         points = [(value(row), row.metrics["accuracy"].mean) for row in table.values()]
-        assert list(zip(*front.get_data(), strict=True)) == pareto_front(points)
+        drawn_fronts = [list(zip(*front.get_data(), strict=True)) for front in fronts]
+        assert drawn_fronts == [front for front in [pareto_front(points)] if len(front) > 1]
 
 
 @pytest.mark.parametrize(("name", "places"), [("rank", [8, 16]), ("rate", [1e-3, 1e-2])])

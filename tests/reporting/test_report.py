@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -82,8 +83,8 @@ def test_a_disk_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_a_report_holds(report: Path) -> None:
     tables = {path.name for path in (report / "tables").iterdir()}
     assert tables == {"runs.csv", "mrpc.csv", "mrpc.tex", "mrpc-references.tex", "mrpc-pairs.csv", "mrpc-2.csv",
-                      "mrpc-2.tex", "mrpc-2-references.tex", "mrpc-2-pairs.csv", "sst2.csv", "sst2.tex",
-                      "sst2-references.tex", "sst2-pairs.csv"}  # fmt: skip
+                      "mrpc-2.tex", "mrpc-2-references.tex", "sst2.csv", "sst2.tex",
+                      "sst2-references.tex"}  # fmt: skip
     assert {path.name for path in report.iterdir()} == {"index.html", "report.md", "tables", "plots", ".report.json"}
     names = [path.stem for path in (report / "plots").iterdir()]
     assert names and all(names.count(name) == 2 for name in names)
@@ -180,3 +181,31 @@ def test_without_any_result_there_is_no_report(tmp_path: Path) -> None:
     runs = [read_run(make_run(tmp_path / "run", status="failed"))]
     with pytest.raises(UserError, match=r"none of the 1 runs has a result .*the loss is nan"):
         work_out(runs)
+
+
+def words_of(folder: Path, *runs: Path) -> list[str]:
+    """What a report on these runs says, on its page and in Markdown, each in one line."""
+    write_report(work_out([read_run(run) for run in runs]), folder, "compare.py")
+    page = Page((folder / "index.html").read_text(encoding="utf-8")).text
+    return [" ".join(text.split()) for text in (page, (folder / "report.md").read_text(encoding="utf-8"))]
+
+
+def test_a_score_that_the_constant_answer_reaches_is_said_to_be_none(tmp_path: Path) -> None:
+    poor, good = make_run(tmp_path / "poor", error=0.6), make_run(tmp_path / "good", "--method", "lora")
+    said = "That is no more than the constant answer has (majority class)."
+    assert all(said in text for text in words_of(tmp_path / "one", poor))
+    assert not (tmp_path / "one" / "tables" / "rotten_tomatoes-pairs.csv").exists(), "one method makes no pair"
+    assert not any(said in text for text in words_of(tmp_path / "two", poor, good))
+
+
+def test_of_equal_scores_each_is_named(tmp_path: Path) -> None:
+    same = {f"best_eval_{name}": value for name, value in {"accuracy": 0.75, "loss": 0.5, "step": 60}.items()}
+    runs = []
+    for method in ("bitfit", "head", "lora"):
+        runs.append(make_run(tmp_path / method, "--method", method))
+        record = json.loads((runs[-1] / "run.json").read_text())
+        record["results"] |= same if method != "lora" else {"best_eval_accuracy": 0.7}
+        (runs[-1] / "run.json").write_text(json.dumps(record))
+    page, text = words_of(tmp_path / "report", *runs)
+    assert "Highest accuracy: Head, 0.7500 (1 seed); BitFit, 0.7500 (1 seed). Of 3 pairs" in page
+    assert "Highest accuracy: **Head**, 0.7500 (1 seed); **BitFit**, 0.7500 (1 seed). Of 3 pairs" in text

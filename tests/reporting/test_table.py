@@ -130,6 +130,7 @@ def test_the_csv_has_full_precision(runs):
 
 def test_one_seed_has_no_plus_minus():
     assert plus_minus(mean_interval([0.81234])) == "0.8123"
+    assert plus_minus(mean_interval([-1e-9])) == "0.0000", "as R² of the mean score is computed"
     assert plus_minus(Interval(3, 0.8, 0.79, 0.81)) == "0.8000 ± 0.0100"
 
 
