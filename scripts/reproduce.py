@@ -2,6 +2,7 @@
 
     python scripts/reproduce.py
     python scripts/reproduce.py --data_dir glue --max_train_samples 8000
+    python scripts/reproduce.py --data_dir glue --dry_run    # which runs that would be
     python scripts/reproduce.py --data_dir glue --model_name_or_path bert-base-uncased --seeds 1,2,3,4,5
 
 It first says which data are available; without the Hub or a GLUE folder the same grid runs on packaged data.
@@ -18,9 +19,11 @@ from peftlib.arguments import parse_reproduce_arguments, parse_train_arguments, 
 def main() -> None:
     # ── What can be reached ──────────────────────────────────────────────────────────────────────────────────
     args = parse_reproduce_arguments()
+    from peftlib.console import Console
     from peftlib.reporting.folder import check_folder
     from peftlib.sweeps.command import prepared
     from peftlib.sweeps.config import load_sweep
+    from peftlib.sweeps.preview import preview
     from peftlib.sweeps.reproduction import sweep_words, tasks_at_hand
 
     check_folder(Path(args.output_dir))
@@ -29,6 +32,13 @@ def main() -> None:
     file = Path(__file__).parent / "sweeps" / "reproduce.yaml"
     sweep = load_sweep(file, train_parser().flags(), parse_train_arguments, [*words, *args.set])
     sweep = prepared(sweep, file)
+    if notice is not None:
+        Console().note(notice)
+
+    # ── Preview ──────────────────────────────────────────────────────────────────────────────────────────────
+    if args.dry_run:
+        preview(sweep)
+        return
 
     # ── The runs ─────────────────────────────────────────────────────────────────────────────────────────────
     # Imported after the checks, so that wrong arguments are reported before Optuna and W&B are loaded.
@@ -37,11 +47,8 @@ def main() -> None:
         from peftlib.sweeps.loop import run_sweep
         from peftlib.sweeps.search import Search
 
-    console = SweepConsole()
-    if notice is not None:
-        console.note(notice)
     search = Search(sweep, Path(args.sweep_dir) if args.sweep_dir else folder, parallel=args.workers > 1)
-    run_sweep(search, console, args.workers)
+    run_sweep(search, SweepConsole(), args.workers)
 
     # ── The report ───────────────────────────────────────────────────────────────────────────────────────────
     with cli.importing():

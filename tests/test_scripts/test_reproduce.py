@@ -72,3 +72,23 @@ def test_what_is_wrong_is_said_before_anything_starts(tmp_path):
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
     assert "contains mine.txt" in done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["report"]
+
+
+def test_a_dry_run_names_the_runs_and_leaves_nothing(tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    done = run_script(SCRIPT, "--seeds", "1,2", "--dry_run", "--data_dir", write_glue(tmp_path / "glue"), "--set",
+                      "task_name=[mrpc]", "strategy=[{method: bitfit}, {method: lora, lora_r: 8}]", cwd=work)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *runs, number = done.stdout.splitlines()
+    assert number == "4 runs" and [run.partition(":")[0] for run in runs] == list("0123")
+    assert "--seed=2 --method=lora --lora_r=8" in runs[3]
+    assert list(work.iterdir()) == []
+
+
+def test_a_dry_run_without_the_data_says_on_what_else_it_would_be(tmp_path):
+    done = run_script(SCRIPT, "--dry_run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    notice, *runs = done.stdout.splitlines()
+    assert notice.startswith("MRPC and SST-2 are not available (") and "which is packaged" in notice
+    assert all("--task_name=rotten_tomatoes" in run for run in runs[:-1]) and runs[-1] == "18 runs"
