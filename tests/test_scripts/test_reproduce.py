@@ -77,8 +77,9 @@ def test_what_is_wrong_is_said_before_anything_starts(tmp_path):
 def test_a_dry_run_names_the_runs_and_leaves_nothing(tmp_path):
     work = tmp_path / "work"
     work.mkdir()
-    done = run_script(SCRIPT, "--seeds", "1,2", "--dry_run", "--data_dir", write_glue(tmp_path / "glue"), "--set",
-                      "task_name=[mrpc]", "strategy=[{method: bitfit}, {method: lora, lora_r: 8}]", cwd=work)  # fmt: skip
+    words = ["--seeds", "1,2", "--dry_run", "--data_dir", write_glue(tmp_path / "glue")]
+    words += ["--set", "task_name=[mrpc]", "strategy=[{method: bitfit}, {method: lora, lora_r: 8}]"]
+    done = run_script(SCRIPT, *words, cwd=work)
     assert done.returncode == 0, done.stderr
     *runs, number = done.stdout.splitlines()
     assert number == "4 runs" and [run.partition(":")[0] for run in runs] == list("0123")
