@@ -27,9 +27,16 @@ def main() -> None:
         from peftlib.data.loading import build_eval_loader
         from peftlib.data.own_data import plain_name
         from peftlib.distributed import everywhere, on_main
+        from peftlib.evaluation.by_class import lines_of, worst
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.evaluation.finished import Finished
-        from peftlib.evaluation.predictions import in_words, place_of, refuse_other_answers, write_answers
+        from peftlib.evaluation.predictions import (
+            in_words,
+            place_of,
+            refuse_other_answers,
+            score_classes,
+            write_answers,
+        )  # fmt: skip
         from peftlib.tracking.folder import writable_folder
         from peftlib.training.devices import build_accelerator
 
@@ -77,7 +84,13 @@ def main() -> None:
         shown = {score.removeprefix("eval_").replace("_", " "): f"{value:.4f}" for score, value in scores.items()}
         cut = {"cut": f"{split.truncated:,}, longer than {most} tokens"} if split.truncated else {}
         lines = {"run": place, "examples": f"{len(split):,} ({split.source})", **cut, **shown, "answers": str(folder)}
-        Console().facts("evaluation", lines, panel=True)
+        console = Console()
+        console.facts("evaluation", lines, panel=True)
+        if classes := score_classes(evaluation, task):
+            header, rows = lines_of(worst(classes, most=30))
+            console.table(header, rows, numbers=len(header) - 1)
+            if len(rows) < len(classes):
+                console.note(f"of {len(classes):,} classes the {len(rows)} with the lowest F1; all are in classes.csv")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from scipy.special import expit, softmax
 from peftlib.data.glue_server import answer_file
 from peftlib.data.tasks import Task
 from peftlib.errors import RunError, UserError
+from peftlib.evaluation.by_class import ClassScore, confusion_csv, scores_by_class, scores_csv
 from peftlib.files import placed_when_whole, to_csv, write_json, write_text
 from peftlib.run_files import PREDICTIONS
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:  # imports torch, which readers of predictions do not need
     from peftlib.evaluation.evaluator import Evaluation
 
 ABOUT = "results.json"
-#: Up to this many classes get a probability column each in `predictions.csv` (in multi-label tasks, all do).
+#: Up to this many classes get a probability column each in `predictions.csv` (in multi-label tasks, all do), and a
+#: confusion matrix.
 _MOST_CLASSES = 100
 #: Number of class probabilities to print at most.
 _MOST_SHOWN = 10
@@ -112,6 +114,8 @@ def write_answers(
 ) -> dict[str, float]:
     """Write `results.json`, `predictions.csv` and `predictions.safetensors` into `folder`; they replace older ones.
 
+    In classification with known labels also `classes.csv`, and, for one class per text, `confusion.csv`.
+
     Args:
         texts: the inputs, one or two texts per example.
         glue_answers: name of the file for GLUE's server, written if the labels are hidden; None writes none.
@@ -128,16 +132,39 @@ def write_answers(
         "eval_samples": len(evaluation.labels),
         "eval_samples_per_second": len(evaluation.labels) / evaluation.seconds,
     }
+    tables = {"predictions.csv": _table(evaluation, task, texts)} | _by_class(evaluation, task)
     try:
         with placed_when_whole(folder) as temporary:
             save_predictions(temporary, evaluation.logits, evaluation.labels)
-            write_text(temporary / "predictions.csv", _table(evaluation, task, texts))
+            for name, table in tables.items():
+                write_text(temporary / name, table)
             if not scores and glue_answers is not None:
                 write_text(temporary / glue_answers, _for_glue(evaluation, task))
             write_json(temporary / ABOUT, {**scores, **counts, **about})
+        for name in {"classes.csv", "confusion.csv"} - tables.keys():
+            (folder / name).unlink(missing_ok=True)  # of a file that had labels then
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise RunError(f"{folder}: cannot be written ({error}); make room there, or name --output_dir") from error
     return scores
+
+
+def score_classes(evaluation: Evaluation, task: Task) -> list[ClassScore]:
+    """Score each class on its own; empty in regression, and if the labels are hidden."""
+    if task.regression or not evaluation.metrics:
+        return []
+    return scores_by_class(answers_of(evaluation.logits, evaluation.labels), evaluation.labels, task.labels)
+
+
+def _by_class(evaluation: Evaluation, task: Task) -> dict[str, str]:
+    """Format the scores of single classes, and, for one class per text, which are taken for which: file -> content."""
+    scores = score_classes(evaluation, task)
+    if not scores:
+        return {}
+    files = {"classes.csv": scores_csv(scores)}
+    if not task.multi_label and len(task.labels) <= _MOST_CLASSES:
+        answers = answers_of(evaluation.logits, evaluation.labels)
+        files["confusion.csv"] = confusion_csv(answers, evaluation.labels, task.labels)
+    return files
 
 
 def _table(evaluation: Evaluation, task: Task, texts: Sequence[tuple[str, ...]]) -> str:

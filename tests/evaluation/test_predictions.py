@@ -23,6 +23,7 @@ from peftlib.evaluation.predictions import (
     place_of,
     refuse_other_answers,
     save_predictions,
+    score_classes,
     write_answers,
 )
 
@@ -115,6 +116,23 @@ def test_of_one_class_an_example_all_have_their_probability_behind_the_answer_an
     assert [(row["text"],) for row in rows] == TEXTS
 
 
+def test_classes_are_scored_one_by_one_where_there_are_classes_and_labels(tmp_path):
+    """What an earlier prediction of the same file left goes, once the file has no labels."""
+    one, several = Task("mails", ("ham", "spam"), ()), Task("mails", ("ham", "spam"), (), problem_type=MULTI_LABEL)
+    logits, tables = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32), ("classes.csv", "confusion.csv")
+    known = Evaluation({"accuracy": 0.5}, logits, np.array([0, 0]), 1.0)
+    for task, evaluation, written in (
+        (one, known, {"classes.csv", "confusion.csv"}),
+        (several, Evaluation({"micro_f1": 0.5}, logits, np.array([[1, 1], [0, 1]]), 1.0), {"classes.csv"}),
+        (one, known, {"classes.csv", "confusion.csv"}),
+        (one, Evaluation({}, logits, np.array([-1, -1]), 1.0), set()),
+        (TASKS["stsb"], Evaluation({"pearson": 1.0}, logits[:, :1], np.array([1.0, 2.0], np.float32), 1.0), set()),
+    ):
+        write_answers(tmp_path, task, TEXTS[:2], None, evaluation, {"source": "dev"})
+        assert {name for name in tables if (tmp_path / name).exists()} == written
+    assert score_classes(known, one)[0].recall == 0.5 and score_classes(known, TASKS["stsb"]) == []
+
+
 @pytest.mark.parametrize(("classes", "columns"), [(100, 100), (101, 0)])
 def test_of_very_many_classes_the_answer_alone_has_its_probability(tmp_path, classes, columns):
     task = Task("mails", tuple(map(str, range(classes))), ())
@@ -173,7 +191,7 @@ def test_a_full_disk_costs_the_new_answers_not_the_old_ones(small_disk):
     evaluation = Evaluation({"accuracy": 0.5}, logits, np.zeros(5000, dtype=np.int64), 1.0)
     write_answers(small_disk.folder, TASKS["mrpc"], PAIRS[:1] * 5000, None, evaluation, {"source": "old"})
     before = small_disk.contents()
-    assert before.keys() == {"results.json", "predictions.csv", PREDICTIONS}
+    assert before.keys() == {"results.json", "predictions.csv", "classes.csv", "confusion.csv", PREDICTIONS}
     for room in (0, 40_000, 90_000, 160_000):
         small_disk.leave(room)
         with pytest.raises(RunError, match=r"cannot be written .*; make room there, or name --output_dir"):

@@ -76,7 +76,15 @@ def test_two_processes_answer_what_the_run_was_scored_on_as_it_did(run: Path) ->
     assert (scored["eval_samples"], scored["run"], scored["split"]) == (11, "run", "validation")
     assert done.stdout.count("accuracy:") == 1, "only the main process speaks"
     written = {path.name for path in folder.iterdir()}
-    assert written == {"results.json", "predictions.csv", "predictions.safetensors"}
+    assert written == {
+        "results.json", "predictions.csv", "predictions.safetensors", "classes.csv", "confusion.csv"
+    }  # fmt: skip
+    with (folder / "classes.csv").open(newline="", encoding="utf-8") as file:
+        classes = {row["class"]: row for row in csv.DictReader(file)}
+    assert classes["equivalent"]["examples"] == str(before[1].sum())
+    assert float(classes["equivalent"]["f1"]) == pytest.approx(scored["eval_f1"])
+    table = next(line.split() for line in done.stdout.splitlines() if line.startswith("equivalent"))
+    assert table == ["equivalent", str(before[1].sum()), classes["equivalent"]["predicted"], *table[3:]]
     assert [row["label"] for row in answers(folder)] == [("not_equivalent", "equivalent")[i] for i in before[1]]
     lines = (run.parent / "glue" / "MRPC" / "dev.tsv").read_text(encoding="utf-8-sig").splitlines()[1:]
     texts = [line.split("\t")[3:] for line in lines]
