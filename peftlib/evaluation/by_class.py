@@ -72,7 +72,7 @@ def lines_of(scores: Sequence[ClassScore]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for one in scores:
         shares = ["–" if share is None else f"{share:.4f}" for share in one.in_csv]
-        lines.append([one.name, f"{one.examples:,}", f"{one.predicted:,}", *shares])
+        lines.append([" ".join(one.name.split()), f"{one.examples:,}", f"{one.predicted:,}", *shares])
     return header, lines
 
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from peftlib.errors import RunError, UserError, in_one_line
 from peftlib.files import write_text
+from peftlib.reporting.classes import class_names, class_sheet, classes_csv
 from peftlib.reporting.figures import Plot
 from peftlib.reporting.folder import put_in_place
 from peftlib.reporting.grouping import Comparison, compare
@@ -50,6 +51,7 @@ class Section:
         pairs: tests of the task's first metric.
         other_pairs: tests of its other metrics.
         plots, left_out: what `write_report` has drawn, and a sentence for each plot without data.
+        classes: table of single classes, from `write_report`; None in regression, and without predictions.
     """
 
     slug: str
@@ -61,6 +63,7 @@ class Section:
     other_pairs: list[Pair]
     plots: list[Plot] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    classes: Sheet | None = None
 
     @property
     def title(self) -> str:
@@ -78,6 +81,14 @@ class Section:
         score = self.best[0].metrics[self.metric].mean
         constant = (row for row in self.rows if not row.seeds and self.metric in row.metrics)
         return next((row.label for row in constant if row.metrics[self.metric].mean >= score), None)
+
+    @property
+    def classes_left_out(self) -> str | None:
+        """A sentence about the classes that the table of single classes leaves out."""
+        shown, whole = len(self.classes.lines) if self.classes else 0, len(class_names(self.comparison))
+        if shown == whole:
+            return None
+        return f"Of {whole:,} classes, those {shown} that the best method recognises worst, with its first seed."
 
     @property
     def has_head(self) -> bool:
@@ -174,6 +185,7 @@ def write_report(report: Report, folder: Path, command: str) -> None:
 
 def _write_report(report: Report, folder: Path, command: str) -> None:
     # Imported here: the table on the terminal needs no matplotlib.
+    from peftlib.reporting.class_plots import draw_classes
     from peftlib.reporting.plots import draw_scores
     from peftlib.reporting.weight_plots import draw_weights
 
@@ -182,6 +194,9 @@ def _write_report(report: Report, folder: Path, command: str) -> None:
         place = Path(staged)
         for name in ("tables", "plots"):
             (place / name).mkdir()
+        report = replace(
+            report, sections=[replace(one, classes=class_sheet(one.comparison)) for one in report.sections]
+        )
         for section in report.sections:
             _write_tables(section, place / "tables")
         write_text(place / "tables" / "runs.csv", runs_csv(report.runs))
@@ -190,7 +205,10 @@ def _write_report(report: Report, folder: Path, command: str) -> None:
         for section in by_size[:_PLOTTED]:
             scores, no_scores = draw_scores(section.comparison, section.rows, place / "plots", section.slug)
             weights, no_weights = draw_weights(section.comparison, place / "plots", section.slug)
-            drawn[section.slug] = replace(section, plots=[*scores, *weights], left_out=[*no_scores, *no_weights])
+            classes, no_classes = draw_classes(section.comparison, place / "plots", section.slug)
+            drawn[section.slug] = replace(
+                section, plots=[*scores, *classes, *weights], left_out=[*no_scores, *no_classes, *no_weights]
+            )
         for section in by_size[_PLOTTED:]:
             reason = f"Plots are drawn only for the {_PLOTTED} comparisons with the most runs."
             drawn[section.slug] = replace(section, left_out=[reason])
@@ -228,6 +246,8 @@ def _write_tables(section: Section, folder: Path) -> None:
     write_text(folder / f"{section.slug}.tex", to_latex(section.sheet))
     if section.references.lines:
         write_text(folder / f"{section.slug}-references.tex", to_latex(section.references))
+    if section.classes is not None:
+        write_text(folder / f"{section.slug}-classes.csv", classes_csv(section.comparison))
     if section.pairs:
         write_text(folder / f"{section.slug}-pairs.csv", pairs_csv([*section.pairs, *section.other_pairs]))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from peftlib.evaluation.by_class import ClassScore, confusion_csv, lines_of, scores_by_class, scores_csv, worst
 
-NAMES = ("ham", "spam, or worse", "überfluß", "none")
+NAMES = ("ham", "spam, or\nworse", "überfluß", "none")
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
 
 
