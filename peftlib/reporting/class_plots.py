@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
+from peftlib.data.tasks import MULTI_LABEL
 from peftlib.reporting.classes import class_names
 from peftlib.reporting.figures import Plot, new_figure, write_figure
 from peftlib.reporting.grouping import Comparison
@@ -28,15 +29,15 @@ def draw_confusion(comparison: Comparison, folder: Path, slug: str) -> Plot:
 
     names, title = class_names(comparison), "Which classes are taken for which"
     best = comparison.best[0]
-    answers = [run.answers for run in best.runs if run.answers is not None]
+    answers = {run.seed: run.answers for run in best.runs if run.answers is not None}
     if not names or not answers:
         raise NoData(f"{title}: there are no classes with predictions.")
-    if answers[0][1].ndim == 2:
+    if comparison.runs[0].record.get("problem_type") == MULTI_LABEL:
         raise NoData(f"{title}: a text may have several.")
     if len(names) > _MOST_CLASSES:
         raise NoData(f"{title}: {len(names)} classes are too many for a plot; predict.py writes confusion.csv.")
     indices = range(len(names))
-    counts = [confusion_matrix(labels, said, labels=indices) for said, labels in answers]
+    counts = [confusion_matrix(labels, said, labels=indices) for said, labels in answers.values()]
     shares = np.mean([100 * each / np.maximum(each.sum(axis=1, keepdims=True), 1) for each in counts], axis=0)
     figure, axes = new_figure(plot_height=max(1.2, 0.3 * len(names)), below=1.25)
     axes.grid(False)
@@ -51,7 +52,7 @@ def draw_confusion(comparison: Comparison, folder: Path, slug: str) -> Plot:
     axes.set_yticks(places, short, parse_math=False)
     axes.set(xlabel="prediction", ylabel="label")
     figure.subplots_adjust(left=0.33)  # for the names
-    seeds = f"mean over {len(answers)} seeds" if len(answers) > 1 else f"seed {best.runs[0].seed}"
+    seeds = f"mean over {len(answers)} seeds" if len(answers) > 1 else f"seed {next(iter(answers))}"
     caption = f"{best.label}, {seeds}: of the examples with a row's label, the percentage with a column's prediction."
     return write_figure(figure, folder, f"{slug}-confusion", title, caption)
 
