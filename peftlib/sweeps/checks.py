@@ -97,8 +97,10 @@ def check_metric(sweep: Sweep) -> None:
 
     And a metric to choose the best state by that the task is not scored by: each of its runs would fail at its start.
 
+    And a goal that looks for the worst score: without one, W&B minimises.
+
     Raises:
-        UserError: names the metrics that it logs.
+        UserError: names the metrics that it logs, or the other goal.
     """
     own = any(_given(sweep, "train_file")) or any(_given(sweep, "dataset_name"))
     pairs = set(_together(sweep, "task_name", "metric_for_best_model"))
@@ -124,6 +126,10 @@ def check_metric(sweep: Sweep) -> None:
             raise UserError(
                 f"metric.name: {whose} does not log {sweep.metric}{hint} (known: {', '.join(sorted(logged))})"
             )
+    scored = sweep.metric.startswith("eval/") or sweep.metric == "train/loss"
+    if scored and sweep.maximize == sweep.metric.endswith(LOSS):
+        better, goal = ("smaller", "minimize") if sweep.maximize else ("larger", "maximize")
+        raise UserError(f"metric.goal: {sweep.metric} is better when {better}; write goal: {goal}")
 
 
 def _own_data_metrics(sweep: Sweep) -> tuple[str, ...]:

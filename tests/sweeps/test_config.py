@@ -33,6 +33,11 @@ def load(folder: Path, **changes: Any) -> Sweep:
     return load_sweep(folder / "sweep.yaml", train_parser().flags(), parse_train_arguments)
 
 
+def towards_better(metric: str) -> dict[str, str]:
+    """A sweep's metric with the goal that makes sense."""
+    return {"name": metric, "goal": "minimize" if metric.endswith("loss") else "maximize"}
+
+
 def shipped(path: Path) -> Sweep:
     return load_sweep(path, train_parser().flags(), parse_train_arguments)
 
@@ -71,20 +76,20 @@ def test_the_last_parameter_by_name_varies_fastest(tmp_path):
     "metric", ["eval/f1", "eval/loss", "eval/best_accuracy", "train/loss", "perf/peak_memory_bytes"]
 )
 def test_a_metric_that_every_task_of_the_sweep_logs_passes(tmp_path, metric):
-    assert load(tmp_path, metric={"name": metric}, parameters={"task_name": {"value": "mrpc"}}).metric == metric
+    assert load(tmp_path, metric=towards_better(metric), parameters={"task_name": {"value": "mrpc"}}).metric == metric
 
 
 @pytest.mark.parametrize("metric", ["eval/macro_f1", "eval/accuracy", "eval/loss", "eval/best_accuracy"])
 def test_a_metric_that_one_s_own_files_have_passes(tmp_path, metric):
     files = {name: {"value": f"{name}.csv"} for name in ("train_file", "validation_file")}
-    assert load(tmp_path, metric={"name": metric}, parameters=files).metric == metric
+    assert load(tmp_path, metric=towards_better(metric), parameters=files).metric == metric
 
 
 def test_the_best_of_the_metric_that_chooses_the_model_passes(tmp_path):
     parameters = {"task_name": {"value": "mrpc"}, "metric_for_best_model": {"value": "f1"}}
-    assert load(tmp_path, metric={"name": "eval/best_f1"}, parameters=parameters).metric == "eval/best_f1"
-    least = {"name": "eval/best_loss", "goal": "minimize"}
-    assert load(tmp_path, metric=least, parameters={"metric_for_best_model": {"value": "loss"}}).metric == least["name"]
+    assert load(tmp_path, metric=towards_better("eval/best_f1"), parameters=parameters).metric == "eval/best_f1"
+    by_loss = {"metric_for_best_model": {"value": "loss"}}
+    assert not load(tmp_path, metric=towards_better("eval/best_loss"), parameters=by_loss).maximize
 
 
 def test_a_task_and_what_chooses_its_best_state_count_together_where_they_stand_together(tmp_path):
@@ -211,6 +216,11 @@ def test_hyperband_takes_what_wandb_takes(tmp_path, settings, first, last, facto
         ({"metric": {"goal": "maximize"}}, "metric.name: missing"),
         ({"metric": {"name": "x", "goal": "max"}}, "metric.goal: max is unknown; did you mean maximize?"),
         ({"metric": {"nam": "x"}}, "metric.nam: no such key; did you mean name?"),
+        # Without a goal, W&B minimises.
+        ({"metric": {"name": "eval/accuracy"}}, "metric.goal: eval/accuracy is better when larger; write goal: maxim"),
+        ({"metric": {"name": "eval/best_accuracy", "goal": "minimize"}}, "metric.goal: eval/best_accuracy is better w"),
+        *(({"metric": {"name": f"{place}/loss", "goal": "maximize"}}, f"metric.goal: {place}/loss is better when smal")
+          for place in ("eval", "train")),
         ({"metric": {"name": "eval/acuracy"}}, "metric.name: task rotten_tomatoes (the default: no task_name) does not "
          "log eval/acuracy; did you mean eval/accuracy? (known: eval/accuracy, eval/best_accuracy, eval/loss)"),
         ({"metric": {"name": "accuracy"}}, "metric.name: task rotten_tomatoes (the default: no task_name) does not log "
