@@ -168,7 +168,7 @@ class Task:
 
 
 def is_better(metric: str, value: float, than: float) -> bool:
-    """Whether a metric's value, or the loss, is better; NaN is better than nothing, and everything else than NaN."""
+    """Return whether a metric's value, or the loss, is better; NaN never is, and any number is better than NaN."""
     if math.isnan(value) or math.isnan(than):
         return math.isnan(than) and not math.isnan(value)
     return value < than if metric == LOSS else value > than

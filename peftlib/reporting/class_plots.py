@@ -35,7 +35,7 @@ def draw_confusion(comparison: Comparison, folder: Path, slug: str) -> Plot:
     if comparison.runs[0].record.get("problem_type") == MULTI_LABEL:
         raise NoData(f"{title}: a text may have several.")
     if len(names) > _MOST_CLASSES:
-        raise NoData(f"{title}: {len(names)} classes are too many for a plot; predict.py writes confusion.csv.")
+        raise NoData(f"{title}: {len(names)} classes are too many for a plot.")
     indices = range(len(names))
     counts = [confusion_matrix(labels, said, labels=indices) for said, labels in answers.values()]
     shares = np.mean([100 * each / np.maximum(each.sum(axis=1, keepdims=True), 1) for each in counts], axis=0)
