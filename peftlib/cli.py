@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -66,6 +67,10 @@ def _end(line: str, status: int, error: Ending | None = None) -> NoReturn:
         print(line, file=sys.stderr, flush=True)
     if isinstance(error, UserError):
         _tell_other_nodes(error)
+    if isinstance(error, Interrupted):
+        # A launcher's threads die one by one, and the kernel sends SIGTERM for each that was a parent: another one
+        # ends the wait, and the status stays.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(status))
     if rank != "0":
         time.sleep(_PATIENCE)
     if not speaks and error is not None and not error.shared:

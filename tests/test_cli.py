@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +131,31 @@ def test_other_nodes_alone_are_told_of_wrong_input(world, here, told, capsys, mo
         cli.run(raising(error))
     assert caught.value.code == 2 and capsys.readouterr().err == "error: --seed x: no number\n"
     assert heard == [error] * told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_second_sigterm_does_not_change_the_status_of_a_run_that_has_stopped(rank):
+    """Each thread of a dying launcher may bring one. The second process is waiting for the first meanwhile."""
+    code = (
+        "import os, signal, time\nfrom peftlib import cli\nfrom peftlib.errors import Interrupted\n"
+        "def main(): raise Interrupted('stopped by SIGTERM', 143, by_hand=False)\n"
+        "try: cli.run(main)\n"
+        "except SystemExit: time.sleep(1 if os.environ['RANK'] == '0' else 0); raise\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"RANK": rank, "LOCAL_RANK": rank})
+    try:
+        started = time.monotonic()
+        while not catches(run.pid, signal.SIGTERM):
+            assert run.poll() is None and time.monotonic() < started + 60
+            time.sleep(0.01)
+        run.terminate()
+        assert run.wait(timeout=60) == 143
+    finally:
+        run.kill()
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal, see proc(5)."""
+    lines = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(lines["SigCgt"], 16) >> (number - 1) & 1)

