@@ -13,7 +13,8 @@ NOT_SHAPING = frozenset({
     "checkpoints_total_limit", "report_to", "project_name", "run_name", "logging_steps", "dataloader_num_workers",
     "num_cpu_threads", "per_device_eval_batch_size", "auto_find_batch_size", "data_dir", "dry_run",
     "push_to_hub", "hub_model_id", "hub_private_repo",
-    "cuda_graphs",  # changes dropout masks only; if capturing fails, the run must be able to resume without it
+    # On GPUs they change dropout masks and rounding; but if capturing fails, or memory runs out, a run has to go on.
+    "cuda_graphs", "gradient_checkpointing",
     # Data are compared by their fingerprint.
     "dataset_name", "dataset_config_name", "train_split_name", "validation_split_name", "test_split_name",
     "train_file", "validation_file", "text_column_names", "label_column_name", "label_delimiter",

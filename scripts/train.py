@@ -89,6 +89,7 @@ def main() -> None:
     accelerate_model(
         adapted, accelerator.device, precision.name, train_args.frozen_dtype,
         reads_frozen=args.strategy.reads_frozen_weights, loader=train_loader, enabled=train_args.accelerates,
+        recompute=train_args.gradient_checkpointing,
     )  # fmt: skip
 
     # ── Optimizer, schedule ──────────────────────────────────────────────────────────────────────────────────

@@ -32,6 +32,7 @@ def accelerate_model(
     reads_frozen: bool = False,
     loader: Any = None,
     enabled: bool = True,
+    recompute: bool = False,
 ) -> None:
     """Apply to the model, in place, the optimisations that pay on this device.
 
@@ -44,16 +45,22 @@ def accelerate_model(
             PEFT's arithmetic on them.
         loader: of training batches, with a `Collator` as its `collate_fn`; it is replaced by one for batches in rows
             if the model can take them.
-        enabled: False leaves the model as transformers and PEFT have made it, but for a regression's output layer.
+        enabled: False leaves the model as transformers and PEFT have made it, but for a regression's output layer and
+            what DeBERTa-v3 cannot do without.
+        recompute: compute every layer a second time in the backward pass, rather than keep its activations.
 
     Raises:
-        UserError: transformers' code for the model fails in this precision.
+        UserError: transformers' code for the model fails in this precision, or cannot compute layers twice.
     """
     if precision in _DTYPES and unwrapped(model).config.model_type == "deberta":
         # It adds fp32 biases to its queries and masks half-precision scores with the queries' minimum, which overflows.
         raise UserError(f"--mixed_precision {precision}: transformers' DeBERTa fails in it; use no, or DeBERTa-v3")
     if precision in _DTYPES:
         compute_scores_in_fp32(model)
+        if unwrapped(model).config.model_type == "deberta-v2":
+            return_what_autocast_would(model)
+    if recompute:
+        compute_layers_twice(model)
     if not enabled:
         return
     if precision in _DTYPES and not reads_frozen:
@@ -62,7 +69,7 @@ def accelerate_model(
             keep_frozen_linears_in(model, _DTYPES[precision])
             if device.type == "cpu":
                 leave_the_file(model)
-            if has_tensor_cores(device):
+            if has_tensor_cores(device) and not recompute:
                 from peftlib.acceleration.row_encoder import take_rows  # imports Triton
 
                 first_position = take_rows(model, _DTYPES[precision])
@@ -86,6 +93,24 @@ def accelerate_model(
         always_mask(model)
 
 
+def compute_layers_twice(model: nn.Module) -> None:
+    """Turn on transformers' gradient checkpointing (Chen et al., 2016, https://arxiv.org/abs/1604.06174).
+
+    Raises:
+        UserError: the model does not have it.
+    """
+    base = unwrapped(model)
+    if not base.supports_gradient_checkpointing:
+        raise UserError(
+            f"--gradient_checkpointing: transformers' {base.config.model_type} does not have it; lower "
+            "--per_device_train_batch_size and raise --gradient_accumulation_steps"
+        )
+    base.config.use_cache = False  # of keys and values, for generating text; transformers warns of it otherwise
+    # Its name until transformers 5.22.
+    enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})  # the other kind needs inputs that require gradients, unlike frozen embeddings
+
+
 def compute_scores_in_fp32(model: nn.Module) -> None:
     """Make the output layer of a regression model compute in fp32, even under autocast.
 
@@ -97,6 +122,22 @@ def compute_scores_in_fp32(model: nn.Module) -> None:
         in_head = not name.startswith(f"{base.base_model_prefix}.")
         if in_head and type(module) is nn.Linear and module.out_features == 1:
             module.__class__ = _Fp32Linear
+
+
+def return_what_autocast_would(model: nn.Module) -> None:
+    """Round the outputs of PEFT's layers to autocast's precision, as those of the Linear layers that they wrap.
+
+    Many of them return fp32. transformers' DeBERTa-v3 masks its scores, which are in half precision, with the lowest
+    number of its queries' precision, which overflows unless the two are the same.
+    """
+    for module in model.modules():
+        if type(getattr(module, "base_layer", None)) is nn.Linear:
+            module.register_forward_hook(_rounded)
+
+
+def _rounded(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    kind = output.device.type
+    return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
 
 
 class _Fp32Linear(nn.Linear):

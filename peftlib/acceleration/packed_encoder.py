@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from peftlib.acceleration import cpu_calls
@@ -39,7 +40,8 @@ def pack_encoder(model: nn.Module) -> bool:
     """Make the encoder of a BERT-like classifier skip padding, and its last layer compute the first token only.
 
     The head reads no other: `last_hidden_state` has one token. Logits and gradients are the same up to rounding.
-    Under autocast, hidden states stay in its precision between layers; normalisation accumulates in fp32. Calls that it
+    Under autocast, hidden states stay in its precision between layers; normalisation accumulates in fp32. Layers for
+    which gradient checkpointing is on are computed twice, as transformers does. Calls that it
     does not support (hooks inside, tensors not on a CPU) go to transformers.
 
     Returns:
@@ -70,12 +72,13 @@ class _PackedEncoder(nn.Module):
         kind = hidden_states.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_states.dtype
         attention = encoder.layer[0].attention.self
+        compute = _recomputed if encoder.training and encoder.layer[0].gradient_checkpointing else _layer
         packing = Packing(seen, attention.num_attention_heads, attention.attention_head_size, dtype)
         parts = parts_for(encoder.layer[0], dtype)
         rows = hidden_states.flatten(0, 1).index_select(0, packing.tokens).to(dtype)
         with torch.autocast(kind, enabled=False):
             for layer in encoder.layer:
-                rows = _layer(layer, rows, packing, parts, ends=layer is encoder.layer[-1])
+                rows = compute(layer, rows, packing, parts, ends=layer is encoder.layer[-1])
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=rows.unsqueeze(1).to(hidden_states.dtype))
 
 
@@ -98,11 +101,8 @@ def _seen(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _is_unwatched(layers: Any) -> bool:
-    """Return whether no hook or gradient checkpointing depends on the modules that are bypassed here."""
-    return not any(
-        getattr(layer, "gradient_checkpointing", False) or any(has_hooks(module) for module in _replaced(layer))
-        for layer in layers
-    )
+    """Return whether no hook depends on the modules that are bypassed here."""
+    return not any(has_hooks(module) for layer in layers for module in _replaced(layer))
 
 
 def _replaced(layer: Any) -> tuple[nn.Module, ...]:
@@ -135,6 +135,11 @@ def _layer(layer: Any, rows: torch.Tensor, packing: Packing, parts: Parts, ends:
     rows = _finish(layer.attention.output, attended, rows, parts)
     inner = parts.activate(*_product(rows, parts, layer.intermediate.dense), layer.intermediate.intermediate_act_fn)
     return _finish(layer.output, inner, rows, parts)
+
+
+def _recomputed(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """Compute a layer as `_layer` does, and again in the backward pass, with the same dropout."""
+    return checkpoint(_layer, *args, **kwargs, use_reentrant=False)
 
 
 def _is_frozen(layer: Any) -> bool:

@@ -79,15 +79,19 @@ class TrainArguments:
     def records_graphs(self) -> bool:
         """Whether CUDA graphs may be recorded: they are part of the acceleration, and repeat what the host decides."""
         training = self.training
-        return training.cuda_graphs and training.accelerates and not self.strategy.draws_on_host
+        recomputes, draws = training.gradient_checkpointing, self.strategy.draws_on_host
+        return training.cuda_graphs and training.accelerates and not recomputes and not draws
 
     def checked(self) -> TrainArguments:
         """Check that the flags fit together, and return `self`. Not done when parsing, since sweeps parse single flags.
 
         Raises:
-            UserError: a flag for the user's own data is missing or contradicts another, or one does not fit the task
-                (of the user's own data, metrics and classes are known only from their rows).
+            UserError: a flag for the user's own data is missing or contradicts another, or one does not fit the method
+                or the task (of the user's own data, metrics and classes are known only from their rows).
         """
+        if self.training.gradient_checkpointing and not self.strategy.recomputable:
+            name = self.strategy.named(dataclasses.asdict(self.strategy))
+            raise UserError(f"--gradient_checkpointing: loses the keys and values of {name}; leave it out")
         if self.data.own is None:
             self.training.refuse_misfits(TASKS[self.task_name])
         return self
@@ -167,6 +171,8 @@ def _without_effect(
         for name in ("frozen_dtype", "cuda_graphs"):
             if name in given:
                 yield f"--{name} has no effect with --acceleration off"
+    elif training.gradient_checkpointing and "cuda_graphs" in given:
+        yield "--cuda_graphs has no effect with --gradient_checkpointing"
     if training.lr_scheduler_type == "constant":
         for name in ("num_warmup_steps", "warmup_ratio"):
             if name in given:

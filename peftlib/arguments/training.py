@@ -98,6 +98,13 @@ class TrainingArguments:
             "use false for models that wait for the device, which cannot be recorded"
         },
     )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={
+            "help": "keep only the input of each layer and compute the layer again in the backward pass: less memory, "
+            "but slower; for long texts of which not even one fits"
+        },
+    )
     eval_steps: int | None = field(
         default=None, metadata={"help": "evaluate every N updates; None evaluates at the end of each epoch"}
     )

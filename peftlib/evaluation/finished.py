@@ -199,6 +199,7 @@ class Finished:
             "frozen_dtype": self.arguments.get("frozen_dtype", "auto"),  # both are missing in early runs
             "reads_frozen": self.strategy.reads_frozen_weights,
             "enabled": self.arguments.get("acceleration", "auto") == "auto",
+            "recompute": self.arguments.get("gradient_checkpointing", False),
         }
 
     @property

@@ -69,6 +69,11 @@ class Strategy(ABC):
         return False
 
     @property
+    def recomputable(self) -> bool:
+        """Whether a layer computes the same again from its input alone, as gradient checkpointing lets it."""
+        return True
+
+    @property
     def virtual_tokens(self) -> int:
         """Number of positions that the method takes in addition to an example's tokens."""
         return 0

@@ -121,6 +121,10 @@ class PeftMethod(Strategy):
         return any(options.get(name) for name in _DROPOUTS_OF_THE_HOST.get(self.peft_type, ()))
 
     @property
+    def recomputable(self) -> bool:
+        return self.peft_type != "prefix_tuning"  # transformers then drops the keys and values, with a warning
+
+    @property
     def virtual_tokens(self) -> int:
         return virtual_tokens(self._options()) if self.peft_type in PROMPT_TYPES else 0
 

@@ -7,10 +7,13 @@ import gc
 import platform
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from peftlib.acceleration import (
     accelerate_model,
@@ -21,6 +24,7 @@ from peftlib.acceleration import (
 from peftlib.errors import UserError
 from peftlib.modeling import find_model, load_classifier
 from peftlib.strategies import STRATEGIES
+from peftlib.strategies.peft_method import PeftMethod
 from tests.strategies.classifiers import METHODS, assert_computes_the_same, classifier, sentences
 
 
@@ -47,6 +51,46 @@ def test_what_is_not_to_be_accelerated_stays_as_it_was(tiny_folder, method, prec
     assert getattr(model, "get_base_model", lambda: model)().config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "deberta"])
+def test_layers_that_are_computed_twice_give_the_same_gradients_from_less_that_is_kept(
+    tiny_folder, architecture, method, precision
+):
+    """Bit for bit, with dropout, on layers of transformers' own and on those that replace them."""
+    once, head = classifier(tiny_folder(architecture))
+    once = METHODS[method].apply(once, head).train()
+    twice = copy.deepcopy(once)
+    found = []
+    for model, recompute in ((once, False), (twice, True)):
+        accelerate_model(model, torch.device("cpu"), precision, recompute=recompute)
+        kept: list[int] = []
+        torch.manual_seed(0)
+        counted = saved_tensors_hooks(partial(_counted, kept), lambda tensor: tensor)
+        with counted, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = nn.functional.cross_entropy(model(**sentences()).logits.float(), torch.tensor([0, 1, 0, 1]))
+        loss.backward()
+        grads = {name: one.grad for name, one in model.named_parameters() if one.requires_grad}
+        found.append((loss, grads, sum(kept)))
+    (loss, grads, bytes_of_all), (same_loss, same_grads, bytes_of_inputs) = found
+    assert torch.equal(loss, same_loss)
+    assert all(torch.equal(grads[name], same_grads[name]) for name in grads)
+    if method != "head":  # of frozen layers below it, nothing is kept in any case
+        assert bytes_of_inputs < 0.7 * bytes_of_all
+
+
+def _counted(kept: list[int], tensor: torch.Tensor) -> torch.Tensor:
+    kept.append(tensor.nbytes)
+    return tensor
+
+
+def test_a_model_that_cannot_compute_layers_twice_is_refused(tiny_folder):
+    model, _ = classifier(tiny_folder("bert"))
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(UserError, match=r"^--gradient_checkpointing: transformers' bert does not have it; lower"):
+        accelerate_model(model, torch.device("cpu"), "no", recompute=True)
+
+
 def test_an_adapter_s_input_stays_in_bf16_and_gives_the_same_bits(tiny_folder):
     plain, head = classifier(tiny_folder("bert"))
     plain = STRATEGIES["lora"]().apply(plain, head).eval()
@@ -70,6 +114,21 @@ def test_deberta_s_first_version_is_refused_in_half_precision(tiny_folder):
         accelerate_model(model, torch.device("cpu"), "bf16")
     accelerate_model(model, torch.device("cpu"), "no")
     model(**sentences())
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("peft_type", ["boft", "deft", "loha", "oft", "vera"])
+def test_deberta_takes_peft_s_layers_in_half_precision(tiny_folder, peft_type, enabled):
+    """Of these types' layers, which return fp32 whatever autocast says."""
+    model, head = classifier(tiny_folder("deberta"))
+    model = PeftMethod(peft_type, '{"r": 16}' if peft_type == "vera" else "{}").apply(model, head).eval()
+    exact = model(**sentences()).logits
+    with pytest.raises(RuntimeError, match="overflow"), torch.autocast("cpu", torch.bfloat16):
+        model(**sentences())  # if transformers computes it by now, the hooks can go
+    accelerate_model(model, torch.device("cpu"), "bf16", enabled=enabled)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**sentences()).logits
+    torch.testing.assert_close(logits.float(), exact, rtol=0, atol=0.05)
 
 
 _AFTER_A_STEP = """

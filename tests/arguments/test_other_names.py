@@ -55,7 +55,7 @@ def test_an_entry_names_flags_that_one_command_has_and_is_about_names_that_train
         ("--do_eval", "not needed"),
         ("--do_predict", "scripts/predict.py"),
         ("--load_best_model_at_end", "not needed"),
-        ("--gradient_checkpointing", "not available"),
+        ("--activation_checkpointing", "use --gradient_checkpointing"),
         ("--adam_beta1", "always 0.9 and 0.999"),
         ("--num_virtual_tokens", "it goes into --peft_kwargs, with --method peft"),
         ("--pre_seq_len", "it is num_virtual_tokens in --peft_kwargs, with --method peft"),

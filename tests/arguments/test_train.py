@@ -29,6 +29,7 @@ SAMPLES = {
     "acceleration": ("off", "off"),
     "frozen_dtype": ("fp32", "fp32"),
     "cuda_graphs": ("false", False),
+    "gradient_checkpointing": ("true", True),
     "auto_find_batch_size": ("false", False),
     "checkpointing_steps": ("epoch", "epoch"),
     "checkpoints_total_limit": ("3", 3),
@@ -134,6 +135,7 @@ OWNERS = {field.name: name for name, strategy in STRATEGIES.items() for field in
         ([], True),
         (["--cuda_graphs=false"], False),
         (["--acceleration=off"], False),
+        (["--gradient_checkpointing"], False),
         (["--method=peft", '--peft_kwargs={"r": 4}'], True),
         (["--method=peft", '--peft_kwargs={"module_dropout": 0.1}'], False),
         (["--method=peft", '--peft_kwargs={"rank_dropout": 0.1}', "--peft_type=lokr"], False),
@@ -142,6 +144,18 @@ OWNERS = {field.name: name for name, strategy in STRATEGIES.items() for field in
 )
 def test_cuda_graphs_are_part_of_the_acceleration_and_repeat_what_the_host_decides(words, expected):
     assert parse(*words).records_graphs == expected
+
+
+def test_gradient_checkpointing_is_refused_where_layers_read_more_than_their_input():
+    words = ["--gradient_checkpointing", "--method", "peft", "--peft_type"]
+    with pytest.raises(UserError, match=r"^--gradient_checkpointing: loses the keys and values of PEFT prefix_tuning;"):
+        parse(*words, "prefix_tuning").checked()
+    assert parse(*words, "prompt_tuning").checked().training.gradient_checkpointing
+
+
+def test_cuda_graphs_are_not_recorded_of_layers_that_are_computed_twice():
+    line = "--cuda_graphs has no effect with --gradient_checkpointing"
+    assert list(parse("--cuda_graphs=false", "--gradient_checkpointing").ignored) == [line]
 
 
 def test_the_samples_cover_every_flag_and_differ_from_its_default():

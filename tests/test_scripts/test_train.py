@@ -266,6 +266,15 @@ def test_a_run_ends_with_the_same_bits_on_any_number_of_threads(
     assert left[0] == left[1]
 
 
+def test_a_run_that_computes_layers_twice_ends_with_the_same_bits(one: Run, place: Path) -> None:
+    words = mrpc(place, *SAME, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps=2")
+    words += ["--gradient_checkpointing", "--output_dir", place / "twice"]
+    done = run_script(SCRIPT, *words, cwd=place / "work")
+    assert (done.returncode, done.stderr) == (0, "")
+    adapters = [(folder / "adapter_model.safetensors").read_bytes() for folder in (one.folder, place / "twice")]
+    assert adapters[0] == adapters[1]
+
+
 # ── Trackers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
