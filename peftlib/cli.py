@@ -68,9 +68,10 @@ def _end(line: str, status: int, error: Ending | None = None) -> NoReturn:
     if isinstance(error, UserError):
         _tell_other_nodes(error)
     if isinstance(error, Interrupted):
-        # A launcher's threads die one by one, and the kernel sends SIGTERM for each that was a parent: another one
-        # ends the wait, and the status stays.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(status))
+        # A launcher's threads die one by one, and the kernel sends SIGTERM for each that was a parent. Nor may an
+        # impatient person's signal change the status, or cut off what still has to be cleaned up.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
     if rank != "0":
         time.sleep(_PATIENCE)
     if not speaks and error is not None and not error.shared:

@@ -224,8 +224,10 @@ def load_classifier(
             use_safetensors=True,  # never unpickle what a path or a Hub id points to
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = in_one_line(error)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files and remote code raise anything, such as a KeyError or ImportError
+        reason = in_one_line(error, named=not isinstance(error, OSError | ValueError | RuntimeError | SafetensorError))
         if (Path(source.location) / "pytorch_model.bin").is_file() and "safetensors" in reason:
             reason = "it has pickled weights alone; save it again with model.save_pretrained, which writes safetensors"
         elif "ignore_mismatched_sizes" in reason:

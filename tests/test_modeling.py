@@ -214,11 +214,25 @@ def test_a_pickled_checkpoint_is_refused_and_never_unpickled(own_folder, tmp_pat
         ("config.json", b"{"),
         ("config.json", b'{"model_type": "nonsense"}'),
         ("config.json", b'{"model_type": "marian"}'),  # a model that does not classify
+        ("config.json", b'{"model_type": "bert", "num_attention_heads": 0}'),
+        ("config.json", b'{"model_type": "bert", "hidden_act": "nonsense"}'),
     ],
 )
 def test_what_cannot_be_loaded_as_a_classifier_is_one_line(own_folder, name, content):
     (own_folder / name).write_bytes(content)
     assert "cannot be loaded as a classifier" in complaint(load_classifier, find_model(str(own_folder)), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("import no_such_package", "no_such_package"), ("class", "SyntaxError"), ("", "AttributeError")],
+)
+def test_remote_code_that_fails_is_one_line(own_folder, code, reason):
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnModel"}
+    (own_folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": classes}))
+    (own_folder / "own.py").write_text(code)
+    said = complaint(load_classifier, find_model(str(own_folder), trust_remote_code=True), LABELS)
+    assert "cannot be loaded as a classifier" in said and reason in said
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"a": 1}', b"[]"])

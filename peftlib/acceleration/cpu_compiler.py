@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from peftlib.files import cache_folder
+from peftlib.files import cache_folder, sync
 
 _SOURCES = sorted(Path(__file__).with_name("cpp").iterdir())
 _FLAGS = (
@@ -35,12 +36,9 @@ def kernels() -> ctypes.CDLL | None:
     try:
         return _cached()
     except (OSError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
-        warnings.warn(
-            f"no CPU kernels, and training takes up to 2.2 times as long: {reason}; "
-            "they need g++ (apt install g++, or conda install gxx)",
-            stacklevel=2,
-        )
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+        reason = (said.strip() or str(error)).partition("\n")[0]
+        warnings.warn(f"no CPU kernels, and training takes up to 2.2 times as long: {reason}", stacklevel=2)
         return None
 
 
@@ -55,9 +53,13 @@ def _cached() -> ctypes.CDLL:
         with tempfile.TemporaryDirectory() as elsewhere:
             return ctypes.CDLL(str(_compiled(Path(elsewhere) / name)))
     with scratch as inside:
-        if not _is_only_ours(folder / name):
-            # Move it into place once complete: other processes may look for it, or build it, at the same time.
-            _compiled(Path(inside) / name).replace(folder / name)
+        if _is_only_ours(folder / name):
+            with contextlib.suppress(OSError):  # damaged, as after a crash or on a full disk: build it again
+                return ctypes.CDLL(str(folder / name))
+        # Move it into place once complete: other processes may look for it, or build it, at the same time.
+        made = _compiled(Path(inside) / name)
+        sync(made)
+        made.replace(folder / name)
     return ctypes.CDLL(str(folder / name))
 
 
@@ -73,7 +75,7 @@ def _is_only_ours(path: Path) -> bool:
 def _compiled(path: Path) -> Path:
     compiler = shutil.which("g++")
     if compiler is None:
-        raise FileNotFoundError("g++ is not installed")
+        raise FileNotFoundError("they need g++ (apt install g++, or conda install gxx)")
     wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
 
     def compiled(source: Path) -> Path:

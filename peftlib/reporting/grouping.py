@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from peftlib.data.own_data import task_in_table
+from peftlib.data.tasks import problem_type_of
 from peftlib.flags import NOT_SHAPING, WHERE_ABSENT
 from peftlib.reporting.runs import Run
 from peftlib.reporting.variants import Variant, plain_number, variants_of
@@ -71,11 +72,9 @@ class Comparison:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The task's metrics, first the one that every run's saved state was chosen by."""
-        first = self.variants[0].runs[0]
-        found = [name.removeprefix("best_eval_") for name in first.results if name.startswith("best_eval_")]
-        task = task_in_table(first.arguments)
-        names = [name for name in found if name not in ("loss", "step")] if task is None else task.metrics
+        """The metrics that all runs have, first the one that every run's saved state was chosen by."""
+        first, *others = map(_metrics_of, self.runs)
+        names = [name for name in first if all(name in found for found in others)]
         return tuple(sorted(names, key=lambda name: name != self.key.get("metric_for_best_model")))
 
     @property
@@ -90,7 +89,7 @@ class Comparison:
         for name, value in self.key.items():
             if name.endswith(" split"):
                 parts.append(f"{name} {value[1]:,} examples ({value[0]})")
-            elif name not in ("task", "base model", "validation labels"):
+            elif name not in ("task", "kind of task", "classes", "base model", "validation labels"):
                 parts.append(f"{name} {value}")
         warmups = {variant.warmup for variant in self.variants}
         if len(warmups) == 1:
@@ -199,14 +198,26 @@ def _key(run: Run) -> dict[str, Any]:
         base = {"base model": BaseModel(f"{hashes[0][:8]}-{hashes[1][:4]}", record["model"]["name"])}
         names -= {"model_revision"}
     settings = {name: arguments[name] for name in sorted(names) if arguments[name] is not None}
+    if settings.get("metric_for_best_model") in _metrics_of(run)[:1]:  # the default, spelled out
+        del settings["metric_for_best_model"]
     return {
         "task": run.task,
+        "kind of task": problem_type_of(record),
+        "classes": tuple(record.get("labels", ())),
         **base,
         **data,
         "precision": record["precision"]["name"],
         "effective_batch_size": record["effective_batch_size"],
         **settings,
     }
+
+
+def _metrics_of(run: Run) -> tuple[str, ...]:
+    """The run's metrics, in the task's order: the first one chooses the saved state by default."""
+    found = [name.removeprefix("best_eval_") for name in run.results if name.startswith("best_eval_")]
+    task = task_in_table(run.arguments)
+    names = (name for name in found if name not in ("loss", "step")) if task is None else task.metrics
+    return tuple(name for name in names if name in found)
 
 
 def _difference(key: dict[str, Any], main: dict[str, Any]) -> str:
@@ -222,6 +233,9 @@ def _difference(key: dict[str, Any], main: dict[str, Any]) -> str:
             as_many = here[1] == there[1]
             which, usual = (f" {hashed}" if as_many else "" for hashed, _ in (here, there))
             parts.append(f"different {name} ({here[1]:,} examples{which}, not {there[1]:,}{usual})")
+        elif name == "classes" and here is not None and there is not None:
+            names = f"{len(here)}, not {len(there)}" if len(here) != len(there) else "other names"
+            parts.append(f"different classes ({names})")
         else:
             # A flag without a value here is None, or one that an older version did not have.
             value, usual = ("the default" if one is None else one for one in (here, there))
@@ -239,6 +253,9 @@ def _notes(group: list[Run]) -> list[str]:
     elif len(threads) > 1:
         numbers = ", ".join(sorted(threads))
         notes.append(f"The runs used different numbers of threads ({numbers}): times are not comparable.")
+    counts = Counter(name for run in group for name in _metrics_of(run))
+    if some := [name for name, count in counts.items() if count < len(group)]:
+        notes.append(f"Left out, since only some of the runs have it: {', '.join(sorted(some))}.")
     if any(run.answers is None for run in group):
         notes.append("Some runs saved no predictions, so they are not paired by examples; train them again.")
     return notes

@@ -182,8 +182,8 @@ def _problem(record: dict[str, Any]) -> str | None:
     scores = [name for name in results if name.startswith("best_eval_")] if isinstance(results, dict) else []
     if odd := [name for name in scores if not re.fullmatch(r"\w+", name)]:  # file names contain them
         return f"finished with a score whose name is invalid ({odd[0]!r})"
-    # The task's metrics, and any other score in the results.
-    scores = [*(f"best_eval_{name}" for name in (() if task is None else task.metrics)), *scores]
+    # The task's first metric, and any other score in the results: an earlier version may have had fewer metrics.
+    scores = [*(f"best_eval_{name}" for name in (() if task is None else task.metrics[:1])), *scores]
     for path in (*(f"results.{name}" for name in scores), *_MEASURED):
         value = _at(record, path)
         if not isinstance(value, int | float) or not math.isfinite(value):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from peftlib.sweeps.config import Sweep
     from peftlib.sweeps.parameters import Parameter
 
+# What is better when smaller; every metric is better when larger.
+_LOSSES = (f"eval/{LOSS}", f"eval/best_{LOSS}", f"train/{LOSS}")
 # Set by the sweep itself: each run has its own output folder, and resumes if it was interrupted.
 _OWN_FLAGS = ("output_dir", "resume_from_checkpoint")
 # Flags that the runs of a sweep cannot have -> why.
@@ -126,8 +128,8 @@ def check_metric(sweep: Sweep) -> None:
             raise UserError(
                 f"metric.name: {whose} does not log {sweep.metric}{hint} (known: {', '.join(sorted(logged))})"
             )
-    scored = sweep.metric.startswith("eval/") or sweep.metric == "train/loss"
-    if scored and sweep.maximize == sweep.metric.endswith(LOSS):
+    is_loss = sweep.metric in _LOSSES
+    if (is_loss or sweep.metric.startswith("eval/")) and sweep.maximize == is_loss:
         better, goal = ("smaller", "minimize") if sweep.maximize else ("larger", "maximize")
         raise UserError(f"metric.goal: {sweep.metric} is better when {better}; write goal: {goal}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from peftlib.data.tasks import Task
-from peftlib.errors import Interrupted, UserError
+from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.files import strict, write_json, write_text
 from peftlib.modeling import Fingerprint, ModelSource
 from peftlib.run_files import METRICS, RECORD
@@ -86,6 +86,18 @@ class RunRecord:
         except OSError as error:
             self._warn(f"run.json could not be written: {error}")
 
+    def complete(self, **facts: Any) -> None:
+        """Add facts to `run.json` without which the run is not finished.
+
+        Raises:
+            RunError: they cannot be written.
+        """
+        self._facts |= facts
+        try:
+            self._write()
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot write run.json ({error}); free some space there") from error
+
     def log(self, values: dict[str, float], step: int) -> None:
         """Append one line to `metrics.jsonl` and flush it, so that readers see it at once.
 
@@ -110,7 +122,7 @@ class RunRecord:
             self.update(status=status, error=" ".join(reason.split())[:1000], ended=_now(), seconds=self._seconds())
             raise
         else:
-            self.update(status="finished", ended=_now(), seconds=self._seconds())
+            self.complete(status="finished", ended=_now(), seconds=self._seconds())
         finally:
             with contextlib.suppress(OSError):  # a full disk has been reported line by line
                 self._metrics.close()
@@ -171,6 +183,7 @@ def describe_run(
         },
         "labels": list(task.labels),
         "problem_type": task.problem_type,
+        "metrics": list(task.metrics),
         **scores,
         **own,
         "data": data,

@@ -41,6 +41,7 @@ class Reporter:
         self._record: RunRecord | None = None
         self._lock: TextIO | None = None
         self._logged_step = -1
+        self._resumed: frozenset[str] = frozenset()
         self._silenced: set[str] = set()
         self.tracker_ids: dict[str, str] = {}
         self.console = RunConsole(speaks=accelerator.is_main_process)
@@ -110,6 +111,7 @@ class Reporter:
             notice = None
             # Kept even if a tracker fails to start now, so that the run can find it again when it is resumed.
             self.tracker_ids = {} if resumed is None else dict(resumed["trackers"])
+            self._resumed = frozenset(self.tracker_ids)
             with self._never_fatal("starting the trackers"):
                 started, notice = start_trackers(
                     accelerator,
@@ -178,7 +180,7 @@ class Reporter:
             results: flat, with the keys of `transformers`' examples.
 
         Raises:
-            RunError: the file cannot be written.
+            RunError: the file, or `run.json`, cannot be written.
         """
         if self._record is None:
             return
@@ -186,7 +188,7 @@ class Reporter:
             write_json(self.folder / RESULTS, results)
         except OSError as error:
             raise RunError(f"{self.folder}: cannot write all_results.json ({error}); free some space there") from error
-        self._record.update(results=results, peak_memory_bytes=peak_memory(self._accelerator.device))
+        self._record.complete(results=results, peak_memory_bytes=peak_memory(self._accelerator.device))
         rows = {name.replace("_", " "): f"{value:.4f}" for name, value in best_scores(results).items()}
         rows["best step"] = f"{results['best_eval_step']:,} of {results['global_step']:,}"
         rows["trained"] = f"{results['trainable_params']:,} parameters ({results['trainable_ratio']:.4%})"
@@ -197,10 +199,11 @@ class Reporter:
         self.console.facts("summary", rows, panel=True)
 
     def _track(self, values: dict[str, Any], step: int) -> None:
-        """Log to the trackers, unless an earlier process of the run did: they drop repeated steps."""
-        if step > self._logged_step:
-            with self._never_fatal("a tracker"):
-                self._accelerator.log(values, step=step)
+        """Log to each tracker, unless an earlier process of the run did: they drop repeated steps."""
+        for tracker in self._accelerator.trackers:
+            if step > self._logged_step or tracker.name not in self._resumed:
+                with self._never_fatal("a tracker"):
+                    tracker.log(values, step=step)
 
     @contextmanager
     def _never_fatal(self, who: str) -> Iterator[None]:

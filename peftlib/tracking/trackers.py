@@ -147,7 +147,8 @@ def start_trackers(
         group: W&B group of the run; $WANDB_RUN_GROUP takes precedence.
 
     Returns:
-        tracker -> the run's id there, and a notice for the user if there is something to do later.
+        tracker -> the run's id there (empty for those that have none), and a notice for the user if there is something
+        to do later.
     """
     notice = None
     wandb_options: dict[str, Any] = {"name": name, "dir": str(folder)}
@@ -171,7 +172,7 @@ def start_trackers(
         config=plain,
         init_kwargs={"wandb": wandb_options},
     )
-    started: dict[str, str] = {}
+    started = dict.fromkeys(trackers, "")
     if "wandb" in trackers and accelerator.is_main_process:
         # All curves use the number of updates as their x-axis, not W&B's own count of log calls.
         run = accelerator.get_tracker("wandb", unwrap=True)

@@ -23,6 +23,12 @@ PREFIX = "step_"
 
 #: Flags that `--extend_training` lets grow.
 _LENGTHS = ("num_train_epochs", "max_train_steps")
+#: Part of a run's identity -> what to say if it is another one.
+_PARTS = {
+    "weights": "the base model's weights have changed",
+    "labels": "the classes have changed",
+    "problem_type": "the kind of task has changed",
+}
 
 
 class Unreadable(Exception):
@@ -150,6 +156,9 @@ def identity_of(arguments: dict[str, Any], facts: dict[str, Any], accelerator: A
     return {
         "arguments": arguments,
         "data": facts["data"],
+        "problem_type": facts["problem_type"],
+        "labels": facts["labels"],
+        "metric": facts["metrics"][0],
         "weights": facts["model"]["fingerprint"],
         "configuration": facts["model"]["configuration"],
         "processes": accelerator.num_processes,
@@ -186,7 +195,8 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
     is_own = checkpoint.resolve().parent == (folder / CHECKPOINTS).resolve()
     if not is_own:
         manifest["trackers"] = {}
-    old, new = (WHERE_ABSENT | run["arguments"] for run in (before, now))
+    metrics = before.get("metric", now["metric"]), now["metric"]
+    old, new = (_spelled_out(run["arguments"], metric) for run, metric in zip((before, now), metrics, strict=True))
     allowed = NOT_SHAPING | (set(_LENGTHS) if extend else set())
     if all(flags.get("train_file") or flags.get("dataset_name") for flags in (old, new)):
         allowed |= {"task_name"}  # derived from the location of the user's data
@@ -210,8 +220,8 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
         for split in now["data"]
         if before["data"].get(split, {}).get("fingerprint") != now["data"][split]["fingerprint"]
     ]
-    if before.get("weights", now["weights"]) != now["weights"]:  # absent from checkpoints up to 0.1.0
-        differences.append("the base model's weights have changed")
+    # Checkpoints up to 0.1.0 lack the weights, and those up to 0.4.0 the others.
+    differences += [text for part, text in _PARTS.items() if before.get(part, now[part]) != now[part]]
     if before["processes"] != now["processes"]:
         differences.append(f"the number of processes was {before['processes']}, is {now['processes']}")
     if before["precision"] != now["precision"]:
@@ -224,6 +234,11 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
         way = "to train longer add --extend_training" if lengthened else "change that back, or use another --output_dir"
         raise UserError(f"--resume_from_checkpoint: {checkpoint} is from another run: {'; '.join(differences)}; {way}")
     return manifest
+
+
+def _spelled_out(arguments: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Add what stands for flags of later versions, and for the default metric, which is None."""
+    return WHERE_ABSENT | arguments | {"metric_for_best_model": arguments.get("metric_for_best_model") or metric}
 
 
 def _shorter(name: str, old: dict[str, Any], new: dict[str, Any], manifest: dict[str, Any]) -> bool:

@@ -116,10 +116,23 @@ def test_what_another_user_can_have_put_into_the_cache_is_not_loaded(monkeypatch
     assert place == "folder" or cpu_compiler._is_only_ours(library)
 
 
+@needs_compiler
+@pytest.mark.usefixtures("small")
+def test_a_damaged_library_is_built_anew(monkeypatch, tmp_path):
+    made = builds(monkeypatch)
+    library = tmp_path / "cache" / "kernels" / f"{cpu_compiler._fingerprint()}.so"
+    library.parent.mkdir(mode=0o700, parents=True)
+    library.touch(mode=0o700)
+    built = kernels()
+    assert built is not None and built.one() == 7 and len(made) == 1
+    kernels.cache_clear()
+    assert kernels() is not None and len(made) == 1
+
+
 def test_without_a_compiler_one_line_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu_compiler.sys, "platform", "linux")
     monkeypatch.setattr(cpu_compiler.shutil, "which", lambda _: None)
-    with pytest.warns(UserWarning, match="g\\+\\+ is not installed; they need g\\+\\+ .apt install") as said:
+    with pytest.warns(UserWarning, match="no CPU kernels, .*: they need g\\+\\+ .apt install") as said:
         assert kernels() is None
     assert kernels() is None and len(said) == 1  # once
     assert not any((tmp_path / "cache" / "kernels").iterdir())
@@ -128,6 +141,7 @@ def test_without_a_compiler_one_line_says_how_to_get_it(monkeypatch, tmp_path):
 @pytest.mark.parametrize("failure", [
     subprocess.CalledProcessError(1, "g++", stderr="cpu_kernels.cpp:1: fatal error: omp.h: no such file\nand more\n"),
     subprocess.TimeoutExpired("g++", 120),
+    subprocess.TimeoutExpired("g++", 120, stderr=b"a warning\n"),
     PermissionError("g++"),
 ])  # fmt: skip
 def test_a_compiler_that_fails_leaves_nothing_behind(failure, monkeypatch, tmp_path):

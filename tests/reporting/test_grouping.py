@@ -292,3 +292,32 @@ def test_another_training_loss_is_another_variant(make, words, label):
     runs = [make(seed=1), make(*words, seed=1), make(seed=2, changes={"arguments": earlier})]
     (comparison,) = compare(runs)
     assert labels(comparison) == [("BitFit", [1, 2]), (label, [1])]
+
+
+def test_the_default_metric_spelled_out_is_no_other_setting(make):
+    (comparison,) = compare([make(seed=1), make("--metric_for_best_model", "accuracy", seed=2)])
+    assert labels(comparison) == [("BitFit", [1, 2])]
+    assert "metric_for_best_model" not in comparison.settings
+    by_loss = compare([make(seed=1), make("--metric_for_best_model", "loss", seed=2)])
+    assert by_loss[1].apart == "different metric_for_best_model (loss, not the default)"
+
+
+def test_runs_of_other_classes_are_not_averaged(make):
+    """The data's fingerprints are of texts and class indices: those of the first rows may be the same."""
+    runs = [make(seed=1), make(seed=2), make(seed=3, changes={"labels": ["no", "perhaps", "yes"]})]
+    assert [one.apart for one in compare(runs)] == [None, "different classes (3, not 2)"]
+    runs[2] = make(seed=3, changes={"labels": ["nein", "ja"]})
+    assert [one.apart for one in compare(runs)] == [None, "different classes (other names)"]
+
+
+@pytest.mark.parametrize("newer", [1, 2])
+def test_a_metric_that_only_some_runs_have_is_left_out_with_a_note(make, tmp_path, newer):
+    """Such as one that was added between them."""
+    mails = tmp_path / "mails.csv"
+    mails.write_text("text,label\nhello,a\nbuy,b\n")
+    words = ("--train_file", mails, "--validation_file", mails)
+    more = {"results": make(*words, seed=newer).results | {"best_eval_balanced_accuracy": 0.5}}
+    runs = [make(*words, seed=newer, changes=more), make(*words, seed=3 - newer)]
+    (comparison,) = compare(runs)
+    assert comparison.metrics == ("accuracy",)
+    assert "Left out, since only some of the runs have it: balanced_accuracy." in comparison.notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from peftlib.arguments import parse_train_arguments, train_parser
+from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
 from peftlib.sweeps.config import Sweep, load_sweep
@@ -313,6 +315,16 @@ def test_the_metric_is_checked_whatever_flags_the_sweep_may_set(tmp_path):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match="does not log eval/acuracy; did you mean eval/accuracy"):
         load_sweep(tmp_path / "s.yaml", ["--seed"], lambda words: None)
+
+
+def test_a_metric_that_merely_ends_like_a_loss_is_better_when_larger(tmp_path, monkeypatch):
+    task = TASKS["mrpc"]
+    monkeypatch.setitem(TASKS, "mrpc", dataclasses.replace(task, metrics=(*task.metrics, "neg_log_loss")))
+    parameters = {"task_name": {"value": "mrpc"}}
+    metric = {"name": "eval/neg_log_loss", "goal": "maximize"}
+    assert load(tmp_path, metric=metric, parameters=parameters).maximize
+    with pytest.raises(UserError, match="is better when larger"):
+        load(tmp_path, metric={**metric, "goal": "minimize"}, parameters=parameters)
 
 
 def test_a_missing_file_is_named(tmp_path):

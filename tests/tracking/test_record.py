@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 
 import pytest
 
@@ -180,6 +181,12 @@ def test_on_a_full_disk_the_records_stay_readable_and_say_so(tmp_path, small_dis
     told = {int(line.split("step ")[1].split(":")[0]) for line in warnings if "lacks step" in line}
     assert set(range(1, written + 1)) - set(steps) <= told
     assert read(small_disk.folder / "run" / "run.json")["status"] == "finished"
+
+
+def test_a_run_whose_end_cannot_be_recorded_has_not_ended_well(tmp_path):
+    record = RunRecord(tmp_path / "run", {"seed": 1})
+    with pytest.raises(RunError, match=r"cannot write run\.json .*; free some space there"), record.running():
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_facts_are_a_copy(tmp_path):

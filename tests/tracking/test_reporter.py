@@ -205,6 +205,24 @@ def test_the_id_of_a_tracker_that_does_not_start_today_is_kept_for_the_next_life
         assert reporter.tracker_ids == {"wandb": "abc"}
 
 
+@pytest.mark.parametrize(("known", "expected"), [({}, [1, 5, 6]), ({"tensorboard": ""}, [6])])
+def test_a_tracker_that_joins_a_resumed_run_hears_what_others_have_heard_already(tmp_path, known, expected):
+    """The run was killed after update 5, and resumes from update 0."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = reporter_in(tmp_path)
+    with pytest.raises(RunError, match="killed"), first.watching(20, made_facts()):
+        first.log(VALUES, 5)
+        raise RunError("killed")
+    later = reporter_in(tmp_path, "--project_name", "p", trackers=["tensorboard"])
+    with later.watching(20, made_facts(), {"step": 0, "trackers": known}):
+        for step in (1, 5, 6):
+            later.log(VALUES, step)
+        assert later.tracker_ids == {"tensorboard": ""}
+    events = EventAccumulator(str(tmp_path / "p")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == expected
+
+
 def test_a_folder_that_is_claimed_stays_so_until_the_run_ends(tmp_path):
     first, second = reporter_in(tmp_path), reporter_in(tmp_path)
     first.claim()

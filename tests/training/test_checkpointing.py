@@ -34,6 +34,9 @@ from tests.training.runs import make_run
 IDENTITY = {
     "arguments": {"seed": 1, "num_train_epochs": 2, "max_train_steps": None, "logging_steps": 1, "method": "bitfit"},
     "data": {"train": {"fingerprint": "a"}, "validation": {"fingerprint": "b"}},
+    "problem_type": "single_label_classification",
+    "labels": ["no", "yes"],
+    "metric": "accuracy",
     "weights": "c",
     "configuration": "d",
     "processes": 1,
@@ -542,6 +545,10 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
         matching_manifest(newest, {**elsewhere, "configuration": "x"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the base model's weights have changed"):
         matching_manifest(newest, {**IDENTITY, "weights": "x"}, extend=False, folder=two_checkpoints)
+    with pytest.raises(UserError, match="the classes have changed"):  # of the first rows, not one may be of a new one
+        matching_manifest(newest, {**IDENTITY, "labels": ["no", "yes", "zu"]}, extend=False, folder=two_checkpoints)
+    with pytest.raises(UserError, match="the kind of task has changed"):
+        matching_manifest(newest, {**IDENTITY, "problem_type": "regression"}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the number of processes was 1, is 2"):
         matching_manifest(newest, {**IDENTITY, "processes": 2}, extend=False, folder=two_checkpoints)
     # `--mixed_precision auto` may choose differently on the machine that a job is requeued to.
@@ -596,6 +603,24 @@ def test_a_shorter_run_does_not_replace_a_longer_one_s_result(two_checkpoints):
         matching_manifest(newest, IDENTITY, extend=False, folder=two_checkpoints)
     longer = changed(num_train_epochs=3)
     assert matching_manifest(newest, longer, extend=True, folder=two_checkpoints) is not None
+
+
+def test_the_default_metric_is_the_same_spelled_out(two_checkpoints):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    default = changed(metric_for_best_model="accuracy")
+    assert matching_manifest(newest, default, extend=False, folder=two_checkpoints) is not None
+    with pytest.raises(UserError, match="--metric_for_best_model was accuracy, is f1"):
+        matching_manifest(newest, changed(metric_for_best_model="f1"), extend=False, folder=two_checkpoints)
+
+
+def test_a_checkpoint_of_an_earlier_version_knows_less_of_its_run(two_checkpoints):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["sha256"]
+    for name in ("problem_type", "labels", "metric", "weights"):
+        del manifest["identity"][name]
+    (newest / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest(manifest)}))
+    assert matching_manifest(newest, IDENTITY, extend=False, folder=two_checkpoints)["step"] == 20
 
 
 def test_a_branch_is_a_run_of_its_own_to_trackers(two_checkpoints, tmp_path):
