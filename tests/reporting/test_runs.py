@@ -101,7 +101,6 @@ def test_a_score_that_is_no_number_is_no_result(tmp_path):
         (("results", "train_runtime"), "finished without a finite train_runtime"),
         (("results", "train_samples_per_second"), "finished without a finite train_samples_per_second"),
         (("results", "best_eval_accuracy"), "finished without a finite accuracy"),
-        (("results", "best_eval_f1"), None),  # an earlier version may have had fewer metrics
         (("results",), "finished without a finite accuracy"),
         (("peak_memory_bytes",), "finished without a finite peak_memory_bytes"),
         (("parameters", "trainable"), "run.json is not a training run's record: it lacks parameters.trainable"),
@@ -119,6 +118,16 @@ def test_a_record_that_lacks_something_has_no_result_and_stops_nobody(tmp_path, 
     assert read_run(folder).problem == problem
     report = work_out([read_run(make_run(tmp_path / "other", "--task_name", "mrpc")), read_run(folder)])
     assert [why for _, _, why in report.failed] == [problem]
+
+
+def test_a_run_of_a_version_with_fewer_metrics_is_compared_by_those(tmp_path):
+    folder = make_run(tmp_path / "earlier", "--task_name", "mrpc")
+    record = json.loads((folder / "run.json").read_text())
+    del record["results"]["best_eval_f1"]
+    (folder / "run.json").write_text(json.dumps(record))
+    report = work_out([read_run(make_run(tmp_path / "run", "--task_name", "mrpc", seed=1)), read_run(folder)])
+    (section,) = report.sections
+    assert not report.failed and section.comparison.metrics == ("accuracy",)
 
 
 @pytest.mark.parametrize("value", ["word", None, float("nan"), [1]])
