@@ -55,7 +55,7 @@ def measure(method: str, options: dict[str, Any], folder: Path) -> tuple[int, in
     scheduler = build_scheduler(optimizer, "linear", 1, 0, 0.0)
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
     answers = Evaluation({"accuracy": 0.5, "loss": 0.7}, np.zeros((2, 2)), np.zeros(2, dtype=int), 1.0)
-    watcher = SimpleNamespace(advance=lambda step: None, log=lambda values, step: None)
+    watcher: Any = SimpleNamespace(advance=lambda step: None, log=lambda values, step: None)
     run = Training(
         accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, lambda _: answers, watcher, plan
     )

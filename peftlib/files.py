@@ -14,6 +14,9 @@ from typing import Any
 
 import yaml
 
+#: What the names of temporary folders begin with, and those of temporary files end with.
+SAVING, TEMPORARY = ".saving-", ".tmp"
+
 # It can only be read by setting it: once, while there are no threads that write files.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -26,7 +29,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` with `content` atomically: readers find the old file or the new one, even after a crash."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -61,7 +64,7 @@ def to_csv(rows: Iterable[Sequence[Any]]) -> str:
 @contextlib.contextmanager
 def placed_when_whole(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder whose files move into `folder` if the block succeeds, and are deleted if it fails."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=SAVING) as name:
         temporary = Path(name)
         yield temporary
         for path in sorted(temporary.iterdir()):

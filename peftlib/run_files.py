@@ -9,7 +9,8 @@ from typing import Any
 
 #: The record, the curves, the results, the saved state's answers, and the folder of checkpoints.
 RECORD, METRICS, RESULTS, PREDICTIONS = "run.json", "metrics.jsonl", "all_results.json", "predictions.safetensors"
-CHECKPOINTS = "checkpoints"
+#: What the names of checkpoints begin with, and those of unfinished ones.
+CHECKPOINTS, CHECKPOINT, UNFINISHED = "checkpoints", "step_", ".writing-"
 #: Locked by the process that writes into the folder.
 LOCK = ".lock"
 #: PEFT's names of an adapter's two files; a run that saved the whole model has neither.

@@ -30,13 +30,7 @@ def main() -> None:
         from peftlib.evaluation.by_class import lines_of, worst
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.evaluation.finished import Finished
-        from peftlib.evaluation.predictions import (
-            in_words,
-            place_of,
-            refuse_other_answers,
-            score_classes,
-            write_answers,
-        )  # fmt: skip
+        from peftlib.evaluation.predictions import in_words, place_of, refuse_other_answers, write_answers
         from peftlib.tracking.folder import writable_folder
         from peftlib.training.devices import build_accelerator
 
@@ -80,13 +74,13 @@ def main() -> None:
         about |= {"source": split.source, "place": place_of(split.source), "fingerprint": split.fingerprint}
         about |= {"precision": precision.name, "global_step": run.record["results"].get("best_eval_step")}
         glue = None if args.test_file else task.glue_answers(args.split)
-        scores = write_answers(folder, task, examples.texts, glue, evaluation, about)
+        scores, classes = write_answers(folder, task, examples.texts, glue, evaluation, about)
         shown = {score.removeprefix("eval_").replace("_", " "): f"{value:.4f}" for score, value in scores.items()}
         cut = {"cut": f"{split.truncated:,}, longer than {most} tokens"} if split.truncated else {}
         lines = {"run": place, "examples": f"{len(split):,} ({split.source})", **cut, **shown, "answers": str(folder)}
         console = Console()
         console.facts("evaluation", lines, panel=True)
-        if classes := score_classes(evaluation, task):
+        if classes:
             header, rows = lines_of(worst(classes, most=30))
             console.table(header, rows, numbers=len(header) - 1)
             if len(rows) < len(classes):

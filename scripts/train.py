@@ -105,14 +105,14 @@ def main() -> None:
     # ── Prepare ──────────────────────────────────────────────────────────────────────────────────────────────
     model, optimizer, train_loader, eval_loader = prepare(accelerator, adapted, optimizer, train_loader, eval_loader)
     score = partial(evaluate, accelerator, model, eval_loader, splits.validation.labels, task.metrics)
+    interruption = Interruption(accelerator)
     run = Training(
         accelerator, model, optimizer, scheduler, train_loader, eval_loader, batches, score, reporter, plan,
         keeper=CheckpointKeeper(folder, *output_args.checkpointing, identity, reporter),
-        cuda_graphs=args.records_graphs, hook=args.strategy.step_hook(adapted, plan.steps),
+        cuda_graphs=args.records_graphs, hook=args.strategy.step_hook(adapted, plan.steps), interruption=interruption,
     )  # fmt: skip
 
-    with Interruption(accelerator) as interruption, reporter.watching(plan.steps, facts, manifest):
-        run.interruption = interruption
+    with interruption, reporter.watching(plan.steps, facts, manifest):
         # ── Train ────────────────────────────────────────────────────────────────────────────────────────────
         set_seed(train_args.seed, device_specific=True)  # for dropout; the head's initial weights must agree
         if checkpoint is not None:

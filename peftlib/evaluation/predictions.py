@@ -111,7 +111,7 @@ def write_answers(
     glue_answers: str | None,
     evaluation: Evaluation,
     about: dict[str, Any],
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[ClassScore]]:
     """Write `results.json`, `predictions.csv` and `predictions.safetensors` into `folder`; they replace older ones.
 
     In classification with known labels also `classes.csv`, and, for one class per text, `confusion.csv`.
@@ -122,7 +122,7 @@ def write_answers(
         about: further content of `results.json`.
 
     Returns:
-        The scores in `results.json`.
+        The scores in `results.json`, and those of single classes, if there are any (see `score_classes`).
 
     Raises:
         RunError: a file could not be written.
@@ -132,7 +132,8 @@ def write_answers(
         "eval_samples": len(evaluation.labels),
         "eval_samples_per_second": len(evaluation.labels) / evaluation.seconds,
     }
-    tables = {"predictions.csv": _table(evaluation, task, texts)} | _by_class(evaluation, task)
+    classes = score_classes(evaluation, task)
+    tables = {"predictions.csv": _table(evaluation, task, texts)} | _by_class(evaluation, classes, task)
     try:
         with placed_when_whole(folder) as temporary:
             save_predictions(temporary, evaluation.logits, evaluation.labels)
@@ -145,7 +146,7 @@ def write_answers(
             (folder / name).unlink(missing_ok=True)  # of a file that had labels then
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise RunError(f"{folder}: cannot be written ({error}); make room there, or name --output_dir") from error
-    return scores
+    return scores, classes
 
 
 def score_classes(evaluation: Evaluation, task: Task) -> list[ClassScore]:
@@ -155,12 +156,11 @@ def score_classes(evaluation: Evaluation, task: Task) -> list[ClassScore]:
     return scores_by_class(answers_of(evaluation.logits, evaluation.labels), evaluation.labels, task.labels)
 
 
-def _by_class(evaluation: Evaluation, task: Task) -> dict[str, str]:
+def _by_class(evaluation: Evaluation, classes: Sequence[ClassScore], task: Task) -> dict[str, str]:
     """Format the scores of single classes, and, for one class per text, which are taken for which: file -> content."""
-    scores = score_classes(evaluation, task)
-    if not scores:
+    if not classes:
         return {}
-    files = {"classes.csv": scores_csv(scores)}
+    files = {"classes.csv": scores_csv(classes)}
     if not task.multi_label and len(task.labels) <= _MOST_CLASSES:
         answers = answers_of(evaluation.logits, evaluation.labels)
         files["confusion.csv"] = confusion_csv(answers, evaluation.labels, task.labels)

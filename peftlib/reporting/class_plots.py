@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from peftlib.data.tasks import MULTI_LABEL
-from peftlib.reporting.classes import class_names
+from peftlib.reporting.classes import leading
 from peftlib.reporting.figures import Plot, new_figure, write_figure
 from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.plots import NoData, draw_all
@@ -27,11 +27,11 @@ def draw_confusion(comparison: Comparison, folder: Path, slug: str) -> Plot:
     """
     from sklearn.metrics import confusion_matrix
 
-    names, title = class_names(comparison), "Which classes are taken for which"
-    best = comparison.best[0]
-    answers = {run.seed: run.answers for run in best.runs if run.answers is not None}
-    if not names or not answers:
+    best, title = leading(comparison), "Which classes are taken for which"
+    if best is None:
         raise NoData(f"{title}: there are no classes with predictions.")
+    names = [str(name) for name in comparison.key["classes"]]
+    answers = {run.seed: run.answers for run in best.runs if run.answers is not None}
     if comparison.runs[0].record.get("problem_type") == MULTI_LABEL:
         raise NoData(f"{title}: a text may have several.")
     if len(names) > _MOST_CLASSES:

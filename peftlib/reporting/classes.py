@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from peftlib.data.tasks import REGRESSION, problem_type_of
-from peftlib.evaluation.by_class import ClassScore, scores_by_class, worst
+from peftlib.evaluation.by_class import ClassScore, worst
 from peftlib.evaluation.statistics import mean_interval
 from peftlib.files import to_csv
 from peftlib.reporting.grouping import Comparison
@@ -14,40 +12,44 @@ from peftlib.reporting.sheets import Sheet
 from peftlib.reporting.table import plus_minus
 from peftlib.reporting.variants import Variant
 
-#: Most classes in the table; of more, it has those that the best method recognises worst.
+#: Most classes in the table; of more, it has those that the leading method recognises worst.
 MOST_CLASSES = 30
 
 
-def class_names(comparison: Comparison) -> list[str]:
-    """Return the names of the classes; empty in regression, and where no run has predictions with labels."""
-    record = comparison.runs[0].record
-    if problem_type_of(record) == REGRESSION or all(run.answers is None for run in comparison.runs):
-        return []
-    return [str(name) for name in record["labels"]]
+def leading(comparison: Comparison) -> Variant | None:
+    """Return the best of the contenders whose runs have scores of classes; None in regression, say."""
+    scored = [variant for variant in comparison.contenders() if _scores(variant)]
+    return max(scored, key=comparison.standing, default=None)
 
 
 def class_sheet(comparison: Comparison) -> Sheet | None:
     """Format the F1 of each class with each contender; None if there are no classes to score."""
-    names = class_names(comparison)
-    if not names:
+    lead = leading(comparison)
+    if lead is None:
         return None
-    scored = {variant.label: _scores(variant, names) for variant in comparison.contenders()}
-    scored = {label: runs for label, runs in scored.items() if runs}
-    if not scored:
-        return None
-    leading = scored.get(comparison.best[0].label) or next(iter(scored.values()))
-    shown = {one.name for one in worst(leading[0], MOST_CLASSES)}
+    scored = {variant.label: runs for variant in comparison.contenders() if (runs := _scores(variant))}
+    first = scored[lead.label][0]
+    shown = {one.name for one in worst(first, MOST_CLASSES)}
     lines = []
-    for index, name in enumerate(names):
-        if name in shown:
+    for index, one in enumerate(first):
+        if one.name in shown:
             f1 = (_mean([run[index].f1 for run in runs]) for runs in scored.values())
-            lines.append([name, f"{leading[0][index].examples:,}", *f1])
+            lines.append([one.name, f"{one.examples:,}", *f1])
     return Sheet(["class", "examples", *scored], lines, 2 + len(scored))
 
 
-def _scores(variant: Variant, names: list[str]) -> list[list[ClassScore]]:
-    """The scores of the classes in each run that has predictions."""
-    return [scores_by_class(*run.answers, names) for run in variant.runs if run.answers is not None]
+def classes_left_out(comparison: Comparison) -> str | None:
+    """Return a sentence about the classes that the table leaves out; None if it has all."""
+    lead = leading(comparison)
+    count = 0 if lead is None else len(_scores(lead)[0])
+    if lead is None or count <= MOST_CLASSES:
+        return None
+    return f"Of {count:,} classes, those {MOST_CLASSES} that {lead.label} recognises worst, with its first seed."
+
+
+def _scores(variant: Variant) -> list[list[ClassScore]]:
+    """The scores of the classes in each run that has them."""
+    return [run.class_scores for run in variant.runs if run.class_scores]
 
 
 def _mean(values: list[float]) -> str:
@@ -59,10 +61,10 @@ def _mean(values: list[float]) -> str:
 def classes_csv(comparison: Comparison) -> str:
     """Format the scores of every class in every run as CSV."""
     header = ["method", "seed", "class", "examples", "predicted", "precision", "recall", "f1"]
-    names, lines = class_names(comparison), list[list[Any]]()
-    for variant in comparison.variants:
-        for run in variant.runs:
-            if run.answers is not None:
-                for one in scores_by_class(*run.answers, names):
-                    lines.append([variant.label, run.seed, one.name, one.examples, one.predicted, *one.in_csv])
+    lines = [
+        [variant.label, run.seed, one.name, one.examples, one.predicted, *one.in_csv]
+        for variant in comparison.variants
+        for run in variant.runs
+        for one in run.class_scores
+    ]
     return to_csv([header, *lines])

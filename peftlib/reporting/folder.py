@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 from peftlib.errors import UserError
-from peftlib.files import obstacle, write_json
+from peftlib.files import TEMPORARY, obstacle, write_json
 
 #: Lists the files of the report, except itself.
 MANIFEST = ".report.json"
@@ -25,7 +25,7 @@ def check_folder(folder: Path) -> None:
     # A symlink to a folder counts as a file: its target's content is not the report's.
     present = {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     own = {folder / (name + end) for name in _listed(folder) for end in ("", _PART)}
-    own |= {folder / MANIFEST, *folder.glob(f".{MANIFEST}.*.tmp")}
+    own |= {folder / MANIFEST, *folder.glob(f".{MANIFEST}.*{TEMPORARY}")}
     if foreign := sorted(present - own):
         raise UserError(f"--output_dir {folder}: contains {foreign[0].relative_to(folder)}, which is not part of a "
                         "report; name another folder")  # fmt: skip

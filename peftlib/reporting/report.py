@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from peftlib.errors import RunError, UserError, in_one_line
 from peftlib.files import write_text
-from peftlib.reporting.classes import class_names, class_sheet, classes_csv
+from peftlib.reporting.classes import class_sheet, classes_csv, classes_left_out
 from peftlib.reporting.figures import Plot
 from peftlib.reporting.folder import put_in_place
 from peftlib.reporting.grouping import Comparison, compare
@@ -85,10 +85,7 @@ class Section:
     @property
     def classes_left_out(self) -> str | None:
         """A sentence about the classes that the table of single classes leaves out."""
-        shown, whole = len(self.classes.lines) if self.classes else 0, len(class_names(self.comparison))
-        if shown == whole:
-            return None
-        return f"Of {whole:,} classes, those {shown} that the best method recognises worst, with its first seed."
+        return classes_left_out(self.comparison)
 
     @property
     def has_head(self) -> bool:

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from peftlib.data.own_data import task_in_table
+from peftlib.data.tasks import REGRESSION, problem_type_of
 from peftlib.errors import UserError, in_one_line, nearest
+from peftlib.evaluation.by_class import ClassScore, scores_by_class
 from peftlib.evaluation.predictions import answers_of, load_predictions
 from peftlib.run_files import RECORD, last_words, logged_in, read_record
 
@@ -83,6 +85,13 @@ class Run:
         """
         loaded = load_predictions(self.folder)
         return None if loaded is None else (answers_of(*loaded), loaded[1])
+
+    @cached_property
+    def class_scores(self) -> list[ClassScore]:
+        """The scores of its classes on the validation split; empty in regression, and without predictions."""
+        if self.answers is None or problem_type_of(self.record) == REGRESSION:
+            return []
+        return scores_by_class(*self.answers, [str(name) for name in self.record["labels"]])
 
     @cached_property
     def curve(self) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from peftlib.errors import UserError
-from peftlib.files import obstacle
+from peftlib.files import SAVING, TEMPORARY, obstacle
 from peftlib.run_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -21,6 +21,7 @@ from peftlib.run_files import (
     PREDICTIONS,
     RECORD,
     RESULTS,
+    UNFINISHED,
     record_in,
 )
 
@@ -175,7 +176,7 @@ def clear_results(folder: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of a killed run; call this with the folder's lock held."""
-    for pattern in (".saving-*", "checkpoints/.writing-*", ".*.tmp"):
+    for pattern in (f"{SAVING}*", f"{CHECKPOINTS}/{UNFINISHED}*", f".*{TEMPORARY}"):
         for path in folder.glob(pattern):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -33,16 +33,12 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from peftlib.distributed import join, on_main
 from peftlib.errors import RunError, UserError
 from peftlib.files import share, strict, sync, write_json
-from peftlib.run_files import CHECKPOINTS
+from peftlib.run_files import CHECKPOINT, CHECKPOINTS, UNFINISHED
 from peftlib.strategies.parameters import load_trained_state, trained, trained_state
 from peftlib.tracking.reporter import Reporter
 from peftlib.training import randomness
-from peftlib.training.manifest import FORMAT, PREFIX, checkpoints, digest, sha256
-from peftlib.training.memory import set_micro_batch
-from peftlib.training.milestones import losses_since_log
+from peftlib.training.manifest import FORMAT, checkpoints, digest, sha256
 from peftlib.training.state import Progress, Recent, Training
-
-_TEMPORARY = ".writing-"  # tracking/folder.py removes those of killed runs
 
 
 class CheckpointKeeper:
@@ -75,7 +71,7 @@ class CheckpointKeeper:
     def goes_on_from(self, checkpoint: Path) -> None:
         """Do not rewrite this checkpoint if it is the folder's own: it would be missing for a moment."""
         if on_main(lambda: checkpoint.resolve().parent == self.folder.resolve()):
-            self._latest = int(checkpoint.name.removeprefix(PREFIX))
+            self._latest = int(checkpoint.name.removeprefix(CHECKPOINT))
 
     def save(self, training: Training) -> bool:
         """Write a checkpoint of the last complete update; call it on every process.
@@ -89,7 +85,7 @@ class CheckpointKeeper:
         step = training.progress.step
         if step == self._latest:
             return True
-        losses = losses_since_log(training)  # raises on a non-finite loss, so that its weights are not saved
+        losses = training.losses_since_log()  # raises on a non-finite loss, so that its weights are not saved
         _refuse_non_finite(training)
         generators = gather_object([training.random])
         problem: list[str | None] = [None]
@@ -107,9 +103,9 @@ class CheckpointKeeper:
 
     def _write(self, training: Training, losses: list[float], generators: list[dict[str, Any]]) -> None:
         step = training.progress.step
-        target = self.folder / f"{PREFIX}{step:08d}"
+        target = self.folder / f"{CHECKPOINT}{step:08d}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=_TEMPORARY))
+        temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=UNFINISHED))
         try:
             _write_state(training, losses, generators, temporary)
             manifest = strict(
@@ -184,7 +180,7 @@ def restore(training: Training, checkpoint: Path) -> None:
         group["lr"] = base * shape(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in training.optimizer.param_groups]
     micro = state["micro_batch"]  # smaller than requested if an earlier attempt ran out of memory
-    set_micro_batch(training, micro["size"], micro["accumulation_steps"])
+    training.set_micro_batch(micro["size"], micro["accumulation_steps"])
     training.watcher.update(micro_batch_size=micro["size"], gradient_accumulation_steps=micro["accumulation_steps"])
     if training.keeper is not None:
         training.keeper.goes_on_from(checkpoint)

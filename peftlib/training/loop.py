@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from peftlib.acceleration.graphs import GraphedStep, Step, drops_layers
 from peftlib.data.collation import is_in_rows, split_inputs
-from peftlib.errors import OutOfMemory, RunError, in_one_line
 from peftlib.training.accumulation import backward, weighted_loss
 from peftlib.training.data_parallel import gradients_of, sum_over_processes
-from peftlib.training.milestones import evaluate_due, finish_window, settle, stop_if_asked
+from peftlib.training.failures import explained
+from peftlib.training.milestones import evaluate_due, finish_window, stop_if_asked
 from peftlib.training.randomness import capture_random, restore_random
 from peftlib.training.scaling import Verdict, overflow
 from peftlib.training.state import Progress, Training
@@ -63,7 +60,7 @@ def make_ready(training: Training) -> None:
 def update(training: Training) -> torch.Tensor | None:
     """Sum gradients over processes, clip, and step optimizer, schedule and what the method adds (`Strategy.step_hook`).
 
-    In fp16, `settle` steps the schedule later, if the scaler did not skip the update.
+    In fp16, `Training.settle` steps the schedule later, if the scaler did not skip the update.
 
     Returns:
         The gradient's global L2 norm before clipping, on the device; None if it is not measured.
@@ -72,7 +69,7 @@ def update(training: Training) -> torch.Tensor | None:
     gradients = gradients_of(training.parameters)
     if accelerator.num_processes > 1:
         sum_over_processes(gradients)
-    settle(training)
+    training.settle()
     training.recent.rates.append(float(training.scheduler.get_last_lr()[0]))
     norm = None
     if training.plan.max_grad_norm > 0 or hook is not None:
@@ -122,28 +119,11 @@ def train(training: Training) -> Progress:
     else:
         training.random = capture_random()
     training.start_clock()
-    while training.due is not None or (progress.step < training.plan.steps and not progress.stopped_early):
-        try:
-            if training.due is not None:  # of the update that the checkpoint was written after
-                evaluate_due(training)
-            else:
-                train_epoch(training)
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and should_reduce_batch_size(error):
-                # `fit_batches` knows neither AdamW's moments nor the memory of CUDA graphs, nor what others take later.
-                raise OutOfMemory.in_training(training.batches.micro_batch_size) from error
-            # torch reports a dead worker if it notices; otherwise the pipe to it breaks.
-            broken_pipe = not isinstance(error, RuntimeError) and training.loader.num_workers > 0
-            if "DataLoader worker" not in str(error) and not broken_pipe:
-                raise
-            if broken_pipe:  # torch will report it too, from a signal handler: let it do so here and not later
-                with contextlib.suppress(RuntimeError):
-                    time.sleep(1)
-            # No checkpoint: this may be the middle of an update.
-            raise RunError(
-                f"a data loader worker died ({in_one_line(error)}); use "
-                "--dataloader_num_workers 0; a run with checkpoints continues with --resume_from_checkpoint auto"
-            ) from error
+    with explained(training):
+        if training.due is not None:  # the checkpoint was written between an update and its evaluation
+            evaluate_due(training)
+        while progress.step < training.plan.steps and not progress.stopped_early:
+            train_epoch(training)
     training.stop_clock()
     return progress
 

@@ -14,12 +14,11 @@ from accelerate import Accelerator
 from peftlib.distributed import on_main, refuse_differences
 from peftlib.errors import UserError
 from peftlib.flags import NOT_SHAPING, WHERE_ABSENT
-from peftlib.run_files import CHECKPOINTS, record_in
+from peftlib.run_files import CHECKPOINT, CHECKPOINTS, record_in
 from peftlib.tracking.reporter import Reporter
 
 FORMAT = 4  # raise it when the meaning of a checkpoint's files, or of a position in an epoch, changes
 _READ = (3, FORMAT)  # in format 3, every evaluation up to its step is done
-PREFIX = "step_"
 
 #: Flags that `--extend_training` lets grow.
 _LENGTHS = ("num_train_epochs", "max_train_steps")
@@ -37,8 +36,8 @@ class Unreadable(Exception):
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders in `folder`, newest first; not verified."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and path.name[len(PREFIX) :].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]), reverse=True)
+    found = [path for path in folder.glob(f"{CHECKPOINT}*") if path.is_dir() and path.name[len(CHECKPOINT) :].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[len(CHECKPOINT) :]), reverse=True)
 
 
 def verify(checkpoint: Path, *, files: bool = True) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def _find(wanted: str | None, output_dir: Path, say: Callable[[str], None]) -> P
     named = None if wanted == "auto" else Path(wanted)
     if named is not None and not named.is_dir():
         raise UserError(f"--resume_from_checkpoint {wanted}: no such folder; name a checkpoint's folder, or use auto")
-    if named is not None and (named.name.startswith(PREFIX) or (named / "manifest.json").exists()):
+    if named is not None and (named.name.startswith(CHECKPOINT) or (named / "manifest.json").exists()):
         try:
             step = int(verify(named)["step"])
         except ValueError as error:

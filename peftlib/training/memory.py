@@ -61,7 +61,7 @@ def fit_micro_batch(training: Training) -> None:
     while not true_everywhere(training.accelerator, _fits(training, _step_on_longest)):
         if batches.micro_batch_size % 2:
             raise OutOfMemory.in_training(batches.micro_batch_size, ", an odd number that cannot be halved")
-        set_micro_batch(training, batches.micro_batch_size // 2, batches.accumulation_steps * 2)
+        training.set_micro_batch(batches.micro_batch_size // 2, batches.accumulation_steps * 2)
         training.watcher.warn(
             f"out of memory: micro-batches of {batches.micro_batch_size}, {batches.accumulation_steps} per update "
             f"(the effective batch stays {batches.window_size}; --auto_find_batch_size false turns this off)"
@@ -69,12 +69,6 @@ def fit_micro_batch(training: Training) -> None:
     training.watcher.update(
         micro_batch_size=batches.micro_batch_size, gradient_accumulation_steps=batches.accumulation_steps
     )
-
-
-def set_micro_batch(training: Training, size: int, accumulation_steps: int) -> None:
-    """Change how windows are split into micro-batches; call it before or between epochs."""
-    training.batches.resize(size, accumulation_steps)
-    training.accelerator.gradient_accumulation_steps = accumulation_steps
 
 
 def _step_on_longest(training: Training) -> None:

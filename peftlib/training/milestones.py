@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from functools import partial
 
@@ -119,45 +118,6 @@ def stop_if_asked(training: Training, last: dict[str, torch.Tensor] | None = Non
         )
 
 
-def losses_since_log(training: Training) -> list[float]:
-    """Fetch the losses of the updates since the last log, the same on every process.
-
-    Apart from fp16's `Verdict`, this is the loop's only host-device synchronisation.
-
-    Raises:
-        RunError: a loss is not finite.
-    """
-    recent = training.recent
-    if not recent.losses:
-        return []
-    # A window's loss is the sum of its shares on all processes.
-    losses: list[float] = training.accelerator.reduce(torch.stack(recent.losses), reduction="sum").tolist()
-    for step, (loss, rate) in enumerate(
-        zip(losses, recent.rates, strict=True), training.progress.step - len(losses) + 1
-    ):
-        if not math.isfinite(loss):
-            way = "try a smaller --learning_rate, more --num_warmup_steps, or --mixed_precision no"
-            if step == 1:  # nothing has been trained yet
-                way = (
-                    "try --mixed_precision no, another base model (this one's weights may be damaged) or, in "
-                    "regression, numbers of the order of 1"
-                )
-            raise RunError(f"the loss is {loss} at step {step} (learning rate {rate:.3g}); {way}")
-    return losses
-
-
-def settle(training: Training) -> None:
-    """Step the schedule for the latest fp16 update, or count the update as skipped, unless that is done already."""
-    if training.verdict is None:
-        return
-    scale, training.verdict = training.verdict.scale(), None
-    if scale < training.loss_scale:
-        training.progress.skipped += 1
-    else:
-        training.scheduler.step()
-    training.loss_scale = scale
-
-
 def _kept_for_later(training: Training, last: dict[str, torch.Tensor] | None) -> str:
     """Write a checkpoint of the last complete update; return a message that says how to resume."""
     if last is not None:
@@ -172,7 +132,7 @@ def _kept_for_later(training: Training, last: dict[str, torch.Tensor] | None) ->
 
 def _keep(training: Training) -> bool:
     """Write a checkpoint; its time does not count as training. Return whether it was written."""
-    settle(training)
+    training.settle()
     if training.accelerator.sync_gradients:  # between windows: the next one starts from here
         training.random = capture_random()
     training.stop_clock()
@@ -182,8 +142,8 @@ def _keep(training: Training) -> bool:
 def _flush(training: Training) -> dict[str, float]:
     """Return the values to log, and reset the statistics since the last log."""
     progress = training.progress
-    losses = losses_since_log(training)
-    settle(training)
+    losses = training.losses_since_log()
+    training.settle()
     training.stop_clock()
     recent, training.recent = training.recent, Recent()
     progress.loss_sum += sum(losses)

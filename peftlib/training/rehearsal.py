@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
-from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 
 from peftlib.acceleration.graphs import GraphedStep
@@ -21,6 +19,7 @@ from peftlib.data.loading import batches_of, laid_out
 from peftlib.errors import OutOfMemory
 from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.machine import peak_memory
+from peftlib.training.failures import memory_named
 from peftlib.training.loop import make_ready, update
 from peftlib.training.state import Training
 
@@ -77,26 +76,16 @@ def rehearse(training: Training) -> Rehearsal:
         Interrupted: a signal arrived.
     """
     accelerator = training.accelerator
-    with _out_of_memory_as(OutOfMemory.in_evaluation(batches_of(training.eval_loader).micro_batch_size)):
+    with memory_named(OutOfMemory.in_evaluation(batches_of(training.eval_loader).micro_batch_size)):
         evaluation, windows = _rehearse_evaluation(training)
     # For the peak memory: most updates run beside a best state, which may be as large as the model, and a new best is
     # copied before the old one is freed.
     training.best_state = trained_state(training.model)
-    with _out_of_memory_as(OutOfMemory.in_training(training.batches.micro_batch_size)):
+    with memory_named(OutOfMemory.in_training(training.batches.micro_batch_size)):
         updates = _rehearse_updates(training)
     training.best_state = trained_state(training.model)
     peak = int(_highest(peak_memory(accelerator.device)))
     return Rehearsal(updates, evaluation, windows, peak)
-
-
-@contextmanager
-def _out_of_memory_as(problem: OutOfMemory) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        raise problem from error
 
 
 def _rehearse_updates(training: Training) -> Timing:

@@ -16,11 +16,10 @@ from peftlib.errors import RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.evaluation.predictions import save_predictions
 from peftlib.files import placed_when_whole, write_text
-from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINTS, best_scores
+from peftlib.run_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINT, CHECKPOINTS, best_scores
 from peftlib.strategies import Strategy
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.card import model_card
-from peftlib.training.manifest import PREFIX
 from peftlib.training.state import Progress
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def save_result(
     Raises:
         RunError: a file could not be written.
     """
-    kept = any((folder / CHECKPOINTS).glob(f"{PREFIX}*"))
+    kept = any((folder / CHECKPOINTS).glob(f"{CHECKPOINT}*"))
     way = "continue with --resume_from_checkpoint auto" if kept else "train again (with --checkpointing_steps)"
     with _quietly_placed(folder, way) as temporary:
         strategy.save(model, temporary, head)

@@ -6,8 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -17,41 +16,15 @@ from torch.utils.data import DataLoader
 
 from peftlib.acceleration.graphs import Step
 from peftlib.data.batching import WindowBatches
+from peftlib.errors import RunError
 from peftlib.evaluation.evaluator import Between, Evaluation
 from peftlib.strategies.base import StepHook
+from peftlib.tracking.reporter import Reporter
 from peftlib.training.interruption import Interruption
 from peftlib.training.scaling import Verdict
 
-
-class Watcher(Protocol):
-    """Receives a run's progress (see `tracking/reporter.py`)."""
-
-    def advance(self, step: int) -> None:
-        """Report that an update is done."""
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Log the values of an update; called at most once per update, on every process."""
-
-    def update(self, **facts: Any) -> None:
-        """Record facts about the whole run."""
-
-    def warn(self, line: str) -> None:
-        """Show a warning."""
-
-
-class Keeper(Protocol):
-    """Writes checkpoints into `folder`, which lies in the run's folder (see `training/checkpointing.py`)."""
-
-    folder: Path
-
-    def is_due(self, step: int, epoch_ends: bool, run_ends: bool) -> bool:
-        """Return whether to write a checkpoint after this update."""
-
-    def goes_on_from(self, checkpoint: Path) -> None:
-        """Note that the run was restored from this checkpoint."""
-
-    def save(self, training: Training) -> bool:
-        """Write a checkpoint; called on every process. Return False if that failed (the run continues)."""
+if TYPE_CHECKING:
+    from peftlib.training.checkpointing import CheckpointKeeper
 
 
 @dataclass(frozen=True)
@@ -79,13 +52,26 @@ class Plan:
     label_smoothing: float = 0.0
 
     @classmethod
-    def of(cls, windows_per_epoch: int, epochs: float, max_steps: int | None, **options: Any) -> Plan:
+    def of(
+        cls,
+        windows_per_epoch: int,
+        epochs: float,
+        max_steps: int | None,
+        *,
+        eval_steps: int | None,
+        logging_steps: int,
+        max_grad_norm: float,
+        patience: int,
+        best_metric: str,
+        label_smoothing: float = 0.0,
+    ) -> Plan:
         """Plan `max_steps` updates if given, else `epochs`, rounded up to whole updates.
 
         This follows transformers' Trainer (`set_initial_training_values`).
         """
         steps = math.ceil(epochs * windows_per_epoch) if max_steps is None else max_steps
-        return cls(steps=steps, epochs=math.ceil(steps / windows_per_epoch), **options)
+        epochs = math.ceil(steps / windows_per_epoch)
+        return cls(steps, epochs, eval_steps, logging_steps, max_grad_norm, patience, best_metric, label_smoothing)
 
     def evaluates(self, step: int, epoch_ends: bool) -> bool:
         """Return whether to evaluate after this update."""
@@ -180,7 +166,7 @@ class Training:
     eval_loader: DataLoader
     batches: WindowBatches
     evaluate: Callable[[Between | None], Evaluation]
-    watcher: Watcher
+    watcher: Reporter
     plan: Plan
     cuda_graphs: bool = True
     step: Step | None = None
@@ -188,7 +174,7 @@ class Training:
     loss_scale: float = 1.0
     verdict: Verdict | None = None
     hook: StepHook | None = None
-    keeper: Keeper | None = None
+    keeper: CheckpointKeeper | None = None
     interruption: Interruption | None = None
     progress: Progress = field(default_factory=Progress)
     recent: Recent = field(default_factory=Recent)
@@ -196,6 +182,47 @@ class Training:
     random: dict[str, Any] = field(default_factory=dict)
     due: dict[str, float] | None = None
     _clock: float | None = None
+
+    def set_micro_batch(self, size: int, accumulation_steps: int) -> None:
+        """Change how windows are split into micro-batches; call it before or between epochs."""
+        self.batches.resize(size, accumulation_steps)
+        self.accelerator.gradient_accumulation_steps = accumulation_steps
+
+    def settle(self) -> None:
+        """Step the schedule for the latest fp16 update, or count it as skipped, unless that is done already."""
+        if self.verdict is None:
+            return
+        scale, self.verdict = self.verdict.scale(), None
+        if scale < self.loss_scale:
+            self.progress.skipped += 1
+        else:
+            self.scheduler.step()
+        self.loss_scale = scale
+
+    def losses_since_log(self) -> list[float]:
+        """Fetch the losses of the updates since the last log, the same on every process.
+
+        Apart from fp16's `Verdict`, this is the loop's only host-device synchronisation.
+
+        Raises:
+            RunError: a loss is not finite.
+        """
+        recent = self.recent
+        if not recent.losses:
+            return []
+        # A window's loss is the sum of its shares on all processes.
+        losses: list[float] = self.accelerator.reduce(torch.stack(recent.losses), reduction="sum").tolist()
+        first = self.progress.step - len(losses) + 1
+        for step, (loss, rate) in enumerate(zip(losses, recent.rates, strict=True), first):
+            if not math.isfinite(loss):
+                way = "try a smaller --learning_rate, more --num_warmup_steps, or --mixed_precision no"
+                if step == 1:  # nothing has been trained yet
+                    way = (
+                        "try --mixed_precision no, another base model (this one's weights may be damaged) or, in "
+                        "regression, numbers of the order of 1"
+                    )
+                raise RunError(f"the loss is {loss} at step {step} (learning rate {rate:.3g}); {way}")
+        return losses
 
     def start_clock(self) -> None:
         """Start counting time as training, unless that has begun."""
