@@ -49,6 +49,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(strict(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+class Twice(ValueError):
+    """A name occurs twice in a JSON object, of which Python would keep the last value."""
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object's dictionary, as the `object_pairs_hook` of `json.loads`.
+
+    Raises:
+        Twice: a name occurs twice.
+    """
+    options: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in options:
+            raise Twice(f"{name} is given twice; leave one out")
+        options[name] = value
+    return options
+
+
 def to_csv(rows: Iterable[Sequence[Any]]) -> str:
     """Format as CSV, as in RFC 4180 but with `\\n` as line ending; None becomes an empty field."""
     lines: list[str] = []

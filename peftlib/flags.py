@@ -6,6 +6,8 @@ import ast
 import json
 from typing import Any
 
+from peftlib.files import Twice, each_once
+
 #: Flags that say where, how often or how fast, not what is computed: a resumed run may change them, and runs that
 #: differ only in them count as the same configuration.
 NOT_SHAPING = frozenset({
@@ -53,10 +55,6 @@ def _number(value: Any) -> Any:
         return value
 
 
-class _Twice(ValueError):
-    """A name occurs twice in a JSON object, of which Python would keep the last value."""
-
-
 def from_json(text: str, example: str) -> dict[str, Any]:
     """Parse the JSON object of such a flag.
 
@@ -67,8 +65,8 @@ def from_json(text: str, example: str) -> dict[str, Any]:
         ValueError: it is none, or has a name twice; the message says so.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_each_once)
-    except _Twice:
+        value = json.loads(text, object_pairs_hook=each_once)
+    except Twice:
         raise
     except (ValueError, RecursionError) as error:
         try:
@@ -78,12 +76,3 @@ def from_json(text: str, example: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"must be a JSON object, such as '{example}'")
     return value
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in options:
-            raise _Twice(f"{name} is given twice; leave one out")
-        options[name] = value
-    return options

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from peftlib import cli
-from peftlib.arguments import parse_reproduce_arguments, parse_train_arguments, train_parser
+from peftlib.arguments import check_train_arguments, parse_reproduce_arguments, parse_train_arguments, train_parser
 
 
 def main() -> None:
@@ -30,8 +30,8 @@ def main() -> None:
     tasks, notice = tasks_at_hand(args.data_dir)
     words, folder = sweep_words(args.model_name_or_path, tasks, args.data_dir, args.seeds, args.max_train_samples)
     file = Path(__file__).parent / "sweeps" / "reproduce.yaml"
-    sweep = load_sweep(file, train_parser().flags(), parse_train_arguments, [*words, *args.set])
-    sweep = prepared(sweep, file)
+    known, changes = train_parser().flags(), [*words, *args.set]
+    sweep = prepared(load_sweep(file, known, parse_train_arguments, changes, check_train_arguments), file)
     if notice is not None:
         Console().note(notice)
 

@@ -12,7 +12,7 @@ run the same file.
 from pathlib import Path
 
 from peftlib import cli
-from peftlib.arguments import parse_sweep_arguments, parse_train_arguments, train_parser
+from peftlib.arguments import check_train_arguments, parse_sweep_arguments, parse_train_arguments, train_parser
 from peftlib.sweeps.command import prepared
 from peftlib.sweeps.config import load_sweep
 
@@ -20,7 +20,8 @@ from peftlib.sweeps.config import load_sweep
 def main() -> None:
     # ── The sweep, checked before any run starts ─────────────────────────────────────────────────────────────
     file, args = parse_sweep_arguments()
-    sweep = prepared(load_sweep(file, train_parser().flags(), parse_train_arguments, args.set), file)
+    known = train_parser().flags()
+    sweep = prepared(load_sweep(file, known, parse_train_arguments, args.set, check_train_arguments), file)
 
     # ── Preview ──────────────────────────────────────────────────────────────────────────────────────────────
     if args.dry_run:

@@ -26,7 +26,7 @@ _ROOMS = {"data", "modeling", "strategies"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
-    "flags": set(),
+    "flags": {"files"},
     "run_files": set(),
     "processes": set(),
     "distributed": {"errors"},

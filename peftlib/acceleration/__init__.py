@@ -6,6 +6,7 @@ Gains were measured on MRPC with BitFit and the packaged MiniLM-L6, in bf16 on t
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 from typing import Any
 
@@ -105,10 +106,15 @@ def compute_layers_twice(model: nn.Module) -> None:
             f"--gradient_checkpointing: transformers' {base.config.model_type} does not have it; lower "
             "--per_device_train_batch_size and raise --gradient_accumulation_steps"
         )
-    base.config.use_cache = False  # of keys and values, for generating text; transformers warns of it otherwise
+    logging.getLogger("transformers.utils.generic").addFilter(_is_not_about_caches)
     # Its name until transformers 5.22.
     enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
     enable({"use_reentrant": False})  # the other kind needs inputs that require gradients, unlike frozen embeddings
+
+
+def _is_not_about_caches(record: logging.LogRecord) -> bool:
+    """Whether a message is not the warning that keys and values are not kept for generating text: nobody asked to."""
+    return "incompatible with gradient checkpointing" not in record.getMessage()
 
 
 def compute_scores_in_fp32(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from peftlib.arguments.predict import PredictArguments, parse_predict_arguments
 from peftlib.arguments.reproduce import ReproduceArguments, parse_reproduce_arguments
 from peftlib.arguments.submit import SubmitArguments, parse_submit_arguments
 from peftlib.arguments.sweep import SweepArguments, parse_sweep_arguments
-from peftlib.arguments.train import TrainArguments, parse_train_arguments, train_parser
+from peftlib.arguments.train import TrainArguments, check_train_arguments, parse_train_arguments, train_parser
 from peftlib.arguments.training import TrainingArguments
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "SweepArguments",
     "TrainArguments",
     "TrainingArguments",
+    "check_train_arguments",
     "parse_compare_arguments",
     "parse_export_arguments",
     "parse_predict_arguments",

@@ -26,7 +26,8 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not valid YAML ({in_one_line(error)})") from error
+        reason = in_one_line(error).replace('"<unicode string>", ', "")
+        raise UserError(f"--config {path}: not valid YAML ({reason})") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: must contain lines such as `learning_rate: 0.003`")
     known = [flag for flag in parser.flags() if flag not in ("--config", "--help") and not flag.startswith("--no_")]

@@ -144,6 +144,15 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
     return TrainArguments(*groups, strategies[training.method], tuple(_without_effect(*groups, strategies)))
 
 
+def check_train_arguments(argv: Sequence[str]) -> None:
+    """Parse a run's command line, and check that its flags fit together.
+
+    Raises:
+        UserError: see `parse_train_arguments` and `TrainArguments.checked`.
+    """
+    parse_train_arguments(argv).checked()
+
+
 def _without_effect(
     model: ModelArguments, data: DataArguments, training: TrainingArguments, output: OutputArguments,
     hub: HubArguments, strategies: dict[str, Strategy],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -150,6 +151,11 @@ class TrainingArguments:
         if self.warmup_ratio > 1:
             raise UserError(
                 f"--warmup_ratio {self.warmup_ratio}: must be at most 1; for a number of updates use --num_warmup_steps"
+            )
+        cores = os.cpu_count() or 1
+        if self.num_cpu_threads > 4 * cores:  # they would wait for each other; very many cannot even be started
+            raise UserError(
+                f"--num_cpu_threads {self.num_cpu_threads}: this machine has {cores} cores; 0 uses them all"
             )
         if self.seed >= 2**31:  # NumPy needs less than 2**32, and each process adds its rank
             raise UserError(f"--seed {self.seed}: must be less than 2**31")

@@ -199,8 +199,12 @@ def _texts(table: Table, own: OwnData) -> list[tuple[str, ...]]:
         for name, place in zip(names, places, strict=True):
             if not isinstance(row[place], str) or not row[place].strip():
                 blank = row[place] is None or isinstance(row[place], str)
-                what = "empty" if blank else f"not a text ({short(row[place])})"
-                raise UserError(f"{table.source}, {where}: the {name} is {what}; remove the row")
+                what = (
+                    "empty; remove the row"
+                    if blank
+                    else f"not a text ({short(row[place])}); write it in quotes, or name another in --text_column_names"
+                )
+                raise UserError(f"{table.source}, {where}: the {name} is {what}")
             refuse_halves(row[place], f"{table.source}, {where}: the {name}")
         texts.append(tuple(row[place].strip() for place in places))
     return texts
@@ -221,6 +225,8 @@ def _read(own: OwnData, place: str, split: str) -> Table:
 
 def _read_file(path: Path, flag: str) -> Table:
     kind = path.suffix.lower()
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: is a folder; name a file in it, or use --dataset_name for a saved dataset")
     if kind not in _KINDS:
         raise UserError(f"{flag} {path}: its name must end in {', '.join(_KINDS)}")
     try:

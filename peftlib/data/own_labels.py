@@ -122,7 +122,9 @@ def _several(written: Any, what: str, delimiter: str | None) -> list[Any]:
     if delimiter is not None and isinstance(written, str):
         return [name for name in written.split(delimiter) if name.strip()]
     if not isinstance(written, list):
-        wanted = "a list of classes" if delimiter is None else f"classes separated by {delimiter!r}"
+        wanted = f"classes separated by {delimiter!r}"
+        if delimiter is None:
+            wanted = "a list of classes, or a text with --label_delimiter between them"
         raise UserError(f"{what} is {'empty' if written is None else short(written)}; it must be {wanted}")
     return written
 
@@ -139,7 +141,7 @@ def _applies(written: Any, what: str) -> int:
 
 
 #: Ends the message about a decimal number.
-_OF_DECIMALS = ": write 1, not 1.0, or use --do_regression"
+_OF_DECIMALS = ": write 1, not 1.0; for numbers to predict, train with --do_regression"
 
 
 def _class(label: Any, what: str, *, named: bool) -> str:
@@ -170,8 +172,9 @@ def _scores(table: Table, task: Task, own: OwnData) -> Iterator[float]:
         score = task.parse_score(row[place])
         if score is None:
             found = f"{table.source}, {where}: the {column} is {short(row[place])}"
-            needs = "--do_regression needs" if own.regression else f"{task.name} has"
-            raise UserError(f"{found}; {needs} {task.scores_in_words()}")
+            if own.regression:
+                raise UserError(f"{found}; regression needs numbers: name their column in --label_column_name")
+            raise UserError(f"{found}; {task.name} has {task.scores_in_words()}")
         yield score
 
 

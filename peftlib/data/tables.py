@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peftlib.errors import UserError, nearest
+from peftlib.files import Twice, each_once
 
+#: What to do about a quote that is not closed, here or above.
+_OF_QUOTES = 'quotes that belong to a text stand twice, inside of others: """Hello"", she said", or write JSON Lines'
 #: File suffix -> column separator.
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -104,13 +107,14 @@ def read_delimited(
                     raise UserError(f"{found} where {whose}; {way}")
                 if quoted and delimiter == "\t" and any("\t" in field and "\n" in field for field in row):
                     # Few tools quote in TSV: a text that begins with a quote would swallow all rows up to the next one.
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: ends a quoted text with tabs and line breaks in it; write "
-                        'quotes that belong to the text twice, inside of others: """Hello"", she said"'
-                    )
+                    ends = f"{path}, line {reader.line_num}: ends a quoted text with tabs and line breaks in it"
+                    raise UserError(f"{ends}; {_OF_QUOTES}")
                 rows.append((f"line {reader.line_num}", list(row)))
         except csv.Error as error:  # for instance a quote that is never closed, or a lone carriage return
-            raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+            way = (
+                f"; {_OF_QUOTES}" if quoted and ("expected after" in str(error) or "end of data" in str(error)) else ""
+            )
+            raise UserError(f"{path}, line {reader.line_num}: {error}{way}") from error
     return Table(str(path), header, rows)
 
 
@@ -145,17 +149,20 @@ def read_json(path: Path) -> Table:
     place = "line 1"
     try:
         if text.lstrip().startswith("["):
-            found = [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
+            rows = json.loads(text, object_pairs_hook=each_once)
+            found = [(f"row {number}", row) for number, row in enumerate(rows, 1)]
         else:
             for number, line in enumerate(text.split("\n"), 1):
                 place = f"line {number}"
                 if line.strip():
-                    found.append((place, json.loads(line)))
+                    found.append((place, json.loads(line, object_pairs_hook=each_once)))
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}" if text.lstrip().startswith("[") else place
         raise UserError(
             f"{path}, {at}: not valid JSON ({error.msg}); expected one object per line, or a list of objects"
         ) from error
+    except Twice as error:
+        raise UserError(f"{path}{'' if text.lstrip().startswith('[') else f', {place}'}: {error}") from error
     except ValueError as error:  # a number with more digits than Python parses
         raise UserError(f"{path}, {place}: {str(error).split(';')[0]}; write it as a string") from error
     except RecursionError as error:
@@ -163,6 +170,8 @@ def read_json(path: Path) -> Table:
     for place, row in found:
         if not isinstance(row, dict):
             raise UserError(f"{path}, {place}: not an object with columns ({str(row)[:40]!r})")
+    if len(found) == 1 and found[0][1] and all(isinstance(value, list | dict) for value in found[0][1].values()):
+        raise UserError(f"{path}: has a single object of columns; expected one object per row, in a list or on lines")
     columns = list(dict.fromkeys(name for _, row in found for name in row))
     return Table(str(path), columns, [(place, [row.get(name) for name in columns]) for place, row in found])
 

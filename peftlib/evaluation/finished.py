@@ -46,14 +46,19 @@ class Finished:
         path = folder / RECORD
         try:
             record = read_record(folder)
+        except NotADirectoryError as error:
+            raise UserError(f"{folder}: is a file; name the run's folder") from error
         except FileNotFoundError as error:
             raise UserError(f"{folder}: contains no run (no run.json in it); name a finished run's folder") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({in_one_line(error)})") from error
         if (status := record.get("status")) in ("running", "interrupted", "failed"):
-            raise UserError(
-                f"{folder}: has not finished (status {status}); continue it with --resume_from_checkpoint auto"
-            )
+            way = "continue it with --resume_from_checkpoint auto"
+            if status == "failed":
+                raise UserError(
+                    f"{folder}: has failed ({record.get('error', 'no reason recorded')}); mend that, and {way}"
+                )
+            raise UserError(f"{folder}: has not finished (status {status}); {way}")
         if status != "finished" or {name: type(record.get(name)) for name in _NEEDED} != _NEEDED:
             raise UserError(f"{path}: is not a training run's record")
         return cls(folder, record)
@@ -117,6 +122,8 @@ class Finished:
             own = replace(own, text_columns=text_names, label_columns=label_names, test=test_file, dataset=None)
             own = own if label_delimiter is None else replace(own, label_delimiter=label_delimiter)
             task = replace(task, own=own)
+        if task.own is not None and split not in ("validation", "test"):
+            raise UserError(f"--split {split}: {task.name} has the splits validation and test alone")
         try:
             examples = load_examples(task, split, None if folder is None else Path(folder))
         except UserError as error:

@@ -141,13 +141,17 @@ class PeftMethod(Strategy):
     def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.adapter import head_modules
         from peftlib.strategies.prompts import options_for, wrap_with_prompts
-        from peftlib.strategies.wrapping import spare_from_decay, wrap
+        from peftlib.strategies.wrapping import refuse_rank, spare_from_decay, wrap
 
         modules, prompts = head_modules(model, head), self.peft_type in PROMPT_TYPES
         if prompts:
             options = options_for(model, self.peft_type, self._options())
         else:  # full module names, since not all of PEFT's types have `exclude_modules`
             options = self._options() | {"target_modules": self._targets(model, modules)}
+        if self.peft_type == "oft" and "r" in options:
+            options.setdefault("oft_block_size", 0)  # PEFT's default of 32 contradicts any r
+        if self.peft_type == "hra" and "r" in options:
+            refuse_rank("--peft_kwargs r", options["r"], model)
         config = self._config(options | {"modules_to_save": modules})
         try:
             wrapped = wrap_with_prompts(model, config) if prompts else wrap(model, config)

@@ -69,11 +69,7 @@ def wrap_targets(
     if not head:
         raise UserError(f"this {model.config.model_type} model has no classification head to train")
     modules, names, flag = head_modules(model, head), names_in(targets[1]), " ".join(targets)
-    widths = [min(module.weight.shape) for module in model.modules() if is_linear(module)]
-    if widths and rank[1] > max(widths):
-        raise UserError(
-            f"{rank[0]} {rank[1]}: this {model.config.model_type} model has no layer of rank above {max(widths)}"
-        )
+    refuse_rank(*rank, model)
     refuse_what_matches_nothing(model, modules, names, flag)
     whole = config(
         task_type=TaskType.SEQ_CLS,
@@ -87,6 +83,17 @@ def wrap_targets(
         if "target module" not in str(error).lower():  # "... is not supported", for instance a normalisation layer
             raise
         raise UserError(f"{flag}: some of these modules cannot be adapted; {linears_of(model)}") from error
+
+
+def refuse_rank(flag: str, rank: int, model: PreTrainedModel) -> None:
+    """Refuse a rank above that of all Linear layers: it would cost time and memory, and gain nothing.
+
+    Raises:
+        UserError: names the flag and the highest rank.
+    """
+    widths = [min(module.weight.shape) for module in model.modules() if is_linear(module)]
+    if widths and rank > max(widths):
+        raise UserError(f"{flag} {rank}: this {model.config.model_type} model has no layer of rank above {max(widths)}")
 
 
 def spare_from_decay(model: nn.Module, name: str) -> None:

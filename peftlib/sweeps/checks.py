@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # What is better when smaller; every metric is better when larger.
 _LOSSES = (f"eval/{LOSS}", f"eval/best_{LOSS}", f"train/{LOSS}")
+# Runs of a grid that are checked one by one: the flags of one take 4 ms.
+_MOST_RUNS = 500
 # Set by the sweep itself: each run has its own output folder, and resumes if it was interrupted.
 _OWN_FLAGS = ("output_dir", "resume_from_checkpoint")
 # Flags that the runs of a sweep cannot have -> why.
@@ -132,6 +134,25 @@ def check_metric(sweep: Sweep) -> None:
     if (is_loss or sweep.metric.startswith("eval/")) and sweep.maximize == is_loss:
         better, goal = ("smaller", "minimize") if sweep.maximize else ("larger", "maximize")
         raise UserError(f"metric.goal: {sweep.metric} is better when {better}; write goal: {goal}")
+
+
+def check_runs(sweep: Sweep, check_run: Callable[[list[str]], object]) -> None:
+    """Check that the flags of a grid's runs fit together, of the first ones if there are very many.
+
+    Args:
+        check_run: parses all flags of a run; raises UserError.
+
+    Raises:
+        UserError: names the run.
+    """
+    after = sweep.command[sweep.command.index("${program}") + 1 :] if "${program}" in sweep.command else ("?",)
+    if sweep.method != "grid" or any(not word.startswith("${args") for word in after):
+        return  # the command itself may hold flags that belong to them
+    for number, point in enumerate(itertools.islice(sweep.grid(), _MOST_RUNS)):
+        try:
+            check_run([f"--{flag}={value}" for flag, value in sweep.flags(point).items()])
+        except UserError as error:
+            raise UserError(f"run {number}: {error}") from error
 
 
 def _own_data_metrics(sweep: Sweep) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import yaml
 
 from peftlib.errors import UserError, in_one_line, nearest
 from peftlib.files import load_yaml
-from peftlib.sweeps.checks import check_flags, check_metric, check_plain, leaves
+from peftlib.sweeps.checks import check_flags, check_metric, check_plain, check_runs, leaves
 from peftlib.sweeps.command import parse_command
 from peftlib.sweeps.parameters import Parameter, parse_parameter, spelled
 
@@ -119,17 +119,22 @@ class Sweep:
 
 
 def load_sweep(
-    path: Path, known: Sequence[str], check: Callable[[list[str]], object], changes: Sequence[str] = ()
+    path: Path,
+    known: Sequence[str],
+    check: Callable[[list[str]], object],
+    changes: Sequence[str] = (),
+    check_run: Callable[[list[str]], object] = lambda words: None,
 ) -> Sweep:
     """Read and check a sweep before any run starts.
 
     Args:
         known: train.py's flags, with their dashes.
-        check: parses a train.py command line; raises UserError.
+        check: parses single flags of train.py; raises UserError.
         changes: `name=value` or `name=[value, value]`, in YAML; these parameters replace the file's.
+        check_run: parses all flags of a run, and whether they fit together; raises UserError.
 
     Raises:
-        UserError: one line that names the file and the key.
+        UserError: one line that names the file, or the change, and the key.
     """
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
@@ -143,9 +148,19 @@ def load_sweep(
         sweep = _parse(path, content)
         check_flags(sweep, known, check)
         check_metric(sweep)
+        check_runs(sweep, check_run)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(_with_origin(str(error), path, changes)) from error
     return sweep
+
+
+def _with_origin(message: str, path: Path, changes: Sequence[str]) -> str:
+    """Put in front of a message whose mistake it is: the file's, or a change's."""
+    for change in changes:
+        place = f"parameters.{change.partition('=')[0]}: "
+        if message.startswith(place):
+            return f"--set {change}: {message.removeprefix(place)}"
+    return message if message.startswith("--set ") else f"{path}: {message}"
 
 
 def _change(text: str) -> tuple[str, dict[str, Any]]:

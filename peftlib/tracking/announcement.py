@@ -75,7 +75,7 @@ def notes_of(facts: dict[str, Any], arguments: dict[str, Any], steps: int, busy_
         yield f"--num_warmup_steps {warmup}: the run is shorter, so the learning rate rises over all {steps} updates"
     if (backend := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()) not in ("", "no"):
         yield f"torch.compile, which accelerate's dynamo_backend {backend} asks for, is not used"
-    free = max(1, machine["threads"] - round(busy_cores))
+    free = max(1, min(machine["threads"], os.cpu_count() or 1) - round(busy_cores))
     if machine["device_type"] == "cpu" and facts["processes"] == 1 and busy_cores >= 0.5 and free < machine["threads"]:
         yield (
             f"other processes keep {busy_cores:.1f} cores busy, and threads that wait for each other can be many "

@@ -21,6 +21,7 @@ from peftlib.acceleration import (
     keep_frozen_linears_in,
     leave_casts_to_autocast,
 )
+from peftlib.acceleration.bert import unwrapped
 from peftlib.errors import UserError
 from peftlib.modeling import find_model, load_classifier
 from peftlib.strategies import STRATEGIES
@@ -74,6 +75,7 @@ def test_layers_that_are_computed_twice_give_the_same_gradients_from_less_that_i
         found.append((loss, grads, sum(kept)))
     (loss, grads, bytes_of_all), (same_loss, same_grads, bytes_of_inputs) = found
     assert torch.equal(loss, same_loss)
+    assert unwrapped(twice).config.to_dict() == unwrapped(once).config.to_dict(), "it is saved with a whole model"
     assert all(torch.equal(grads[name], same_grads[name]) for name in grads)
     if method != "head":  # of frozen layers below it, nothing is kept in any case
         assert bytes_of_inputs < 0.7 * bytes_of_all

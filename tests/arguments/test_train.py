@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 
 import pytest
 
@@ -151,6 +152,13 @@ def test_gradient_checkpointing_is_refused_where_layers_read_more_than_their_inp
     with pytest.raises(UserError, match=r"^--gradient_checkpointing: loses the keys and values of PEFT prefix_tuning;"):
         parse(*words, "prefix_tuning").checked()
     assert parse(*words, "prompt_tuning").checked().training.gradient_checkpointing
+
+
+def test_threads_beyond_what_the_cores_can_take_are_refused(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert parse("--num_cpu_threads", "8").training.num_cpu_threads == 8
+    with pytest.raises(UserError, match="--num_cpu_threads 9: this machine has 2 cores; 0 uses them all"):
+        parse("--num_cpu_threads", "9")
 
 
 def test_cuda_graphs_are_not_recorded_of_layers_that_are_computed_twice():

@@ -111,7 +111,10 @@ def test_a_folder_of_files_in_slices(tmp_path: Path) -> None:
             {"label_column_name": "topic"},
             ", train: no column 'topic' (there are: idx, text, label, tags); name it in --lab",
         ),
-        ({"text_column_names": "idx"}, ", train, row 1: the idx is not a text (0); remove the row"),
+        (
+            {"text_column_names": "idx"},
+            ", train, row 1: the idx is not a text (0); write it in quotes, or name another in",
+        ),
         ({"train_split_name": "test"}, ", test, row 1: the label is empty; remove the row"),
         ({"dataset_config_name": "en"}, "cannot be read: a dataset written by save_to_disk has no configuration en"),
         ({"train_split_name": "train[:1]"}, "at least two classes are needed, 'label' has only 'sport'"),

@@ -271,14 +271,16 @@ def test_missing_texts_and_classes_are_refused(refused: Callable[..., str], text
 
 
 def test_what_is_no_text_and_no_class(refused: Callable[..., str]) -> None:
-    said = "a class must be a name or a whole number: write 1, not 1.0, or use --do_regression"
+    said = (
+        "a class must be a name or a whole number: write 1, not 1.0; for numbers to predict, train with --do_regression"
+    )
     assert refused('{"text": "a", "label": 0.5}', "mine.jsonl") == f"mine.jsonl, line 1: the label is 0.5; {said}"
     assert refused("text,label\na, 1.50\n") == f"mine.csv, line 2: the label is 1.50; {said}"
     assert len(refused(json.dumps({"text": "a", "label": ["b"] * 9999}), "mine.jsonl")) < 150
     rows = 'text\tlabel\n"hello world\tpos\nfoo "\tneg\nbar\tpos\nbaz\tneg\n'
     assert refused(rows, "mine.tsv").startswith("mine.tsv, line 3: ends a quoted text with tabs and line breaks in it;")
     assert "has semicolons between its columns; write commas" in refused("text;label\na;b\n")
-    assert "the text is not a text (3)" in refused('{"text": 3, "label": "a"}', "mine.jsonl")
+    assert "the text is not a text (3); write it in quotes" in refused('{"text": 3, "label": "a"}', "mine.jsonl")
 
 
 def test_one_class_and_as_many_as_rows(refused: Callable[..., str]) -> None:
@@ -313,7 +315,10 @@ def test_a_file_without_rows(refused: Callable[..., str], name: str) -> None:
         ("mine.json", '[{"text": "a"},\n}]', "mine.json, line 2: not valid JSON (Expecting value)"),
         ("mine.jsonl", '{"text": "a", "label": "b"}\n{"text"\n', "mine.jsonl, line 2: not valid JSON"),
         ("mine.jsonl", '{"text": "a", "label": "b"}\n3\n', "mine.jsonl, line 2: not an object with columns ('3')"),
-        ("mine.json", '{"data": [1]}', "mine.json: no column 'label' (there are: data)"),
+        ("mine.json", '{"data": [1]}', "mine.json: has a single object of columns; expected one object per row"),
+        ("mine.jsonl", '{"text": "a", "label": "b"}\n{"text": 1, "text": 2}', "mine.jsonl, line 2: text is given twic"),
+        ("mine.json", '[{"text": "a", "text": "c"}]', "mine.json: text is given twice; leave one out"),
+        ("mine.tsv", 'text\tlabel\n"open\tb\n', "mine.tsv, line 2: unexpected end of data; quotes that belong to a"),
         ("mine.jsonl", '{"text": "a", "label": ' + "1" * 5000 + "}\n", "mine.jsonl, line 1: Exceeds the limit (4300 "
          "digits) for integer string conversion: value has 5000 digits; write it as a string"),
         ("mine.json", "[" * 100_000, "mine.json: not a table; expected one object per line"),
@@ -324,7 +329,11 @@ def test_what_is_no_table(refused: Callable[..., str], name: str, content: str |
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    for path, why in ((tmp_path / "no.csv", "No such file or directory"), (tmp_path, "must end in")):
+    for path, why in (
+        (tmp_path / "no.csv", "No such file or directory"),
+        (tmp_path, "is a folder; name a file in it"),
+        (tmp_path / "a.txt", "must end in"),
+    ):
         with pytest.raises(UserError, match=why):
             task_of(path)
     train = write(tmp_path / "mine.csv", [{"text": name, "label": name} for name in "ab"])

@@ -118,6 +118,7 @@ def test_no_pickle_and_no_damaged_adapter_is_loaded(tiny_folder: Callable[..., P
         ({"status": "finished"}, "run.json: is not a training run's record"),
         (record(labels="yes"), "run.json: is not a training run's record"),
         ({"status": "interrupted", "arguments": {}}, "has not finished (status interrupted); continue it with"),
+        (record(status="failed", error="the loss is inf"), "has failed (the loss is inf); mend that, and continue it"),
         (record(status="running"), "has not finished (status running); continue it with --resume_from_checkpoint auto"),
     ],
 )
@@ -208,11 +209,24 @@ def test_batches_are_laid_out_as_in_training(
 
 
 def test_it_is_accelerated_as_it_was_trained(tmp_path: Path) -> None:
-    other = {"frozen_dtype": "fp32", "acceleration": "off"}
-    expected = {"frozen_dtype": "fp32", "reads_frozen": True, "enabled": False}
+    other = {"frozen_dtype": "fp32", "acceleration": "off", "gradient_checkpointing": True}
+    expected = {"frozen_dtype": "fp32", "reads_frozen": True, "enabled": False, "recompute": True}
     assert left(tmp_path, record(PeftMethod("hira"), arguments=other)).acceleration == expected
-    usual = {"frozen_dtype": "auto", "reads_frozen": False, "enabled": True}
+    usual = {"frozen_dtype": "auto", "reads_frozen": False, "enabled": True, "recompute": False}
     assert left(tmp_path, record()).acceleration == usual, "a run of 0.1.0"
+
+
+def test_of_one_s_own_data_there_are_two_splits_to_predict(tmp_path: Path) -> None:
+    files = {"task_name": "mails", "train_file": "a.csv", "validation_file": "b.csv"}
+    run = left(tmp_path, record(arguments=files))
+    with pytest.raises(UserError, match=r"^--split ax: mails has the splits validation and test alone$"):
+        run.examples("ax")
+
+
+def test_a_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(UserError, match=r"a\.csv: is a file; name the run's folder$"):
+        Finished.read(tmp_path / "a.csv")
 
 
 def test_prompts_are_not_merged(tmp_path: Path) -> None:

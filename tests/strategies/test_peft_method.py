@@ -125,6 +125,13 @@ def test_what_is_frozen_is_the_same_in_a_resumed_run(tiny_folder: Callable[..., 
     assert torch.equal(logits(first), logits(resumed))
 
 
+def test_a_rank_alone_is_enough_for_oft_and_has_a_limit_in_hra(tiny_folder: Callable[..., Path]) -> None:
+    """PEFT's own default of OFT's block size contradicts any rank; HRA's memory grows with it."""
+    assert changed(PeftMethod("oft", '{"r": 2, "target_modules": ["query"]}').apply(*classifier(tiny_folder("bert"))))
+    with pytest.raises(UserError, match=r"^--peft_kwargs r 1000: this bert model has no layer of rank above 32$"):
+        PeftMethod("hra", '{"r": 1000}').apply(*classifier(tiny_folder("bert")))
+
+
 @pytest.mark.parametrize(
     ("targets", "expected"),
     [

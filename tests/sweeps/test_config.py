@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from peftlib.arguments import parse_train_arguments, train_parser
+from peftlib.arguments import check_train_arguments, parse_train_arguments, train_parser
 from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
@@ -315,6 +315,24 @@ def test_the_metric_is_checked_whatever_flags_the_sweep_may_set(tmp_path):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match="does not log eval/acuracy; did you mean eval/accuracy"):
         load_sweep(tmp_path / "s.yaml", ["--seed"], lambda words: None)
+
+
+def test_flags_of_a_grid_s_run_that_do_not_fit_together_are_refused_before_it_starts(tmp_path):
+    def loaded(**changes: Any) -> Sweep:
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump({**_GOOD, **changes}))
+        known = train_parser().flags()
+        return load_sweep(tmp_path / "s.yaml", known, parse_train_arguments, (), check_train_arguments)
+
+    types = {"values": ["prompt_tuning", "prefix_tuning"]}
+    parameters = {"gradient_checkpointing": {"value": True}, "method": {"value": "peft"}, "peft_type": types}
+    with pytest.raises(
+        UserError, match="run 1: --gradient_checkpointing: loses the keys and values of PEFT prefix_tun"
+    ):
+        loaded(parameters=parameters)
+    # Of other searches no run is known, and a command may hold flags that belong to them.
+    assert loaded(parameters=parameters, method="random").size is None
+    command = ["${interpreter}", "${program}", "--gradient_checkpointing=false", "${args}"]
+    assert loaded(parameters=parameters, command=command).size == 2
 
 
 def test_a_metric_that_merely_ends_like_a_loss_is_better_when_larger(tmp_path, monkeypatch):

@@ -82,8 +82,8 @@ def test_set_puts_a_parameter_in_place_of_the_files():
         ("seed", "--set seed: must be name=value, or name=[value, value]"),
         ("=3", "--set =3: must be name=value"),
         ("seed=[1", "--set seed=[1: not valid YAML"),
-        ("seeds=[1]", "parameters.seeds: --seeds: no such flag; did you mean --seed?"),
-        ("seed=x", "parameters.seed: --seed: invalid int value"),
+        ("seeds=[1]", "--set seeds=[1]: --seeds: no such flag; did you mean --seed?"),
+        ("seed=x", "--set seed=x: --seed: invalid int value"),
         ("output_dir=x", "--output_dir is set by the sweep itself"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -95,6 +96,7 @@ def test_a_whole_run_is_recorded_and_told(tmp_path, capsys):
 def test_neighbours_that_keep_threads_waiting_are_said(tmp_path, capsys, monkeypatch, others, threads, said):
     monkeypatch.setattr(Neighbours, "busy_cores", lambda self: others)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     with reporter_in(tmp_path).watching(20, made_facts()):
         pass
     out = capsys.readouterr().out
