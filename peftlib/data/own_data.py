@@ -198,12 +198,10 @@ def _texts(table: Table, own: OwnData) -> list[tuple[str, ...]]:
     for where, row in table.rows:
         for name, place in zip(names, places, strict=True):
             if not isinstance(row[place], str) or not row[place].strip():
-                blank = row[place] is None or isinstance(row[place], str)
-                what = (
-                    "empty; remove the row"
-                    if blank
-                    else f"not a text ({short(row[place])}); write it in quotes, or name another in --text_column_names"
-                )
+                what = "empty; remove the row"
+                if row[place] is not None and not isinstance(row[place], str):
+                    way = "write it in quotes, or name another in --text_column_names"
+                    what = f"not a text ({short(row[place])}); {way}"
                 raise UserError(f"{table.source}, {where}: the {name} is {what}")
             refuse_halves(row[place], f"{table.source}, {where}: the {name}")
         texts.append(tuple(row[place].strip() for place in places))

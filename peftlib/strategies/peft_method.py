@@ -150,9 +150,9 @@ class PeftMethod(Strategy):
             options = self._options() | {"target_modules": self._targets(model, modules)}
         if self.peft_type == "oft" and "r" in options:
             options.setdefault("oft_block_size", 0)  # PEFT's default of 32 contradicts any r
-        if self.peft_type == "hra" and "r" in options:
-            refuse_rank("--peft_kwargs r", options["r"], model)
         config = self._config(options | {"modules_to_save": modules})
+        if self.peft_type == "hra":  # keeps a matrix of the layer's size for each of its r reflections
+            refuse_rank("--peft_kwargs r", config.r, model)
         try:
             wrapped = wrap_with_prompts(model, config) if prompts else wrap(model, config)
         # PEFT reports a configuration that does not fit the layers by whatever exception comes first.
