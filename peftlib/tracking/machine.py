@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-_VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "safetensors", "tokenizers", "torch",
+_VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "safetensors", "tokenizers",
              "transformers", "wandb")  # fmt: skip
 _LEAST_SECONDS = 0.5
 
@@ -23,7 +23,9 @@ _LEAST_SECONDS = 0.5
 def environment(device: torch.device) -> dict[str, Any]:
     """Collect versions, source commit and machine for `run.json`."""
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
+        # torch says itself which build it is (+cpu, +cu130), which the metadata of a package from PyPI leave out.
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}
+        | {name: _version(name) for name in _VERSIONS},
         "git": git_state(Path(__file__).resolve()),
         "machine": {
             "platform": platform.platform(),

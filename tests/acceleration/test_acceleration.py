@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import platform
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -79,6 +81,22 @@ def test_layers_that_are_computed_twice_give_the_same_gradients_from_less_that_i
     assert all(torch.equal(grads[name], same_grads[name]) for name in grads)
     if method != "head":  # of frozen layers below it, nothing is kept in any case
         assert bytes_of_inputs < 0.7 * bytes_of_all
+
+
+def test_layers_that_are_computed_twice_cause_no_talk_of_caches(tiny_folder, monkeypatch):
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", said.append)
+    logger = logging.getLogger("transformers.utils.generic")
+    logger.addHandler(handler)
+    transformers.utils.logging.warning_once.cache_clear()
+    try:
+        model, _ = classifier(tiny_folder("bert"))
+        accelerate_model(model.train(), torch.device("cpu"), "no", recompute=True)
+        model(**sentences())
+    finally:
+        logger.removeHandler(handler)
+    assert said == []
 
 
 def _counted(kept: list[int], tensor: torch.Tensor) -> torch.Tensor:

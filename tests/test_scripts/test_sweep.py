@@ -177,6 +177,16 @@ def test_the_shipped_rate_search_runs(tmp_path, tiny_folder):
     ("changes", "message"),
     [
         ({"methd": "grid"}, "methd: unknown key; did you mean method?"),
+        (
+            {
+                "parameters": {
+                    "method": {"value": "peft"},
+                    "peft_type": {"value": "prefix_tuning"},
+                    "gradient_checkpointing": {"value": True},
+                }
+            },
+            "run 0: --gradient_checkpointing: loses the keys and values of PEFT prefix_tuning; leave it out",
+        ),
         ({"parameters": {"lora_rank": {"value": 8}}}, "parameters.lora_rank: --lora_rank: no such flag; use --lora_r"),
     ],
 )

@@ -26,9 +26,18 @@ from peftlib.training import checkpointing, milestones, state
 from peftlib.training.checkpointing import CheckpointKeeper, _with_nan, restore
 from peftlib.training.interruption import Interruption
 from peftlib.training.loop import train
-from peftlib.training.manifest import checkpoints, digest, find_checkpoint, matching_manifest, sha256, verify
+from peftlib.training.manifest import (
+    checkpoints,
+    digest,
+    find_checkpoint,
+    identity_of,
+    matching_manifest,
+    sha256,
+    verify,
+)
 from peftlib.training.milestones import score_best
 from peftlib.training.state import Training
+from tests.tracking.facts import made_arguments, made_facts
 from tests.training.runs import make_run
 
 IDENTITY = {
@@ -603,6 +612,18 @@ def test_a_shorter_run_does_not_replace_a_longer_one_s_result(two_checkpoints):
         matching_manifest(newest, IDENTITY, extend=False, folder=two_checkpoints)
     longer = changed(num_train_epochs=3)
     assert matching_manifest(newest, longer, extend=True, folder=two_checkpoints) is not None
+
+
+def test_what_shapes_a_result_is_part_of_a_run_s_identity():
+    arguments, facts = made_arguments(), made_facts()
+    found = identity_of(
+        arguments, facts, SimpleNamespace(num_processes=2, mixed_precision="bf16", device=torch.device("cpu"))
+    )
+    assert found == {
+        "arguments": arguments, "data": facts["data"], "problem_type": "single_label_classification",
+        "labels": ["not_equivalent", "equivalent"], "metric": "accuracy", "weights": "f" * 64,
+        "configuration": "c" * 64, "processes": 2, "precision": "bf16", "device": "cpu",
+    }  # fmt: skip
 
 
 def test_the_default_metric_is_the_same_spelled_out(two_checkpoints):
