@@ -180,7 +180,7 @@ class Reporter:
             results: flat, with the keys of `transformers`' examples.
 
         Raises:
-            RunError: the file, or `run.json`, cannot be written.
+            RunError: the file cannot be written.
         """
         if self._record is None:
             return
@@ -188,7 +188,7 @@ class Reporter:
             write_json(self.folder / RESULTS, results)
         except OSError as error:
             raise RunError(f"{self.folder}: cannot write all_results.json ({error}); free some space there") from error
-        self._record.complete(results=results, peak_memory_bytes=peak_memory(self._accelerator.device))
+        self._record.update(results=results, peak_memory_bytes=peak_memory(self._accelerator.device))
         rows = {name.replace("_", " "): f"{value:.4f}" for name, value in best_scores(results).items()}
         rows["best step"] = f"{results['best_eval_step']:,} of {results['global_step']:,}"
         rows["trained"] = f"{results['trainable_params']:,} parameters ({results['trainable_ratio']:.4%})"
