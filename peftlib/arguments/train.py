@@ -14,7 +14,7 @@ from peftlib.arguments.config_file import flags_of_file
 from peftlib.arguments.hub import HubArguments
 from peftlib.arguments.inputs import DataArguments, ModelArguments
 from peftlib.arguments.output import OutputArguments
-from peftlib.arguments.parser import Parser, words_of
+from peftlib.arguments.parser import Parser, underscored, words_of
 from peftlib.arguments.training import TrainingArguments
 from peftlib.data.own_data import name_of_own_data
 from peftlib.data.tasks import DEFAULT_TASK, TASKS, Task
@@ -136,12 +136,22 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         config = parser.parse_known_args(argv)[0].config
     except ArgumentError as error:
         parser.error(str(error))
-    if config is not None:
-        argv = flags_of_file(Path(config), parser) + argv
-    model, data, training, output, hub, *rest, _ = parser.parse_words(argv)
+    of_file = [] if config is None else flags_of_file(Path(config), parser)
+    try:
+        model, data, training, output, hub, *rest, _ = parser.parse_words(of_file + argv)
+    except UserError as error:
+        raise UserError(_blamed(str(error), of_file, argv, config)) from error
     strategies: dict[str, Strategy] = dict(zip(STRATEGIES, rest, strict=True))
     groups = model, data, training, output, hub
     return TrainArguments(*groups, strategies[training.method], tuple(_without_effect(*groups, strategies)))
+
+
+def _blamed(message: str, of_file: list[str], argv: list[str], config: str | None) -> str:
+    """Name the file of flags in a message about a flag that only the file sets."""
+    flag = message.partition(" ")[0].rstrip(":")
+    elsewhere = {f"--{underscored(word.partition('=')[0])}" for word in argv}
+    in_file = any(word.startswith(f"{flag}=") for word in of_file)
+    return f"--config {config}: {message}" if in_file and flag not in elsewhere else message
 
 
 def check_train_arguments(argv: Sequence[str]) -> None:

@@ -42,6 +42,11 @@ def task_of_labels(name: str, table: Table, own: OwnData) -> Task:
     of_lists = kind == MULTI_LABEL and len(own.label_columns) == 1 and own.label_delimiter is None
     if of_lists and table.classes is None and found and classes <= {"0", "1", "false", "true"}:
         raise UserError(f"{table.source}: {columns} has lists of {', '.join(sorted(classes))} alone; {_NO_MULTI_HOT}")
+    if own.label_delimiter is not None and all(len(classes) == 1 for _, classes in rows):
+        raise UserError(
+            f"{table.source}: --label_delimiter {own.label_delimiter!r} is in none of {columns}; name the right one, "
+            "or leave it out if each text has one class"
+        )
     ordered = table.classes or (own.label_columns if len(own.label_columns) > 1 else _in_order(classes))
     if len(ordered if kind == MULTI_LABEL else classes) < 2:
         only = f"only {found[0]!r}" if found else "none"

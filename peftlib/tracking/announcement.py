@@ -13,6 +13,8 @@ from peftlib.strategies import STRATEGIES
 
 #: Scores beyond this are hard to learn at usual learning rates.
 _LARGE = 100.0
+#: What other programs write for a missing value; but "none" may well be a class.
+_LIKE_MISSING = {"nan", "null", "none", "na", "n/a", "#n/a", "<na>", "nil"}
 
 
 def facts_of(
@@ -41,7 +43,7 @@ def facts_of(
         **({} if step is None else {"resumed": _resumed(step, steps)}),
         "precision": f"{facts['precision']['name']} ({facts['precision']['reason']})",
         "device": f"{facts['machine']['device']}" + (f", {_counted(threads, 'thread')}" if on_cpu else ""),
-        "output": str(folder),
+        "output": "none, since this is a dry run" if arguments["dry_run"] else str(folder),
     }
     counts = {
         "trainable": f"{parameters['trainable']:,}",
@@ -70,6 +72,9 @@ def notes_of(facts: dict[str, Any], arguments: dict[str, Any], steps: int, busy_
             f"the numbers to predict reach {largest:g}; the model starts near 0, and learns numbers of the "
             "order of 1 fastest: rescale them"
         )
+    for label in facts.get("labels", ()):
+        if label.lower() in _LIKE_MISSING:
+            yield f"{label!r} is taken for a class; if it marks rows without a label, remove them"
     warmup = arguments["num_warmup_steps"] or 0
     if warmup > steps and arguments["lr_scheduler_type"] != "constant":
         yield f"--num_warmup_steps {warmup}: the run is shorter, so the learning rate rises over all {steps} updates"

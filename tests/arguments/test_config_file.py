@@ -61,6 +61,13 @@ def test_a_wrong_file_is_one_line_that_says_what(config, text, expected):
     assert expected in complaint(config(text))
 
 
+def test_a_wrong_value_names_the_file_if_it_stands_there(config):
+    file = config("max_length: 1\n")
+    assert complaint(file).startswith(f"{file.replace('=', ' ')}: --max_length 1: must be")
+    assert complaint(file, "--max-length=0").startswith("--max_length 0: must be")  # overridden
+    assert complaint(file, "--max_length", "128", "--seed=x").startswith("--seed: invalid int value")
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"run_name: caf\xe9\n")
     assert "latin.yaml: not valid YAML" in complaint(f"--config={tmp_path / 'latin.yaml'}")

@@ -102,6 +102,7 @@ def test_lists_of_a_dataset_s_own_classes(tmp_path: Path) -> None:
         ('[{"text": "a", "label": ["x", "y", "x"]}]', {}, "row 1: the label names 'x' twice; list the names of a row"),
         ('[{"text": "a", "label": []}]', {}, "at least two classes are needed, 'label' has none"),
         ('[{"text": "a", "label": 3}]', {"label_delimiter": ","}, "the label is 3; it must be classes sep"),
+        ('[{"text": "a", "label": "x;y"}, {"text": "b", "label": "x"}]', {"label_delimiter": "|"}, "'|' is in none of"),
         ('[{"text": "a", "p": 1, "q": 2}]', {"label_column_name": "p,q"}, "the q is 2; with several"),
         ('[{"text": "a", "p": 1, "q": ""}]', {"label_column_name": "p,q"}, "the q is empty; with several"),
         ('[{"text": "a", "p": 1}]', {"label_column_name": "p,q"}, "no column 'q' (there are: text, p); name"),

@@ -248,6 +248,7 @@ def test_a_dry_run_is_announced_and_leaves_no_trace(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "dry run: a few updates are measured, nothing is saved" in out
     assert "20 of 16 examples, 1 process\n" in out and "trainable: 1,234\n" in out and "resumed: after step 7\n" in out
+    assert "  output: none, since this is a dry run\n" in out
 
 
 def test_a_dry_run_is_refused_where_the_run_would_be(tmp_path):
@@ -338,3 +339,12 @@ def test_numbers_that_are_hard_to_learn_are_noticed(tmp_path, capsys):
         with reporter_in(tmp_path / str(largest)).watching(20, facts):
             pass
         assert ("note: the numbers to predict reach 250000; " in capsys.readouterr().out) == noticed
+
+
+@pytest.mark.parametrize(("labels", "noticed"), [(["ham", "NaN"], ["NaN"]), (["nan-bread", "ham"], [])])
+def test_classes_that_read_like_missing_labels_are_noticed(tmp_path, capsys, labels, noticed):
+    with reporter_in(tmp_path / "run").watching(20, made_facts() | {"labels": labels}):
+        pass
+    notes = [line for line in capsys.readouterr().out.splitlines() if "taken for a class" in line]
+    advice = "is taken for a class; if it marks rows without a label, remove them"
+    assert notes == [f"note: {label!r} {advice}" for label in noticed]
