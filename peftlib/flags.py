@@ -19,8 +19,8 @@ NOT_SHAPING = frozenset({
     "cuda_graphs", "gradient_checkpointing",
     # Data are compared by their fingerprint.
     "dataset_name", "dataset_config_name", "train_split_name", "validation_split_name", "test_split_name",
-    "train_file", "validation_file", "text_column_names", "label_column_name", "label_delimiter",
-    "do_regression",
+    "train_file", "validation_file", "validation_split_percentage", "text_column_names", "label_column_name",
+    "label_delimiter", "do_regression",
 })  # fmt: skip
 #: They may differ between the nodes of one run: where things are on each, and what its processor is used for.
 OF_A_NODE = frozenset({

@@ -12,6 +12,9 @@ from peftlib.data.tasks import DEFAULT_TASK, TASKS
 from peftlib.errors import UserError
 from peftlib.modeling import DEFAULT_MODEL
 
+#: Per cent of the training data that may be held out.
+_MOST_HELD_OUT = 99
+
 
 @dataclass(frozen=True)
 class ModelArguments:
@@ -67,6 +70,13 @@ class DataArguments:
         },
     )
     validation_file: str | None = field(default=None, metadata={"help": "a file of the same kind to evaluate on"})
+    validation_split_percentage: int | None = field(
+        default=None,
+        metadata={
+            "help": "hold out this percentage of your own training data to evaluate on, for want of a validation file "
+            "or split; which rows does not depend on the seed"
+        },
+    )
     text_column_names: str | None = field(
         default=None,
         metadata={
@@ -119,7 +129,11 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "max_train_samples", "max_eval_samples")
+        at_least(self, 1, "max_train_samples", "max_eval_samples", "validation_split_percentage")
+        if self.validation_split_percentage is not None and self.validation_split_percentage > _MOST_HELD_OUT:
+            raise UserError(
+                f"--validation_split_percentage {self.validation_split_percentage}: must be at most {_MOST_HELD_OUT}"
+            )
         at_least(self, 2, "max_length")
         at_least(self, 0, "dataloader_num_workers")
 

@@ -46,6 +46,9 @@ _CALLED: tuple[tuple[str, str], ...] = (
     ("use --dataset_config_name", "dataset_config subset config_name"),
     ("use --train_split_name", "train_split dataset_train_split"),
     ("use --validation_split_name", "validation_split eval_split dev_split"),
+    ("use --validation_split_percentage, such as 10",
+     "validation_size val_size eval_size dev_size test_size validation_ratio val_ratio eval_ratio dev_ratio "
+     "validation_split_ratio val_split train_test_split train_split_percentage holdout hold_out"),
     ("use --test_split_name", "test_split dataset_test_split"),
     ("use --train_file", "train_data train_path train_data_file training_file data_path"),
     ("use --validation_file", "validation_data valid_file val_file dev_file eval_file eval_data_file validation_path"),

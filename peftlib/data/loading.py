@@ -32,11 +32,13 @@ class Splits:
     Attributes:
         weights: class name -> how much its training examples count in the loss, in the order of the classes; empty if
             all count alike.
+        leaked: validation examples whose texts are a training example's too.
     """
 
     train: EncodedExamples
     validation: EncodedExamples
     weights: dict[str, float] = field(default_factory=dict)
+    leaked: int = 0
 
     def extent(self, pad_to: int = 0) -> tuple[int, int]:
         """Return the highest token id, and the length of the longest example in tokens, at least `pad_to`."""
@@ -55,7 +57,7 @@ class Splits:
                 **({"largest": float(np.abs(split.labels).max())} if split.labels.dtype.kind == "f" else {}),
                 "fingerprint": split.fingerprint,
                 "source": split.source,
-                **(weights if split is self.train else {}),
+                **(weights if split is self.train else {"leaked": self.leaked}),
             }
             for name, split in (("train", self.train), ("validation", self.validation))
         }
@@ -91,8 +93,12 @@ def load_splits(
             raise UserError(
                 f"{part}{len(split)} examples of {split.source} are all {label}; shuffle the rows, or take more"
             )
+    trained_on = set(train.texts)
+    leaked = sum(texts in trained_on for texts in validation.texts)
     encoded = encode(train, tokenizer, max_length)
-    return Splits(encoded, encode(validation, tokenizer, max_length), class_weights(weights, task, encoded.labels))
+    return Splits(
+        encoded, encode(validation, tokenizer, max_length), class_weights(weights, task, encoded.labels), leaked
+    )
 
 
 def build_loaders(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from peftlib.data.dataset_tables import read_dataset
+from peftlib.data.held_out import held_out
 from peftlib.data.own_labels import are_missing, labels_of_rows, task_of_labels
 from peftlib.data.places import OwnData
 from peftlib.data.tables import DELIMITERS, Table, read_delimited, read_json, refuse_halves, short
@@ -25,12 +27,15 @@ _DEFAULTS: dict[str, str | bool | None] = {
     **SPLIT_NAMES,
     "train_file": None,
     "validation_file": None,
+    "validation_split_percentage": None,
     "text_column_names": None,
     "label_column_name": LABEL_COLUMN,
     "label_delimiter": None,
     "do_regression": False,
 }
 _KINDS = (*DELIMITERS, ".json", ".jsonl")
+#: What to do for want of a validation split.
+_HOLD_OUT = "--validation_split_percentage 10 to hold out a part of the training data"
 
 
 def own_data_of(flags: Mapping[str, Any]) -> OwnData | None:
@@ -47,6 +52,12 @@ def own_data_of(flags: Mapping[str, Any]) -> OwnData | None:
     }
     chosen = [name for name, default in _DEFAULTS.items() if said[name] != default]
     files = [name for name in ("train_file", "validation_file") if name in chosen]
+    held_out = said["validation_split_percentage"]
+    for name in ("validation_file", "validation_split_name"):
+        if held_out is not None and name in chosen:
+            raise UserError(
+                f"--{name} {said[name]}: cannot be combined with --validation_split_percentage; leave one of them out"
+            )
     if said["dataset_name"] is not None:
         if files:
             raise UserError(
@@ -56,10 +67,10 @@ def own_data_of(flags: Mapping[str, Any]) -> OwnData | None:
         raise UserError(f"--{of_dataset[0]} requires --dataset_name")
     elif not chosen:
         return None
-    elif len(files) < 2:
-        raise UserError(
-            f"--{chosen[0]}: for your own data give both --train_file and --validation_file, or --dataset_name"
-        )
+    elif said["train_file"] is None:
+        raise UserError(f"--{chosen[0]} requires --train_file or --dataset_name")
+    elif said["validation_file"] is None and held_out is None:
+        raise UserError(f"--train_file {said['train_file']}: requires --validation_file, or {_HOLD_OUT}")
     labels, columns = label_columns_of(said["label_column_name"]), said["text_column_names"]
     texts = None if columns is None else columns_of(columns, labels)
     delimiter, regression = said["label_delimiter"], bool(said["do_regression"])
@@ -68,12 +79,12 @@ def own_data_of(flags: Mapping[str, Any]) -> OwnData | None:
         raise UserError(f"--label_delimiter {delimiter!r}: {why}; leave it out")
     if regression and len(labels) > 1:
         raise UserError(f"--do_regression: needs one label column of numbers, not {', '.join(labels)}")
-    kind = {"label_delimiter": delimiter, "regression": regression}
+    kind = {"label_delimiter": delimiter, "regression": regression, "held_out": held_out}
     if files:
-        return OwnData(said["train_file"], said["validation_file"], texts, labels, **kind)
+        return OwnData(said["train_file"], said["validation_file"] or said["train_file"], texts, labels, **kind)
     train, validation, test = (said[name] for name in SPLIT_NAMES)
     dataset = (said["dataset_name"], said["dataset_config_name"])
-    return OwnData(train, validation, texts, labels, test, dataset, **kind)
+    return OwnData(train, validation if held_out is None else train, texts, labels, test, dataset, **kind)
 
 
 def columns_of(text_column_names: str, label_columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -162,12 +173,23 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
     place = {"train": own.train, "validation": own.validation, "test": own.test}[split]
     if place is None:
         raise UserError(f"{task.name} is read from files and has no {split} split; give one with --{split}_file")
-    table = _read(own, place, split)
+    share = None if split == "test" else own.held_out
+    table = _read(own, place, split if share is None else "train")
     usual = task.hub.text_columns if task.hub is not None else ("text",) * task.packaged
     texts = _texts(table, replace(own, text_columns=_text_columns(table, own, usual)))
     if split == "test" and are_missing(table, own):
         return texts, [task.hidden_label] * len(texts), table.source
-    return texts, labels_of_rows(task, table, own), table.source
+    labels = labels_of_rows(task, table, own)
+    if share is None:
+        return texts, labels, table.source
+    held = held_out(texts, labels, share)
+    if not any(held):
+        raise UserError(
+            f"--validation_split_percentage {share}: of the {len(held):,} rows of {table.source}, that is none"
+        )
+    if split == "train":
+        share, held = 100 - share, [not row for row in held]
+    return [*compress(texts, held)], [*compress(labels, held)], f"{share} % of {table.source}"
 
 
 def _text_columns(table: Table, own: OwnData, usual: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -215,7 +237,12 @@ def _read(own: OwnData, place: str, split: str) -> Table:
         table = _read_file(Path(place), flag)
     else:
         flag = f"--{split}_split_name"
-        table = read_dataset(*own.dataset, place, texts=own.text_columns, labels=own.label_columns, split_flag=flag)
+        try:
+            table = read_dataset(*own.dataset, place, texts=own.text_columns, labels=own.label_columns, split_flag=flag)
+        except UserError as error:
+            if split == "validation" and "Unknown split" in str(error):  # what datasets calls it
+                raise UserError(f"{error} Name another one, or use {_HOLD_OUT}") from error
+            raise
     if not table.rows:
         raise UserError(f"{flag} {place}: has no rows")
     return table

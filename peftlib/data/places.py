@@ -46,6 +46,7 @@ class OwnData:
         dataset: name on the Hub or folder, and configuration; None for files.
         label_delimiter: separator between the classes of an example; None for one class per example, and for lists.
         regression: whether the labels are scores.
+        held_out: percentage of the training rows that are the validation split; None if that is a place of its own.
     """
 
     train: str
@@ -56,3 +57,4 @@ class OwnData:
     dataset: tuple[str, str | None] | None = None
     label_delimiter: str | None = None
     regression: bool = False
+    held_out: int | None = None

@@ -48,6 +48,7 @@ SAMPLES = {
     "test_split_name": ("all", "all"),
     "train_file": ("mails.csv", "mails.csv"),
     "validation_file": ("dev.csv", "dev.csv"),
+    "validation_split_percentage": ("20", 20),
     "text_column_names": ("subject,body", "subject,body"),
     "label_column_name": ("folder", "folder"),
     "label_delimiter": ("|", "|"),
@@ -125,7 +126,13 @@ COMPANIONS = {
     )
 } | {
     name: ["--dataset_name=me/mails"]
-    for name in ("dataset_config_name", "train_split_name", "validation_split_name", "test_split_name")
+    for name in (
+        "dataset_config_name",
+        "train_split_name",
+        "validation_split_name",
+        "test_split_name",
+        "validation_split_percentage",
+    )
 }
 OWNERS = {field.name: name for name, strategy in STRATEGIES.items() for field in dataclasses.fields(strategy)}
 
@@ -279,7 +286,11 @@ def test_files_of_one_s_own_are_a_task_with_a_name():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (OWN[:2], "--train_file: for your own data give both --train_file and --validation_file, or --dataset_name"),
+        (
+            OWN[:2],
+            "--train_file mails/train.csv: requires --validation_file, or --validation_split_percentage 10 to hold out "
+            "a part of the training data",
+        ),
         (
             (*OWN, "--task_name", "mrpc"),
             "--task_name mrpc: cannot be combined with --train_file; leave one of them out",

@@ -108,6 +108,10 @@ def test_a_folder_of_files_in_slices(tmp_path: Path) -> None:
     [
         ({"validation_split_name": "dev"}, "news --validation_split_name dev: cannot be read: Unknown split"),
         (
+            {"validation_split_name": "dev"},
+            ". Name another one, or use --validation_split_percentage 10 to hold out a part of the training data",
+        ),
+        (
             {"label_column_name": "topic"},
             ", train: no column 'topic' (there are: idx, text, label, tags); name it in --lab",
         ),

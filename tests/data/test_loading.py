@@ -85,6 +85,16 @@ def test_class_weights_are_those_of_the_examples_that_are_used(tmp_path: Path) -
     assert shares('{"spam": 9}') == ({"ham": 1.0, "spam": 9.0}, pytest.approx([1 / 12] * 3 + [9 / 12]))
 
 
+def test_validation_texts_that_are_trained_on_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\none film,a\none sea,b\none town,a\n")
+    (tmp_path / "dev.csv").write_text("text,label\none sea,a\none sea,b\none hill,a\none town,a\n")
+    own = OwnData(str(tmp_path / "train.csv"), str(tmp_path / "dev.csv"), None, ("label",))
+    task = find_task("x", own)
+    for most, leaked in ((None, 3), (2, 2)):
+        splits = load_splits(task, load_tokenizer(find_model(DEFAULT_MODEL)), None, 16, most, None)
+        assert splits.facts()["validation"]["leaked"] == leaked and "leaked" not in splits.facts()["train"]
+
+
 def test_the_extent_of_splits_is_that_of_the_longer_one(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na b c d,x\na,y\n")
     (tmp_path / "dev.csv").write_text("text,label\na zebra,x\n")

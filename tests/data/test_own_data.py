@@ -209,19 +209,35 @@ def test_data_are_of_one_s_own_when_flags_say_so() -> None:
     )
     flags = {"dataset_name": "x", "dataset_config_name": "en", "validation_split_name": "dev", "test_split_name": "all"}
     assert own_data_of(flags) == OwnData("train", "dev", None, ("label",), "all", ("x", "en"))
+    part = {"validation_split_percentage": 10}
+    assert own_data_of({"train_file": "a.csv", **part}) == OwnData("a.csv", "a.csv", None, ("label",), held_out=10)
+    assert own_data_of({"dataset_name": "x", **part}) == OwnData(
+        "train", "train", None, ("label",), "test", ("x", None), held_out=10
+    )
 
 
 FILES = {"train_file": "a.csv", "validation_file": "a.csv"}
-BOTH = "for your own data give both --train_file and --validation_file, or --dataset_name"
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"train_file": "a.csv"}, f"--train_file: {BOTH}"),
-        ({"validation_file": "a.csv"}, f"--validation_file: {BOTH}"),
-        ({"text_column_names": "text"}, f"--text_column_names: {BOTH}"),
-        ({"label_column_name": "stars"}, f"--label_column_name: {BOTH}"),
+        (
+            {"train_file": "a.csv"},
+            "--train_file a.csv: requires --validation_file, or --validation_split_percentage 10 to hold out a part of",
+        ),
+        ({"validation_file": "a.csv"}, "--validation_file requires --train_file or --dataset_name"),
+        ({"text_column_names": "text"}, "--text_column_names requires --train_file or --dataset_name"),
+        ({"label_column_name": "stars"}, "--label_column_name requires --train_file or --dataset_name"),
+        ({"validation_split_percentage": 10}, "--validation_split_percentage requires --train_file or --dataset_name"),
+        (
+            {**FILES, "validation_split_percentage": 10},
+            "--validation_file a.csv: cannot be combined with --validation_split_percentage; leave one of them out",
+        ),
+        (
+            {"dataset_name": "x", "validation_split_name": "dev", "validation_split_percentage": 10},
+            "--validation_split_name dev: cannot be combined with --validation_split_percentage; leave one of them",
+        ),
         (
             {**FILES, "text_column_names": "one,two,three"},
             "--text_column_names one,two,three: must be one column",

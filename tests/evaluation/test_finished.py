@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftlib.data.sources import load_examples
+from peftlib.data.own_data import own_data_of
+from peftlib.data.sources import find_task, load_examples
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, SINGLE_LABEL, TASKS, Task
 from peftlib.errors import UserError
 from peftlib.evaluation.finished import Finished
@@ -269,6 +270,18 @@ def test_its_own_validation_split_is_what_it_was_scored_on(tmp_path: Path) -> No
     path = here / "MRPC" / "dev.tsv"
     path.write_text(path.read_text(encoding="utf-8-sig").replace("said", "sang"), encoding="utf-8")
     with pytest.raises(UserError, match=r"dev.tsv: has changed since .*run was scored on it; restore"):
+        run.examples("validation")
+
+
+def test_rows_that_were_held_out_are_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "mails.csv"
+    path.write_text("body,label\n" + "".join(f"mail {row},{'ab'[row % 2]}\n" for row in range(20)))
+    own = {"train_file": str(path), "validation_split_percentage": 20, "task_name": "mails"}
+    held = load_examples(find_task("", own_data_of(own)), "validation")
+    run = left(tmp_path / "run", record(arguments=own, labels=["a", "b"], fingerprint=held.fingerprint()))
+    assert run.examples("validation") == held and len(held) == 4
+    path.write_text(f"{path.read_text()}mail 20,a\nmail 21,b\nmail 22,a\n")  # more rows: another part
+    with pytest.raises(UserError, match=r"mails.csv: has changed since .*run was scored on it; restore"):
         run.examples("validation")
 
 

@@ -332,6 +332,16 @@ def test_a_launcher_that_asks_for_compilation_is_answered(tmp_path, capsys, monk
     assert (said in capsys.readouterr().out) == noticed
 
 
+def test_validation_texts_that_are_trained_on_are_noticed(tmp_path, capsys):
+    for leaked in (0, 12):
+        facts = made_facts()
+        facts["data"]["validation"]["leaked"] = leaked
+        with reporter_in(tmp_path / str(leaked)).watching(20, facts):
+            pass
+        said = f"note: the texts of {leaked} of 408 validation examples are training texts too, which makes scores look"
+        assert (said in capsys.readouterr().out) == bool(leaked)
+
+
 def test_numbers_that_are_hard_to_learn_are_noticed(tmp_path, capsys):
     for largest, noticed in ((5.0, False), (250_000.0, True)):
         facts = made_facts()
