@@ -64,7 +64,7 @@ def logged_in(folder: Path, containing: str = "") -> Iterator[dict[str, Any]]:
                 values = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(values, dict) and "step" in values:
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
                 yield values
 
 

@@ -15,7 +15,7 @@ from peftlib.data.tasks import Task
 from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.files import strict, write_json, write_text
 from peftlib.modeling import Fingerprint, ModelSource
-from peftlib.run_files import METRICS, RECORD
+from peftlib.run_files import METRICS, RECORD, logged_in
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.folder import RUN_FILES, clear_results, lock_folder, refuse_finished, remove_leftovers
 
@@ -65,7 +65,7 @@ class RunRecord:
                 if overwrite:
                     clear_results(folder)
             else:
-                self.logged_step, self._kept_step = _cut_metrics(folder / METRICS, resumed_step)
+                self.logged_step, self._kept_step = _cut_metrics(folder, resumed_step)
             self._metrics: TextIO = (folder / METRICS).open("a", encoding="utf-8")
             resumed = {} if resumed_step is None else {"resumed_at_step": resumed_step}
             self._facts: dict[str, Any] = {"status": "running", "started": _now(), **resumed, **facts}
@@ -106,7 +106,7 @@ class RunRecord:
         if step <= self._kept_step:
             return
         try:
-            self._metrics.write(json.dumps(strict({"step": step, **values}), allow_nan=False) + "\n")
+            self._metrics.write(_as_line({"step": step, **values}))
             self._metrics.flush()
         except OSError as error:
             self._warn(f"metrics.jsonl lacks step {step}: {error}")
@@ -135,20 +135,17 @@ class RunRecord:
         write_json(self.folder / RECORD, self._facts)
 
 
-def _cut_metrics(path: Path, step: int) -> tuple[int, int]:
+def _cut_metrics(folder: Path, step: int) -> tuple[int, int]:
     """Drop the lines after `step`; returns the last step that was logged before the cut, and after it; -1 for none."""
-    kept, last, last_kept = [], -1, -1
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            logged = int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            continue  # truncated when the run was killed
-        last = max(last, logged)
-        if logged <= step:
-            kept.append(line + "\n")
-            last_kept = max(last_kept, logged)
-    write_text(path, "".join(kept))
+    lines = list(logged_in(folder))
+    kept = [values for values in lines if values["step"] <= step]
+    write_text(folder / METRICS, "".join(map(_as_line, kept)))
+    last, last_kept = (max((values["step"] for values in some), default=-1) for some in (lines, kept))
     return last, last_kept
+
+
+def _as_line(values: dict[str, Any]) -> str:
+    return json.dumps(strict(values), allow_nan=False) + "\n"
 
 
 def describe_run(
