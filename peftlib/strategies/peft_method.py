@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -48,6 +49,8 @@ _DROPOUTS_OF_THE_HOST = {
 }
 #: PEFT's types with their own `--method`.
 _METHODS = ("adalora", "ia3", "ln_tuning", "lora")
+#: PEFT's type -> its option that has to divide the widths of all layers, and PEFT's default for it.
+_DIVISORS = {"c3a": ("block_size", 256), "vblora": ("vector_length", 256)}
 #: Options that PEFT annotates as int, but that are scale factors and may be any number.
 _SCALES = ("alpha", "delora_lambda")
 #: Options that are set automatically, or that would select layers, which PEFT is given by their full names. PVeRA's
@@ -148,6 +151,9 @@ class PeftMethod(Strategy):
             options = options_for(model, self.peft_type, self._options())
         else:  # full module names, since not all of PEFT's types have `exclude_modules`
             options = self._options() | {"target_modules": self._targets(model, modules)}
+        if self.peft_type in _DIVISORS:
+            name, usual = _DIVISORS[self.peft_type]
+            options.setdefault(name, _common_divisor(model, options["target_modules"], usual))
         if self.peft_type == "oft" and "r" in options:
             options.setdefault("oft_block_size", 0)  # PEFT's default of 32 contradicts any r
         config = self._config(options | {"modules_to_save": modules})
@@ -216,6 +222,13 @@ class PeftMethod(Strategy):
         except (ValueError, TypeError) as error:
             raise UserError(f"--peft_kwargs '{self.peft_kwargs}': {in_one_line(error)}") from error
         return config
+
+
+def _common_divisor(model: nn.Module, names: list[str], most: int) -> int:
+    """The largest number up to `most` that divides the widths of all these modules."""
+    weights = [getattr(model.get_submodule(name), "weight", None) for name in names]  # PEFT refuses those without
+    widths = [width for weight in weights if weight is not None for width in weight.shape]
+    return max(number for number in range(1, most + 1) if math.gcd(*widths) % number == 0)
 
 
 def _choices(hint: Any) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from peftlib.acceleration import keep_frozen_linears_in
 from peftlib.errors import UserError
@@ -32,7 +32,6 @@ from tests.strategies.classifiers import classifier, logits, sentences, update
 
 #: What fits layers that are 32 and 64 wide; the others' defaults do.
 SMALL = {
-    "c3a": {"block_size": 16},
     "fourierft": {"n_frequency": 50},
     "miss": {"r": 8},
     "peanut": {"r": 4},
@@ -40,7 +39,7 @@ SMALL = {
     "road": {"group_size": 16},
     "shira": {"r": 4},
     "supertuning": {"sparsity": 0.9},
-    "vblora": {"vector_length": 16, "num_vectors": 16},
+    "vblora": {"num_vectors": 16},
     "vera": {"r": 16},
     "waveft": {"n_frequency": 50},
 }
@@ -66,6 +65,17 @@ def changed(model: nn.Module) -> set[str]:
     """The modules with layers of PEFT's, by their name in the base model."""
     prefix = "base_model.model."
     return {name.removeprefix(prefix) for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)}
+
+
+@pytest.mark.parametrize(("widths", "size"), [((768, 3072), 256), ((384, 1536), 192), ((32, 64), 32)])
+def test_blocks_fit_the_layers_unless_their_size_is_given(widths: tuple[int, int], size: int) -> None:
+    sizes = {"hidden_size": widths[0], "intermediate_size": widths[1], "num_attention_heads": 2, "num_hidden_layers": 1}
+    head = frozenset({"classifier.weight", "classifier.bias"})
+    for peft_type, name in (("c3a", "block_size"), ("vblora", "vector_length")):
+        for given, expected in (({}, size), ({name: 16}, 16)):
+            model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+            wrapped: Any = PeftMethod(peft_type, json.dumps(given)).apply(model, head)
+            assert getattr(wrapped.peft_config["default"], name) == expected
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
