@@ -46,7 +46,8 @@ def measure(method: str, options: dict[str, Any], folder: Path) -> tuple[int, in
         {"input_ids": np.arange(1, 33, dtype=np.int32)}, np.array([0, 16, 32]), np.array([0, 1]), "none", "made up"
     )
     train_loader, eval_loader, batches = build_loaders(
-        Splits(examples, examples), SimpleNamespace(pad_token_id=0, pad_token_type_id=0), (2, 2), 1, 1,
+        Splits(examples, examples), SimpleNamespace(pad_token_id=0, pad_token_type_id=0, padding_side="right"),
+        (2, 2), 1, 1,
         seed=0, group_by_length=False, pad_to=0, num_workers=0,
     )  # fmt: skip
     model = STRATEGIES[method](**options).apply(BertForSequenceClassification(BertConfig()), HEAD)

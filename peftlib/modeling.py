@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -38,6 +39,8 @@ PACKAGED_MODELS = {
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 #: transformers' default name of a model's only output.
 _SCORE = "LABEL_0"
+#: Types of models whose classifier reads the last position, be it padding or not.
+_READ_LAST = ("xlnet",)
 
 #: Configuration keys that describe a checkpoint, a task or the writing library, not the architecture.
 _NO_ARCHITECTURE = frozenset({
@@ -143,12 +146,12 @@ def hub_name_of_base(model: Mapping[str, Any]) -> str | None:
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load the model's fast tokenizer.
+    """Load the model's fast tokenizer. It pads on the right, or on the left if the classifier reads the last position.
 
     Raises:
         UserError: there is none, or its files are damaged.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PretrainedConfig
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.options())
@@ -160,6 +163,10 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         raise UserError(
             f"--model_name_or_path {source.location}: has no tokenizer; save one there (tokenizer.save_pretrained)"
         )
+    with contextlib.suppress(OSError):  # an adapter's folder has no configuration: this is how it was saved
+        options = {"revision": source.revision, "local_files_only": source.cached_only}
+        kind = PretrainedConfig.get_config_dict(source.location, **options)[0].get("model_type")
+        tokenizer.padding_side = "left" if kind in _READ_LAST else "right"
     return tokenizer
 
 

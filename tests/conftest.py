@@ -104,9 +104,13 @@ def tiny_config(architecture: str, **changes: object) -> object:
                    "architectures": ["FunnelModel"]},
         "albert": {"embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
                    "intermediate_size": 64},
+        "mpnet": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+        "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
         "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
         "modernbert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     }  # fmt: skip
+    if architecture == "xlnet":  # has no longest sequence
+        del common["max_position_embeddings"]
     kind = {"deberta": "deberta-v2", "deberta-v1": "deberta"}.get(architecture, architecture)
     return AutoConfig.for_model(kind, **{**common, **sizes[architecture], "pad_token_id": 0, **changes})
 

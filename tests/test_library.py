@@ -7,16 +7,17 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import peftlib
 from peftlib.strategies import STRATEGIES
 from peftlib.strategies.bitfit import BitFit
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiny_config
 from tests.evaluation.test_finished import left, record
 from tests.launching import run_python
 from tests.strategies.classifiers import classifier, logits, trained_names, update
@@ -39,6 +40,25 @@ def test_the_readme_s_example_runs(tiny_folder: Callable[..., Path], tmp_path: P
     exec(code, found)
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))["bias"] == "all"
     assert found["model"].config.id2label == {0: "not_equivalent", 1: "equivalent"}
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "full"])
+@pytest.mark.parametrize("pooler", [True, False])
+def test_a_pooler_that_the_checkpoint_lacks_is_part_of_the_head(tmp_path: Path, name: str, pooler: bool) -> None:
+    """Checkpoints of masked-language modelling have none; in others it is pretrained, and stays frozen."""
+    torch.manual_seed(0)
+    made: Any = AutoModelForSequenceClassification if pooler else AutoModelForMaskedLM
+    made.from_config(tiny_config("bert")).save_pretrained(tmp_path / "base")
+    method = STRATEGIES[name]()
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    adapted = method.apply(model)
+    assert any("pooler" in name and name.endswith(".weight") for name in trained_names(adapted)) != pooler
+    update(adapted)
+    expected = logits(adapted)
+    method.save(adapted, tmp_path / "adapter")
+    torch.manual_seed(9)
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    assert torch.equal(logits(PeftModel.from_pretrained(base, tmp_path / "adapter")), expected)
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "full"])

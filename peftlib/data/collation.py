@@ -36,22 +36,25 @@ class Collator:
         pad_to: a fixed length in tokens, or 0 for the longest example of the batch.
         widest: length of the longest example of all, in tokens. Rounding does not exceed it, since a model may have no
             positions beyond it; 0 disables rounding.
+        on_the_left: whether padding precedes the tokens.
     """
 
     pad_values: dict[str, int]
     pad_to: int = 0
     widest: int = 0
+    on_the_left: bool = False
 
     @classmethod
     def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, pad_to: int = 0, widest: int = 0) -> Collator:
-        """Create one that pads as the tokenizer would itself, on the right.
+        """Create one that pads as the tokenizer would itself.
 
         Raises:
             UserError: the tokenizer has no padding token.
         """
         if tokenizer.pad_token_id is None:
             raise UserError("the tokenizer has no padding token; use an encoder such as BERT or RoBERTa")
-        return cls({"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}, pad_to, widest)
+        values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        return cls(values, pad_to, widest, tokenizer.padding_side == "left")
 
     def in_rows(self, first_position: int) -> Collator | RowCollator:
         """Return a collator without padding, for encoders that support it; `self` if a fixed length was asked for."""
@@ -66,6 +69,8 @@ class Collator:
         longest = int(chosen.lengths.max())
         width = max(self.pad_to, longest, min(-(-longest // WIDTH_STEP) * WIDTH_STEP, self.widest))
         is_token = np.arange(width) < chosen.lengths[:, None]
+        if self.on_the_left:
+            is_token = is_token[:, ::-1]
         batch: dict[str, torch.Tensor] = {}
         for name, column in chosen.columns.items():
             padded = np.full(is_token.shape, self.pad_values.get(name, 0), dtype=np.int64)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import tokenizers
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch.utils.data import Dataset
@@ -150,15 +151,22 @@ def _tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Everything that its output depends on besides `max_length`: class, columns, truncation side and pipeline."""
+    """Everything that its output depends on besides `max_length`."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json; use a model that has one")
     pipeline = json.loads(backend.to_str())
     # State of the last call, which would make the second split's key depend on the first split.
     del pipeline["truncation"], pipeline["padding"]
-    columns = ",".join(tokenizer.model_input_names)
-    return f"{type(tokenizer).__name__}\0{columns}\0{tokenizer.truncation_side}\0{json.dumps(pipeline)}"
+    said = (
+        type(tokenizer).__name__,
+        ",".join(tokenizer.model_input_names),
+        tokenizer.truncation_side,
+        str(getattr(tokenizer, "split_special_tokens", False)),
+        tokenizers.__version__,
+        json.dumps(pipeline),
+    )
+    return "\0".join(said)
 
 
 def _store(arrays: dict[str, np.ndarray], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -42,7 +43,7 @@ def task_of_labels(name: str, table: Table, own: OwnData) -> Task:
     of_lists = kind == MULTI_LABEL and len(own.label_columns) == 1 and own.label_delimiter is None
     if of_lists and table.classes is None and found and classes <= {"0", "1", "false", "true"}:
         raise UserError(f"{table.source}: {columns} has lists of {', '.join(sorted(classes))} alone; {_NO_MULTI_HOT}")
-    if own.label_delimiter is not None and all(len(classes) == 1 for _, classes in rows):
+    if own.label_delimiter is not None and all(len(classes) <= 1 for _, classes in rows):
         raise UserError(
             f"{table.source}: --label_delimiter {own.label_delimiter!r} is in none of {columns}; name the right one, "
             "or leave it out if each text has one class"
@@ -165,9 +166,21 @@ def _class(label: Any, what: str, *, named: bool) -> str:
     if named:
         return label
     refuse_halves(label, what)
-    if re.fullmatch(r"\s*[-+]?[0-9]+\.[0-9]+\s*", label):  # refused like a JSON number with a decimal point
+    if re.fullmatch(r"\s*\[.*\]\s*", label) and isinstance(_literal(label), list):
+        raise UserError(
+            f"{what} is the list {short(label.strip())} as a text; write JSON, or names with --label_delimiter between"
+        )
+    if re.fullmatch(r"\s*[-+]?([0-9]+\.[0-9]*|\.[0-9]+)\s*", label):  # refused like a JSON number with a point
         raise UserError(f"{what} is {label.strip()}; a class must be a name or a whole number{_OF_DECIMALS}")
     return label.strip()
+
+
+def _literal(text: str) -> Any:
+    """The value of a Python literal, such as pandas writes into cells; None for any other text."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
 
 
 def _scores(table: Table, task: Task, own: OwnData) -> Iterator[float]:

@@ -99,8 +99,10 @@ def read_delimited(
         try:
             header = [name.strip() for name in next(reader, [])] if columns is None else list(columns)
             for row in reader:
-                if not row or (broken and len(row) != len(header)):
-                    continue  # a blank line, as at the end of hand-made files, or a broken row
+                if not row or (len(row) < len(header) and not "".join(row).strip()):
+                    continue  # a blank line, as at the end of hand-made files
+                if broken and len(row) != len(header):
+                    continue
                 if len(row) != len(header):
                     found, wanted = f"{path}, line {reader.line_num}: {len(row)} fields", len(header)
                     whose = f"the header has {wanted}" if columns is None else f"there are {wanted} columns"

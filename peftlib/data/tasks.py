@@ -116,6 +116,8 @@ class Task:
         """Parse a score; None if it is not a number within the range."""
         if not self.regression or not isinstance(written, str | int | float) or isinstance(written, bool):
             return None
+        if isinstance(written, str) and "_" in written:  # which Python reads as 1000 in 1_000
+            return None
         try:
             score = float(written)
         except (ValueError, OverflowError):

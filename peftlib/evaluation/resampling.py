@@ -161,7 +161,7 @@ def _counts(predictions: np.ndarray, labels: np.ndarray, metric: str) -> np.ndar
         true = np.broadcast_to(labels, right.shape)
         counts = [right, *(predictions == index for index in classes)]
         counts += [np.ones_like(right), *(true == index for index in classes)]
-    elif metric in RESAMPLED:
+    elif metric in ("f1", "macro_f1"):
         classes = [1] if metric == "f1" else np.union1d(predictions, labels).tolist()
         counts = [right & (labels == index) for index in classes]
         counts += [~right & ((predictions == index) | (labels == index)) for index in classes]

@@ -90,7 +90,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     Raises:
         ValueError: there are no values, or one is not finite.
     """
-    array = _finite(values)
+    array = _checked(values)
     mean, n = float(array.mean()), len(array)
     if n == 1:
         return Interval(1, mean, None, None)
@@ -111,7 +111,7 @@ def compare_seeds(a: Sequence[float], b: Sequence[float], power: float = 0.8) ->
     Raises:
         ValueError: the two differ in length, have fewer than two seeds, or hold a number that is not finite.
     """
-    difference = _finite(a) - _finite(b)
+    difference = _checked(a) - _checked(b)
     if len(difference) < 2:
         raise ValueError("a paired t-test needs at least two seeds")
     mean, spread = float(difference.mean()), float(difference.std(ddof=1))
@@ -132,7 +132,8 @@ def seeds_for(effect: float, power: float = 0.8, most: int = 10_000) -> int | No
 
     def enough(n: int) -> bool:
         critical = stats.t.isf(ALPHA / 2, n - 1) ** 2
-        return float(stats.ncf.sf(critical, 1, n - 1, n * effect**2)) >= power
+        found = float(stats.ncf.sf(critical, 1, n - 1, n * effect**2))
+        return not found < power  # NaN for effects of 1e8 and more
 
     return _fewest(enough, most) if effect else None
 
@@ -251,7 +252,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
 
 
-def _finite(values: Sequence[float]) -> np.ndarray:
+def _checked(values: Sequence[float]) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if not len(array) or not np.isfinite(array).all():
         raise ValueError(f"{values}: must be finite numbers, at least one")

@@ -53,6 +53,7 @@ class Pair:
             https://doi.org/10.1080/00401706.1982.10487790).
         corrected: `p` after Holm's correction over all pairs of the comparison that share several seeds; None before
             it, and for other pairs.
+        others: whether either method has runs with other seeds too, which its mean covers and the tests do not.
     """
 
     a: str
@@ -65,6 +66,7 @@ class Pair:
     mcnemar: float | None
     p: float | None
     corrected: float | None = None
+    others: bool = False
 
     @property
     def claimed(self) -> bool:
@@ -79,16 +81,21 @@ class Pair:
         if self.claimed:
             return self._claim()
         p = "" if self.corrected is None else f" (corrected p {p_text(self.corrected)})"
-        return f"No difference can be claimed between {self.a} and {self.b}{p}. {self._more_seeds()}"
+        return f"No difference can be claimed between {self.a} and {self.b}{self._where}{p}. {self._more_seeds()}"
+
+    @property
+    def _where(self) -> str:
+        return f" on the {len(self.seeds)} seeds that both have" if self.others else ""
 
     def _claim(self) -> str:
         sign, better, worse = (1, self.a, self.b) if self.difference > 0 else (-1, self.b, self.a)
-        parts = [] if self.corrected is None else [f"corrected p {p_text(self.corrected)}"]
+        assert self.corrected is not None
+        parts = [f"corrected p {p_text(self.corrected)}"]
         if self.bootstrap is not None:
             low, high = sorted((sign * self.bootstrap.low, sign * self.bootstrap.high))
             parts.insert(0, f"95 % interval {low:.4f} to {high:.4f}")
         size = abs(self.difference)
-        return f"{better} has a higher {self.metric} than {worse}, by {size:.4f} ({', '.join(parts)})."
+        return f"{better} has a higher {self.metric} than {worse}, by {size:.4f}{self._where} ({', '.join(parts)})."
 
     def _words_for_single_runs(self) -> str:
         if self.seeds:
@@ -174,7 +181,8 @@ def _test(a: Variant, b: Variant, metric: str, resampled: dict[str, np.ndarray])
     bootstrap = _bootstrap(a, b, columns_a, columns_b, resampled)
     only = _mcnemar(runs_a[seeds[0]], runs_b[seeds[0]]) if len(seeds) == 1 else None
     p_values = [test.p for test in (bootstrap, seed_test) if test is not None]
-    return Pair(a.label, b.label, metric, seeds, difference, bootstrap, seed_test, only, max(p_values, default=None))
+    p, others = max(p_values, default=None), len(seeds) < max(len(runs_a), len(runs_b))
+    return Pair(a.label, b.label, metric, seeds, difference, bootstrap, seed_test, only, p, others=others)
 
 
 def _bootstrap(

@@ -88,7 +88,8 @@ class Strategy(ABC):
 
         Args:
             model: a sequence classifier in fp32; changed in place.
-            head: names of the head's parameters, from `modeling.load_classifier`; None takes those outside the encoder.
+            head: names of the head's parameters, from `modeling.load_classifier`; None asks the model, as
+                `from_pretrained` returned it, see `parameters.head_of`.
 
         Returns:
             The model to train: `model` itself, or a wrapper around it.
@@ -96,9 +97,9 @@ class Strategy(ABC):
         Raises:
             UserError: this model has nothing for the method to train.
         """
-        from peftlib.strategies.parameters import outside_encoder
+        from peftlib.strategies.parameters import head_of
 
-        return self._apply(model, outside_encoder(model) if head is None else head)
+        return self._apply(model, head_of(model) if head is None else head)
 
     @abstractmethod
     def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
@@ -124,10 +125,10 @@ class Strategy(ABC):
             folder: created if it does not exist.
             head: as given to `apply`.
         """
-        from peftlib.strategies.parameters import outside_encoder
+        from peftlib.strategies.parameters import head_of
 
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._save(model, outside_encoder(model) if head is None else head, Path(folder))
+        self._save(model, head_of(model) if head is None else head, Path(folder))
 
     def _save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         """Do what `save` says; this default saves a `PeftModel`."""

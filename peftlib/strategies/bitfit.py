@@ -14,20 +14,35 @@ if TYPE_CHECKING:
 
     from peftlib.strategies.base import Trained
 
-# The groups of the paper's own code, as endings of parameter names: BERT and RoBERTa first, then DistilBERT.
-# As there, `output` includes the bias of the attention's output projection, and `output_layernorm` the attention's
+# The groups of the paper's own code, as endings of parameter names: of BERT and RoBERTa first, then of DistilBERT
+# (q_lin, sa_layer_norm, …), DeBERTa v1 (q_bias) and later (query_proj), ALBERT (attention.query, ffn, …) and MPNet
+# (attn.q). As there, `output` includes the bias of the projection after attention, and `output_layernorm` attention's
 # LayerNorm. Key biases are listed for completeness: softmax ignores a shift that is the same for all keys, so their
 # gradient is zero up to rounding and they hardly change.
 BIAS_TERMS: dict[str, tuple[str, ...]] = {
-    "query": ("attention.self.query.bias", "attention.q_lin.bias", "attention.self.q_bias"),
-    "key": ("attention.self.key.bias", "attention.k_lin.bias"),
-    "value": ("attention.self.value.bias", "attention.v_lin.bias", "attention.self.v_bias"),
-    "intermediate": ("intermediate.dense.bias", "ffn.lin1.bias"),
-    "output": ("output.dense.bias", "attention.out_lin.bias", "ffn.lin2.bias"),
-    "attention_layernorm": ("attention.output.LayerNorm.bias", "sa_layer_norm.bias"),
-    "output_layernorm": ("output.LayerNorm.bias", "sa_layer_norm.bias", "output_layer_norm.bias"),
-    "all": (".bias", "_bias"),  # DeBERTa v1 has q_bias and v_bias
-}
+    "query": (
+        "self.query.bias", "attention.q_lin.bias", "self.q_bias", "self.query_proj.bias", "attention.query.bias",
+        "attn.q.bias",
+    ),
+    "key": (
+        "self.key.bias", "attention.k_lin.bias", "self.key_proj.bias", "attention.key.bias", "attn.k.bias",
+    ),
+    "value": (
+        "self.value.bias", "attention.v_lin.bias", "self.v_bias", "self.value_proj.bias", "attention.value.bias",
+        "attn.v.bias",
+    ),
+    "intermediate": ("intermediate.dense.bias", "ffn.lin1.bias", ".ffn.bias"),
+    "output": (
+        "output.dense.bias", "attention.out_lin.bias", "ffn.lin2.bias", "attention.dense.bias", "ffn_output.bias",
+        "attn.o.bias",
+    ),
+    "attention_layernorm": ("attention.output.LayerNorm.bias", "sa_layer_norm.bias", "attention.LayerNorm.bias"),
+    "output_layernorm": (
+        "output.LayerNorm.bias", "sa_layer_norm.bias", "output_layer_norm.bias", "attention.LayerNorm.bias",
+        "full_layer_layer_norm.bias",
+    ),
+    "all": (".bias", "_bias"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,9 +95,10 @@ class BitFit(Strategy):
         }
         # Checked one by one: otherwise a model without query biases would silently train `intermediate` alone.
         if missing := [term for term, biases in groups.items() if not biases - head]:
+            called = "" if "all" in missing else " under a known name"
             raise UserError(
                 f"--method bitfit: {model.config.name_or_path} ({model.config.model_type}) has no bias terms "
-                f"'{','.join(missing)}' outside its head; try "
+                f"'{','.join(missing)}'{called} outside its head; try "
                 + ("--method lora" if "all" in missing else "--bias_terms all")
             )
         biases = set().union(*groups.values())

@@ -38,13 +38,17 @@ class ParameterCount:
         return self.trainable / self.total
 
 
-def outside_encoder(model: nn.Module) -> frozenset[str]:
-    """Return the names of a classifier's parameters outside its encoder: those of its head.
+def head_of(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters of a classifier's head, as far as the model shows them.
 
-    A pooler in the encoder may be new too, but only loading the checkpoint shows that (`modeling.load_classifier`).
+    These are those outside the encoder, and a pooler in it that the checkpoint lacked (one of masked-language modelling
+    does): `from_pretrained` marks the parameters that it has read. `modeling.load_classifier` needs no such mark.
     """
     prefix = f"{model.base_model_prefix}."
-    return frozenset(name for name, _ in model.named_parameters() if not name.startswith(prefix))
+    parameters = dict(model.named_parameters())
+    read = {name for name, parameter in parameters.items() if getattr(parameter, "_is_hf_initialized", False)}
+    new = {name for name in parameters if read and name not in read and "pool" in name}
+    return frozenset(name for name in parameters if name in new or not name.startswith(prefix))
 
 
 def train_only(model: nn.Module, trains: Callable[[str], bool]) -> list[str]:

@@ -158,7 +158,7 @@ class PeftMethod(Strategy):
             options.setdefault("oft_block_size", 0)  # PEFT's default of 32 contradicts any r
         config = self._config(options | {"modules_to_save": modules})
         if self.peft_type == "hra":  # keeps a matrix of the layer's size for each of its r reflections
-            refuse_rank("--peft_kwargs r", config.r, model)
+            refuse_rank("--peft_kwargs r", config.r, model, modules)
         try:
             wrapped = wrap_with_prompts(model, config) if prompts else wrap(model, config)
         # PEFT reports a configuration that does not fit the layers by whatever exception comes first.

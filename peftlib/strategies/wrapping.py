@@ -69,7 +69,7 @@ def wrap_targets(
     if not head:
         raise UserError(f"this {model.config.model_type} model has no classification head to train")
     modules, names, flag = head_modules(model, head), names_in(targets[1]), " ".join(targets)
-    refuse_rank(*rank, model)
+    refuse_rank(*rank, model, modules)
     refuse_what_matches_nothing(model, modules, names, flag)
     whole = config(
         task_type=TaskType.SEQ_CLS,
@@ -85,13 +85,19 @@ def wrap_targets(
         raise UserError(f"{flag}: some of these modules cannot be adapted; {linears_of(model)}") from error
 
 
-def refuse_rank(flag: str, rank: int, model: PreTrainedModel) -> None:
-    """Refuse a rank above that of all Linear layers: it would cost time and memory, and gain nothing.
+def refuse_rank(flag: str, rank: int, model: PreTrainedModel, head: list[str]) -> None:
+    """Refuse a rank above that of all layers that may be adapted: it would cost time and memory, and gain nothing.
+
+    Args:
+        head: names of the head's modules, which are not adapted.
 
     Raises:
         UserError: names the flag and the highest rank.
     """
-    widths = [min(module.weight.shape) for module in model.modules() if is_linear(module)]
+    from transformers.pytorch_utils import Conv1D  # GPT-2's Linear layers
+
+    adaptable = [module for module in outside(model, head).values() if is_linear(module) or isinstance(module, Conv1D)]
+    widths = [min(module.weight.shape) for module in adaptable]
     if widths and rank > max(widths):
         raise UserError(f"{flag} {rank}: this {model.config.model_type} model has no layer of rank above {max(widths)}")
 

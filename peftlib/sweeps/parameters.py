@@ -107,7 +107,9 @@ class Parameter:
             return next(values[i] for i in reversed(range(len(values))) if not shares or shares[i] > 0)
         if kind == "int_uniform":
             return min(settings["max"], settings["min"] + int(share * (settings["max"] - settings["min"] + 1)))
-        if kind == "normal":
+        if settings.get("sigma") == 0:  # of which scipy makes NaN
+            value = settings["mu"] if kind == "normal" else math.exp(settings["mu"])
+        elif kind == "normal":
             value = stats.norm.ppf(share, loc=settings["mu"], scale=settings["sigma"])
         elif kind == "log_normal":
             value = stats.lognorm.ppf(share, s=settings["sigma"], scale=math.exp(settings["mu"]))

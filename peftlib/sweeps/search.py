@@ -201,7 +201,7 @@ class Search:
 
     def _next_point(self, trials: list[FrozenTrial]) -> dict[str, Any]:
         """The first grid point without a trial; the grid may have grown since the first trial."""
-        taken = [_spelled(self._point(trial)) for trial in trials]
+        taken = {_spelled(self._point(trial)) for trial in trials}
         points = (self.sweep.grid_point(index) for index in range(self.sweep.points))
         return next(point for point in points if _spelled(point) not in taken)
 
@@ -251,8 +251,8 @@ class Search:
         return try_lock(self.folder / "locks" / f"{number:04d}")
 
 
-def _spelled(point: dict[str, Any]) -> dict[str, str]:
-    return {name: spelled(value) for name, value in point.items()}
+def _spelled(point: dict[str, Any]) -> frozenset[tuple[str, str]]:
+    return frozenset((name, spelled(value)) for name, value in point.items())
 
 
 def _labels(point: dict[str, Any]) -> dict[str, Any]:

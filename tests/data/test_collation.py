@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from peftlib.data.batching import Slot
 from peftlib.data.collation import STEP, WIDTH_STEP, WIDTHS, Collator, RowCollator, Targets, rows_for, split_inputs
 from peftlib.data.encoding import Chosen, encode
 from peftlib.errors import UserError
-from peftlib.modeling import find_model, load_tokenizer
+from peftlib.modeling import find_model, load_classifier, load_tokenizer
 from tests.data.texts import PAIRS, ROWS, examples_of, rows_of
 
 PADDED = Collator({"input_ids": 0, "token_type_ids": 0})
@@ -30,7 +32,7 @@ def chosen(lengths, seed=0):
 
 
 @pytest.mark.parametrize("rows", [ROWS, PAIRS], ids=["sentences", "pairs"])
-@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "xlnet"])
 def test_a_batch_is_padded_as_the_tokenizer_pads(architecture, rows, tiny_folder, cache):
     tokenizer = load_tokenizer(find_model(str(tiny_folder(architecture))))
     encoded = encode(examples_of(rows), tokenizer, 16)
@@ -47,6 +49,30 @@ def test_a_batch_is_padded_as_the_tokenizer_pads(architecture, rows, tiny_folder
     assert targets.example.tolist() == order
     assert targets.weight.tolist() == [0.25] * 3
     assert batch.keys() == inputs.keys() | set(Targets._fields)
+
+
+@pytest.mark.parametrize("pad_to", [0, 16])
+@pytest.mark.parametrize("side", ["left", "right"])  # as it was saved; XLNet's class says left, and BERT's right
+@pytest.mark.parametrize("architecture", ["xlnet", "bert"])
+def test_padding_changes_no_answer(architecture, side, pad_to, tiny_folder, cache, tmp_path):
+    """XLNet's classifier reads the last position, BERT's the first."""
+    folder = shutil.copytree(tiny_folder(architecture), tmp_path / "model")
+    saved = load_tokenizer(find_model(str(folder)))
+    saved.padding_side = side
+    saved.save_pretrained(folder)
+    source = find_model(str(folder))
+    tokenizer, model = load_tokenizer(source), load_classifier(source, ("no", "yes"))[0].eval()
+    encoded = encode(examples_of(ROWS), tokenizer, 16)
+    collator, slots = Collator.for_tokenizer(tokenizer, pad_to, 16), [Slot(place, 0.0) for place in range(len(ROWS))]
+    batches = [slots, *([slot] for slot in slots)]
+    together, *alone = (split_inputs(collator(encoded.__getitems__(batch)))[0] for batch in batches)
+    assert int(together["attention_mask"].sum()) < together["attention_mask"].numel()
+    with torch.inference_mode():
+        expected = torch.cat([model(**inputs).logits for inputs in alone])
+        torch.testing.assert_close(model(**together).logits, expected, rtol=0, atol=1e-6)
+        if not pad_to:  # then what is alone has at most three fillers
+            bare = [tokenizer(*text, return_tensors="pt", truncation=True, max_length=16) for text, _ in ROWS]
+            torch.testing.assert_close(expected, torch.cat([model(**x).logits for x in bare]), rtol=0, atol=1e-6)
 
 
 def test_padding_goes_to_a_fixed_length_where_one_is_asked_for(tokenizer, cache):

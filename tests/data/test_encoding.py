@@ -156,10 +156,13 @@ def test_the_tokenizer_stays_as_it_was_loaded(tokenizer, cache):
 
 def test_other_data_labels_lengths_and_tokenizers_have_other_entries(tokenizer, cache, calls):
     relabelled = [(text, 1 - label) for text, label in ROWS]
+    special = [(("one [SEP] two",), 1)]
     extended = load_tokenizer(find_model(DEFAULT_MODEL))
     extended.add_tokens(["unbelievably"])
     left = load_tokenizer(find_model(DEFAULT_MODEL))
     left.truncation_side = "left"
+    ignorant = load_tokenizer(find_model(DEFAULT_MODEL))
+    ignorant.split_special_tokens = True
     variants = [
         (ROWS, tokenizer, 16),
         (ROWS[:3], tokenizer, 16),
@@ -167,6 +170,8 @@ def test_other_data_labels_lengths_and_tokenizers_have_other_entries(tokenizer, 
         (ROWS, tokenizer, 15),
         (ROWS, extended, 16),
         (ROWS, left, 16),
+        (special, tokenizer, 16),
+        (special, ignorant, 16),
     ]
     encoded = [encode(examples_of(rows), chosen, length) for rows, chosen, length in variants]
     assert len(entries(cache)) == len(calls) == len(variants)

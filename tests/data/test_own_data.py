@@ -320,6 +320,12 @@ def test_a_file_without_rows(refused: Callable[..., str], name: str) -> None:
         assert refused(content, name) == f"--train_file {name}: has no rows"
 
 
+def test_a_line_of_blanks_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("text,label\none,a\n  \n\ntwo,b\n \t\n")
+    assert load_examples(task_of(path), "train").texts == [("one",), ("two",)]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

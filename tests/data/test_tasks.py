@@ -53,7 +53,7 @@ def test_a_score_is_read_however_it_is_written(score: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["", "alike", "nan", "inf", "5.001", "-0.1", "4,5", True, None, 6, [1], 10**400, "1e999"]
+    "written", ["", "alike", "nan", "inf", "5.001", "-0.1", "4,5", True, None, 6, [1], 10**400, "1e999", "1_0"]
 )
 def test_what_is_no_score_is_none(written: object) -> None:
     assert TASKS["stsb"].parse_score(written) is None

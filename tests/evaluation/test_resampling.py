@@ -121,3 +121,13 @@ def test_every_metric_can_be_resampled():
 def test_more_resamples_than_fit_at_a_time():
     labels = np.array([0, 1, 1, 0])
     assert resampled_scores(labels[None], labels, "accuracy", resamples=1203).shape == (1203, 1)
+
+
+def test_a_metric_without_a_resampled_form_is_refused(monkeypatch):
+    """A name alone in `RESAMPLED` must not pass for F1."""
+    monkeypatch.setattr("peftlib.evaluation.resampling.RESAMPLED", (*RESAMPLED, "balanced_accuracy"))
+    for answers, metric in ((np.eye(3, dtype=int), "balanced_accuracy"), (np.ones((2, 3, 4)), "balanced_accuracy")):
+        with pytest.raises(ValueError, match="no metric balanced_accuracy"):
+            score_of(answers, answers[0], metric)
+    with pytest.raises(ValueError, match="no metric micro_f1"):
+        score_of(np.eye(3, dtype=int), np.eye(3, dtype=int)[0], "micro_f1")

@@ -240,6 +240,11 @@ def test_only_common_seeds_are_paired(tmp_path):
     none = by_names["Head", "BitFit"]
     assert (none.p, none.corrected, none.claimed) == (None, None, False)
     assert "no seed in common" in none.words
+    where = "on the 2 seeds that both have"
+    assert f"No difference can be claimed between {paired.a} and {paired.b} {where} (" in paired.words
+    claimed = replace(paired, corrected=0.01).words
+    assert f", by {abs(paired.difference):.4f} {where} (95 % interval" in claimed
+    assert "that both have" not in replace(paired, others=False).words
 
 
 def test_without_predictions_the_seeds_alone_are_tested(tmp_path):

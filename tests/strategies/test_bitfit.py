@@ -156,9 +156,68 @@ def test_a_model_without_biases_is_refused(tiny_folder: Callable[..., Path], tra
 
 
 def test_a_group_that_the_model_lacks_is_refused_even_beside_one_that_it_has(tiny_folder: Callable[..., Path]) -> None:
-    model, head = classifier(tiny_folder("deberta"))  # it calls them query_proj
-    with pytest.raises(UserError, match=r"deberta.* has no bias terms 'query' outside its head; try --bias_terms all"):
-        BitFit(bias_terms="query,intermediate").apply(model, head)
+    model, head = classifier(tiny_folder("deberta-v1"))  # its keys have none
+    said = r"deberta.* has no bias terms 'key' under a known name outside its head; try --bias_terms all"
+    with pytest.raises(UserError, match=said):
+        BitFit(bias_terms="key,intermediate").apply(model, head)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer", "groups"),
+    [
+        (
+            "albert",
+            "albert.encoder.albert_layer_groups.0.albert_layers.0.",
+            {
+                "query": ["attention.query"],
+                "key": ["attention.key"],
+                "value": ["attention.value"],
+                "intermediate": ["ffn"],
+                "output": ["attention.dense", "ffn_output"],
+                "attention_layernorm": ["attention.LayerNorm"],
+                "output_layernorm": ["attention.LayerNorm", "full_layer_layer_norm"],
+            },
+        ),
+        (
+            "deberta",
+            "deberta.encoder.layer.1.",
+            {
+                "query": ["attention.self.query_proj"],
+                "key": ["attention.self.key_proj"],
+                "value": ["attention.self.value_proj"],
+                "intermediate": ["intermediate.dense"],
+                "output": ["attention.output.dense", "output.dense"],
+                "attention_layernorm": ["attention.output.LayerNorm"],
+                "output_layernorm": ["attention.output.LayerNorm", "output.LayerNorm"],
+            },
+        ),
+        (
+            "mpnet",
+            "mpnet.encoder.layer.1.",
+            {
+                "query": ["attention.attn.q"],
+                "key": ["attention.attn.k"],
+                "value": ["attention.attn.v"],
+                "intermediate": ["intermediate.dense"],
+                "output": ["attention.attn.o", "output.dense"],
+                "attention_layernorm": ["attention.LayerNorm"],
+                "output_layernorm": ["attention.LayerNorm", "output.LayerNorm"],
+            },
+        ),
+    ],
+)
+def test_the_groups_have_other_names_elsewhere(
+    tiny_folder: Callable[..., Path], architecture: str, layer: str, groups: dict[str, list[str]]
+) -> None:
+    every = {name for name, _ in classifier(tiny_folder(architecture))[0].named_parameters()}
+    of_layer = {name for name in every if name.startswith(layer) and name.endswith(".bias")}
+    assert {f"{layer}{name}.bias" for names in groups.values() for name in names} == of_layer
+    for term, names in groups.items():
+        model, head = classifier(tiny_folder(architecture))
+        BitFit(bias_terms=term, train_head=False).apply(model, head)
+        assert {name for name in trained_names(model) if name.startswith(layer)} == {
+            f"{layer}{name}.bias" for name in names
+        }
 
 
 @given(st.text(max_size=12))

@@ -143,6 +143,10 @@ def test_values_out_of_range_are_refused(fields: dict[str, object], flag: str) -
 
 def test_a_rank_that_no_layer_has_is_refused(tiny_folder):
     model, head = classifier(tiny_folder())
+    gpt, head = classifier(tiny_folder("gpt2"))  # whose layers are no Linear ones, but its head, of rank 2, is
+    assert any("c_attn.lora_A" in name for name in trained_names(LoRA(lora_r=32).apply(gpt, head)))
+    with pytest.raises(UserError, match=r"--lora_r 33: this gpt2 model has no layer of rank above 32"):
+        LoRA(lora_r=33).apply(*classifier(tiny_folder("gpt2")))
     with pytest.raises(UserError, match=r"--lora_r 33: this bert model has no layer of rank above 32"):
         LoRA(lora_r=33).apply(model, head)
     assert LoRA(lora_r=32).apply(model, head)

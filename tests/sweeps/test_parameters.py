@@ -179,3 +179,11 @@ def test_a_wrong_parameter_is_named(content, message):
     with pytest.raises(UserError) as error:
         parse_parameter("x", content)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_without_spread_there_is_one_value(share: float) -> None:
+    settings = {"mu": 2.0, "sigma": 0}
+    assert parse_parameter("x", {"distribution": "normal", **settings}).quantile(share) == 2.0
+    assert parse_parameter("x", {"distribution": "log_normal", **settings}).quantile(share) == math.exp(2.0)
+    assert parse_parameter("x", {"distribution": "q_normal", "q": 3, **settings}).quantile(share) == 3

@@ -24,7 +24,7 @@ from peftlib.training.optimization import build_optimizer, build_scheduler
 from peftlib.training.state import Plan, Training
 
 VOCABULARY = 50
-TOKENIZER = SimpleNamespace(pad_token_id=0, pad_token_type_id=0)
+TOKENIZER = SimpleNamespace(pad_token_id=0, pad_token_type_id=0, padding_side="right")
 
 
 #: Options of `make_run` for a method that has a hook, without dropout.
