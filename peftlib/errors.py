@@ -19,7 +19,7 @@ class Ending(Exception):
 
 
 class UserError(Ending):
-    """Bad input; the message is one line that names the fix. Scripts exit with status 2."""
+    """Bad input; the message is one line for each mistake, which names the fix. Scripts exit with status 2."""
 
 
 class RunError(Ending):
@@ -73,14 +73,26 @@ class Interrupted(Ending):
         return partial(Interrupted, by_hand=self.by_hand), (str(self), self.status)
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return `'; did you mean bitfit?'` for the nearest known name, or an empty string.
+#: Similarity from which a name counts as misspelt, and below which names have nothing in common.
+A_SLIP, _ALIKE = 0.86, 0.5
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = _ALIKE) -> str:
+    """Return `'; did you mean bitfit?'` for the nearest known name, in upper or lower case, or an empty string.
+
+    Unless only slips count, a part of the name, or what it is a part of, is nearer than what shares some letters:
+    `cosine` to `cosine_with_restarts`, and `macro_f1` to `f1`.
 
     Args:
         cutoff: minimum similarity, 0 to 1, as in `difflib.get_close_matches`.
     """
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {match[0]}?" if match else ""
+    names, wanted = {one.lower(): one for one in known}, name.lower()
+    match = difflib.get_close_matches(wanted, names, n=1, cutoff=max(A_SLIP, cutoff))
+    if cutoff < A_SLIP:
+        match = match or [one for one in names if wanted.startswith(f"{one}_") or one.endswith(f"/{wanted}")]
+        match = match or [one for one in names if one.endswith(f"_{wanted}")]
+        match = match or difflib.get_close_matches(wanted, names, n=1, cutoff=cutoff)
+    return f"; did you mean {names[match[0]]}?" if match else ""
 
 
 def in_one_line(error: BaseException, *, named: bool = False, most: int = 300) -> str:

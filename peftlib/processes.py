@@ -43,6 +43,18 @@ class CaughtSignals:
         self.received.append(signal.Signals(number))
 
 
+def leave_signals_to_parent(worker: int = 0) -> None:
+    """Ignore the signals that stop a run, as a data loader's worker: they may reach the whole group of processes.
+
+    The run stops at its next batch, for which it may still need its workers. Those end with it, however it ends.
+
+    Args:
+        worker: its number, which `DataLoader` passes.
+    """
+    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(kind, signal.SIG_IGN)
+
+
 def end_with_parent() -> None:
     """Have the kernel send SIGTERM to this process when its parent dies; does nothing except on Linux.
 

@@ -123,6 +123,7 @@ def main() -> None:
             preview(run, head, reporter, args.flat())
             return
         progress = train(run)
+        reporter.update(steps=progress.step)  # fewer than planned if it has stopped early
 
         # ── Evaluate, save, push ─────────────────────────────────────────────────────────────────────────────
         evaluation = score_best(run)

@@ -15,6 +15,15 @@ def test_the_nearest_known_name_is_offered():
     assert nearest("lorra", iter(METHODS)) == "; did you mean lora?"
 
 
+def test_parts_are_nearer_than_shared_letters_and_case_does_not_matter():
+    assert nearest("F1", ["accuracy", "macro_f1", "loss"]) == "; did you mean macro_f1?"
+    assert nearest("f1", ["eval/accuracy", "eval/best_f1", "eval/f1"]) == "; did you mean eval/f1?"
+    assert nearest("cosine_with_restarts", ["constant_with_warmup", "cosine"]) == "; did you mean cosine?"
+    assert nearest("macro_f1s", ["macro", "macro_f1"]) == "; did you mean macro_f1?"
+    assert nearest("Spam", ["spam", "ham"]) == "; did you mean spam?"
+    assert nearest("--output", ["--output_dir"], cutoff=0.86) == ""  # of flags, slips alone
+
+
 def test_nothing_is_offered_for_a_word_like_none_of_them():
     assert nearest("xyz", METHODS) == ""
     assert nearest("lora", []) == ""

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "cli": {"errors", "processes", "distributed"},
     "console": set(),
     "hub": _FLOOR,
-    "data": {"hub", *_FLOOR},
+    "data": {"hub", "processes", *_FLOOR},
     "embeddings": {"errors"},
     "modeling": {"hub", "embeddings", *_FLOOR},
     # Knows modules and dtypes, no method and no task.

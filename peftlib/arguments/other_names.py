@@ -5,11 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from peftlib.errors import nearest
+from peftlib.errors import A_SLIP, nearest
 from peftlib.strategies.peft_method import PEFT_TYPES
-
-#: Similarity from which an unknown flag counts as a typo; below it, two flags mean different things.
-_A_SLIP = 0.86
 
 #: (hint, the others' names). A hint applies if the command has all flags that it mentions; the first that applies wins.
 _CALLED: tuple[tuple[str, str], ...] = (
@@ -86,6 +83,8 @@ _CALLED: tuple[tuple[str, str], ...] = (
     ("use --seed", "data_seed random_seed random_state"),
     ("use --num_cpu_threads", "num_threads threads"),
     ("it is the launcher's: accelerate launch --cpu", "no_cuda use_cpu use_cuda"),
+    ("not needed, the launcher tells each process its rank", "local_rank rank_id node_rank"),
+    ("what is trained is small, and each GPU holds the whole model", "deepspeed fsdp fsdp_config ds_config zero_stage"),
     ("it is the launcher's: accelerate launch --multi_gpu --num_processes N", "n_gpu num_gpus gpus ngpu"),
     ("use --eval_steps N; without it every epoch ends with an evaluation",
      "eval_strategy evaluation_strategy evaluate_during_training eval_every eval_interval"),
@@ -127,7 +126,7 @@ def instead_of(name: str, known: Collection[str]) -> str:
     for line in _LINES.get(name, ()):
         if flags_in(line) <= set(known):
             return f"; {line}"
-    return nearest(f"--{name}", known, cutoff=_A_SLIP)
+    return nearest(f"--{name}", known, cutoff=A_SLIP)
 
 
 def value_instead_of(flag: str, value: str, known: Collection[str]) -> str:

@@ -19,6 +19,7 @@ _Options = TypeVar("_Options")
 #: Name endings of flags whose value is, or may be, a path.
 _PATHS = ("_dir", "_file", "_or_path", "dataset_name")
 
+_NO_FLAG = "no flag before it takes it; see --help"
 _TOKEN = "would end up in shell histories, process lists and records; run `hf auth login`, or set HF_TOKEN"
 #: Flags of other programs that are deliberately missing here -> why, and what to do instead.
 REFUSED = {"hub_token": _TOKEN, "token": _TOKEN, "use_auth_token": _TOKEN}
@@ -70,7 +71,9 @@ class Parser(HfArgumentParser):
             self._with_values(words), look_for_args_file=False, return_remaining_strings=True
         )
         if unknown:
-            self._refuse(unknown[0])
+            flags = [word.partition("=")[0] for word in unknown if re.match("--?[^-0-9.]", word)]
+            reasons = dict.fromkeys(map(self._why_not, flags)) or [f"{unknown[0]!r}: unexpected, {_NO_FLAG}"]
+            raise UserError("\n".join(reasons))
         for name, value in (pair for group in parsed for pair in vars(group).items()):
             if name.endswith(_PATHS) and isinstance(value, str):
                 if not value.strip():  # for instance an unset shell variable; as a path it means the current folder
@@ -88,13 +91,11 @@ class Parser(HfArgumentParser):
             for word, after in itertools.pairwise([*words, ""])
         ]
 
-    def _refuse(self, word: str) -> NoReturn:
-        flag = word.partition("=")[0]
-        if underscored(flag) in REFUSED:
-            raise UserError(f"{flag}: {REFUSED[underscored(flag)]}")
-        if flag.startswith("-"):
-            raise UserError(f"{flag}: no such flag{self.instead_of(underscored(flag), '--help')}")
-        raise UserError(f"{word!r}: unexpected, no flag before it takes it; see --help")
+    def _why_not(self, flag: str) -> str:
+        """Say why there is no such flag."""
+        name = underscored(flag)
+        reason = REFUSED[name] if name in REFUSED else f"no such flag{self.instead_of(name, '--help')}"
+        return f"{flag}: {reason}"
 
 
 def _is_truth(word: str) -> bool:

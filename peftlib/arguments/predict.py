@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from peftlib.arguments.bounds import at_least
-from peftlib.arguments.parser import parse_one_run
+from peftlib.arguments.parser import parse_one_run, words_of
 from peftlib.data.tasks import DIAGNOSTICS, MISMATCHED_SPLITS, SPLITS
 from peftlib.errors import UserError
 
@@ -107,5 +107,8 @@ def parse_predict_arguments(argv: Sequence[str] | None = None) -> tuple[str, Pre
         SystemExit: after `--help`.
     """
     about = "Evaluate a finished run on another split or file, or predict new texts."
-    run, (options,) = parse_one_run([PredictArguments], "predict.py", about, argv)
+    words = words_of(argv)
+    if sum(word.partition("=")[0] == "--text" for word in words) > 1:  # argparse would take the last
+        raise UserError("--text: takes one text; write several into a file for --test_file")
+    run, (options,) = parse_one_run([PredictArguments], "predict.py", about, words)
     return run, options

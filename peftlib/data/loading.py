@@ -17,6 +17,7 @@ from peftlib.data.encoding import EncodedExamples, encode
 from peftlib.data.sources import load_examples
 from peftlib.data.tasks import Task
 from peftlib.errors import UserError
+from peftlib.processes import leave_signals_to_parent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +56,7 @@ class Splits:
                 "truncated": split.truncated,
                 # Of scores, by size.
                 **({"largest": float(np.abs(split.labels).max())} if split.labels.dtype.kind == "f" else {}),
+                **({"class_counts": _class_counts(split.labels)} if split.labels.dtype.kind == "i" else {}),
                 "fingerprint": split.fingerprint,
                 "source": split.source,
                 **(weights if split is self.train else {"leaked": self.leaked}),
@@ -101,6 +103,12 @@ def load_splits(
     )
 
 
+def _class_counts(labels: np.ndarray) -> list[int]:
+    """Examples of each class, up to the last one that has any."""
+    counts: np.ndarray = np.bincount(labels) if labels.ndim == 1 else labels.sum(axis=0)
+    return [int(count) for count in counts]
+
+
 def build_loaders(
     splits: Splits,
     tokenizer: PreTrainedTokenizerBase,
@@ -137,7 +145,9 @@ def build_loaders(
         group_by_length=group_by_length,
         weights=np.array(list(splits.weights.values()))[splits.train.labels] if splits.weights else None,
     )
-    options: dict[str, Any] = {"num_workers": num_workers, "generator": own}
+    options: dict[str, Any] = {
+        "num_workers": num_workers, "generator": own, "worker_init_fn": leave_signals_to_parent,
+    }  # fmt: skip
     return (
         DataLoader(splits.train, batch_sampler=batches, collate_fn=collator, **options),
         _in_order(splits.validation, collator, eval_batch_size, num_processes, **options),

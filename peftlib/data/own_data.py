@@ -13,7 +13,7 @@ from peftlib.data.dataset_tables import read_dataset
 from peftlib.data.held_out import held_out
 from peftlib.data.own_labels import are_missing, labels_of_rows, task_of_labels
 from peftlib.data.places import OwnData
-from peftlib.data.tables import DELIMITERS, Table, read_delimited, read_json, refuse_halves, short
+from peftlib.data.tables import DELIMITERS, Table, and_also, is_blank, read_delimited, read_json, refuse_halves, short
 from peftlib.data.tasks import TASKS, Label, Task
 from peftlib.errors import UserError
 
@@ -34,6 +34,8 @@ _DEFAULTS: dict[str, str | bool | None] = {
     "do_regression": False,
 }
 _KINDS = (*DELIMITERS, ".json", ".jsonl")
+#: Files that `datasets` reads.
+_FOR_DATASETS = (".parquet", ".arrow", ".txt", ".xml")
 #: What to do for want of a validation split.
 _HOLD_OUT = "--validation_split_percentage 10 to hold out a part of the training data"
 
@@ -179,7 +181,12 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
     texts = _texts(table, replace(own, text_columns=_text_columns(table, own, usual)))
     if split == "test" and are_missing(table, own):
         return texts, [task.hidden_label] * len(texts), table.source
-    labels = labels_of_rows(task, table, own)
+    try:
+        labels = labels_of_rows(task, table, own)
+    except UserError as error:
+        if split != "test":
+            raise
+        raise UserError(f"{error}; to predict without scores, leave the label column out of the file") from error
     if share is None:
         return texts, labels, table.source
     held = held_out(texts, labels, share)
@@ -216,15 +223,15 @@ def _text_columns(table: Table, own: OwnData, usual: tuple[str, ...] = ()) -> tu
 def _texts(table: Table, own: OwnData) -> list[tuple[str, ...]]:
     names = own.text_columns or ()
     places = [table.index_for_flag(name, "--text_column_names") for name in names]
+    for name, place in zip(names, places, strict=True):
+        if empty := [where for where, row in table.rows if is_blank(row[place])]:
+            raise UserError(f"{table.source}, {empty[0]}: the {name} is empty; remove the row{and_also(empty[1:])}")
     texts = []
     for where, row in table.rows:
         for name, place in zip(names, places, strict=True):
-            if not isinstance(row[place], str) or not row[place].strip():
-                what = "empty; remove the row"
-                if row[place] is not None and not isinstance(row[place], str):
-                    way = "write it in quotes, or name another in --text_column_names"
-                    what = f"not a text ({short(row[place])}); {way}"
-                raise UserError(f"{table.source}, {where}: the {name} is {what}")
+            if not isinstance(row[place], str):
+                way = "write it in quotes, or name another in --text_column_names"
+                raise UserError(f"{table.source}, {where}: the {name} is not a text ({short(row[place])}); {way}")
             refuse_halves(row[place], f"{table.source}, {where}: the {name}")
         texts.append(tuple(row[place].strip() for place in places))
     return texts
@@ -253,7 +260,8 @@ def _read_file(path: Path, flag: str) -> Table:
     if path.is_dir():
         raise UserError(f"{flag} {path}: is a folder; name a file in it, or use --dataset_name for a saved dataset")
     if kind not in _KINDS:
-        raise UserError(f"{flag} {path}: its name must end in {', '.join(_KINDS)}")
+        way = "; name its folder in --dataset_name instead" if kind in _FOR_DATASETS else ""
+        raise UserError(f"{flag} {path}: its name must end in {', '.join(_KINDS)}{way}")
     try:
         return read_delimited(path, DELIMITERS[kind]) if kind in DELIMITERS else read_json(path)
     except OSError as error:

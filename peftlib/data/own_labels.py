@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from peftlib.data.places import OwnData
-from peftlib.data.tables import Table, refuse_halves, short
+from peftlib.data.tables import Table, and_also, is_blank, refuse_halves, short
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Label, Task
 from peftlib.errors import UserError, nearest
 
@@ -86,14 +86,14 @@ def are_missing(table: Table, own: OwnData) -> bool:
     there = [table.index_of(name) for name in own.label_columns if name in table.columns]
     if len(there) < len(own.label_columns):
         return not there
-    return all(_is_blank(row[place]) for _, row in table.rows for place in there)
+    return all(_is_hidden(row[place]) for _, row in table.rows for place in there)
 
 
-def _is_blank(value: Any) -> bool:
+def _is_hidden(value: Any) -> bool:
     """Whether a field is empty; datasets may hide labels as a list of -1, which names no class."""
     if isinstance(value, list):
         return bool(value) and all(name is None for name in value)
-    return value is None or str(value).strip() == ""
+    return is_blank(value)
 
 
 def _has_several(table: Table, own: OwnData) -> bool:
@@ -107,6 +107,9 @@ def _has_several(table: Table, own: OwnData) -> bool:
 def _classes_of_rows(table: Table, own: OwnData, kind: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each row's place and its class names, one of them if the task is single-label."""
     places = [table.index_for_flag(name, "--label_column_name") for name in own.label_columns]
+    if kind == SINGLE_LABEL and (empty := _without_class(table, places[0])):
+        what = f"{table.source}, {empty[0]}: the {own.label_columns[0]}"
+        raise UserError(f"{what} is empty; remove the row{and_also(empty[1:])}")
     for where, row in table.rows:
         if len(places) > 1:
             cells = zip(own.label_columns, places, strict=True)
@@ -121,6 +124,12 @@ def _classes_of_rows(table: Table, own: OwnData, kind: str) -> Iterator[tuple[st
             if twice := [name for name in classes if classes.count(name) > 1]:
                 raise UserError(f"{what} names {twice[0]!r} twice; {_NO_MULTI_HOT}")
             yield where, classes
+
+
+def _without_class(table: Table, place: int) -> list[str]:
+    """The places of the rows without a class; a class that the table declares may be an empty text."""
+    declared = table.classes is not None
+    return [where for where, row in table.rows if row[place] is None or (is_blank(row[place]) and not declared)]
 
 
 def _several(written: Any, what: str, delimiter: str | None) -> list[Any]:
@@ -139,10 +148,8 @@ def _applies(written: Any, what: str) -> int:
     """Parse the field of a column that stands for one class: 1 if the row has the class, else 0."""
     said = _YES_OR_NO.get(str(written).strip().lower())
     if said is None:
-        blank = written is None or str(written).strip() == ""
-        raise UserError(
-            f"{what} is {'empty' if blank else short(written)}; with several --label_column_name it must be 1 or 0"
-        )
+        found = "empty" if is_blank(written) else short(written)
+        raise UserError(f"{what} is {found}; with several --label_column_name it must be 1 or 0")
     return said
 
 
@@ -191,7 +198,10 @@ def _scores(table: Table, task: Task, own: OwnData) -> Iterator[float]:
         if score is None:
             found = f"{table.source}, {where}: the {column} is {short(row[place])}"
             if own.regression:
-                raise UserError(f"{found}; regression needs numbers: name their column in --label_column_name")
+                way = "name their column in --label_column_name"
+                if isinstance(row[place], str) and task.parse_score(row[place].replace(",", ".")) is not None:
+                    way = "write a decimal point"
+                raise UserError(f"{found}; regression needs numbers: {way}")
             raise UserError(f"{found}; {task.name} has {task.scores_in_words()}")
         yield score
 
@@ -207,6 +217,7 @@ def _in_words(own: OwnData) -> str:
     return ", ".join(map(repr, own.label_columns))
 
 
-def _some(names: tuple[str, ...], most: int = 20) -> str:
+def _some(names: tuple[str, ...], most: int = 10) -> str:
     """Join at most `most` names, and count the rest."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    shown = [repr(name) if "," in name else name for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most:,} more" if len(names) > most else "")

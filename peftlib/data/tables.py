@@ -15,6 +15,7 @@ from peftlib.files import Twice, each_once
 
 #: What to do about a quote that is not closed, here or above.
 _OF_QUOTES = 'quotes that belong to a text stand twice, inside of others: """Hello"", she said", or write JSON Lines'
+_OF_DELIMITERS = "write commas in a .csv file, and tabs in a .tsv file"
 #: File suffix -> column separator.
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -60,10 +61,11 @@ class Table:
         Raises:
             UserError: it is missing or ambiguous.
         """
-        path = Path(self.source)
-        if path.suffix.lower() == ".csv" and len(self.columns) == 1 and ";" in self.columns[0]:
-            raise UserError(f"{self.source}: has semicolons between its columns; write commas, or tabs in a .tsv file")
-        header = ", or write a first line with the columns' names" if path.suffix.lower() in DELIMITERS else ""
+        delimiter = DELIMITERS.get(Path(self.source).suffix.lower())
+        header = "" if delimiter is None else ", or write a first line with the columns' names"
+        other = _other_delimiter(self.columns[0], delimiter) if delimiter and len(self.columns) == 1 else None
+        if other is not None and name not in self.columns:
+            raise UserError(f"{self.source}: has {other} between its columns; {_OF_DELIMITERS}")
         return self.index_of(name, f"; name it in {flag}{header}")
 
 
@@ -104,6 +106,8 @@ def read_delimited(
                 if broken and len(row) != len(header):
                     continue
                 if len(row) != len(header):
+                    if len(header) == 1 and (other := _other_delimiter(header[0], delimiter)):
+                        raise UserError(f"{path}: has {other} between its columns; {_OF_DELIMITERS}")
                     found, wanted = f"{path}, line {reader.line_num}: {len(row)} fields", len(header)
                     whose = f"the header has {wanted}" if columns is None else f"there are {wanted} columns"
                     raise UserError(f"{found} where {whose}; {way}")
@@ -118,6 +122,12 @@ def read_delimited(
             )
             raise UserError(f"{path}, line {reader.line_num}: {error}{way}") from error
     return Table(str(path), header, rows)
+
+
+def _other_delimiter(header: str, delimiter: str) -> str | None:
+    """What a header of a single column seems to have in place of the delimiter; None if nothing does."""
+    others = {";": "semicolons", "\t": "tabs", ",": "commas"}
+    return next((name for other, name in others.items() if other != delimiter and other in header), None)
 
 
 @contextmanager
@@ -182,6 +192,17 @@ def short(value: Any) -> str:
     """Return the value's `repr`, shortened for a one-line message."""
     text = repr(value)
     return text if len(text) < 60 else f"{text[:50]}…"
+
+
+def is_blank(value: Any) -> bool:
+    """Return whether a field is missing, or an empty text."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def and_also(places: list[str]) -> str:
+    """Return " (and 2 more: line 5, line 9)" for the other places of a mistake; empty if there are none."""
+    shown = ", ".join(places[:10]) + (", …" if len(places) > 10 else "")
+    return f" (and {len(places):,} more: {shown})" if places else ""
 
 
 def refuse_halves(text: str, what: str) -> None:

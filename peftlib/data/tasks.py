@@ -163,9 +163,8 @@ class Task:
         """
         known = (*self.metrics, LOSS)
         if wanted is not None and wanted not in known:
-            raise UserError(
-                f"--metric_for_best_model {wanted}: {self.name} is scored by {', '.join(known)}{nearest(wanted, known)}"
-            )
+            hint = nearest(wanted.removeprefix("eval_"), known)
+            raise UserError(f"--metric_for_best_model {wanted}: {self.name} is scored by {', '.join(known)}{hint}")
         return wanted or self.metrics[0]
 
 

@@ -24,6 +24,8 @@ _COSTS: dict[str, tuple[str, bool, Callable[[Row], float]]] = {
 }
 #: The axis extends this far beyond a score's range, so that a marker at its end is not cut off.
 _MARGIN = 0.02
+#: At least this share of a logarithmic axis, one in so many, lies between two ticks.
+_TICKS = 6
 #: Lower bounds of scores; all others are at least 0.
 _LOWEST = {"matthews_correlation": -1.0, "pearson": -1.0, "spearmanr": -1.0, "r2": -math.inf}
 
@@ -177,9 +179,12 @@ def _possible(axes: Axes, metric: str) -> tuple[float, float]:
 
 
 def _tick_at(axes: Axes, places: Sequence[float]) -> None:
-    """Put the ticks of a logarithmic axis where something was measured; skip some if there are many."""
-    shown = places[:: 1 + (len(places) - 1) // 7]
-    axes.set_xticks(shown, [f"{place:g}" for place in shown])
+    """Put the ticks of a logarithmic axis where something was measured; skip those that would be too close."""
+    shown = [places[0]]
+    for place in places[1:]:
+        if math.log(place / shown[-1]) >= 0.99 * math.log(places[-1] / places[0]) / _TICKS:
+            shown.append(place)
+    axes.set_xticks(shown, [f"{place:.2g}" for place in shown])
     axes.minorticks_off()
 
 

@@ -147,7 +147,7 @@ def work_out(runs: list[Run]) -> Report:
                 comparison=comparison,
                 rows=table,
                 sheet=sheet_of(table),
-                references=reference_sheet([row for row in table if row.label in best]),
+                references=reference_sheet([row for row in table if row.label in best and comparison.apart is None]),
                 pairs=first,
                 other_pairs=[pair for pairs in others for pair in pairs],
             )

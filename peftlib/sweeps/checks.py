@@ -126,7 +126,7 @@ def check_metric(sweep: Sweep) -> None:
         best = {metric or metrics[0] for metric in by}  # a run logs one of them
         logged = {f"eval/{metric}" for metric in (*known, *(f"best_{one}" for one in best if len(best) == 1))}
         if sweep.metric not in logged:
-            hint = nearest(sweep.metric, logged)
+            hint = nearest(sweep.metric, sorted(logged))
             raise UserError(
                 f"metric.name: {whose} does not log {sweep.metric}{hint} (known: {', '.join(sorted(logged))})"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from peftlib.sweeps.config import Sweep
+from peftlib.sweeps.parameters import Parameter
 
 
 def preview(sweep: Sweep) -> None:
@@ -17,5 +18,13 @@ def preview(sweep: Sweep) -> None:
         return
     for parameter in sweep.parameters:
         settings = ", ".join(f"{name} {value}" for name, value in parameter.settings.items())
-        print(f"{parameter.name}: {parameter.distribution}, {settings}")
+        print(f"{parameter.name}: {parameter.distribution}, {settings}{_most(parameter)}")
     print(f"{sweep.method}: {'no run_cap, runs until it is stopped' if sweep.size is None else f'{sweep.size} runs'}")
+
+
+def _most(parameter: Parameter) -> str:
+    """Where most values lie, which the settings of some distributions hardly tell: exponents, means, shapes."""
+    kind = parameter.distribution.removeprefix("q_")
+    if kind not in ("log_uniform", "inv_log_uniform", "normal", "log_normal", "beta"):
+        return ""
+    return "; nine values in ten from {:.4g} to {:.4g}".format(*map(parameter.quantile, (0.05, 0.95)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def notes_of(facts: dict[str, Any], arguments: dict[str, Any], steps: int, busy_
             f"the numbers to predict reach {largest:g}; the model starts near 0, and learns numbers of the "
             "order of 1 fastest: rescale them"
         )
+    yield from _classes_without(data, facts.get("labels", []))
     for label in facts.get("labels", ()):
         if label.lower() in _LIKE_MISSING:
             yield f"{label!r} is taken for a class; if it marks rows without a label, remove them"
@@ -91,6 +93,19 @@ def notes_of(facts: dict[str, Any], arguments: dict[str, Any], steps: int, busy_
             f"other processes keep {busy_cores:.1f} cores busy, and threads that wait for each other can be many "
             f"times slower: try --num_cpu_threads {free}"
         )
+
+
+def _classes_without(data: dict[str, Any], labels: list[str]) -> Iterator[str]:
+    """Yield a line about the classes without training examples, and one about those without validation examples."""
+    for split, name, so in (
+        ("train", "training", "the model cannot learn them"),
+        ("validation", "validation", "scores leave them out"),
+    ):
+        counts = data[split].get("class_counts")
+        missing = [label for label, count in zip_longest(labels, counts or [], fillvalue=0) if not count]
+        if counts is not None and missing:
+            shown = _first_of([_shortened(str(label)) for label in missing])
+            yield f"no {name} example of {len(missing):,} of {len(labels):,} classes ({shown}): {so}"
 
 
 def _resumed(step: int, steps: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from accelerate import Accelerator
 
 from peftlib.distributed import on_main
-from peftlib.errors import RunError, UserError
+from peftlib.errors import RunError, UserError, in_one_line
 from peftlib.files import write_json
 from peftlib.run_files import RESULTS, best_scores
 from peftlib.tracking.announcement import facts_of, notes_of
@@ -213,7 +213,7 @@ class Reporter:
         except Exception as error:
             if who not in self._silenced:
                 self._silenced.add(who)
-                self.warn(f"{who} failed, the run continues without it: {type(error).__name__}: {error}")
+                self.warn(f"{who} failed, the run continues without it: {in_one_line(error, named=True)}")
 
     def _announce(self, facts: dict[str, Any], steps: int, resumed: dict[str, Any] | None, notice: str | None) -> None:
         step = None if resumed is None else int(resumed["step"])

@@ -64,6 +64,9 @@ def evaluate_due(training: Training) -> None:
     values |= {f"eval/best_{metric}": progress.best[metric]}
     training.watcher.log(training.due | values, progress.step)
     training.due = None
+    if progress.stopped_early:
+        evaluations = f"{progress.stale} evaluation" + "s" * (progress.stale > 1)
+        training.watcher.notes([f"stopped early, {evaluations} after the best {metric.replace('_', ' ')}"])
     if progress.stopped_early and keeper is not None and keeper.is_due(progress.step, epoch_ends=False, run_ends=True):
         _keep(training)
     training.start_clock()

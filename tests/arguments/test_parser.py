@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.arguments.parsing import complaint
+from peftlib.errors import UserError
+from tests.arguments.parsing import complaint, parse
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,10 @@ from tests.arguments.parsing import complaint
         (("--mixed_precision=False",), 'unknown; YAML reads "no" as False without the quotes (known: '),
         (("--mixed_precision=fp61",), "--mixed_precision fp61: unknown; did you mean fp16?"),
         (("--lr-scheduler-type", "liner"), "--lr_scheduler_type liner: unknown; did you mean linear?"),
+        (("--lr_scheduler_type", "cosine_with_restarts"), "unknown; did you mean cosine?"),
+        (("--task_name", "MRPC"), "--task_name MRPC: unknown; did you mean mrpc?"),
+        (("--local_rank", "0"), "--local_rank: no such flag; not needed, the launcher tells each process its rank"),
+        (("--deepspeed", "x.json"), "--deepspeed: no such flag; what is trained is small, and each GPU holds"),
         (("--bias_terms", "querry"), "--bias_terms querry: no such group of biases; did you mean query?"),
         (("lora",), "'lora': unexpected"),
         (("--seed",), "--seed: expected one argument"),
@@ -35,6 +40,18 @@ from tests.arguments.parsing import complaint
 )
 def test_a_mistyped_word_gets_the_nearest_right_one(words, expected):
     assert expected in complaint(*words)
+
+
+def test_all_wrong_flags_are_answered_at_once():
+    words = "--do_train --lr=1e-3 --fp16 true --seed 1 --evaluation_strategy epoch --fp16 -1"
+    with pytest.raises(UserError) as caught:
+        parse(*words.split())
+    assert str(caught.value).split("\n") == [
+        "--do_train: no such flag; not needed, train.py always trains",
+        "--lr: no such flag; use --learning_rate",
+        "--fp16: no such flag; use --mixed_precision fp16, or no to turn it off",
+        "--evaluation_strategy: no such flag; use --eval_steps N; without it every epoch ends with an evaluation",
+    ]
 
 
 def test_a_token_is_not_said_again(config):

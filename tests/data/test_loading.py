@@ -95,6 +95,23 @@ def test_validation_texts_that_are_trained_on_are_counted(tmp_path: Path) -> Non
         assert splits.facts()["validation"]["leaked"] == leaked and "leaked" not in splits.facts()["train"]
 
 
+def test_the_examples_of_each_class_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "a", "label": ["x", "y"]}\n{"text": "b", "label": ["y", "z"]}\n')
+    (tmp_path / "dev.jsonl").write_text('{"text": "c", "label": ["x"]}\n')
+    (tmp_path / "single.csv").write_text("text,label\na,z\nb,x\nc,z\n")
+    (tmp_path / "scores.csv").write_text("text,label\na,1\n")
+    tokenizer = load_tokenizer(find_model(DEFAULT_MODEL))
+
+    def counts(train: str, dev: str, **how: bool) -> list[list[int] | None]:
+        own = OwnData(str(tmp_path / train), str(tmp_path / dev), None, ("label",), **how)
+        facts = load_splits(find_task("x", own), tokenizer, None, 16, None, None).facts()
+        return [facts[split].get("class_counts") for split in ("train", "validation")]
+
+    assert counts("train.jsonl", "dev.jsonl") == [[1, 2, 1], [1, 0, 0]]
+    assert counts("single.csv", "single.csv") == [[1, 2], [1, 2]]
+    assert counts("scores.csv", "scores.csv", regression=True) == [None, None]
+
+
 def test_the_extent_of_splits_is_that_of_the_longer_one(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na b c d,x\na,y\n")
     (tmp_path / "dev.csv").write_text("text,label\na zebra,x\n")

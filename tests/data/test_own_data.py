@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -284,6 +285,12 @@ def test_missing_texts_and_classes_are_refused(refused: Callable[..., str], text
         assert refused("\n".join(map(json.dumps, rows)), "mine.jsonl") == f"mine.jsonl, line 2: {said}"
         assert refused(json.dumps(rows), "mine.json") == f"mine.json, row 2: {said}"
     assert refused(f'text,label\n"a\nb",c\n{text or ""},c\n') == "mine.csv, line 4: the text is empty; remove the row"
+    for rows, which in ((3, " (and 2 more: line 4, line 6)"), (30, " (and 29 more: line 4, line 6, line 8, line 10, ")):
+        lines = [*itertools.chain.from_iterable([f"a,{text or ''}", "a,b"] for _ in range(rows))]
+        said = refused("\n".join(["text,label", *lines]))
+        assert said.startswith(f"mine.csv, line 2: the label is empty; remove the row{which}") and len(said) < 200
+        said = refused("\n".join(["text,label", *(f"{text or ''},b" if line != "a,b" else line for line in lines)]))
+        assert said.startswith(f"mine.csv, line 2: the text is empty; remove the row{which}")
 
 
 def test_what_is_no_text_and_no_class(refused: Callable[..., str]) -> None:
@@ -296,6 +303,8 @@ def test_what_is_no_text_and_no_class(refused: Callable[..., str]) -> None:
     rows = 'text\tlabel\n"hello world\tpos\nfoo "\tneg\nbar\tpos\nbaz\tneg\n'
     assert refused(rows, "mine.tsv").startswith("mine.tsv, line 3: ends a quoted text with tabs and line breaks in it;")
     assert "has semicolons between its columns; write commas" in refused("text;label\na;b\n")
+    assert "has semicolons between its columns; write commas" in refused("text;label\na, too;b\n")
+    assert "has commas between its columns; write commas in a .csv" in refused("text,label\na,b\n", "mine.tsv")
     assert "the text is not a text (3); write it in quotes" in refused('{"text": 3, "label": "a"}', "mine.jsonl")
 
 
@@ -329,6 +338,7 @@ def test_a_line_of_blanks_is_no_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("mine.parquet", "", "--train_file mine.parquet: its name must end in .csv, .tsv, .json, .jsonl; name its"),
         ("mine.xlsx", "", "--train_file mine.xlsx: its name must end in .csv, .tsv, .json, .jsonl"),
         ("mine.csv", "text,label\na,b,c\n", "mine.csv, line 2: 3 fields where the header has 2; a text with a comma"),
         ("mine.tsv", "text\tlabel\na\n", "mine.tsv, line 2: 1 fields where the header has 2; a text with a tab"),

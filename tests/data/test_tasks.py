@@ -20,7 +20,7 @@ def test_the_best_model_is_chosen_by_the_first_metric_or_by_the_one_that_was_ask
 
 @pytest.mark.parametrize(
     ("wanted", "hint"),
-    [("f2", "; did you mean f1?"), ("eval_loss", "; did you mean loss?"), ("", "")],
+    [("f2", "; did you mean f1?"), ("eval_loss", "; did you mean loss?"), ("eval_f1", "; did you mean f1?"), ("", "")],
 )
 def test_a_metric_that_the_task_is_not_scored_by_is_refused(wanted: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:

@@ -168,7 +168,9 @@ def test_scores_in_a_file_beside_sts_b(tmp_path: Path) -> None:
     for row, found in (("x,y,7", "'7'"), ("x,y,alike", "'alike'"), ("x,y,", "''"), ("x,y,-1", "'-1'")):
         with pytest.raises(UserError) as caught:
             asked("four.csv", f"a,b,label\nx,y,1\n{row}\n")
-        assert str(caught.value).endswith(f"four.csv, line 3: the label is {found}; stsb has scores from 0 to 5")
+        advice = "to predict without scores, leave the label column out of the file"
+        said = f"four.csv, line 3: the label is {found}; stsb has scores from 0 to 5; {advice}"
+        assert str(caught.value).endswith(said)
 
 
 def test_the_splits_of_a_dataset_and_a_file_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import colors, image
+from matplotlib.figure import Figure
 
 from peftlib.evaluation.statistics import mean_interval
 from peftlib.reporting import plots
@@ -124,6 +125,22 @@ def test_ranks_and_rates_stand_in_order_on_a_logarithmic_axis(tmp_path, figures,
     for index, number in enumerate((1, 0)):
         found = mean_interval([read_run(tmp_path / f"run-{number}-{seed}").score("accuracy") for seed in (1, 2, 3)])
         assert (means[index], lows[index], highs[index]) == pytest.approx((found.mean, found.low, found.high))
+
+
+@pytest.mark.parametrize(
+    ("places", "shown"),
+    [
+        ([8], ["8"]),
+        ([1e-4, 2e-4, 4e-4, 8e-4], ["0.0001", "0.0002", "0.0004", "0.0008"]),
+        ([2**n for n in range(8)], ["1", "4", "16", "64"]),
+        ([0.000214243, 0.0002243, 0.00023, 0.0012345, 0.00235022], ["0.00021", "0.0012", "0.0024"]),
+    ],
+)
+def test_ticks_are_not_too_close_to_be_read(places, shown):
+    axes = Figure().subplots()
+    axes.set_xscale("log")
+    plots._tick_at(axes, places)
+    assert [label.get_text() for label in axes.get_xticklabels()] == shown
 
 
 def test_a_rate_with_several_warm_ups_is_drawn_once(tmp_path, figures):

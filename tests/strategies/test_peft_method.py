@@ -78,6 +78,11 @@ def test_blocks_fit_the_layers_unless_their_size_is_given(widths: tuple[int, int
             assert getattr(wrapped.peft_config["default"], name) == expected
 
 
+def test_options_may_be_a_dictionary_from_python() -> None:
+    options: Any = {"r": 4, "alpha": 2}
+    assert PeftMethod("loha", options) == PeftMethod("loha", '{"alpha": 2, "r": 4}')
+
+
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
 @pytest.mark.parametrize("peft_type", INSTALLED)
 def test_every_type_trains_and_what_is_saved_is_what_was_trained(

@@ -215,6 +215,7 @@ def test_sts_b_from_training_to_the_file_that_glue_s_server_takes(
         ),
         (["run", "--text", "He said"], "--text: mrpc has sentence pairs; add --text_pair"),
         (["run", "--text_pair", "He said"], "--text_pair requires --text"),
+        (["run", "--text", "a", "--text=b"], "--text: takes one text; write several into a file for --test_file"),
         (["run", "--text", "a", "--split", "validation"], "--split validation: cannot be combined with --text"),
         (["run", "--label_column_name", "x"], "--label_column_name requires --test_file"),
         (["run", "--test_file", "x.csv", "--data_dir", "glue"], "--data_dir glue: cannot be combined with --test_file"),

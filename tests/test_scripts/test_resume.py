@@ -96,6 +96,25 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_status(tmp_path, fl
     assert status(folder) == "interrupted"
 
 
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 0)])
+def test_a_signal_to_the_whole_group_reaches_data_loader_workers_too(tmp_path, flags, number, expected):
+    """As `timeout` and SLURM send it. A worker that died of it would end the run as failed, without a checkpoint."""
+    folder = tmp_path / "run"
+    run = start_script(TRAIN, *flags, "--dataloader_num_workers", 2, "--output_dir", folder, cwd=tmp_path)
+    wait_for_steps(folder, 20)
+    workers = psutil.Process(run.pid).children()
+    assert len(workers) >= 2
+    for worker in workers:
+        worker.send_signal(number)
+    time.sleep(0.5)  # in which torch would notice a dead worker
+    assert run.returncode is None
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=PATIENCE)
+    assert run.returncode == expected and f"stopped by {number.name}" in errors, errors
+    assert len(list((folder / "checkpoints").glob("step_*"))) == 1
+    assert not any(worker.is_running() for worker in workers)
+
+
 def test_a_signal_ends_a_long_evaluation_which_is_made_by_the_next_life(tmp_path, flags, glue_folder):
     glue_folder(train=400, dev=250)
     slow = [*flags, "--max_train_steps", 20, "--eval_steps", 10, "--per_device_eval_batch_size", 1]

@@ -126,6 +126,24 @@ def test_a_dry_run_prints_the_runs_and_their_number(tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_dry_run_of_a_search_says_where_most_values_lie(tmp_path):
+    sweep = {
+        "program": str(ROOT / "scripts" / "train.py"), "method": "random", "run_cap": 3,
+        "metric": {"name": "eval/accuracy", "goal": "maximize"},
+        "parameters": {  # W&B's exponents of e, and not what one would think
+            "learning_rate": {"distribution": "log_uniform", "min": 1.0e-4, "max": 1.0e-2},
+            "seed": {"min": 1, "max": 9},
+        },
+    }  # fmt: skip
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(sweep))
+    done = run_python(SCRIPT, tmp_path / "search.yaml", "--dry_run", cwd=tmp_path)
+    assert done.stdout.splitlines() == [
+        "learning_rate: log_uniform, max 0.01, min 0.0001; nine values in ten from 1.001 to 1.01",
+        "seed: int_uniform, max 9, min 1",
+        "random: 3 runs",
+    ]
+
+
 def test_a_dry_run_finds_out_what_could_not_be_started(tmp_path):
     file = write_sweep(tmp_path / "s.yaml", program="nope.py")
     done = run_python(SCRIPT, file, "--dry_run", cwd=tmp_path)

@@ -342,6 +342,21 @@ def test_validation_texts_that_are_trained_on_are_noticed(tmp_path, capsys):
         assert (said in capsys.readouterr().out) == bool(leaked)
 
 
+def test_classes_without_examples_are_noticed(tmp_path, capsys):
+    facts = made_facts() | {"labels": ["ham", "spam", "news"]}
+    facts["data"]["train"]["class_counts"] = [5, 0, 1]
+    facts["data"]["validation"]["class_counts"] = [9]
+    with reporter_in(tmp_path / "run").watching(20, facts):
+        pass
+    out = capsys.readouterr().out
+    assert "note: no training example of 1 of 3 classes (spam): the model cannot learn them\n" in out
+    assert "note: no validation example of 2 of 3 classes (spam, news): scores leave them out\n" in out
+    facts["data"]["train"]["class_counts"] = facts["data"]["validation"]["class_counts"] = [1, 1, 1]
+    with reporter_in(tmp_path / "whole").watching(20, facts):
+        pass
+    assert "example of" not in capsys.readouterr().out
+
+
 def test_numbers_that_are_hard_to_learn_are_noticed(tmp_path, capsys):
     for largest, noticed in ((5.0, False), (250_000.0, True)):
         facts = made_facts()

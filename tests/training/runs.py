@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +69,7 @@ class Log:
         self.steps: list[int] = []
         self.lines: list[tuple[int, dict[str, float]]] = []
         self.facts: dict[str, Any] = {}
+        self.said: list[str] = []
 
     def advance(self, step: int) -> None:
         self.steps.append(step)
@@ -81,6 +82,9 @@ class Log:
 
     def warn(self, line: str) -> None:
         self.facts["warning"] = line
+
+    def notes(self, lines: Iterable[str]) -> None:
+        self.said += lines
 
     def of(self, name: str) -> list[float]:
         return [values[name] for _, values in self.lines if name in values]

@@ -300,6 +300,7 @@ def test_patience(tmp_path: Path, patience: int, scores: list[float], evaluation
     assert progress.step == 10 * evaluations
     assert progress.best["accuracy"] == max(scores[:evaluations])
     assert progress.stopped_early == (evaluations < 5 or patience == 2)
+    assert [line.startswith("stopped early, ") for line in run.watcher.said] == [True] * progress.stopped_early
 
 
 def test_of_losses_the_smallest_is_the_best(tmp_path: Path) -> None:
