@@ -1,16 +1,25 @@
-"""Read the YAML file of flags for `--config FILE`; the command line overrides it."""
+"""Read the file of flags for `--config FILE`, YAML or the record of a run; the command line overrides it."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import yaml
 
 from peftlib.arguments.parser import REFUSED, Parser, underscored
+from peftlib.data.tasks import TASKS, Task
 from peftlib.errors import UserError, in_one_line
 from peftlib.files import load_yaml
 from peftlib.flags import TAKES_JSON, as_json
+from peftlib.strategies import STRATEGIES
+
+#: Flags of a record that say where its run was, and what was to become of it.
+_OF_ITS_RUN = frozenset({
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "extend_training", "dry_run", "run_name",
+    "push_to_hub", "hub_model_id", "hub_private_repo",
+})  # fmt: skip
 
 
 def flags_of_file(path: Path, parser: Parser) -> list[str]:
@@ -28,6 +37,8 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = in_one_line(error).replace('"<unicode string>", ', "")
         raise UserError(f"--config {path}: not valid YAML ({reason})") from error
+    if path.suffix == ".json" and isinstance(content, dict) and "arguments" in content:
+        content = _of_record(text, path)
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: must contain lines such as `learning_rate: 0.003`")
     known = [flag for flag in parser.flags() if flag not in ("--config", "--help") and not flag.startswith("--no_")]
@@ -57,3 +68,30 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
             word = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             argv.append(f"{flag}={word}")
     return argv
+
+
+def _of_record(text: str, path: Path) -> dict[str, str]:
+    """The flags with which a run is trained again, from its `run.json`, as YAML's base loader would read them.
+
+    Rates, dropout and epochs that are the method's or the task's own are left out: with another method or task on the
+    command line, its own apply.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    try:
+        said = dict(json.loads(text)["arguments"])
+        kind = STRATEGIES[said["method"]]
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(f"--config {path}: is not the record of a run ({in_one_line(error, named=True)})") from error
+    own = said.get("train_file") or said.get("dataset_name")
+    epochs = TASKS.get(said.get("task_name", ""), Task).num_train_epochs
+    if own:
+        said.pop("task_name", None)  # was found from the data
+    settled = {"learning_rate": kind.default_learning_rate, "dropout": kind.default_dropout, "num_train_epochs": epochs}
+    kept = {name: value for name, value in said.items() if name not in _OF_ITS_RUN and value is not None}
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in kept.items()
+        if name not in settled or value != settled[name]
+    }

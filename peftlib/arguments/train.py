@@ -116,7 +116,7 @@ def train_parser() -> Parser:
         description="Fine-tune an encoder on a text-classification task.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; flags on the command line override it")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of flags, or a run.json; the command line wins")
     # W&B's own entry in a run's configuration, see `without_records`.
     parser.add_argument("--_wandb", help=SUPPRESS)
     return parser

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -96,3 +98,36 @@ def test_a_class_whose_name_yaml_reads_as_something_else_needs_quotes(config, te
 @pytest.mark.parametrize("rest", ["{r: 2026-01-01}", "{r: .nan}", "{r: 4}\noutput_dir: 2026-99-99", "{1: !!set {a}}"])
 def test_what_is_no_json_is_a_line(config, rest):
     assert ": peft_kwargs cannot be read as JSON (" in complaint("--method=peft", config(f"peft_kwargs: {rest}\n"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--task_name=mrpc", "--method=lora", "--lora_r=4", "--learning_rate=0.1", "--class_weights=balanced"),
+        ("--train_file=é.csv", "--validation_split_percentage=10", "--dropout=0.3", "--num_train_epochs=7"),
+        ("--dataset_name=me/mails", "--label_column_name=a,b", "--max_train_steps=5", "--group_by_length=false"),
+        ("--method=peft", "--peft_type=vera", '--peft_kwargs={"r": 4, "bias": "none"}', "--report_to=none"),
+    ],
+)  # fmt: skip
+def test_a_run_is_trained_again_from_its_record(tmp_path, words):
+    first = parse(*words, "--output_dir=once", "--overwrite_output_dir", "--resume_from_checkpoint=auto")
+    record = tmp_path / "run.json"
+    record.write_text(json.dumps({"status": "finished", "arguments": first.flat(), "labels": ["a"]}))
+    again = parse(f"--config={record}").flat()
+    places = {"output_dir": None, "overwrite_output_dir": False, "resume_from_checkpoint": None}
+    assert again == first.flat() | places
+    assert parse(f"--config={record}", "--seed=8").training.seed == 8
+
+
+def test_from_a_record_another_method_has_its_own_defaults(tmp_path):
+    record = tmp_path / "run.json"
+    record.write_text(json.dumps({"arguments": parse("--method=lora").flat()}))
+    assert parse(f"--config={record}", "--method=bitfit").flat() == parse("--method=bitfit").flat()
+
+
+@pytest.mark.parametrize("content", [{"arguments": None}, {"arguments": {"method": "magic"}}, {"arguments": {}}])
+def test_what_is_no_record_is_a_line(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(content))
+    assert f"--config {path}: is not the record of a run (" in complaint(f"--config={path}")
