@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from peftlib.data.tasks import is_better
+from peftlib.data.tasks import LOSS, is_better
 from peftlib.errors import OutOfMemory, RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.strategies.parameters import load_trained_state, trained_state
@@ -44,6 +44,8 @@ def finish_window(training: Training) -> None:
 def evaluate_due(training: Training) -> None:
     """Evaluate and log the current state, keep it if it is the best so far, and apply early stopping.
 
+    Of states with the same best score, the one with the lowest loss is kept; early stopping looks at the score alone.
+
     Every process computes the same metrics from the same gathered logits, so all decide alike.
 
     Raises:
@@ -54,19 +56,23 @@ def evaluate_due(training: Training) -> None:
     training.stop_clock()
     progress.last = _score(training).metrics | {"step": progress.step}
     progress.history.append(progress.last)
-    if not progress.best or is_better(metric, progress.last[metric], than=progress.best[metric]):
-        progress.best, progress.stale = dict(progress.last), 0
+    better = not progress.best or is_better(metric, progress.last[metric], than=progress.best[metric])
+    progress.stale = 0 if better else progress.stale + 1
+    progress.stopped_early = 0 < training.plan.patience <= progress.stale
+    # On small splits many states have the best score; the surest of them has the lowest loss.
+    if better or (
+        progress.last[metric] == progress.best[metric]
+        and is_better(LOSS, progress.last[LOSS], than=progress.best[LOSS])
+    ):
+        progress.best = dict(progress.last)
         training.best_state = trained_state(training.model)
-    else:
-        progress.stale += 1
-        progress.stopped_early = 0 < training.plan.patience <= progress.stale
     values = {f"eval/{name}": value for name, value in progress.last.items() if name != "step"}
     values |= {f"eval/best_{metric}": progress.best[metric]}
     training.watcher.log(training.due | values, progress.step)
     training.due = None
     if progress.stopped_early:
         evaluations = f"{progress.stale} evaluation" + "s" * (progress.stale > 1)
-        training.watcher.notes([f"stopped early, {evaluations} after the best {metric.replace('_', ' ')}"])
+        training.watcher.notes([f"stopped early: no better {metric.replace('_', ' ')} in {evaluations}"])
     if progress.stopped_early and keeper is not None and keeper.is_due(progress.step, epoch_ends=False, run_ends=True):
         _keep(training)
     training.start_clock()

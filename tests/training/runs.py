@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -103,10 +104,15 @@ class GradientRecorder(torch.optim.SGD):
         self.seen.append({name: p.grad.clone() for name, p in zip(self.names, parameters, strict=True)})
 
 
-def scripted(scores: list[float]) -> Callable[[Between | None], Evaluation]:
-    """Return an `evaluate` that yields these accuracies in turn."""
-    left = iter(scores)
-    return lambda _: Evaluation({"accuracy": next(left), "loss": 1.0}, np.zeros((1, 2)), np.zeros(1, dtype=int), 1.0)
+def scripted(scores: list[float], losses: list[float] | None = None) -> Callable[[Between | None], Evaluation]:
+    """Return an `evaluate` that yields these accuracies and losses in turn; all losses are 1 unless given."""
+    left = iter(zip(scores, losses or itertools.repeat(1.0), strict=False))
+
+    def evaluate(_: Between | None) -> Evaluation:
+        metrics = dict(zip(("accuracy", "loss"), next(left), strict=True))
+        return Evaluation(metrics, np.zeros((1, 2)), np.zeros(1, dtype=int), 1.0)
+
+    return evaluate
 
 
 def make_run(
@@ -118,6 +124,7 @@ def make_run(
     epochs: float = 1,
     max_steps: int | None = None,
     scores: list[float] | None = None,
+    losses: list[float] | None = None,
     method: str = "full",
     flags: dict[str, Any] | None = None,
     rate: float = 1e-3,
@@ -174,7 +181,7 @@ def make_run(
         train_loader,
         eval_loader,
         batches,
-        scripted(scores) if scores is not None else score,
+        scripted(scores, losses) if scores is not None else score,
         Log(),
         plan,
         hook=strategy.step_hook(model, plan.steps),

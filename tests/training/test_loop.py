@@ -280,7 +280,27 @@ def test_the_best_state_is_kept_and_put_back(tmp_path: Path) -> None:
     assert same(weights(run), states[3])
     assert not same(states[1], states[3])
     keep_best(run)
-    assert same(weights(run), states[1]), "of two equal scores, the first"
+    assert same(weights(run), states[1]), "of two equal scores and losses, the first"
+
+
+def test_of_equal_scores_the_smallest_loss_is_the_best_which_ends_no_waiting(tmp_path: Path) -> None:
+    pairs = [(0.5, 0.9), (0.75, 0.8), (0.75, 0.6), (0.5, 0.1), (0.75, 0.7), (0.75, math.nan), (0.75, 0.5)]
+    scores, losses = zip(*pairs, strict=True)
+    run = make_run(tmp_path, epochs=7, scores=list(scores), losses=list(losses), patience=6)
+    states: list[dict[str, torch.Tensor]] = []
+    evaluate = run.evaluate
+
+    def remembering(between: Any) -> Any:
+        states.append(weights(run))
+        return evaluate(between)
+
+    run.evaluate = remembering
+    progress = train(run)
+    assert progress.best == {"accuracy": 0.75, "loss": 0.5, "step": 70}
+    assert progress.stale == 5 and not progress.stopped_early
+    keep_best(run)
+    assert same(weights(run), states[6])
+    assert run.watcher.of("eval/best_accuracy") == [0.5] + 6 * [0.75]
 
 
 @pytest.mark.parametrize(
@@ -300,7 +320,7 @@ def test_patience(tmp_path: Path, patience: int, scores: list[float], evaluation
     assert progress.step == 10 * evaluations
     assert progress.best["accuracy"] == max(scores[:evaluations])
     assert progress.stopped_early == (evaluations < 5 or patience == 2)
-    assert [line.startswith("stopped early, ") for line in run.watcher.said] == [True] * progress.stopped_early
+    assert [line.startswith("stopped early: ") for line in run.watcher.said] == [True] * progress.stopped_early
 
 
 def test_of_losses_the_smallest_is_the_best(tmp_path: Path) -> None:
