@@ -33,7 +33,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        _end("\n".join(f"error: {line}" for line in str(error).split("\n")), 2, error)
+        _end("\n".join(f"error: {mistake}" for mistake in error.args), 2, error)
     except RunError as error:
         _end(f"failed: {error}", 1, error)
     except Interrupted as stop:

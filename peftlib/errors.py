@@ -19,7 +19,17 @@ class Ending(Exception):
 
 
 class UserError(Ending):
-    """Bad input; the message is one line for each mistake, which names the fix. Scripts exit with status 2."""
+    """Bad input. Scripts exit with status 2.
+
+    Args:
+        *mistakes: a line for each, which names the fix.
+    """
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__(*mistakes)
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class RunError(Ending):

@@ -82,6 +82,7 @@ def test_a_bug_keeps_its_traceback():
         ("pass", 0, ""),
         ("raise errors.RunError('a')", 1, "failed: a\n"),
         ("raise errors.UserError('a')", 2, "error: a\n"),
+        ("raise errors.UserError('a', 'b')", 2, "error: a\nerror: b\n"),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
     ],
 )

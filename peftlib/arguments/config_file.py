@@ -37,7 +37,8 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = in_one_line(error).replace('"<unicode string>", ', "")
         raise UserError(f"--config {path}: not valid YAML ({reason})") from error
-    if path.suffix == ".json" and isinstance(content, dict) and "arguments" in content:
+    of_record = path.suffix == ".json" and isinstance(content, dict) and "arguments" in content
+    if of_record:
         content = _of_record(text, path)
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: must contain lines such as `learning_rate: 0.003`")
@@ -64,7 +65,7 @@ def flags_of_file(path: Path, parser: Parser) -> list[str]:
                 ) from error
         if isinstance(value, dict):
             raise UserError(f"--config {path}: {key} is a mapping; flags take single values or lists")
-        if value not in ("", "~", "null"):
+        if of_record or value not in ("", "~", "null"):
             word = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             argv.append(f"{flag}={word}")
     return argv
@@ -81,11 +82,13 @@ def _of_record(text: str, path: Path) -> dict[str, str]:
     """
     try:
         said = dict(json.loads(text)["arguments"])
-        kind = STRATEGIES[said["method"]]
+        kind = STRATEGIES.get(said["method"])
+        epochs = TASKS.get(said["task_name"], Task).num_train_epochs
     except (ValueError, TypeError, LookupError) as error:
         raise UserError(f"--config {path}: is not the record of a run ({in_one_line(error, named=True)})") from error
+    if kind is None:
+        raise UserError(f"--config {path}: this version has no method {said['method']}")
     own = said.get("train_file") or said.get("dataset_name")
-    epochs = TASKS.get(said.get("task_name", ""), Task).num_train_epochs
     if own:
         said.pop("task_name", None)  # was found from the data
     settled = {"learning_rate": kind.default_learning_rate, "dropout": kind.default_dropout, "num_train_epochs": epochs}

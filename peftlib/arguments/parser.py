@@ -71,9 +71,7 @@ class Parser(HfArgumentParser):
             self._with_values(words), look_for_args_file=False, return_remaining_strings=True
         )
         if unknown:
-            flags = [word.partition("=")[0] for word in unknown if re.match("--?[^-0-9.]", word)]
-            reasons = dict.fromkeys(map(self._why_not, flags)) or [f"{unknown[0]!r}: unexpected, {_NO_FLAG}"]
-            raise UserError("\n".join(reasons))
+            self._refuse(unknown)
         for name, value in (pair for group in parsed for pair in vars(group).items()):
             if name.endswith(_PATHS) and isinstance(value, str):
                 if not value.strip():  # for instance an unset shell variable; as a path it means the current folder
@@ -90,6 +88,15 @@ class Parser(HfArgumentParser):
             f"{word}=true" if word in switches and (not _is_truth(after) or Path(after).exists()) else word
             for word, after in itertools.pairwise([*words, ""])
         ]
+
+    def _refuse(self, words: list[str]) -> NoReturn:
+        """Refuse flags that do not exist, and words that no flag takes; what follows such a flag may be its value."""
+        if "--" in words:
+            raise UserError("--: unexpected; leave it out, the flags after it would not be read")
+        stray = itertools.takewhile(lambda word: not word.startswith("-"), words)
+        flags = [word.partition("=")[0] for word in words if re.match("--?[^-0-9.]", word)]
+        reasons = [f"{word!r}: unexpected, {_NO_FLAG}" for word in stray] + [self._why_not(flag) for flag in flags]
+        raise UserError(*dict.fromkeys(reasons or [f"{words[0]!r}: unexpected, {_NO_FLAG}"]))
 
     def _why_not(self, flag: str) -> str:
         """Say why there is no such flag."""

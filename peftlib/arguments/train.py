@@ -140,7 +140,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
     try:
         model, data, training, output, hub, *rest, _ = parser.parse_words(of_file + argv)
     except UserError as error:
-        raise UserError(_blamed(str(error), of_file, argv, config)) from error
+        raise UserError(*(_blamed(mistake, of_file, argv, config) for mistake in error.args)) from error
     strategies: dict[str, Strategy] = dict(zip(STRATEGIES, rest, strict=True))
     groups = model, data, training, output, hub
     return TrainArguments(*groups, strategies[training.method], tuple(_without_effect(*groups, strategies)))

@@ -14,7 +14,8 @@ def held_out(texts: Sequence[tuple[str, ...]], labels: Sequence[Label], percenta
 
     They are drawn by the hash of their texts, so runs with different seeds are scored on the same examples. The rows
     with the same text stay together, since the score on a text that was trained on says nothing. Where an example has
-    one class, the draw is stratified, and each class keeps at least one text for training.
+    one class, the draw is stratified, and each class keeps at least one text for training. A class of few texts that
+    come again and again may thus have a smaller or larger share.
 
     Args:
         labels: as in `sources.Examples`.
@@ -31,8 +32,9 @@ def held_out(texts: Sequence[tuple[str, ...]], labels: Sequence[Label], percenta
         classes = [label for row in places if isinstance(label := labels[row], int)]
         strata[min(classes, default=0)].append(text)
     chosen = [False] * len(texts)
-    owed = 0.0  # rows still to be chosen; what one class leaves of a row passes on to the next
+    owed = 0.0  # rows still to be chosen
     for stratum in sorted(strata):
+        owed = min(max(owed, -0.5), 0.5)  # only what rounding leaves passes on to the next class
         ordered = sorted(strata[stratum], key=_hash)
         owed += percentage / 100 * sum(len(rows[text]) for text in ordered)
         for text in ordered[:-1]:

@@ -184,7 +184,7 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
     try:
         labels = labels_of_rows(task, table, own)
     except UserError as error:
-        if split != "test":
+        if split != "test" or own.dataset is not None:
             raise
         raise UserError(f"{error}; to predict without scores, leave the label column out of the file") from error
     if share is None:
@@ -195,8 +195,9 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
             f"--validation_split_percentage {share}: of the {len(held):,} rows of {table.source}, that is none"
         )
     if split == "train":
-        share, held = 100 - share, [not row for row in held]
-    return [*compress(texts, held)], [*compress(labels, held)], f"{share} % of {table.source}"
+        held = [not row for row in held]
+    source = table.source + (", held-out rows" if split == "validation" else " without held-out rows")
+    return [*compress(texts, held)], [*compress(labels, held)], source
 
 
 def _text_columns(table: Table, own: OwnData, usual: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -199,7 +199,9 @@ def _scores(table: Table, task: Task, own: OwnData) -> Iterator[float]:
             found = f"{table.source}, {where}: the {column} is {short(row[place])}"
             if own.regression:
                 way = "name their column in --label_column_name"
-                if isinstance(row[place], str) and task.parse_score(row[place].replace(",", ".")) is not None:
+                written = str(row[place])
+                thousands = re.fullmatch(r"-?\d{1,3}(,\d{3})+", written)
+                if not thousands and task.parse_score(written.replace(",", ".")) is not None:
                     way = "write a decimal point"
                 raise UserError(f"{found}; regression needs numbers: {way}")
             raise UserError(f"{found}; {task.name} has {task.scores_in_words()}")

@@ -26,6 +26,8 @@ _COSTS: dict[str, tuple[str, bool, Callable[[Row], float]]] = {
 _MARGIN = 0.02
 #: At least this share of a logarithmic axis, one in so many, lies between two ticks.
 _TICKS = 6
+#: Characters from which the label of a tick is rounded: 0.00125 is written in full.
+_LONG = 8
 #: Lower bounds of scores; all others are at least 0.
 _LOWEST = {"matthews_correlation": -1.0, "pearson": -1.0, "spearmanr": -1.0, "r2": -math.inf}
 
@@ -184,7 +186,8 @@ def _tick_at(axes: Axes, places: Sequence[float]) -> None:
     for place in places[1:]:
         if math.log(place / shown[-1]) >= 0.99 * math.log(places[-1] / places[0]) / _TICKS:
             shown.append(place)
-    axes.set_xticks(shown, [f"{place:.2g}" for place in shown])
+    # In full, unless a search has drawn it.
+    axes.set_xticks(shown, [f"{place:g}" if len(f"{place:g}") < _LONG else f"{place:.2g}" for place in shown])
     axes.minorticks_off()
 
 

@@ -91,7 +91,10 @@ class PeftMethod(Strategy):
     def __post_init__(self) -> None:
         given: Any = self.peft_kwargs
         if isinstance(given, dict):  # from Python
-            object.__setattr__(self, "peft_kwargs", json.dumps(given))
+            try:
+                object.__setattr__(self, "peft_kwargs", json.dumps(given))
+            except TypeError as error:
+                raise UserError(f"peft_kwargs {given}: {error}") from error
         # Canonical spelling, since runs are compared by their flags.
         object.__setattr__(self, "peft_type", self.peft_type.lower())
         options = self._options()

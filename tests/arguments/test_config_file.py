@@ -107,6 +107,7 @@ def test_what_is_no_json_is_a_line(config, rest):
         ("--task_name=mrpc", "--method=lora", "--lora_r=4", "--learning_rate=0.1", "--class_weights=balanced"),
         ("--train_file=é.csv", "--validation_split_percentage=10", "--dropout=0.3", "--num_train_epochs=7"),
         ("--dataset_name=me/mails", "--label_column_name=a,b", "--max_train_steps=5", "--group_by_length=false"),
+        ("--train_file=a.csv", "--validation_file=b.csv", "--label_delimiter=~", "--text_column_names=null"),
         ("--method=peft", "--peft_type=vera", '--peft_kwargs={"r": 4, "bias": "none"}', "--report_to=none"),
     ],
 )  # fmt: skip
@@ -126,8 +127,23 @@ def test_from_a_record_another_method_has_its_own_defaults(tmp_path):
     assert parse(f"--config={record}", "--method=bitfit").flat() == parse("--method=bitfit").flat()
 
 
-@pytest.mark.parametrize("content", [{"arguments": None}, {"arguments": {"method": "magic"}}, {"arguments": {}}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"arguments": None},
+        {"arguments": {"method": "lora"}},
+        {"arguments": {"method": ["lora"], "task_name": "mrpc"}},
+        {"arguments": {"method": "lora", "task_name": ["mrpc"]}},
+        {"arguments": {}},
+    ],
+)
 def test_what_is_no_record_is_a_line(tmp_path, content):
     path = tmp_path / "run.json"
     path.write_text(json.dumps(content))
     assert f"--config {path}: is not the record of a run (" in complaint(f"--config={path}")
+
+
+def test_a_record_of_a_method_that_is_not_there_is_a_line(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"arguments": {"method": "magic", "task_name": "mrpc"}}))
+    assert complaint(f"--config={path}") == f"--config {path}: this version has no method magic"

@@ -28,6 +28,7 @@ from tests.arguments.parsing import complaint, parse
         (("--deepspeed", "x.json"), "--deepspeed: no such flag; what is trained is small, and each GPU holds"),
         (("--bias_terms", "querry"), "--bias_terms querry: no such group of biases; did you mean query?"),
         (("lora",), "'lora': unexpected"),
+        (("--", "--seed", "1"), "--: unexpected; leave it out"),
         (("--seed",), "--seed: expected one argument"),
         (("--config",), "--config: expected one argument"),
         (("--use_dora=maybe",), "--use_dora: "),
@@ -46,12 +47,18 @@ def test_all_wrong_flags_are_answered_at_once():
     words = "--do_train --lr=1e-3 --fp16 true --seed 1 --evaluation_strategy epoch --fp16 -1"
     with pytest.raises(UserError) as caught:
         parse(*words.split())
-    assert str(caught.value).split("\n") == [
+    assert list(caught.value.args) == [
         "--do_train: no such flag; not needed, train.py always trains",
         "--lr: no such flag; use --learning_rate",
         "--fp16: no such flag; use --mixed_precision fp16, or no to turn it off",
         "--evaluation_strategy: no such flag; use --eval_steps N; without it every epoch ends with an evaluation",
     ]
+
+
+def test_a_word_before_a_wrong_flag_is_answered_too():
+    with pytest.raises(UserError) as caught:
+        parse("extra", "--foo", "1", "--dry_run")
+    assert [mistake.partition(":")[0] for mistake in caught.value.args] == ["'extra'", "--foo"]
 
 
 def test_a_token_is_not_said_again(config):

@@ -52,6 +52,25 @@ def test_a_text_is_on_one_side_and_the_order_of_the_rows_does_not_matter(rows, p
     assert Counter(parts(shuffled, percentage)[1]) == Counter(validation)
 
 
+@pytest.mark.parametrize("dominated", [0, 1, 2])
+def test_a_class_of_one_repeated_text_takes_nothing_from_the_others(dominated):
+    """It cannot be divided itself."""
+    rows = [(("hello",), dominated)] * 100
+    rows += [((f"{label} {row}",), label) for label in {0, 1, 2} - {dominated} for row in range(20)]
+    held = Counter(label for _, label in parts(rows, 10)[1])
+    assert held.keys() == {0, 1, 2} - {dominated} and all(count in (2, 3) for count in held.values())
+
+
+@given(rows=ANY_ROWS, percentage=PERCENTAGES)
+def test_no_class_gives_more_than_its_share_and_half_a_text(rows, percentage):
+    copies = Counter(text for text, _ in rows)
+    classes = {text: min(label for other, label in rows if other == text) for text in copies}
+    held = Counter(classes[text] for text, _ in parts(rows, percentage)[1])
+    for label in {*classes.values()}:
+        of_class = [copies[text] for text in copies if classes[text] == label]
+        assert held[label] <= percentage / 100 * sum(of_class) + 0.5 + max(of_class) / 2
+
+
 def test_it_is_the_same_part_in_every_version():
     chosen = held_out([(f"text {i}", "b") for i in range(20)], [i % 2 for i in range(20)], 20)
     assert [i for i, held in enumerate(chosen) if held] == [1, 6, 13, 14]
@@ -74,7 +93,7 @@ def test_the_splits_of_a_file(tmp_path: Path) -> None:
     assert (len(train), len(validation), sum(validation.labels)) == (30, 10, 2)  # spam: 2.5 of 10
     assert sorted(train.texts + validation.texts) == sorted((f"text {i}",) for i in range(40))
     assert train.texts == sorted(train.texts, key=lambda text: int(text[0][5:]))  # in the file's order
-    assert (train.source, validation.source) == (f"75 % of {path}", f"25 % of {path}")
+    assert (train.source, validation.source) == (f"{path} without held-out rows", f"{path}, held-out rows")
     with pytest.raises(UserError, match=f"^--validation_split_percentage 1: of the 40 rows of {path}, that is none$"):
         split(path, 1)
 

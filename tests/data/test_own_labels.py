@@ -110,7 +110,8 @@ def test_lists_of_a_dataset_s_own_classes(tmp_path: Path) -> None:
         ('[{"text": "a", "p": 1, "q": ""}]', {"label_column_name": "p,q"}, "the q is empty; with several"),
         ('[{"text": "a", "p": 1}]', {"label_column_name": "p,q"}, "no column 'q' (there are: text, p); name"),
         ('[{"text": "a", "label": "x"}]', {"do_regression": True}, "the label is 'x'; regression needs numbers"),
-        ('[{"text": "a", "label": "1,5"}]', {"do_regression": True}, "is '1,5'; regression needs numbers: write a dec"),
+        ('[{"text": "a", "label": "1,5"}]', {"do_regression": True}, "is '1,5'; regression needs numbers: write"),
+        ('[{"text": "a", "label": "1,000"}]', {"do_regression": True}, "is '1,000'; regression needs numbers: name"),
         ('[{"text": "a", "label": 1e39}]', {"do_regression": True}, "is 1e+39; regression needs numbers"),
     ],
 )  # fmt: skip

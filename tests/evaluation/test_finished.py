@@ -283,7 +283,7 @@ def test_rows_that_were_held_out_are_found_again(tmp_path: Path) -> None:
     run = left(tmp_path / "run", record(arguments=own, labels=["a", "b"], fingerprint=held.fingerprint()))
     assert run.examples("validation") == held and len(held) == 4
     path.write_text(f"{path.read_text()}mail 20,a\nmail 21,b\nmail 22,a\n")  # more rows: another part
-    with pytest.raises(UserError, match=r"mails.csv: has changed since .*run was scored on it; restore"):
+    with pytest.raises(UserError, match=r"mails.csv, held-out rows: has changed since .*run was scored on it; restore"):
         run.examples("validation")
 
 

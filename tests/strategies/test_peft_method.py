@@ -81,6 +81,8 @@ def test_blocks_fit_the_layers_unless_their_size_is_given(widths: tuple[int, int
 def test_options_may_be_a_dictionary_from_python() -> None:
     options: Any = {"r": 4, "alpha": 2}
     assert PeftMethod("loha", options) == PeftMethod("loha", '{"alpha": 2, "r": 4}')
+    with pytest.raises(UserError, match=r"^peft_kwargs .*: Object of type set is not JSON serializable$"):
+        PeftMethod("loha", {"r": {1}})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
