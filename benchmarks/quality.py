@@ -9,6 +9,7 @@ uniformly drawn examples. Everything else is equal, seed by seed. Writes quality
 
 from __future__ import annotations
 
+import shlex
 from statistics import mean, stdev
 from typing import Any
 
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--num_train_epochs", type=int, default=3, help="of each run")
     parser.add_argument("--updates", type=int, default=0, help="an epoch's, of 64 examples; 0 takes all data")
     parser.add_argument("--only", action="append", help="a work's name (MRPC BitFit); may be repeated")
+    parser.add_argument("--ours", default="", help="more flags for ours, in quotes, such as '--group_by_length false'")
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error("--seeds: an interval needs at least two")
@@ -67,7 +69,8 @@ def main() -> None:
         found[work.name] = {system: [] for system in SYSTEMS}
         for seed in range(1, options.seeds + 1):
             for system in SYSTEMS:
-                flags = (*setting.flags(work), "--seed", str(seed))
+                more = shlex.split(options.ours) if system == "ours" else []
+                flags = (*setting.flags(work), "--seed", str(seed), *more)
                 result = jobs.run(Job("quality", system, flags, epochs=options.num_train_epochs))
                 found[work.name][system].append(result["history"][-1]["accuracy"])
                 say(f"{work.name}, seed {seed}, {system}: {found[work.name][system][-1]:.4f}")
