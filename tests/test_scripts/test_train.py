@@ -212,6 +212,16 @@ def test_class_weights_where_a_text_has_several_classes_are_refused_before_the_m
     assert not (place / "several").exists()
 
 
+def test_a_run_that_stops_early_says_so_everywhere(place: Path) -> None:
+    words = mrpc(place, "--learning_rate", 1e-12, "--eval_steps", 1, "--early_stopping_patience", 2)
+    done = run_script(SCRIPT, *words, "--num_train_epochs", 50, "--output_dir", place / "early", cwd=place / "work")
+    assert done.returncode == 0, done.stderr
+    assert "note: stopped early: no better accuracy in 2 evaluations\n" in done.stdout
+    run = Run(done, place / "early")
+    assert run.json("run.json")["steps"] == run.json("all_results.json")["global_step"] == 3
+    assert ", 3 updates of " in (run.folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_files_of_one_s_own_end_to_end(place: Path) -> None:
     """Three classes, in two kinds of files; the adapter in stock PEFT."""
     rows = [{"mail": f"{('hello', 'buy', 'minister')[i % 3]} {i}", "label": "abc"[i % 3]} for i in range(30)]
