@@ -262,6 +262,7 @@ def test_a_metric_that_is_never_logged_is_a_failure_with_the_nearest_name(search
 def test_a_terminal_gets_a_live_table(search, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one gets no live table
     opened = search([1, 2], steps=5, pause=0.1)
     run_sweep(opened, SweepConsole())
     out = capsys.readouterr().out
