@@ -43,7 +43,7 @@ class CaughtSignals:
         self.received.append(signal.Signals(number))
 
 
-def leave_signals_to_parent(worker: int = 0) -> None:
+def leave_signals_to_parent(worker: int) -> None:
     """Ignore the signals that stop a run, as a data loader's worker: they may reach the whole group of processes.
 
     The run stops at its next batch, for which it may still need its workers. Those end with it, however it ends.

@@ -34,8 +34,8 @@ _DEFAULTS: dict[str, str | bool | None] = {
     "do_regression": False,
 }
 _KINDS = (*DELIMITERS, ".json", ".jsonl")
-#: Files that `datasets` reads.
-_FOR_DATASETS = (".parquet", ".arrow", ".txt", ".xml")
+#: Files of tables that `datasets` reads.
+_FOR_DATASETS = (".parquet", ".arrow")
 #: What to do for want of a validation split.
 _HOLD_OUT = "--validation_split_percentage 10 to hold out a part of the training data"
 

@@ -264,8 +264,8 @@ def test_the_best_metric_is_logged_at_every_evaluation(tmp_path: Path) -> None:
 # ── The best state, and stopping early ───────────────────────────────────────────────────────────────────────────
 
 
-def test_the_best_state_is_kept_and_put_back(tmp_path: Path) -> None:
-    run = make_run(tmp_path, epochs=4, scores=[0.5, 0.75, 0.25, 0.75])
+def states_at_evaluations(run: Training) -> list[dict[str, torch.Tensor]]:
+    """A list that fills with the weights at every evaluation."""
     states: list[dict[str, torch.Tensor]] = []
     evaluate = run.evaluate
 
@@ -274,6 +274,12 @@ def test_the_best_state_is_kept_and_put_back(tmp_path: Path) -> None:
         return evaluate(between)
 
     run.evaluate = remembering
+    return states
+
+
+def test_the_best_state_is_kept_and_put_back(tmp_path: Path) -> None:
+    run = make_run(tmp_path, epochs=4, scores=[0.5, 0.75, 0.25, 0.75])
+    states = states_at_evaluations(run)
     progress = train(run)
     assert progress.best == {"accuracy": 0.75, "loss": 1.0, "step": 20}
     assert progress.last["step"] == 40
@@ -287,14 +293,7 @@ def test_of_equal_scores_the_smallest_loss_is_the_best_which_ends_no_waiting(tmp
     pairs = [(0.5, 0.9), (0.75, 0.8), (0.75, 0.6), (0.5, 0.1), (0.75, 0.7), (0.75, math.nan), (0.75, 0.5)]
     scores, losses = zip(*pairs, strict=True)
     run = make_run(tmp_path, epochs=7, scores=list(scores), losses=list(losses), patience=6)
-    states: list[dict[str, torch.Tensor]] = []
-    evaluate = run.evaluate
-
-    def remembering(between: Any) -> Any:
-        states.append(weights(run))
-        return evaluate(between)
-
-    run.evaluate = remembering
+    states = states_at_evaluations(run)
     progress = train(run)
     assert progress.best == {"accuracy": 0.75, "loss": 0.5, "step": 70}
     assert progress.stale == 5 and not progress.stopped_early
