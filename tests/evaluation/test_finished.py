@@ -184,6 +184,12 @@ def test_the_splits_of_a_dataset_and_a_file_beside_it(tmp_path: Path, monkeypatc
     path = tmp_path / "new.csv"
     path.write_text("mail,label\nyes,a\n")
     assert run.examples("test", test_file=str(path)).texts == [("yes",)]
+    fewer = left(tmp_path / "fewer", record(arguments=arguments, labels=["a", "c"]))
+    path.write_text("mail,label\nyes,b\n")
+    for how, advised in (({}, False), ({"test_file": str(path)}, True)):
+        with pytest.raises(UserError, match="'b' is not a class of mails") as caught:
+            fewer.examples("test", **how)
+        assert ("leave the label column out of the file" in str(caught.value)) == advised
 
 
 def test_a_dataset_s_folder_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
