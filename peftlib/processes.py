@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
+#: Environment variable by which a sweep tells its runs how many of them share the machine's cores.
+RUNS_AT_ONCE = "PEFTLIB_RUNS_AT_ONCE"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _Caught = TypeVar("_Caught", bound="CaughtSignals")
 

@@ -42,7 +42,8 @@ def main() -> None:
     name = plain_name(Path(args.test_file).stem) if args.test_file else args.split
     folder = Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name
     if not args.texts:
-        on_main(lambda: refuse_other_answers(folder, examples.source, examples.fingerprint()))
+        texts = (examples.source, examples.fingerprint())
+        on_main(lambda: refuse_other_answers(folder, run.folder, run.record.get("ended"), *texts))
         on_main(lambda: writable_folder(folder))
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────

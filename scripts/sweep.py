@@ -38,7 +38,7 @@ def main() -> None:
         from peftlib.sweeps.search import Search
 
     folder = Path(args.sweep_dir) if args.sweep_dir else sweep.default_folder
-    search = Search(sweep, folder, args.seed, parallel=args.workers > 1)
+    search = Search(sweep, folder, args.seed)
     run_sweep(search, SweepConsole(), args.workers, args.count)
 
 

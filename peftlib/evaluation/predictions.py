@@ -83,10 +83,11 @@ def place_of(source: str) -> str:
     return str(Path(source).absolute()) if Path(source).exists() else source
 
 
-def refuse_other_answers(folder: Path, source: str, fingerprint: str) -> None:
-    """Refuse a folder that holds anything but predictions for the same texts or the same source.
+def refuse_other_answers(folder: Path, run: Path, ended: str | None, source: str, fingerprint: str) -> None:
+    """Refuse a folder that holds anything but a run's predictions for the same texts or the same source.
 
     Args:
+        run, ended: the run's folder, and when it ended: it may have been moved since, or trained again.
         source, fingerprint: where the texts come from, and a hash of them.
 
     Raises:
@@ -97,8 +98,12 @@ def refuse_other_answers(folder: Path, source: str, fingerprint: str) -> None:
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         before, texts = about.get("place", about["source"]), about["fingerprint"]  # 0.1.0 wrote no place
+        whose = about.get("run")
+        other = whose and Path(whose).absolute() != run.absolute() and about.get("run_ended") != ended
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        before = texts = None
+        before = texts = whose = other = None
+    if other:
+        raise UserError(f"{folder}: holds the predictions of {whose}; name another --output_dir")
     if before not in (source, place_of(source)) and texts != fingerprint:
         what = "files of another kind" if before is None else f"the predictions for {before}"
         raise UserError(f"{folder}: holds {what}; name another --output_dir")

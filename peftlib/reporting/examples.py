@@ -31,7 +31,11 @@ def show_disagreements(runs: Sequence[Run], console: CompareConsole, most: int) 
     a, b = _two(runs)
     run = Finished(a.folder, a.record)
     examples = run.examples("validation")  # reloaded from the run's own source
-    (answers_a, labels), (answers_b, _) = (_answers(run) for run in (a, b))
+    (answers_a, labels), (answers_b, same) = (_answers(run) for run in (a, b))
+    if not np.array_equal(labels, same):
+        raise UserError(
+            f"--examples: the predictions in {b.folder} are not for the examples in its record; train it again"
+        )
     if labels.dtype.kind == "f":
         _show_scores((a, b), (answers_a, answers_b), labels, examples, console, most)
         return
@@ -49,7 +53,7 @@ def show_disagreements(runs: Sequence[Run], console: CompareConsole, most: int) 
         console.note(f"{better.name} right, {worse.name} wrong: {len(places):,}{limit}")
         if len(shown):
             wrong = (answers_b if better is a else answers_a)[shown]
-            console.sheet(_sheet(examples, shown, wrong, run.task, worse.name))
+            console.sheet(_sheet(examples, shown, wrong, Finished(worse.folder, worse.record).task, worse.name))
 
 
 def _show_scores(
@@ -87,8 +91,11 @@ def _two(runs: Sequence[Run]) -> tuple[Run, Run]:
         if run.problem is not None:
             raise UserError(f"--examples: {run.name} has no result ({run.problem}); name a finished run")
     prints = [run.record["data"]["validation"]["fingerprint"] for run in runs]
-    if a.task != b.task or prints[0] != prints[1]:
+    if prints[0] != prints[1]:  # the tasks of one's own files may have other names
         raise UserError(f"--examples: {a.name} ({a.task}) and {b.name} ({b.task}) were not scored on the same examples")
+    shared = list(zip(*(run.record.get("labels", ()) for run in runs), strict=False))
+    if other := next((pair for pair in shared if pair[0] != pair[1]), None):  # the fingerprints hash their indices
+        raise UserError(f"--examples: {a.name} and {b.name} have other classes ({other[0]}, {other[1]})")
     return a, b
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,12 @@ class Sweep:
     @property
     def points(self) -> int:
         """Number of points in the whole grid, regardless of `run_cap`."""
-        return math.prod(len(parameter.grid()) for parameter in self.parameters)
+        return math.prod(len(values) for values in self._values)
+
+    @cached_property
+    def _values(self) -> list[list[Any]]:
+        """Each parameter's grid, listed once: a grid has far more points than parameters."""
+        return [parameter.grid() for parameter in self.parameters]
 
     def grid_point(self, index: int) -> dict[str, Any]:
         """Return the grid point at `index`, from 0, as parameter name -> value.
@@ -96,8 +102,7 @@ class Sweep:
         `grid_search_next_runs` of W&B's `sweeps` package, against which the tests compare).
         """
         point = {}
-        for parameter in reversed(self.parameters):
-            values = parameter.grid()
+        for parameter, values in reversed(list(zip(self.parameters, self._values, strict=True))):
             index, place = divmod(index, len(values))
             point[parameter.name] = values[place]
         return {parameter.name: point[parameter.name] for parameter in self.parameters}

@@ -64,6 +64,8 @@ class SweepConsole(Console):
         early = sweep.hyperband
         if early is not None and early.factor != early.eta:
             self.note(f"early_terminate.eta: {early.eta:g} is rounded to {early.factor}; Optuna needs a whole number")
+        if unused := [key for key in ("impute", "impute_while_running") if key in sweep.content["metric"]]:
+            self.note(f"metric.{unused[0]}: has no effect here; runs without a score are left out of the search")
         if over:
             self.note(f"continuing: {over} runs have already ended")
 
@@ -86,7 +88,7 @@ class SweepConsole(Console):
         """Redraw the live table; in a pipe there is none, and the events have been printed."""
         if self._live is None:
             return
-        sweep, trials = search.sweep, search.trials()
+        sweep, trials, held = search.sweep, search.trials(), search.held()
         over = [trial for trial in trials if trial.state.is_finished()]
         best = next((trial for trial in search.ranked() if trial.value is not None), None)
         parts = [f"{len(over)} of {sweep.size if sweep.size is not None else '∞'} runs ended"]
@@ -94,16 +96,17 @@ class SweepConsole(Console):
             parts.append(f"best {sweep.metric} {best.value:.4f} (run {best.number})")
         if self._durations and sweep.size is not None:
             mean = sum(self._durations) / len(self._durations)
-            parts.append(f"about {(sweep.size - len(over)) * mean / self._workers / 60:.0f} min left")
+            parts.append(f"about {(sweep.size - len(over)) * mean / max(self._workers, len(held)) / 60:.0f} min left")
         table = Table(title=" · ".join(parts), title_justify="left")
         for name in ("run", "state", sweep.metric, "step", *varying(sweep)):
             table.add_column(name)
         for trial in trials[-_SHOWN:]:
             run = active.get(trial.number)
             value = run.values[-1] if run is not None and run.values else trial.value
+            elsewhere = "running elsewhere" if trial.number in held else _STATES[trial.state]
             table.add_row(
                 str(trial.number),
-                "running" if run is not None else _STATES[trial.state],
+                "running" if run is not None else elsewhere,
                 "" if value is None else f"{value:.4f}",
                 "" if run is None else str(run.steps),
                 *map(Text, _values(sweep, trial)),

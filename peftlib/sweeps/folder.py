@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from peftlib.errors import UserError
+from peftlib.errors import UserError, in_one_line
 from peftlib.files import strict, write_json
 from peftlib.sweeps.config import Sweep
 
@@ -46,7 +46,10 @@ def keep_to(sweep: Sweep, folder: Path, seed: int) -> None:
     path = folder / "sweep.json"
     now = {key: value for key, value in sweep.content.items() if key not in ("run_cap", "description")}
     now = strict(now | {"seed": seed})
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({in_one_line(error)}); name a new --sweep_dir") from error
     others = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)] if before else []
     for key in others:
         grid = key == "parameters" and sweep.method == "grid" == before["method"]

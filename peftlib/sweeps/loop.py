@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
-
-import psutil
 
 from peftlib.errors import Interrupted, RunError, nearest
 from peftlib.processes import CaughtSignals
@@ -92,10 +91,10 @@ def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:
         return False
     folder = search.run_folder(claim.number)
     record = record_in(folder)
-    if "stopped_at" in claim.trial.user_attrs:
+    if record.get("status") == "finished":
+        _finished(search, claim)  # even if it was told to stop, as in `_poll`
+    elif "stopped_at" in claim.trial.user_attrs:
         _stopped_early(search, claim)
-    elif record.get("status") == "finished":
-        _finished(search, claim)
     elif record.get("status") == "failed":
         search.fail(claim, record["error"], tail_of(folder))
     else:
@@ -105,10 +104,8 @@ def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:
 
 
 def _start(search: Search, console: SweepConsole, claim: Claim, workers: int) -> TrialRun:
-    flags = search.sweep.flags(claim.values)
-    if workers > 1:  # by default each run would use all cores, and they would wait for each other
-        flags.setdefault("num_cpu_threads", max(1, (psutil.cpu_count(logical=False) or 1) // workers))
-    run = TrialRun(search.sweep, flags, search.run_folder(claim.number), claim.lock, (search.id, claim.number))
+    flags, folder = search.sweep.flags(claim.values), search.run_folder(claim.number)
+    run = TrialRun(search.sweep, flags, folder, claim.lock, (search.id, claim.number), workers)
     console.started(claim, run)
     return run
 
@@ -147,8 +144,10 @@ def _stopped_early(search: Search, claim: Claim) -> None:
 def _finished(search: Search, claim: Claim) -> None:
     metric = search.sweep.metric
     logged = values_in(search.run_folder(claim.number))
-    if metric in logged:
+    if metric in logged and math.isfinite(logged[metric][-1]):
         search.complete(claim, logged[metric][-1])
+    elif metric in logged:
+        search.fail(claim, f"{metric} is not finite at the end of the run")
     else:
         names = ", ".join(sorted(name for name in logged if name.startswith("eval/")))
         hint = nearest(metric, logged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from peftlib.errors import RunError
-from peftlib.processes import end_with_parent
+from peftlib.processes import RUNS_AT_ONCE, end_with_parent
 from peftlib.run_files import CHECKPOINTS, LOCK, METRICS, last_words, logged_in, record_in
 from peftlib.sweeps.command import expand, search_path
 from peftlib.sweeps.config import Sweep
@@ -30,6 +31,7 @@ class TrialRun:
         folder: the run's output folder; if it holds an earlier part of this run, the run resumes.
         lock: the trial's lock. The subprocess (with `accelerate launch`, the launcher) inherits it and holds it too.
         identity: the sweep's id and the trial's number.
+        at_once: number of runs that share the machine's cores.
 
     Raises:
         RunError: the command cannot be started; the trial is free to be claimed again.
@@ -39,7 +41,13 @@ class TrialRun:
     """
 
     def __init__(
-        self, sweep: Sweep, flags: dict[str, Any], folder: Path, lock: TextIO, identity: tuple[str, int]
+        self,
+        sweep: Sweep,
+        flags: dict[str, Any],
+        folder: Path,
+        lock: TextIO,
+        identity: tuple[str, int],
+        at_once: int = 1,
     ) -> None:
         self.folder, self.metric = folder, sweep.metric
         self.values: list[float] = []
@@ -53,7 +61,7 @@ class TrialRun:
             try:
                 self._process = subprocess.Popen(
                     self.command,
-                    env=_environment(sweep, identity),
+                    env=_environment(sweep, identity, at_once),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -106,10 +114,10 @@ class TrialRun:
                 self.values.append(float(logged[self.metric]))
 
 
-def _environment(sweep: Sweep, identity: tuple[str, int]) -> dict[str, str]:
+def _environment(sweep: Sweep, identity: tuple[str, int], at_once: int) -> dict[str, str]:
     project = {"WANDB_PROJECT": sweep.project} if sweep.project and "WANDB_PROJECT" not in os.environ else {}
     own = {"PATH": search_path(), "PEFTLIB_SWEEP_ID": identity[0], "PEFTLIB_TRIAL": str(identity[1])}
-    return {**os.environ, **project, **own}
+    return {**os.environ, **project, **own, RUNS_AT_ONCE: str(at_once)}
 
 
 def in_use(folder: Path) -> bool:
@@ -123,12 +131,11 @@ def in_use(folder: Path) -> bool:
 
 
 def values_in(folder: Path) -> dict[str, list[float]]:
-    """Read a finished run's `metrics.jsonl` as metric -> all its values, in order."""
+    """Read a finished run's `metrics.jsonl` as metric -> all its values, in order; NaN for what was not finite."""
     logged: dict[str, list[float]] = {}
     for values in logged_in(folder):
         for name, value in values.items():
-            if value is not None:
-                logged.setdefault(name, []).append(float(value))
+            logged.setdefault(name, []).append(math.nan if value is None else float(value))
     return logged
 
 

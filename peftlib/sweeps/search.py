@@ -17,12 +17,14 @@ from typing import Any, TextIO
 import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError  # of Optuna's storage
 
-from peftlib.errors import UserError
+from peftlib.errors import UserError, in_one_line
 from peftlib.sweeps.config import Sweep
 from peftlib.sweeps.folder import alone_in, keep_to, open_folder, try_lock
 from peftlib.sweeps.parameters import label, spelled
@@ -57,35 +59,28 @@ class Search:
     """The sweep's study in `folder`, created if it is missing.
 
     Args:
-        seed: for the sampler. A trial's draw depends on the seed, its number and, with bayes, the trials finished by
-            then; never on how often the sweep was stopped.
-        parallel: whether runs overlap; bayes then avoids the points that are being tried (a constant liar).
+        seed: for the sampler. A trial's draw depends on the seed, its number and, with bayes, the trials finished or
+            running by then; never on how often the sweep was stopped.
 
     Raises:
         UserError: the folder holds another sweep, or something else, or cannot be written.
     """
 
-    def __init__(self, sweep: Sweep, folder: Path, seed: int = 0, *, parallel: bool = False) -> None:
+    def __init__(self, sweep: Sweep, folder: Path, seed: int = 0) -> None:
         self.sweep, self.folder = sweep, folder
-        self._seed, self._parallel = seed, parallel
+        self._seed = seed
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         open_folder(folder)
         with alone_in(folder):
             keep_to(sweep, folder, seed)
-            storage = RDBStorage(
-                f"sqlite:///{(folder / 'study.db').absolute()}", engine_kwargs={"connect_args": {"timeout": 60}}
-            )
-            self.study = optuna.create_study(
-                storage=storage,
-                study_name="sweep",
-                direction="maximize" if sweep.maximize else "minimize",
-                load_if_exists=True,
-                pruner=self._pruner(),
-                sampler=self._sampler(0),
-            )
-            if "id" not in self.study.user_attrs:
-                self.study.set_user_attr("id", f"{sweep.name}-{uuid.uuid4().hex[:8]}")
+            try:
+                self.study = self._open()
+            except (SQLAlchemyError, StorageInternalError) as error:
+                raise UserError(
+                    f"--sweep_dir {folder}: study.db cannot be read ({in_one_line(error.__cause__ or error)}); "
+                    "name a new folder"
+                ) from error
         self.id: str = self.study.user_attrs["id"]
 
     def run_folder(self, number: int) -> Path:
@@ -123,6 +118,15 @@ class Search:
     def unfinished(self) -> bool:
         """Whether any trial is still running or waiting."""
         return any(frozen.state not in _OVER for frozen in self.trials())
+
+    def held(self) -> set[int]:
+        """Return the running trials whose locks are held, by this process or another; the others were interrupted."""
+        with alone_in(self.folder):  # `claim` must not find a lock held that is only being looked at
+            running = [frozen.number for frozen in self.trials() if frozen.state == TrialState.RUNNING]
+            locks = {number: self._lock(number) for number in running}
+            for lock in filter(None, locks.values()):
+                lock.close()
+        return {number for number, lock in locks.items() if lock is None}
 
     def report(self, claim: Claim, values: list[float]) -> bool:
         """Report all evaluations of a run so far; returns whether the run should be stopped early."""
@@ -185,6 +189,22 @@ class Search:
         """Whether any ended trial has a score."""
         return any(trial.value is not None for trial in self.trials() if trial.state in _OVER)
 
+    def _open(self) -> optuna.Study:
+        storage = RDBStorage(
+            f"sqlite:///{(self.folder / 'study.db').absolute()}", engine_kwargs={"connect_args": {"timeout": 60}}
+        )
+        study = optuna.create_study(
+            storage=storage,
+            study_name="sweep",
+            direction="maximize" if self.sweep.maximize else "minimize",
+            load_if_exists=True,
+            pruner=self._pruner(),
+            sampler=self._sampler(0),
+        )
+        if "id" not in study.user_attrs:
+            study.set_user_attr("id", f"{self.sweep.name}-{uuid.uuid4().hex[:8]}")
+        return study
+
     def _taken(self, trial: Trial, lock: TextIO, *, taken_up: bool) -> Claim:
         if self.sweep.method == "grid":
             values = self._point(self.trials()[trial.number])
@@ -238,7 +258,8 @@ class Search:
         # A new sampler for each draw: a long-lived one would repeat its draws after every restart.
         seed = int(np.random.SeedSequence([self._seed, number, place]).generate_state(1)[0])
         if self.sweep.method == "bayes":
-            return TPESampler(seed=seed, constant_liar=self._parallel)
+            # It avoids the points that other runs are trying, here or in another shell; without any it changes nothing.
+            return TPESampler(seed=seed, constant_liar=True)
         return RandomSampler(seed=seed)
 
     def _pruner(self) -> BasePruner:

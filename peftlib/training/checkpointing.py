@@ -38,7 +38,7 @@ from peftlib.strategies.parameters import load_trained_state, trained, trained_s
 from peftlib.tracking.reporter import Reporter
 from peftlib.training import randomness
 from peftlib.training.manifest import FORMAT, checkpoints, digest, sha256
-from peftlib.training.state import Progress, Recent, Training
+from peftlib.training.state import IF_NOT_FINITE, Progress, Recent, Training
 
 
 class CheckpointKeeper:
@@ -140,10 +140,7 @@ def _refuse_non_finite(training: Training) -> None:
     """Raise if a trained weight is not finite: its loss may have been finite, but a run resumed from it would fail."""
     model = training.model
     if bad := [name for name, parameter in trained(model) if not bool(parameter.isfinite().all())]:
-        raise RunError(
-            f"the weights are no longer finite at step {training.progress.step} ({bad[0]}); try a smaller "
-            "--learning_rate, more --num_warmup_steps, or --mixed_precision no"
-        )
+        raise RunError(f"the weights are no longer finite at step {training.progress.step} ({bad[0]}); {IF_NOT_FINITE}")
 
 
 def restore(training: Training, checkpoint: Path) -> None:

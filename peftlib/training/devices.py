@@ -11,6 +11,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration
 
 from peftlib.distributed import everywhere, has_accelerator, join
+from peftlib.processes import RUNS_AT_ONCE
 from peftlib.training.precision import Precision, choose_precision
 
 
@@ -64,6 +65,8 @@ def keep_order_of_sums() -> None:
 def _fair_share(state: PartialState) -> int:
     """Return the threads for this process: OMP_NUM_THREADS if above 1, else its share of the physical cores.
 
+    The cores that it may use are shared among the run's processes on this machine, and among the runs of a sweep.
+
     `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, which halves the speed on two cores, so a 1
     there does not count as the user's choice (`--num_cpu_threads 1` does).
     """
@@ -72,4 +75,5 @@ def _fair_share(state: PartialState) -> int:
         return int(first)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = min(psutil.cpu_count(logical=False) or usable, usable)
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or state.num_processes))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or state.num_processes)
+    return max(1, cores // (processes * int(os.environ.get(RUNS_AT_ONCE, "1"))))

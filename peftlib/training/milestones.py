@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from functools import partial
 
@@ -12,7 +13,7 @@ from peftlib.errors import OutOfMemory, RunError
 from peftlib.evaluation.evaluator import Evaluation
 from peftlib.strategies.parameters import load_trained_state, trained_state
 from peftlib.training.randomness import capture_random
-from peftlib.training.state import Recent, Training
+from peftlib.training.state import IF_NOT_FINITE, Recent, Training
 
 
 def finish_window(training: Training) -> None:
@@ -83,12 +84,16 @@ def score_best(training: Training) -> Evaluation:
 
     Raises:
         Interrupted, RunError: see `_score`. A resumed run comes straight back here.
+        RunError: its loss is not finite, so it is worth nothing.
     """
-    last = None
-    if training.progress.best["step"] != training.progress.step:
+    last, step = None, training.progress.best["step"]
+    if step != training.progress.step:
         last = trained_state(training.model)
     keep_best(training)
-    return _score(training, last)
+    evaluation = _score(training, last)
+    if not math.isfinite(loss := evaluation.metrics[LOSS]):
+        raise RunError(f"the evaluation loss of the best state, at step {step:.0f}, is {loss}; {IF_NOT_FINITE}")
+    return evaluation
 
 
 def keep_best(training: Training) -> None:

@@ -26,6 +26,9 @@ from peftlib.training.scaling import Verdict
 if TYPE_CHECKING:
     from peftlib.training.checkpointing import CheckpointKeeper
 
+#: What may help when a loss or a weight is not finite.
+IF_NOT_FINITE = "try a smaller --learning_rate, more --num_warmup_steps, or --mixed_precision no"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -215,7 +218,7 @@ class Training:
         first = self.progress.step - len(losses) + 1
         for step, (loss, rate) in enumerate(zip(losses, recent.rates, strict=True), first):
             if not math.isfinite(loss):
-                way = "try a smaller --learning_rate, more --num_warmup_steps, or --mixed_precision no"
+                way = IF_NOT_FINITE
                 if step == 1:  # nothing has been trained yet
                     way = (
                         "try --mixed_precision no, another base model (this one's weights may be damaged) or, in "

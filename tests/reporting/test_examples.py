@@ -71,6 +71,48 @@ def test_the_texts_of_files_of_one_s_own(tmp_path: Path, capsys: pytest.CaptureF
     assert lines[4].startswith("1 ") and "buy now" in lines[4]
 
 
+def run_on_mails(folder: Path, classes: list[str], answers: list[int], labels: list[int] | None = None) -> Run:
+    """Make a run on `folder`'s own training file, and on `mails.csv` beside it, of whose classes it may know more."""
+    folder.mkdir()
+    train, dev = folder / "train.csv", folder.parent / "mails.csv"
+    train.write_text("text,label\n" + "".join(f"a,{name}\n" for name in classes))
+    dev.write_text("text,label\nhello,ham\nbuy now,spam\nsee you,ham\n")
+    words = ["--train_file", str(train), "--validation_file", str(dev)]
+    task = find_task("x", parse_train_arguments(words).data.own)
+    examples = load_examples(task, "validation")
+    run = make_run(folder / "run", *words, fingerprint=examples.fingerprint())
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"labels": list(task.labels)}))
+    save_predictions(run, np.eye(len(classes))[answers], np.array(examples.labels if labels is None else labels))
+    return read_run(run)
+
+
+def test_one_of_the_runs_may_know_more_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = run_on_mails(tmp_path / "v1", ["ham", "spam"], [0, 0, 1])
+    more = run_on_mails(tmp_path / "v2", ["ham", "spam", "urgent"], [2, 1, 0])
+    assert few.task != more.task, "one's own files are called after their folders"
+    for runs in ((few, more), (more, few)):
+        rows = [line.split() for line in shown(capsys, *runs)]
+        assert ["0", "hello", "ham", "urgent"] in rows
+        assert ["1", "buy", "now", "spam", "ham"] in rows and ["2", "see", "you", "ham", "spam"] in rows
+
+
+def test_equal_numbers_of_other_classes_are_not_the_same_answers(tmp_path: Path) -> None:
+    a = run_on_mails(tmp_path / "v1", ["ham", "spam"], [0, 1, 0])
+    b = run_on_mails(tmp_path / "v2", ["ham", "spam"], [0, 1, 0])
+    b.record["labels"] = ["ham", "urgent"]
+    with pytest.raises(UserError, match=r"have other classes \(spam, urgent\)$"):
+        show_disagreements([a, b], CompareConsole(), 5)
+
+
+def test_predictions_for_other_examples_than_recorded_are_not_shown(tmp_path: Path) -> None:
+    a = run_on_mails(tmp_path / "v1", ["ham", "spam"], [0, 1, 0])
+    for labels in ([0, 1, 1], [0, 1]):
+        b = run_on_mails(tmp_path / f"v{labels}", ["ham", "spam"], [0] * len(labels), labels)
+        with pytest.raises(UserError, match=r"v.*run are not for the examples in its record; train it again"):
+            show_disagreements([a, b], CompareConsole(), 5)
+
+
 def test_of_several_classes_all_have_to_be_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mails.json"
     mails = [("hello", ["ham"]), ("buy now", ["ad", "spam"]), ("see you", [])]

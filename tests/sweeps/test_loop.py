@@ -36,13 +36,15 @@ def stop(*_):
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
 say("running")
-seed = int(flags["seed"])
+seed = float(flags["seed"]) if flags["seed"] == "nan" else int(flags["seed"])
 if seed == 13:
     print("error: unlucky")
     sys.exit(2)
 with (out / "metrics.jsonl").open("w") as log:
     for step in range(int(flags["max_train_steps"])):
-        print(json.dumps({"step": step, "eval/accuracy": 1 - seed / 10, "eval/loss": seed}), file=log, flush=True)
+        # A training writes null where a number is not finite; this one's loss is finite at first.
+        loss = seed if seed == seed else [1, None][step > 0]
+        print(json.dumps({"step": step, "eval/accuracy": 1 - seed / 10, "eval/loss": loss}), file=log, flush=True)
         time.sleep(float(flags.get("learning_rate", 0)))
 say("finished")
 """
@@ -129,6 +131,46 @@ def test_a_run_that_ended_while_nobody_looked_is_not_repeated(search):
     run_sweep(again, SweepConsole())
     assert again.trials()[0].value == 0.25 and again.trials()[1].user_attrs["error"] == "odd"
     assert (again.run_folder(0) / "metrics.jsonl").read_text().count("\n") == 1
+
+
+def test_a_run_that_finished_before_it_could_be_stopped_early_keeps_its_score(search):
+    opened = search([1])
+    claim = opened.claim()
+    claim.trial.set_user_attr("stopped_at", 1)
+    folder = opened.run_folder(0)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "finished"}')
+    (folder / "metrics.jsonl").write_text('{"step": 1, "eval/accuracy": 0.25}\n')
+    claim.lock.close()
+    run_sweep(opened, SweepConsole())
+    assert opened.trials()[0].value == 0.25 and (folder / "checkpoints").exists()
+
+
+def test_a_run_whose_metric_ends_as_no_number_has_failed(search):
+    opened = search(["nan", 1], metric={"name": "eval/loss"})
+    run_sweep(opened, SweepConsole())
+    assert states(opened) == ["FAIL", "COMPLETE"]
+    assert opened.trials()[0].user_attrs["error"] == "eval/loss is not finite at the end of the run"
+
+
+def test_the_live_table_tells_runs_of_other_shells_from_interrupted_ones(search, monkeypatch):
+    opened, screen, console = search([1, 2, 3]), io.StringIO(), SweepConsole()
+    held = [opened.claim(), opened.claim()]
+    opened.release(held[1], blameless=True)
+    monkeypatch.setattr(console, "_rich", RichConsole(force_terminal=True, file=screen, width=100))
+    with console:
+        console.begin(opened, workers=1)
+        console.show(opened, {})
+    rows = [line.replace("│", " ").split() for line in screen.getvalue().splitlines()]
+    assert ["0", "running", "elsewhere", "1"] in rows and ["1", "interrupted", "2"] in rows
+    again = opened.claim()
+    assert again is not None and again.number == 1, "looking leaves the locks free"
+
+
+def test_settings_of_w_and_b_s_search_that_have_no_effect_are_named(search, capsys):
+    metric = {"name": "eval/accuracy", "goal": "maximize", "impute_while_running": "best"}
+    run_sweep(search([1], metric=metric), SweepConsole())
+    assert "metric.impute_while_running: has no effect here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -32,7 +32,7 @@ def start(folder: Path, script: str) -> TrialRun:
     (folder / "program.py").write_text(opening + script)
     lock = try_lock(folder / "lock")
     assert lock is not None
-    run = TrialRun(sweep_of(folder, str(folder / "program.py")), {"seed": 1}, folder / "0", lock, ("s-1", 4))
+    run = TrialRun(sweep_of(folder, str(folder / "program.py")), {"seed": 1}, folder / "0", lock, ("s-1", 4), 3)
     lock.close()  # as if the sweep had died: only the run's processes hold it
     return run
 
@@ -46,7 +46,7 @@ def ended(run: TrialRun, seconds: float = 30) -> int:
 
 
 def test_a_run_is_told_where_it_belongs_and_holds_its_trial(tmp_path):
-    names = ("PEFTLIB_SWEEP_ID", "PEFTLIB_TRIAL", "WANDB_PROJECT")
+    names = ("PEFTLIB_SWEEP_ID", "PEFTLIB_TRIAL", "PEFTLIB_RUNS_AT_ONCE", "WANDB_PROJECT")
     run = start(
         tmp_path,
         f"print(*[os.environ[name] for name in {names}], sys.argv[1:], flush=True)\n"
@@ -56,7 +56,7 @@ def test_a_run_is_told_where_it_belongs_and_holds_its_trial(tmp_path):
     assert ended(run) == 3
     assert try_lock(tmp_path / "lock") is not None
     words = ["--seed=1", f"--output_dir={tmp_path / '0'}", "--resume_from_checkpoint=auto"]
-    assert tail_of(tmp_path / "0") == f"s-1 4 a-project {words}"
+    assert tail_of(tmp_path / "0") == f"s-1 4 3 a-project {words}"
     assert reason_of(tmp_path / "0", 3) == "exit status 3"
 
 

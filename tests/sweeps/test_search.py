@@ -155,6 +155,32 @@ def test_bayes_looks_where_it_was_good(search):
     assert spread["bayes"] < 0.6 * spread["random"]
 
 
+def test_bayes_heeds_what_another_shell_is_trying(search):
+    """A point in work counts as a bad one, a failed one not at all: the next draw is another."""
+    drawn = []
+    for name, fails in (("failed", True), ("running", False)):
+        opened = search(method="bayes", run_cap=30, parameters={"learning_rate": _RATE})
+        opened = Search(opened.sweep, opened.folder.parent / name)
+        for _ in range(12):
+            claim = take(opened)
+            opened.complete(claim, -abs(math.log10(claim.values["learning_rate"]) + 3))
+        held = take(opened)
+        if fails:
+            opened.fail(held, "no memory")
+        drawn.append(take(Search(opened.sweep, opened.folder)).values)
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("name", ["study.db", "sweep.json"])
+@pytest.mark.parametrize("content", ["nothing of this kind" * 200, "[1]"])
+def test_a_damaged_file_of_a_sweep_is_one_line(search, tmp_path, name, content):
+    search()
+    (tmp_path / "study" / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name}.* cannot be read \(.+\); name a new") as caught:
+        search()
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "early",
     [

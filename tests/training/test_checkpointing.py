@@ -389,6 +389,16 @@ def test_stopped_while_the_saved_state_is_scored_nothing_is_lost(tmp_path, evalu
     assert found.logits.tobytes() == expected.logits.tobytes() and found.metrics == expected.metrics
 
 
+def test_a_best_state_whose_loss_is_no_number_is_not_saved(tmp_path):
+    run = small_run(tmp_path, epochs=1)
+    train(run)
+    with torch.no_grad():
+        for tensor in run.best_state.values():
+            tensor.fill_(math.nan)
+    with pytest.raises(RunError, match=r"loss of the best state, at step \d+, is nan; try a smaller --learning_rate"):
+        score_best(run)
+
+
 def test_the_last_state_is_copied_only_where_the_best_is_another(tmp_path, monkeypatch):
     run = small_run(tmp_path, epochs=1)
     train(run)

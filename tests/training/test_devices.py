@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from peftlib.errors import UserError
+from peftlib.processes import RUNS_AT_ONCE
 from peftlib.training import devices
 from peftlib.training.devices import build_accelerator
 
@@ -82,6 +83,15 @@ def test_processes_share_the_physical_cores(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_processes))
     build_accelerator("no", 1, [], tmp_path, 0)
     assert torch.get_num_threads() == expected
+
+
+def test_runs_of_a_sweep_share_the_cores_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_machine_with(monkeypatch, 8, 16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for runs, threads in ((1, 4), (2, 2), (3, 1), (9, 1)):
+        monkeypatch.setenv(RUNS_AT_ONCE, str(runs))
+        build_accelerator("no", 1, [], tmp_path, 0)
+        assert torch.get_num_threads() == threads
 
 
 def test_the_flag_wins_over_the_variable_and_the_variable_over_the_share(
