@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peftlib.embeddings import refuse_what_ends_before
 from peftlib.errors import UserError, in_one_line, nearest
 from peftlib.hub import hub_access
+from peftlib.run_files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -107,7 +108,9 @@ def find_model(name: str, revision: str = "main", trust_remote_code: bool = Fals
         return ModelSource(name, str(Path(spec.submodule_search_locations[0]) / packaged.folder))
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            raise UserError(f"--model_name_or_path {name}: the folder has no config.json; give a saved model's folder")
+            adapter = (Path(name) / ADAPTER_CONFIG).is_file()
+            way = "scripts/export.py makes a model of this adapter" if adapter else "give a saved model's folder"
+            raise UserError(f"--model_name_or_path {name}: the folder has no config.json; {way}")
         return ModelSource(name, str(Path(name).resolve()), trust_remote_code=trust_remote_code)
     # A Hub id is `name` or `owner/name`; anything else is meant as a path.
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:

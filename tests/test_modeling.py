@@ -81,7 +81,9 @@ def test_the_hub_knows_packaged_models_and_its_own_and_no_folder(tmp_path):
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path):
-    assert "has no config.json" in complaint(find_model, str(tmp_path))
+    assert complaint(find_model, str(tmp_path)).endswith("has no config.json; give a saved model's folder")
+    (tmp_path / "adapter_config.json").touch()
+    assert "has no config.json; scripts/export.py makes a model of this" in complaint(find_model, str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/no/such/folder", "~/model", "a/b/c"])

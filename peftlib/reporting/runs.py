@@ -46,9 +46,11 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Display name: sweep id and trial number, else the folder's name."""
-        sweep = self.record.get("sweep")
-        return f"{sweep['id']}/{sweep['trial']}" if sweep else self.folder.name
+        """Display name: sweep id and trial number, else the folder's name, with the sweep's folder if it is in one."""
+        if sweep := self.record.get("sweep"):
+            return f"{sweep['id']}/{sweep['trial']}"
+        in_sweep = not self.record and self.folder.parent.name == "runs"  # it failed before it could write a record
+        return f"{self.folder.parent.parent.name}/{self.folder.name}" if in_sweep else self.folder.name
 
     @property
     def arguments(self) -> dict[str, Any]:

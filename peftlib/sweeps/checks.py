@@ -106,11 +106,11 @@ def check_metric(sweep: Sweep) -> None:
     Raises:
         UserError: names the metrics that it logs, or the other goal.
     """
-    own = any(_given(sweep, "train_file")) or any(_given(sweep, "dataset_name"))
+    own = _is_own_data(sweep)
     pairs = set(_together(sweep, "task_name", "metric_for_best_model"))
     for name in sorted({name for name, _ in pairs}, key=str):
         task = TASKS[name or DEFAULT_TASK]
-        metrics = _own_data_metrics(sweep) if own else task.metrics
+        metrics = _metrics(sweep, name)
         known = (*metrics, LOSS)
         by = {metric for other, metric in pairs if other == name}
         whose = f"task {task.name}" + ("" if name else " (the default: no task_name)")
@@ -136,6 +136,20 @@ def check_metric(sweep: Sweep) -> None:
         raise UserError(f"metric.goal: {sweep.metric} is better when {better}; write goal: {goal}")
 
 
+def ranked_by_last(sweep: Sweep) -> str | None:
+    """Return a line if the sweep ranks runs by their last evaluation, not that of what they save; else None."""
+    name = sweep.metric.removeprefix("eval/")
+    if name == sweep.metric or name.startswith("best_"):
+        return None
+    pairs = _together(sweep, "task_name", "metric_for_best_model")
+    best = {metric or _metrics(sweep, task)[0] for task, metric in pairs}
+    way = "" if best == {name} else f", with metric_for_best_model: {name}"
+    return (
+        f"metric.name: {sweep.metric} is that of a run's last evaluation, while it saves its best state; "
+        f"eval/best_{name} ranks by that{way}"
+    )
+
+
 def check_runs(sweep: Sweep, check_run: Callable[[list[str]], object]) -> None:
     """Check that the flags of a grid's runs fit together, of the first ones if there are very many.
 
@@ -155,8 +169,14 @@ def check_runs(sweep: Sweep, check_run: Callable[[list[str]], object]) -> None:
             raise UserError(f"run {number}: {error}") from error
 
 
-def _own_data_metrics(sweep: Sweep) -> tuple[str, ...]:
-    """Metrics that a run on the user's own data may log; only its rows tell whether it is multi-label."""
+def _is_own_data(sweep: Sweep) -> bool:
+    return any(_given(sweep, "train_file")) or any(_given(sweep, "dataset_name"))
+
+
+def _metrics(sweep: Sweep, task_name: str | None) -> tuple[str, ...]:
+    """Metrics that a run on this task may log; of the user's own data, only the rows tell whether it is multi-label."""
+    if not _is_own_data(sweep):
+        return TASKS[task_name or DEFAULT_TASK].metrics
     if any(_given(sweep, "do_regression")):
         return METRICS_OF_OWN_DATA[REGRESSION]
     return tuple(dict.fromkeys(METRICS_OF_OWN_DATA[SINGLE_LABEL] + METRICS_OF_OWN_DATA[MULTI_LABEL]))

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peftlib.console import Console
+from peftlib.sweeps.checks import ranked_by_last
 from peftlib.sweeps.config import Sweep
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class SweepConsole(Console):
         early = sweep.hyperband
         if early is not None and early.factor != early.eta:
             self.note(f"early_terminate.eta: {early.eta:g} is rounded to {early.factor}; Optuna needs a whole number")
+        if by_last := ranked_by_last(sweep):
+            self.note(by_last)
         if unused := [key for key in ("impute", "impute_while_running") if key in sweep.content["metric"]]:
             self.note(f"metric.{unused[0]}: has no effect here; runs without a score are left out of the search")
         if over:

@@ -10,7 +10,7 @@ from peftlib.errors import Interrupted, RunError, nearest
 from peftlib.processes import CaughtSignals
 from peftlib.run_files import record_in
 from peftlib.sweeps.console import SweepConsole
-from peftlib.sweeps.run import TrialRun, forget_checkpoints, in_use, reason_of, tail_of, values_in
+from peftlib.sweeps.run import TrialRun, end_early, in_use, reason_of, tail_of, values_in
 from peftlib.sweeps.search import Claim, Search
 
 _PAUSE = 0.5  # seconds between polls
@@ -137,7 +137,7 @@ def _poll(search: Search, console: SweepConsole, claim: Claim, run: TrialRun, *,
 
 
 def _stopped_early(search: Search, claim: Claim) -> None:
-    forget_checkpoints(search.run_folder(claim.number))
+    end_early(search.run_folder(claim.number), claim.trial.user_attrs["stopped_at"])
     search.stopped_early(claim)
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from peftlib.errors import RunError
+from peftlib.files import write_json
 from peftlib.processes import RUNS_AT_ONCE, end_with_parent
-from peftlib.run_files import CHECKPOINTS, LOCK, METRICS, last_words, logged_in, record_in
+from peftlib.run_files import CHECKPOINTS, LOCK, METRICS, RECORD, last_words, logged_in, record_in
 from peftlib.sweeps.command import expand, search_path
 from peftlib.sweeps.config import Sweep
 from peftlib.sweeps.folder import try_lock
@@ -160,6 +161,9 @@ def reason_of(folder: Path, status: int) -> str:
     return f"{words.partition(': ')[2]} ({way})" if words else way
 
 
-def forget_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a run that will not be resumed."""
+def end_early(folder: Path, evaluations: int) -> None:
+    """Remove the checkpoints of a run that was stopped early, and say so in its record: it will not be resumed."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    if record := record_in(folder):
+        why = f"stopped early by the sweep, after {evaluations} evaluation{'' if evaluations == 1 else 's'}"
+        write_json(folder / RECORD, record | {"status": "interrupted", "error": why})

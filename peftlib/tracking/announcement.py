@@ -99,7 +99,7 @@ def _classes_without(data: dict[str, Any], labels: list[str]) -> Iterator[str]:
     """Yield a line about the classes without training examples, and one about those without validation examples."""
     for split, name, so in (
         ("train", "training", "the model cannot learn them"),
-        ("validation", "validation", "scores leave them out"),
+        ("validation", "validation", "no score tells how well they are recognised"),
     ):
         counts = data[split].get("class_counts")
         missing = [label for label, count in zip_longest(labels, counts or [], fillvalue=0) if not count]

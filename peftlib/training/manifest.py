@@ -131,7 +131,10 @@ def _find(wanted: str | None, output_dir: Path, say: Callable[[str], None]) -> P
             continue
         return checkpoint
     if named is not None:
-        raise UserError(f"--resume_from_checkpoint {wanted}: has no intact checkpoint; use auto to start from scratch")
+        raise UserError(
+            f"--resume_from_checkpoint {wanted}: has no intact checkpoint (--checkpointing_steps N writes them); leave "
+            "the flag out to start from scratch"
+        )
     say(f"no checkpoint in {folder}: starting from scratch")
     return None
 

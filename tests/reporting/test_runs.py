@@ -38,8 +38,8 @@ def place(tmp_path):
         (["a", "a/", "[ab]"], ["a", "b"]),
         (["[ab]"], ["a", "b"]),
         (["**/0000"], ["s-1/0"]),
-        (["sweep"], ["s-1/0", "0001"]),
-        ([""], ["a", "b", "s-1/0", "0001"]),
+        (["sweep"], ["s-1/0", "sweep/0001"]),
+        ([""], ["a", "b", "s-1/0", "sweep/0001"]),
     ],
 )
 def test_folders_sweeps_and_globs(place, words, names):

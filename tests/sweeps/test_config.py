@@ -15,6 +15,7 @@ from peftlib.arguments import check_train_arguments, parse_train_arguments, trai
 from peftlib.data.tasks import TASKS
 from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
+from peftlib.sweeps.checks import ranked_by_last
 from peftlib.sweeps.config import Sweep, load_sweep
 from tests.conftest import ROOT
 from tests.sweeps.wandb_search import wandb_search
@@ -348,3 +349,23 @@ def test_a_metric_that_merely_ends_like_a_loss_is_better_when_larger(tmp_path, m
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
         load_sweep(tmp_path / "nowhere.yaml", [], print)
+
+
+@pytest.mark.parametrize(
+    ("metric", "parameters", "said"),
+    [
+        ("eval/best_accuracy", {}, None),
+        ("train/loss", {}, None),
+        ("eval/accuracy", {}, "eval/best_accuracy ranks by that"),
+        ("eval/f1", {"task_name": "mrpc"}, "eval/best_f1 ranks by that, with metric_for_best_model: f1"),
+        ("eval/f1", {"task_name": "mrpc", "metric_for_best_model": "f1"}, "eval/best_f1 ranks by that"),
+        ("eval/loss", {}, "eval/best_loss ranks by that, with metric_for_best_model: loss"),
+        ("eval/loss", {"metric_for_best_model": "loss"}, "eval/best_loss ranks by that"),
+        ("eval/macro_f1", {"train_file": "a.csv"}, "with metric_for_best_model: macro_f1"),
+    ],
+)  # fmt: skip
+def test_a_ranking_by_the_last_evaluation_is_pointed_out(tmp_path, metric, parameters, said):
+    values = {name: {"value": value} for name, value in parameters.items()}
+    sweep = load(tmp_path, metric=towards_better(metric), parameters={"seed": {"values": [1, 2]}, **values})
+    line = ranked_by_last(sweep)
+    assert line is None if said is None else line is not None and line.endswith(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import sys
@@ -113,6 +114,8 @@ def test_hyperband_stops_a_bad_run_for_good(search):
     assert states(opened) == ["COMPLETE", "PRUNED"]
     assert opened.trials()[1].user_attrs["stopped_at"] == 1
     assert not (opened.run_folder(1) / "checkpoints").exists()
+    record = json.loads((opened.run_folder(1) / "run.json").read_text())
+    assert record == {"status": "interrupted", "error": "stopped early by the sweep, after 1 evaluation"}
 
 
 def test_a_run_that_ended_while_nobody_looked_is_not_repeated(search):

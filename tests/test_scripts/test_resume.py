@@ -301,18 +301,20 @@ def test_the_slurm_script_requeues_a_run_that_was_stopped_and_only_that(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("ended", "recorded", "requeued"),
+    ("ended", "recorded", "state", "requeued"),
     [
-        (0, "finished", False), (0, "interrupted", True), (0, None, False),  # as of --help
-        (138, None, True), (138, "finished", False),  # SIGUSR1 before the run could catch it
-        (143, "interrupted", True), (143, "finished", False),
-        (1, "failed", False), (2, "interrupted", False), (130, "interrupted", False),
+        (0, "finished", "RUNNING", False), (0, "interrupted", "RUNNING", True), (0, None, "RUNNING", False),  # --help
+        (138, None, "RUNNING", True), (138, "finished", "RUNNING", False),  # SIGUSR1 before the run could catch it
+        (143, "interrupted", "RUNNING", True), (143, "finished", "RUNNING", False),
+        (143, "interrupted", "CANCELLED", False), (143, "interrupted", "COMPLETING", False),  # by scancel
+        (143, "interrupted", "", True),  # nobody answers
+        (1, "failed", "RUNNING", False), (2, "interrupted", "RUNNING", False), (130, "interrupted", "RUNNING", False),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(("job", "runs"), [("train", "python"), ("train_multinode", "srun")])
-def test_what_the_slurm_scripts_make_of_a_status(tmp_path, ended, recorded, requeued, job, runs):
+def test_what_the_slurm_scripts_make_of_a_status(tmp_path, ended, recorded, state, requeued, job, runs):
     said = '[ "$1" = show ] && echo here || echo "$@" > requeued'
-    for name, line in ((runs, f"exit {ended}"), ("scontrol", said)):
+    for name, line in ((runs, f"exit {ended}"), ("scontrol", said), ("squeue", f"echo {state}")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
     if recorded is not None:
