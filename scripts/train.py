@@ -115,10 +115,9 @@ def main() -> None:
     with interruption, reporter.watching(plan.steps, facts, manifest):
         # ── Train ────────────────────────────────────────────────────────────────────────────────────────────
         set_seed(train_args.seed, device_specific=True)  # for dropout; the head's initial weights must agree
-        if checkpoint is not None:
-            restore(run, checkpoint)
+        exact = checkpoint is not None and restore(run, checkpoint)
         if train_args.auto_find_batch_size:
-            fit_batches(run, resumed=checkpoint is not None)
+            fit_batches(run, keep_micro_batch=exact)
         if output_args.dry_run:
             preview(run, head, reporter, args.flat())
             return

@@ -37,7 +37,7 @@ from peftlib.run_files import CHECKPOINT, CHECKPOINTS, UNFINISHED
 from peftlib.strategies.parameters import load_trained_state, trained, trained_state
 from peftlib.tracking.reporter import Reporter
 from peftlib.training import randomness
-from peftlib.training.manifest import FORMAT, checkpoints, digest, sha256
+from peftlib.training.manifest import FORMAT, checkpoints, cut_of, digest, sha256, verify
 from peftlib.training.state import IF_NOT_FINITE, Progress, Recent, Training
 
 
@@ -48,7 +48,7 @@ class CheckpointKeeper:
         folder: the run's output folder.
         every: number of updates or "epoch", as the flag gives it; None writes one only when the run is cut short.
         limit: how many to keep; None keeps all.
-        identity: the run's, from `identity_of`.
+        identity: the run's, from `identity_of`; also an attribute.
         reporter: shows a warning when writing fails, and supplies the trackers' ids.
     """
 
@@ -58,7 +58,7 @@ class CheckpointKeeper:
         self.folder = folder / CHECKPOINTS
         self.limit = limit
         self._every = int(every) if every is not None and every != "epoch" else every
-        self._identity = identity
+        self.identity = identity
         self._reporter = reporter
         self._latest = -1
 
@@ -112,7 +112,7 @@ class CheckpointKeeper:
                 {
                     "format": FORMAT,
                     "step": step,
-                    "identity": self._identity,
+                    "identity": self.identity,
                     "trackers": self._reporter.tracker_ids,
                     "files": {path.name: sha256(path) for path in sorted(temporary.iterdir())},
                 }
@@ -143,10 +143,16 @@ def _refuse_non_finite(training: Training) -> None:
         raise RunError(f"the weights are no longer finite at step {training.progress.step} ({bad[0]}); {IF_NOT_FINITE}")
 
 
-def restore(training: Training, checkpoint: Path) -> None:
+def restore(training: Training, checkpoint: Path) -> bool:
     """Load a verified checkpoint into a freshly prepared `training`; call it on every process.
 
     The main process reads and broadcasts it, so nodes without a shared file system need no copy.
+
+    If the effective batch is cut in another way than before, into other micro-batches or for more or fewer processes,
+    each update still sees the same examples; their dropout masks and the rounding of sums differ.
+
+    Returns:
+        Whether the checkpoint's micro-batches were restored, and with them the result is that of an uninterrupted run.
 
     Raises:
         UserError: the checkpoint's parameters do not match the model's.
@@ -176,11 +182,19 @@ def restore(training: Training, checkpoint: Path) -> None:
     ):
         group["lr"] = base * shape(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in training.optimizer.param_groups]
-    micro = state["micro_batch"]  # smaller than requested if an earlier attempt ran out of memory
-    training.set_micro_batch(micro["size"], micro["accumulation_steps"])
-    training.watcher.update(micro_batch_size=micro["size"], gradient_accumulation_steps=micro["accumulation_steps"])
+    exact = True
     if training.keeper is not None:
         training.keeper.goes_on_from(checkpoint)
+        before = on_main(lambda: cut_of(verify(checkpoint, files=False)["identity"]))
+        exact = tuple(before) == cut_of(training.keeper.identity)
+    if exact:
+        micro = state["micro_batch"]  # smaller than requested if an earlier attempt ran out of memory
+        training.set_micro_batch(micro["size"], micro["accumulation_steps"])
+        training.watcher.update(micro_batch_size=micro["size"], gradient_accumulation_steps=micro["accumulation_steps"])
+    else:
+        training.watcher.notes(
+            ["updates see the same examples as before, cut in another way: rounding and dropout differ"]
+        )
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     training.progress = Progress(**_with_nan(state["progress"]))
@@ -195,9 +209,12 @@ def restore(training: Training, checkpoint: Path) -> None:
         examples=recent["examples"],
         seconds=recent["seconds"],
     )
-    rank = accelerator.process_index
-    generators = _read(checkpoint / "random.safetensors")
-    training.random = randomness.from_tensors(generators, state["random"][rank], f"process{rank}")
+    rank, generators = accelerator.process_index, _read(checkpoint / "random.safetensors")
+    if rank < len(state["random"]):
+        training.random = randomness.from_tensors(generators, state["random"][rank], f"process{rank}")
+    else:  # a process more than there were: it begins with its own
+        training.random = randomness.capture_random()
+    return exact
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ _READ = (3, FORMAT)  # in format 3, every evaluation up to its step is done
 
 #: Flags that `--extend_training` lets grow.
 _LENGTHS = ("num_train_epochs", "max_train_steps")
+#: Flags that cut a process's share of an update. Which examples an update sees depends on the effective batch alone.
+_CUTS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 #: Part of a run's identity -> what to say if it is another one.
 _PARTS = {
     "weights": "the base model's weights have changed",
@@ -199,7 +202,7 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
         manifest["trackers"] = {}
     metrics = before.get("metric", now["metric"]), now["metric"]
     old, new = (_spelled_out(run["arguments"], metric) for run, metric in zip((before, now), metrics, strict=True))
-    allowed = NOT_SHAPING | (set(_LENGTHS) if extend else set())
+    allowed = NOT_SHAPING | set(_CUTS) | (set(_LENGTHS) if extend else set())
     if all(flags.get("train_file") or flags.get("dataset_name") for flags in (old, new)):
         allowed |= {"task_name"}  # derived from the location of the user's data
     if before.get("configuration") == now["configuration"]:  # the weights are compared below
@@ -224,8 +227,8 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
     ]
     # Checkpoints up to 0.1.0 lack the weights, and those up to 0.4.0 the others.
     differences += [text for part, text in _PARTS.items() if before.get(part, now[part]) != now[part]]
-    if before["processes"] != now["processes"]:
-        differences.append(f"the number of processes was {before['processes']}, is {now['processes']}")
+    if math.prod(cut_of(before)) != math.prod(cut_of(now)):
+        differences.append(f"the effective batch was {_written(cut_of(before))}, is {_written(cut_of(now))}")
     if before["precision"] != now["precision"]:
         differences.append(f"the precision was {before['precision']}, is {now['precision']} (--mixed_precision)")
     if before["device"] != now["device"]:
@@ -236,6 +239,16 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
         way = "to train longer add --extend_training" if lengthened else "change that back, or use another --output_dir"
         raise UserError(f"--resume_from_checkpoint: {checkpoint} is from another run: {'; '.join(differences)}; {way}")
     return manifest
+
+
+def cut_of(identity: dict[str, Any]) -> tuple[int, int, int]:
+    """Return how a run cuts its effective batch: examples per micro-batch, accumulation steps, and processes."""
+    size, steps = (identity["arguments"].get(name, 1) for name in _CUTS)
+    return size, steps, identity["processes"]
+
+
+def _written(cut: tuple[int, int, int]) -> str:
+    return f"{math.prod(cut)} ({cut[0]} × {cut[1]} on {cut[2]} process{'' if cut[2] == 1 else 'es'})"
 
 
 def _spelled_out(arguments: dict[str, Any], metric: str) -> dict[str, Any]:

@@ -17,13 +17,16 @@ from peftlib.training.randomness import capture_random, restore_random
 from peftlib.training.state import Training
 
 
-def fit_batches(training: Training, *, resumed: bool) -> None:
-    """Run `fit_micro_batch`, unless the run was resumed, and `fit_evaluation_batch`.
+def fit_batches(training: Training, *, keep_micro_batch: bool) -> None:
+    """Run `fit_micro_batch` and `fit_evaluation_batch`.
+
+    Args:
+        keep_micro_batch: leave it as a checkpoint has it: others would round differently.
 
     Raises:
         OutOfMemory: a single example does not fit.
     """
-    if not resumed:  # keep the checkpoint's micro-batches: others would round differently
+    if not keep_micro_batch:
         fit_micro_batch(training)
     fit_evaluation_batch(training)
 

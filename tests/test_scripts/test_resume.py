@@ -156,6 +156,29 @@ def test_stopped_in_two_processes_and_resumed_equals_uninterrupted(tmp_path, fla
     assert left == right and len(left) == 30
 
 
+def test_a_run_goes_on_with_more_or_fewer_processes(tmp_path, flags):
+    """Every update sees the examples that it would have seen; without dropout, only the rounding of sums differs."""
+    alike = [*flags[:6], "--mixed_precision", "no", "--num_cpu_threads", 1, "--logging_steps", 1, "--eval_steps", 10]
+    alike += ["--checkpointing_steps", 5, "--max_train_steps", 20, "--per_device_train_batch_size", 4]
+    one, two = ([*alike, "--gradient_accumulation_steps", steps] for steps in (2, 1))
+    whole, more, fewer = (tmp_path / name for name in ("whole", "more", "fewer"))
+    assert run_script(TRAIN, *one, "--output_dir", whole, cwd=tmp_path).returncode == 0
+    from_five = ["--resume_from_checkpoint", whole / "checkpoints" / "step_00000005"]
+    run_in_two(TRAIN, *two, "--output_dir", more, *from_five, cwd=tmp_path)
+    from_ten = ["--resume_from_checkpoint", more / "checkpoints" / "step_00000010"]
+    done = run_script(TRAIN, *one, "--output_dir", fewer, *from_ten, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "note: updates see the same examples as before, cut in another way" in done.stdout
+    expected = losses(whole)
+    assert len(expected) == 20 and len(set(expected)) == 20
+    assert losses(more) == pytest.approx(expected[5:], rel=1e-4)
+    assert losses(fewer) == pytest.approx(expected[9:], rel=1e-4), "its evaluation of update 10 is still due"
+    assert [json.loads((folder / "run.json").read_text())["processes"] for folder in (more, fewer)] == [2, 1]
+    done = run_script(TRAIN, *two, "--output_dir", tmp_path / "half", *from_five, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the effective batch was 8 (4 × 2 on 1 process), is 4 (4 × 1 on 1 process)" in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_launcher_alone_leaves_a_checkpoint_and_nobody_behind(tmp_path, flags, number):
     folder = tmp_path / "run"

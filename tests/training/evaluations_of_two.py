@@ -30,7 +30,8 @@ def prepared(folder: Path) -> Training:
     GradientState._reset_state()
     run = make_run(folder, method="bitfit", micro=2, epochs=3, dropout=0.1)
     assert run.accelerator.num_processes == 2
-    run.keeper = CheckpointKeeper(folder, None, None, {}, SimpleNamespace(tracker_ids={}, warn=print))  # type: ignore[arg-type]
+    identity = {"arguments": {}, "processes": 2}
+    run.keeper = CheckpointKeeper(folder, None, None, identity, SimpleNamespace(tracker_ids={}, warn=print))  # type: ignore[arg-type]
     return run
 
 
@@ -76,7 +77,7 @@ def main(folder: Path) -> None:
 
     fitted = prepared(folder / "fitted")
     limit(fitted, 1, evaluation=0)
-    fit_batches(fitted, resumed=False)
+    fit_batches(fitted, keep_micro_batch=False)
     assert (fitted.batches.micro_batch_size, batches_of(fitted.eval_loader).micro_batch_size) == (1, 1)
     train(fitted)
     assert fitted.progress.step == whole.progress.step

@@ -41,7 +41,15 @@ from tests.tracking.facts import made_arguments, made_facts
 from tests.training.runs import make_run
 
 IDENTITY = {
-    "arguments": {"seed": 1, "num_train_epochs": 2, "max_train_steps": None, "logging_steps": 1, "method": "bitfit"},
+    "arguments": {
+        "seed": 1,
+        "num_train_epochs": 2,
+        "max_train_steps": None,
+        "logging_steps": 1,
+        "method": "bitfit",
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+    },
     "data": {"train": {"fingerprint": "a"}, "validation": {"fingerprint": "b"}},
     "problem_type": "single_label_classification",
     "labels": ["no", "yes"],
@@ -568,7 +576,8 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
         matching_manifest(newest, {**IDENTITY, "labels": ["no", "yes", "zu"]}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the kind of task has changed"):
         matching_manifest(newest, {**IDENTITY, "problem_type": "regression"}, extend=False, folder=two_checkpoints)
-    with pytest.raises(UserError, match="the number of processes was 1, is 2"):
+    changes = r"the effective batch was 4 \(2 × 2 on 1 process\), is 8 \(2 × 2 on 2 processes\); change that back"
+    with pytest.raises(UserError, match=changes):
         matching_manifest(newest, {**IDENTITY, "processes": 2}, extend=False, folder=two_checkpoints)
     # `--mixed_precision auto` may choose differently on the machine that a job is requeued to.
     with pytest.raises(UserError, match="the precision was no, is bf16"):
@@ -585,6 +594,43 @@ def test_a_checkpoint_from_before_a_flag_resumes_at_its_default(two_checkpoints,
     assert matching_manifest(newest, same, extend=False, folder=two_checkpoints)["step"] == 20
     with pytest.raises(UserError, match=f"--{name} was {default}, is {other}; change that back"):
         matching_manifest(newest, changes, extend=False, folder=two_checkpoints)
+
+
+@pytest.mark.parametrize(("size", "steps", "processes"), [(4, 1, 1), (1, 4, 1), (1, 2, 2), (1, 1, 4)])
+def test_the_effective_batch_may_be_cut_in_another_way(two_checkpoints, size, steps, processes):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    cut = changed(per_device_train_batch_size=size, gradient_accumulation_steps=steps)
+    cut["processes"] = processes
+    assert matching_manifest(newest, cut, extend=False, folder=two_checkpoints)["step"] == 20
+    for other in (changed(per_device_train_batch_size=size + 1, gradient_accumulation_steps=steps), IDENTITY):
+        with pytest.raises(UserError, match=r"the effective batch was 4 \(2 × 2 on 1 process\), is \d+ \("):
+            matching_manifest(newest, {**other, "processes": 5}, extend=False, folder=two_checkpoints)
+
+
+@pytest.mark.parametrize(("micro", "accumulation"), [(4, 1), (1, 4)])
+@pytest.mark.parametrize("method", ["bitfit", "adalora"])
+def test_cut_in_another_way_updates_see_the_same_examples(tmp_path, micro, accumulation, method):
+    cut = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    options = {"method": method, "epochs": 2, "logging_steps": 1}
+    whole = make_run(tmp_path / "whole", micro=2, accumulation=2, **options)
+    train(whole)
+    for identity, exact in ((changed(**cut), False), (IDENTITY, True)):
+        folder = tmp_path / f"parts-{exact}"
+        first = make_run(folder, micro=2, accumulation=2, **options)
+        first.keeper = CheckpointKeeper(folder, None, None, IDENTITY, Reporter())
+        first.interruption = Stop(first, 13)  # in the middle of a window, and of an epoch
+        with pytest.raises(Interrupted):
+            train(first)
+        second = make_run(folder, micro=micro, accumulation=accumulation, **options)
+        second.keeper = CheckpointKeeper(folder, None, None, identity, Reporter())
+        assert restore(second, find_checkpoint("auto", folder, print)) is exact
+        assert second.batches.micro_batch_size == (2 if exact else micro)
+        train(second)
+        found = curve(first) | curve(second)
+        assert found.keys() == curve(whole).keys()
+        for step, (loss, rate) in curve(whole).items():
+            assert found[step] == (loss if exact else pytest.approx(loss, rel=1e-4), rate)
+        assert second.progress.examples == whole.progress.examples
 
 
 def test_what_does_not_shape_the_result_may_change(two_checkpoints):

@@ -92,14 +92,14 @@ def test_the_batch_of_evaluations_is_halved_until_it_fits(tmp_path, largest, fit
 @pytest.mark.parametrize("resumed", [True, False])
 def test_a_checkpoint_s_micro_batch_stays(tmp_path, resumed):
     run = limited_run(tmp_path, 2, micro=8)
-    fit_batches(run, resumed=resumed)
+    fit_batches(run, keep_micro_batch=resumed)
     assert run.batches.micro_batch_size == (8 if resumed else 2)
     assert batches_of(run.eval_loader).micro_batch_size == 2
 
 
 def test_a_single_example_that_cannot_be_evaluated_is_an_error(tmp_path):
     with pytest.raises(RunError, match=r"^out of memory with a single example; use a smaller --max_length or model"):
-        fit_batches(limited_run(tmp_path, 0, "evaluation", micro=4), resumed=False)
+        fit_batches(limited_run(tmp_path, 0, "evaluation", micro=4), keep_micro_batch=False)
 
 
 @pytest.mark.parametrize("mode", ["training", "evaluation"])
@@ -111,7 +111,7 @@ def test_other_errors_are_not_mistaken_for_it(tmp_path, mode):
 
     run.model.forward = broken
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        fit_batches(run, resumed=mode == "evaluation")
+        fit_batches(run, keep_micro_batch=mode == "evaluation")
 
 
 def test_memory_that_runs_out_later_is_one_line(tmp_path):
