@@ -61,9 +61,8 @@ def assert_same(model, given, tolerance=1e-10):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
     assert of_ours.keys() == of_theirs.keys()
     for name, gradient in of_theirs.items():
-        torch.testing.assert_close(
-            of_ours[name], gradient, rtol=0, atol=tolerance, msg=lambda why, at=name: f"{at}: {why}"
-        )
+        most = tolerance * max(1.0, float(gradient.abs().max()))  # sums round in proportion to their size
+        torch.testing.assert_close(of_ours[name], gradient, rtol=0, atol=most, msg=lambda why, at=name: f"{at}: {why}")
     return packed
 
 

@@ -177,6 +177,7 @@ def test_the_shipped_rate_search_runs(tmp_path, tiny_folder):
     """With hyperband and a Bayesian search, in small: two runs on a tiny model."""
     content = yaml.safe_load((ROOT / "scripts" / "sweeps" / "rate_search.yaml").read_text())
     small = {"model_name_or_path": str(tiny_folder()), "max_train_samples": 64, "max_eval_samples": 32, "eval_steps": 4}
+    small |= {"num_cpu_threads": 1}
     parameters = {**content["parameters"], **{name: {"value": value} for name, value in small.items()}}
     changes = {**content, "program": str(ROOT / "scripts" / "train.py"), "parameters": parameters, "run_cap": 2}
     changes["command"] = ["${env}", "${interpreter}", "${program}", "${args}"]  # the launcher is not what this is about
