@@ -219,5 +219,10 @@ def _mcnemar(a: Run, b: Run) -> float | None:
 
 
 def p_text(value: float) -> str:
-    """Format a p-value."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    """Format a p-value, with so many digits that it does not round to the threshold of a claim."""
+    if value < 0.001:
+        return "< 0.001"
+    digits = 3
+    while round(value, digits) == ALPHA != value:
+        digits += 1
+    return f"{value:.{digits}f}"

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from peftlib.evaluation.predictions import save_predictions
-from peftlib.evaluation.statistics import compare_seeds, holm, mcnemar, seeds_for_examples
+from peftlib.evaluation.statistics import ALPHA, compare_seeds, holm, mcnemar, seeds_for_examples
 from peftlib.reporting.grouping import compare
 from peftlib.reporting.pairs import compare_pairs, p_text
 from peftlib.reporting.runs import read_run
@@ -251,3 +253,22 @@ def test_without_predictions_the_seeds_alone_are_tested(tmp_path):
     _, (pair,) = pairs_of(tmp_path, {"head": 0.4, "full": 0.1}, seeds=range(1, 6), predictions=False)
     assert pair.bootstrap is None and pair.p == pair.seed_test.p
     assert pair.claimed and "interval" not in pair.words
+
+
+@given(st.floats(0, 1) | st.floats(0.0495, 0.0505))
+def test_a_p_value_in_print_is_on_its_side_of_the_threshold(value):
+    text = p_text(value)
+    assert text == "< 0.001" if value < 0.001 else (float(text) < ALPHA) == (value < ALPHA)
+    assert len(text) == 5 or abs(value - ALPHA) < 0.0006 or value < 0.001
+
+
+def test_p_values_have_three_digits_but_beside_the_threshold():
+    expected = {
+        0.0004: "< 0.001",
+        0.0314: "0.031",
+        0.04961: "0.0496",
+        0.05: "0.050",
+        0.0500321: "0.05003",
+        1.0: "1.000",
+    }
+    assert {value: p_text(value) for value in expected} == expected
