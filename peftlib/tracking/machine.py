@@ -40,6 +40,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 def git_state(file: Path) -> dict[str, Any] | None:
     """Return the commit of the checkout that holds `file`, and whether the checkout has uncommitted changes.
 
+    Untracked files are no changes: most are data and results, and code is used only if a tracked file imports it.
+
     None outside a checkout, or if it does not track the file: a virtual environment may lie in another project's
     checkout.
     """
@@ -50,7 +52,7 @@ def git_state(file: Path) -> dict[str, Any] | None:
 
     try:
         git("ls-files", "--error-unmatch", file.name)
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -43,6 +43,8 @@ def test_the_commit_is_recorded_and_whether_the_code_was_changed(tmp_path):
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "a")
     commit = git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "glue").mkdir()
+    (tmp_path / "glue" / "train.tsv").write_text("data, which nobody tracks")
     assert git_state(tmp_path / "a.py") == {"commit": commit, "changed": False}
     (tmp_path / "a.py").write_text("b")
     assert git_state(tmp_path / "a.py") == {"commit": commit, "changed": True}
