@@ -431,3 +431,19 @@ def test_a_copy_and_its_original_have_weights_of_their_own():
     copied.base_model.encoder.layer[0].attention.self.key.weight.data.zero_()
     assert not torch.allclose(copied(**batch(4, 2)).logits, before)
     torch.testing.assert_close(model(**batch(4, 2)).logits, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 300, 8192])
+def test_gradients_of_a_normalisation_are_summed_in_fp32_over_however_many_rows(rows):
+    """torch's own sums of bf16 rows stand still when they are large: over 8,192 rows half of them was lost."""
+    generator = torch.Generator().manual_seed(rows)
+    product, residual = (torch.randn(rows, 48, generator=generator).bfloat16() for _ in range(2))
+    above = (torch.randn(rows, 48, generator=generator) + 0.3).bfloat16()
+    found, expected = ([torch.full((48,), 1.5), torch.zeros(48)] for _ in range(2))
+    expected = [vector.double() for vector in expected]
+    for vector in (*found, *expected):
+        vector.requires_grad_()
+    DropoutAddNorm.apply(product, residual, 0.0, *found, 1e-5).backward(above)
+    nn.functional.layer_norm((product + residual).double(), (48,), *expected).backward(above.double())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-4 * float(other.grad.abs().max()))
