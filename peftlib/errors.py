@@ -46,7 +46,7 @@ class OutOfMemory(RunError):
             return cls.with_one_example()
         return cls(
             f"out of memory with micro-batches of {batch_size}{problem}; lower --per_device_train_batch_size and raise "
-            "--gradient_accumulation_steps in proportion, which a resumed run may do too"
+            "--gradient_accumulation_steps"
         )
 
     @classmethod

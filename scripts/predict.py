@@ -71,7 +71,11 @@ def main() -> None:
             cut = {"cut": f"to the first {most} tokens"} if split.truncated else {}
             Console().facts("prediction", {**in_words(evaluation, task), **cut}, panel=True)
     elif accelerator.is_main_process:
-        about: dict[str, object] = {"run": place, "run_ended": run.record.get("ended"), "split": name}
+        about: dict[str, object] = {
+            "run": str(run.folder.absolute()),
+            "run_ended": run.record.get("ended"),
+            "split": name,
+        }
         about |= {"source": split.source, "place": place_of(split.source), "fingerprint": split.fingerprint}
         about |= {"precision": precision.name, "global_step": run.record["results"].get("best_eval_step")}
         glue = None if args.test_file else task.glue_answers(args.split)

@@ -99,7 +99,8 @@ def refuse_other_answers(folder: Path, run: Path, ended: str | None, source: str
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         before, texts = about.get("place", about["source"]), about["fingerprint"]  # 0.1.0 wrote no place
         whose = about.get("run")
-        other = whose and Path(whose).absolute() != run.absolute() and about.get("run_ended") != ended
+        # Up to 0.6.0 the folder was written as typed: relative to nobody knows where, it is no evidence.
+        other = whose and Path(whose) != run.absolute() and about.get("run_ended") != ended
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         before = texts = whose = other = None
     if other:

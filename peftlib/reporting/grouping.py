@@ -243,6 +243,12 @@ def _difference(key: dict[str, Any], main: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _processes_of(run: Run) -> set[int]:
+    """The numbers of processes that it was trained on: a resumed run may have had several."""
+    parts = [run.record, *run.record.get("earlier_cuts", [])]
+    return {int(part["processes"]) for part in parts if "processes" in part}
+
+
 def _notes(group: list[Run]) -> list[str]:
     machines = {str(run.record.get("machine", {}).get("device", "unknown")) for run in group}
     threads = {str(run.record.get("machine", {}).get("threads")) for run in group}
@@ -253,6 +259,9 @@ def _notes(group: list[Run]) -> list[str]:
     elif len(threads) > 1:
         numbers = ", ".join(sorted(threads))
         notes.append(f"The runs used different numbers of threads ({numbers}): times are not comparable.")
+    elif len(processes := {number for run in group for number in _processes_of(run)}) > 1:
+        numbers = ", ".join(map(str, sorted(processes)))
+        notes.append(f"The runs used different numbers of processes ({numbers}): times and memory are not comparable.")
     counts = Counter(name for run in group for name in _metrics_of(run))
     if some := [name for name, count in counts.items() if count < len(group)]:
         notes.append(f"Left out, since only some of the runs have it: {', '.join(sorted(some))}.")

@@ -49,8 +49,10 @@ class Run:
         """Display name: sweep id and trial number, else the folder's name, with the sweep's folder if it is in one."""
         if sweep := self.record.get("sweep"):
             return f"{sweep['id']}/{sweep['trial']}"
-        in_sweep = not self.record and self.folder.parent.name == "runs"  # it failed before it could write a record
-        return f"{self.folder.parent.parent.name}/{self.folder.name}" if in_sweep else self.folder.name
+        sweeps_folder = self.folder.absolute().parent.parent
+        if not self.record and (sweeps_folder / "sweep.json").exists():  # it failed before it could write a record
+            return f"{sweeps_folder.name}/{self.folder.name}"
+        return self.folder.name
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:
 
 def _start(search: Search, console: SweepConsole, claim: Claim, workers: int) -> TrialRun:
     flags, folder = search.sweep.flags(claim.values), search.run_folder(claim.number)
-    run = TrialRun(search.sweep, flags, folder, claim.lock, (search.id, claim.number), workers)
+    at_once = min(workers, search.sweep.size or workers)
+    run = TrialRun(search.sweep, flags, folder, claim.lock, (search.id, claim.number), at_once)
     console.started(claim, run)
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -164,6 +165,8 @@ def reason_of(folder: Path, status: int) -> str:
 def end_early(folder: Path, evaluations: int) -> None:
     """Remove the checkpoints of a run that was stopped early, and say so in its record: it will not be resumed."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    if record := record_in(folder):
+    record = record_in(folder)
+    if record and record.get("status") != "failed":  # that reason is its own
         why = f"stopped early by the sweep, after {evaluations} evaluation{'' if evaluations == 1 else 's'}"
-        write_json(folder / RECORD, record | {"status": "interrupted", "error": why})
+        with contextlib.suppress(OSError):  # a full disk, say: the study knows
+            write_json(folder / RECORD, record | {"status": "interrupted", "error": why})

@@ -182,22 +182,12 @@ def restore(training: Training, checkpoint: Path) -> bool:
     ):
         group["lr"] = base * shape(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in training.optimizer.param_groups]
-    exact = True
     if training.keeper is not None:
         training.keeper.goes_on_from(checkpoint)
-        before = on_main(lambda: cut_of(verify(checkpoint, files=False)["identity"]))
-        exact = tuple(before) == cut_of(training.keeper.identity)
-    if exact:
-        micro = state["micro_batch"]  # smaller than requested if an earlier attempt ran out of memory
-        training.set_micro_batch(micro["size"], micro["accumulation_steps"])
-        training.watcher.update(micro_batch_size=micro["size"], gradient_accumulation_steps=micro["accumulation_steps"])
-    else:
-        training.watcher.notes(
-            ["updates see the same examples as before, cut in another way: rounding and dropout differ"]
-        )
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     training.progress = Progress(**_with_nan(state["progress"]))
+    exact = _restore_cut(training, checkpoint, state)
     due = state.get("due")  # absent from format 3
     training.due = None if due is None else _scores(due)
     recent = state["recent"]
@@ -214,6 +204,30 @@ def restore(training: Training, checkpoint: Path) -> bool:
         training.random = randomness.from_tensors(generators, state["random"][rank], f"process{rank}")
     else:  # a process more than there were: it begins with its own
         training.random = randomness.capture_random()
+    return exact
+
+
+def _restore_cut(training: Training, checkpoint: Path, state: dict[str, Any]) -> bool:
+    """Restore the micro-batches, unless the run is to have others now; return whether it has the checkpoint's."""
+    micro, batches, progress = state["micro_batch"], training.batches, training.progress
+    before = (micro["size"], micro["accumulation_steps"], len(state["random"]))
+    exact = before == (batches.micro_batch_size, batches.accumulation_steps, training.accelerator.num_processes)
+    if not exact:  # with the same flags they are smaller than requested: an earlier attempt ran out of memory
+        asked = on_main(lambda: cut_of(verify(checkpoint, files=False)["identity"]))
+        exact = training.keeper is None or tuple(asked) == cut_of(training.keeper.identity)
+    if exact:
+        training.set_micro_batch(*before[:2])
+    elif progress.step < training.plan.steps:
+        names = ("micro_batch_size", "gradient_accumulation_steps", "processes")
+        progress.earlier_cuts.append({"until": progress.step, **dict(zip(names, before, strict=True))})
+        training.watcher.notes(
+            ["updates see the same examples as before, cut in another way: rounding and dropout differ"]
+        )
+    training.watcher.update(
+        micro_batch_size=batches.micro_batch_size,
+        gradient_accumulation_steps=batches.accumulation_steps,
+        **({"earlier_cuts": progress.earlier_cuts} if progress.earlier_cuts else {}),
+    )
     return exact
 
 

@@ -228,7 +228,7 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
     # Checkpoints up to 0.1.0 lack the weights, and those up to 0.4.0 the others.
     differences += [text for part, text in _PARTS.items() if before.get(part, now[part]) != now[part]]
     if math.prod(cut_of(before)) != math.prod(cut_of(now)):
-        differences.append(f"the effective batch was {_written(cut_of(before))}, is {_written(cut_of(now))}")
+        differences.append(_other_batch(cut_of(before), cut_of(now)))
     if before["precision"] != now["precision"]:
         differences.append(f"the precision was {before['precision']}, is {now['precision']} (--mixed_precision)")
     if before["device"] != now["device"]:
@@ -243,8 +243,16 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
 
 def cut_of(identity: dict[str, Any]) -> tuple[int, int, int]:
     """Return how a run cuts its effective batch: examples per micro-batch, accumulation steps, and processes."""
-    size, steps = (identity["arguments"].get(name, 1) for name in _CUTS)
+    size, steps = (identity["arguments"][name] for name in _CUTS)
     return size, steps, identity["processes"]
+
+
+def _other_batch(before: tuple[int, int, int], now: tuple[int, int, int]) -> str:
+    share, rest = divmod(math.prod(before), now[2])
+    way = f"here {' × '.join(f'--{name}' for name in _CUTS)} must be {share}"
+    if rest:
+        way = f"{now[2]} processes cannot share that"
+    return f"the effective batch was {_written(before)}, is {_written(now)}: {way}"
 
 
 def _written(cut: tuple[int, int, int]) -> str:

@@ -100,6 +100,7 @@ class Progress:
         stale: evaluations since the best one.
         stopped_early: whether patience ran out.
         windows_per_epoch: updates in one pass over the data.
+        earlier_cuts: how the effective batch was cut before a resumed run changed that, each `until` some step.
     """
 
     epoch: int = 0
@@ -115,6 +116,7 @@ class Progress:
     stale: int = 0
     stopped_early: bool = False
     windows_per_epoch: int = 1
+    earlier_cuts: list[dict[str, int]] = field(default_factory=list)
 
     @property
     def epochs(self) -> float:

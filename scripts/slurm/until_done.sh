@@ -22,18 +22,10 @@ until_done() {
     # Stopped by SIGUSR1 (status 0, or 138 while it was still loading) or SIGTERM (143): run.json tells whether the run
     # is finished. Any other failure would repeat itself: wrong flags, another run's folder, a loss that diverged.
     case "$status" in
-    0) [ -f "$folder/run.json" ] && unfinished "$folder" && requeue ;;
-    138 | 143) unfinished "$folder" && requeue ;;
+    0) [ -f "$folder/run.json" ] && unfinished "$folder" && scontrol requeue "$SLURM_JOB_ID" ;;
+    138 | 143) unfinished "$folder" && scontrol requeue "$SLURM_JOB_ID" ;;
     esac
     exit "$status"
 }
 
 unfinished() { ! grep -qs '"status": "finished"' "$1/run.json"; }
-
-# scancel sends SIGTERM as preemption does, but a job that is preempted is still running by then.
-requeue() {
-    case "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T 2>/dev/null)" in
-    CANCELLED | COMPLETING) ;;
-    *) scontrol requeue "$SLURM_JOB_ID" ;;
-    esac
-}

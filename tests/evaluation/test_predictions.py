@@ -163,7 +163,7 @@ def test_answers_replace_those_to_the_same_texts_and_nothing_else(tmp_path, monk
 
 def test_answers_of_another_run_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    about = {"run": "run", "run_ended": RUN[1], "source": "a.csv", "fingerprint": "x"}
+    about = {"run": str(tmp_path / "run"), "run_ended": RUN[1], "source": "a.csv", "fingerprint": "x"}
     (tmp_path / "results.json").write_text(json.dumps(about))
     for run, ended in (
         RUN,
@@ -172,8 +172,12 @@ def test_answers_of_another_run_are_left_alone(tmp_path, monkeypatch):
         (Path("moved"), RUN[1]),
     ):
         refuse_other_answers(tmp_path, run, ended, "a.csv", "x")
-    with pytest.raises(UserError, match=r"holds the predictions of run; name another --output_dir"):
+    with pytest.raises(UserError, match=r"holds the predictions of /.*run; name another --output_dir"):
         refuse_other_answers(tmp_path, Path("other"), "2026-11-28T11:00:00", "a.csv", "x")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="holds the predictions of"):  # another one of the same name
+        refuse_other_answers(tmp_path, Path("run"), "2026-11-28T11:00:00", "a.csv", "x")
 
 
 def test_a_file_is_known_by_its_place_from_whatever_directory(tmp_path, monkeypatch):

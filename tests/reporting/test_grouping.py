@@ -321,3 +321,19 @@ def test_a_metric_that_only_some_runs_have_is_left_out_with_a_note(make, tmp_pat
     (comparison,) = compare(runs)
     assert comparison.metrics == ("accuracy",)
     assert "Left out, since only some of the runs have it: balanced_accuracy." in comparison.notes
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"processes": 2}, "(1, 2)"),
+        ({"earlier_cuts": [{"until": 5, "processes": 4}]}, "(1, 4)"),
+        ({"earlier_cuts": [{"until": 5, "processes": 1}]}, None),
+    ],
+)
+def test_times_on_other_numbers_of_processes_are_not_compared_without_a_word(make, changes, said):
+    runs = [make(seed=1, changes={"processes": 1}), make(seed=2, changes={"processes": 1, **changes})]
+    (comparison,) = compare(runs)
+    notes = [note for note in comparison.notes if "numbers of processes" in note]
+    assert len(notes) == (said is not None) and all(said in note for note in notes)

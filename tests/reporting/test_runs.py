@@ -46,6 +46,12 @@ def test_folders_sweeps_and_globs(place, words, names):
     assert [run.name for run in find_runs([str(place / word) for word in words])] == names
 
 
+@pytest.mark.parametrize("word", [".", "runs"])
+def test_a_sweep_has_its_name_from_within_too(place, monkeypatch, word):
+    monkeypatch.chdir(place / "sweep")
+    assert [run.name for run in find_runs([word])] == ["s-1/0", "sweep/0001"]
+
+
 def test_runs_behind_links_are_found_once(place):
     (place / "links").mkdir()
     for name in ("a", "b"):

@@ -30,7 +30,7 @@ def prepared(folder: Path) -> Training:
     GradientState._reset_state()
     run = make_run(folder, method="bitfit", micro=2, epochs=3, dropout=0.1)
     assert run.accelerator.num_processes == 2
-    identity = {"arguments": {}, "processes": 2}
+    identity = {"arguments": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}, "processes": 2}
     run.keeper = CheckpointKeeper(folder, None, None, identity, SimpleNamespace(tracker_ids={}, warn=print))  # type: ignore[arg-type]
     return run
 

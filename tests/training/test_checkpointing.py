@@ -576,7 +576,7 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
         matching_manifest(newest, {**IDENTITY, "labels": ["no", "yes", "zu"]}, extend=False, folder=two_checkpoints)
     with pytest.raises(UserError, match="the kind of task has changed"):
         matching_manifest(newest, {**IDENTITY, "problem_type": "regression"}, extend=False, folder=two_checkpoints)
-    changes = r"the effective batch was 4 \(2 × 2 on 1 process\), is 8 \(2 × 2 on 2 processes\); change that back"
+    changes = r"the effective batch was 4 \(2 × 2 on 1 process\), is 8 \(2 × 2 on 2 processes\): here --per_device"
     with pytest.raises(UserError, match=changes):
         matching_manifest(newest, {**IDENTITY, "processes": 2}, extend=False, folder=two_checkpoints)
     # `--mixed_precision auto` may choose differently on the machine that a job is requeued to.
@@ -625,6 +625,8 @@ def test_cut_in_another_way_updates_see_the_same_examples(tmp_path, micro, accum
         second.keeper = CheckpointKeeper(folder, None, None, identity, Reporter())
         assert restore(second, find_checkpoint("auto", folder, print)) is exact
         assert second.batches.micro_batch_size == (2 if exact else micro)
+        earlier = {"until": 6, "micro_batch_size": 2, "gradient_accumulation_steps": 2, "processes": 1}
+        assert second.watcher.facts.get("earlier_cuts") == (None if exact else [earlier])
         train(second)
         found = curve(first) | curve(second)
         assert found.keys() == curve(whole).keys()
