@@ -73,7 +73,7 @@ def test_two_processes_answer_what_the_run_was_scored_on_as_it_did(run: Path) ->
     scored = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
     for name in ("accuracy", "f1", "loss"):
         assert scored[f"eval_{name}"] == pytest.approx(trained[f"best_eval_{name}"], abs=1e-6)
-    assert (scored["eval_samples"], scored["run"], scored["split"]) == (11, "run", "validation")
+    assert (scored["eval_samples"], scored["run"], scored["split"]) == (11, str(run), "validation")
     assert done.stdout.count("accuracy:") == 1, "only the main process speaks"
     written = {path.name for path in folder.iterdir()}
     assert written == {
