@@ -101,6 +101,7 @@ def refuse_other_answers(folder: Path, run: Path, ended: str | None, source: str
         whose = about.get("run")
         # Up to 0.6.0 the folder was written as typed: relative to nobody knows where, it is no evidence.
         other = whose and Path(whose) != run.absolute() and about.get("run_ended") != ended
+        other = other and run.absolute() not in folder.absolute().parents  # inside the run's folder they are its own
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         before = texts = whose = other = None
     if other:

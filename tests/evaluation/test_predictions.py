@@ -174,6 +174,12 @@ def test_answers_of_another_run_are_left_alone(tmp_path, monkeypatch):
         refuse_other_answers(tmp_path, run, ended, "a.csv", "x")
     with pytest.raises(UserError, match=r"holds the predictions of /.*run; name another --output_dir"):
         refuse_other_answers(tmp_path, Path("other"), "2026-11-28T11:00:00", "a.csv", "x")
+    inside = tmp_path / "run" / "predictions" / "test"
+    inside.mkdir(parents=True)
+    (inside / "results.json").write_text(
+        json.dumps(about | {"run": "run"})
+    )  # of an earlier version, then trained again
+    refuse_other_answers(inside, Path("run"), "2026-11-28T11:00:00", "a.csv", "x")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="holds the predictions of"):  # another one of the same name

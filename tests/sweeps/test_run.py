@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import yaml
 
 from peftlib.sweeps.config import Sweep, load_sweep
 from peftlib.sweeps.folder import try_lock
-from peftlib.sweeps.run import TrialRun, in_use, reason_of, tail_of, values_in
+from peftlib.sweeps.run import TrialRun, end_early, in_use, reason_of, tail_of, values_in
 
 
 def sweep_of(folder: Path, program: str = "train.py", command: list[str] | None = None) -> Sweep:
@@ -139,3 +140,13 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(("status", "error"), [("interrupted", "stopped early by the sweep, after 2 evaluations"),
+                                               ("failed", "the loss is nan")])  # fmt: skip
+def test_a_run_that_was_stopped_early_says_so_unless_it_had_failed(tmp_path, status, error):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "run.json").write_text(json.dumps({"status": status, "error": "the loss is nan"}))
+    end_early(tmp_path, 2)
+    assert json.loads((tmp_path / "run.json").read_text()) == {"status": status, "error": error}
+    assert not (tmp_path / "checkpoints").exists()

@@ -607,6 +607,15 @@ def test_the_effective_batch_may_be_cut_in_another_way(two_checkpoints, size, st
             matching_manifest(newest, {**other, "processes": 5}, extend=False, folder=two_checkpoints)
 
 
+def test_another_effective_batch_is_refused_with_what_the_flags_must_be(two_checkpoints):
+    newest, _ = checkpoints(two_checkpoints / "checkpoints")
+    for processes, way in ((4, "here --per_device_train_batch_size × --gradient_accumulation_steps must be 1; "),
+                           (3, "3 processes cannot share that; ")):  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            matching_manifest(newest, {**IDENTITY, "processes": processes}, extend=False, folder=two_checkpoints)
+        assert f"on {processes} processes): {way}" in str(caught.value)
+
+
 @pytest.mark.parametrize(("micro", "accumulation"), [(4, 1), (1, 4)])
 @pytest.mark.parametrize("method", ["bitfit", "adalora"])
 def test_cut_in_another_way_updates_see_the_same_examples(tmp_path, micro, accumulation, method):
