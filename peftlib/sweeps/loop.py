@@ -51,7 +51,7 @@ def run_sweep(search: Search, console: SweepConsole, workers: int = 1, count: in
                     del active[number]
                 elif claim.taken_up and in_use(search.run_folder(number)):
                     continue  # only its launcher was killed; the training is about to exit
-                elif _settled(search, console, claim):
+                elif claim.taken_up and _settled(search, console, claim):
                     del active[number]
                     started -= 1
                 else:
@@ -85,18 +85,21 @@ def _stop(console: SweepConsole, runs: list[TrialRun], *, at_once: bool) -> None
         run.stop(signal.SIGKILL if at_once else signal.SIGTERM)
 
 
-def _settled(search: Search, console: SweepConsole, claim: Claim) -> bool:
-    """Tell the study of an interrupted trial that has in fact ended; returns whether it has."""
-    if not claim.taken_up:
-        return False
+def _settled(search: Search, console: SweepConsole, claim: Claim, status: int | None = None) -> bool:
+    """Tell the study of a trial whose run has come to its end; returns whether it has, rather than been interrupted.
+
+    Args:
+        status: the run's exit status; None if another process waited for it.
+    """
     folder = search.run_folder(claim.number)
     record = record_in(folder)
-    if record.get("status") == "finished":
-        _finished(search, claim)  # even if it was told to stop, as in `_poll`
+    if not status and record.get("status") == "finished":
+        _finished(search, claim)  # even if it was told to stop: it had finished before the signal arrived
     elif "stopped_at" in claim.trial.user_attrs:
-        _stopped_early(search, claim)
+        end_early(folder, claim.trial.user_attrs["stopped_at"])
+        search.stopped_early(claim)
     elif record.get("status") == "failed":
-        search.fail(claim, record["error"], tail_of(folder))
+        search.fail(claim, reason_of(folder, status), tail_of(folder))
     else:
         return False
     console.ended(search.trials()[claim.number])
@@ -122,24 +125,17 @@ def _poll(search: Search, console: SweepConsole, claim: Claim, run: TrialRun, *,
         if run.stopping is None and search.report(claim, run.values):
             run.stop()
         return False
-    record = record_in(run.folder)
-    if status == 0 and record.get("status") == "finished":
-        _finished(search, claim)  # even if it was told to stop: it had finished before the signal arrived
-    elif "stopped_at" in claim.trial.user_attrs:
-        _stopped_early(search, claim)
-    elif cut_off or record.get("status") == "interrupted":
+    if _settled(search, console, claim, status):
+        return True
+    reason = reason_of(run.folder, status)
+    if cut_off or record_in(run.folder).get("status") == "interrupted":
         # Interrupted from outside: it will be resumed, by this process unless that is being stopped too.
         if not search.release(claim, blameless=cut_off):
-            search.fail(claim, f"interrupted too often: {reason_of(run.folder, status)}", tail_of(run.folder))
+            search.fail(claim, f"interrupted too often: {reason}", tail_of(run.folder))
     else:
-        search.fail(claim, reason_of(run.folder, status), tail_of(run.folder))
+        search.fail(claim, reason, tail_of(run.folder))
     console.ended(search.trials()[claim.number])
     return True
-
-
-def _stopped_early(search: Search, claim: Claim) -> None:
-    end_early(search.run_folder(claim.number), claim.trial.user_attrs["stopped_at"])
-    search.stopped_early(claim)
 
 
 def _finished(search: Search, claim: Claim) -> None:

@@ -152,14 +152,16 @@ def tail_of(folder: Path) -> str:
     return "\n".join(line.rstrip() for line in lines[-_TAIL_LINES:])
 
 
-def reason_of(folder: Path, status: int) -> str:
-    """Say in one line why a run failed: its own error message if it left one, and its exit status."""
-    way = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    record = record_in(folder)
+def reason_of(folder: Path, status: int | None) -> str:
+    """Say in one line why a run failed: its own error message if it left one, and its exit status if that is known."""
+    record, words = record_in(folder), last_words(tail_of(folder).splitlines())
+    reason = words.partition(": ")[2] if words else ""
     if record.get("status") == "failed":
-        return f"{record['error']} ({way})"
-    words = last_words(tail_of(folder).splitlines())
-    return f"{words.partition(': ')[2]} ({way})" if words else way
+        reason = record["error"]
+    if status is None:
+        return reason
+    way = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    return f"{reason} ({way})" if reason else way
 
 
 def end_early(folder: Path, evaluations: int) -> None:
