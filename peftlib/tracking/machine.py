@@ -15,16 +15,18 @@ from typing import Any
 import psutil
 import torch
 
-_VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "peftlib", "safetensors", "tokenizers",
-             "transformers", "wandb")  # fmt: skip
+from peftlib import __version__
+
+_VERSIONS = ("accelerate", "datasets", "evaluate", "numpy", "peft", "safetensors", "tokenizers", "transformers",
+             "wandb")  # fmt: skip
 _LEAST_SECONDS = 0.5
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Collect versions, source commit and machine for `run.json`."""
     return {
-        # torch says itself which build it is (+cpu, +cu130), which the metadata of a package from PyPI leave out.
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}
+        # What the metadata lack: which build torch is (+cpu, +cu130), and of which version an editable install is now.
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "peftlib": __version__}
         | {name: _version(name) for name in _VERSIONS},
         "git": git_state(Path(__file__).resolve()),
         "machine": {

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+import peftlib
 from peftlib.tracking.machine import Neighbours, environment, git_state, peak_memory
 from tests.conftest import ROOT
 
@@ -22,6 +23,7 @@ def test_the_environment_names_versions_machine_and_commit_and_no_secret(monkeyp
         monkeypatch.setenv(name, "s3cr3t")
     run = environment(torch.device("cpu"))
     assert run["versions"]["torch"] == torch.__version__
+    assert run["versions"]["peftlib"] == peftlib.__version__
     assert all(run["versions"].values())
     assert (run["machine"]["device_type"], run["machine"]["threads"]) == ("cpu", torch.get_num_threads())
     assert run["machine"]["device"]
