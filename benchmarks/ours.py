@@ -91,8 +91,8 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
             how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed,
             group_by_length=data.group_by_length, pad_to=data.pad_to, num_workers=data.dataloader_num_workers,
         )  # fmt: skip
-        base, head = load_classifier(source, task.labels, args.dropout)
-        base_size, fingerprint = size(base), Fingerprint.of(base, head)
+        base, head, new = load_classifier(source, task.labels, args.dropout)
+        base_size, fingerprint = size(base), Fingerprint.of(base, new)
         adapted = freeze_unread(strategy.apply(base, head), longest_inputs(train_loader), reporter.warn)
         parameters = ParameterCount.of(base_size, adapted)
         accelerate_model(

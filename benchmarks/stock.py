@@ -54,7 +54,7 @@ def build(job: Job, folder: str) -> Trainer:
     source = find_model(args.model.model_name_or_path)
     tokenizer = load_tokenizer(source)
     splits = load_splits(task, tokenizer, data.data_dir, data.max_length, data.max_train_samples, data.max_eval_samples)
-    model, head = load_classifier(source, task.labels, args.dropout)
+    model, head, _ = load_classifier(source, task.labels, args.dropout)
     return Trainer(
         model=args.strategy.apply(model, head),
         args=_settings(args, job, len(splits.train), folder),

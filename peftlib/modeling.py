@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,21 +48,6 @@ _NO_ARCHITECTURE = frozenset({
     "_name_or_path", "architectures", "dtype", "id2label", "label2id", "num_labels", "pad_token_id", "problem_type",
     "torch_dtype", "transformers_version",
 })  # fmt: skip
-
-
-class HeadNames(frozenset[str]):
-    """The names of the head's parameters.
-
-    Attributes:
-        new: those that are missing in the checkpoint, and so newly initialised.
-    """
-
-    new: frozenset[str]
-
-    def __new__(cls, names: Iterable[str], new: Iterable[str]) -> HeadNames:
-        head = super().__new__(cls, names)
-        head.new = head & frozenset(new)
-        return head
 
 
 @dataclass(frozen=True)
@@ -173,6 +158,20 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+class Loaded(NamedTuple):
+    """A classifier from `load_classifier`.
+
+    Attributes:
+        head: names of the head's parameters: those outside the encoder (DeBERTa's `pooler` and `classifier`,
+            DistilBERT's `pre_classifier`) and those missing in the checkpoint.
+        new: those of them that are missing in the checkpoint, and so newly initialised.
+    """
+
+    model: PreTrainedModel
+    head: frozenset[str]
+    new: frozenset[str]
+
+
 def load_classifier(
     source: ModelSource,
     labels: tuple[str, ...],
@@ -180,7 +179,7 @@ def load_classifier(
     extent: tuple[int, int] | None = None,
     problem_type: str | None = None,
     virtual_tokens: int = 0,
-) -> tuple[PreTrainedModel, HeadNames]:
+) -> Loaded:
     """Load a sequence classifier in fp32, with a newly initialised head if the checkpoint has none.
 
     Args:
@@ -190,10 +189,6 @@ def load_classifier(
         extent: highest token id and maximum number of tokens that the model will be given.
         problem_type: as in transformers' configurations; None means single-label, or regression without `labels`.
         virtual_tokens: positions that the method needs in addition to those of `extent`.
-
-    Returns:
-        The model, and the names of its head's parameters: those outside the encoder (DeBERTa's `pooler` and
-        `classifier`, DistilBERT's `pre_classifier`) and those missing in the checkpoint.
 
     Raises:
         UserError: the checkpoint's safetensors weights are missing or incomplete, the model cannot classify sequences,
@@ -252,14 +247,15 @@ def load_classifier(
         refuse_what_ends_before(model, source.name, *extent, added=virtual_tokens)
     encoder = f"{model.base_model_prefix}."
     names = [name for name, _ in model.named_parameters()]
-    missing = set(report["missing_keys"])
+    missing = frozenset(report["missing_keys"])
     # Only a pooler may be new: other missing weights would stay random, or be trained from random as part of the head.
     if lost := [name for name in names if name in missing and name.startswith(encoder) and "pool" not in name]:
         raise UserError(
             f"--model_name_or_path {source.location}: {len(lost)} of the encoder's weights are missing ({lost[0]}, …); "
             "save the whole model again, with save_pretrained"
         )
-    return model, HeadNames((name for name in names if name in missing or not name.startswith(encoder)), missing)
+    head = frozenset(name for name in names if name in missing or not name.startswith(encoder))
+    return Loaded(model, head, head & missing)
 
 
 class Fingerprint(NamedTuple):
@@ -275,9 +271,13 @@ class Fingerprint(NamedTuple):
     configuration: str
 
     @classmethod
-    def of(cls, model: PreTrainedModel, head: HeadNames) -> Fingerprint:
-        """Compute them for a model from `load_classifier`, before it is trained."""
-        loaded = [parameter for name, parameter in model.named_parameters() if name not in head.new]
+    def of(cls, model: PreTrainedModel, new: frozenset[str]) -> Fingerprint:
+        """Compute them for a model from `load_classifier`, before it is trained.
+
+        Args:
+            new: names of the parameters that are not the checkpoint's, from there too.
+        """
+        loaded = [parameter for name, parameter in model.named_parameters() if name not in new]
         arrays = [parameter.detach().contiguous().numpy() for parameter in loaded]
         with ThreadPoolExecutor() as pool:  # the packaged model's 91 MB take .06 s on two cores
             digests = sorted(pool.map(lambda array: hashlib.sha256(array).digest(), arrays))

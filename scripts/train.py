@@ -76,11 +76,11 @@ def main() -> None:
 
     # ── Model, strategy ──────────────────────────────────────────────────────────────────────────────────────
     with everywhere():
-        base, head = load_classifier(
+        base, head, new = load_classifier(
             source, task.labels, args.dropout, splits.extent(data_args.pad_to), task.problem_type,
             virtual_tokens=args.strategy.virtual_tokens,
         )  # fmt: skip
-    base_size, fingerprint, rate = size(base), Fingerprint.of(base, head), args.learning_rate
+    base_size, fingerprint, rate = size(base), Fingerprint.of(base, new), args.learning_rate
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader), reporter.warn)
     parameters = ParameterCount.of(base_size, adapted)
     facts = describe_run(source, fingerprint, task, splits.facts(), parameters, precision, rate, batches.window_size)

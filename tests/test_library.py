@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import re
@@ -15,8 +16,10 @@ from peft import PeftModel
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import peftlib
+from peftlib.errors import UserError
 from peftlib.strategies import STRATEGIES
 from peftlib.strategies.bitfit import BitFit
+from peftlib.strategies.parameters import head_of
 from tests.conftest import ROOT, tiny_config
 from tests.evaluation.test_finished import left, record
 from tests.launching import run_python
@@ -60,6 +63,21 @@ def test_a_pooler_that_the_checkpoint_lacks_is_part_of_the_head(tmp_path: Path, 
     torch.manual_seed(9)
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     assert torch.equal(logits(PeftModel.from_pretrained(base, tmp_path / "adapter")), expected)
+
+
+@pytest.mark.parametrize("name", ["bitfit", "lora"])
+def test_copies_know_the_head_or_say_that_they_do_not(tmp_path: Path, name: str) -> None:
+    """`copy.deepcopy` loses the marks of what was read from the checkpoint."""
+    AutoModelForMaskedLM.from_config(tiny_config("bert")).save_pretrained(tmp_path / "base")
+    base, method = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"), STRATEGIES[name]()
+    with pytest.raises(UserError, match="whether the model's pooler is new is not known any more"):
+        method.apply(copy.deepcopy(base))
+    adapted = method.apply(copy.deepcopy(base), head_of(base))
+    assert [name for name in trained_names(adapted) if "pooler" in name and name.endswith("weight")]
+    update(adapted)
+    method.save(copy.deepcopy(adapted), tmp_path / "adapter")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    assert torch.equal(logits(PeftModel.from_pretrained(again, tmp_path / "adapter")), logits(adapted))
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "full"])

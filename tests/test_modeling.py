@@ -47,7 +47,7 @@ def test_the_packaged_model_is_found_and_classifies():
     source = find_model(DEFAULT_MODEL)
     assert (Path(source.location) / "model.safetensors").is_file()
     tokenizer = load_tokenizer(source)
-    model, head = load_classifier(source, LABELS)
+    model, head, _ = load_classifier(source, LABELS)
     assert tokenizer.tokenize("a film") == ["a", "film"]
     assert head == {"classifier.weight", "classifier.bias"}
     # BERT with 6 layers of width 384, and a new 2-class head.
@@ -121,15 +121,15 @@ HEADS = {
 
 @pytest.mark.parametrize("architecture", HEADS)
 def test_the_head_is_what_the_encoder_does_not_have(architecture, tiny_folder):
-    model, head = load_classifier(find_model(str(tiny_folder(architecture))), LABELS)
+    model, head, _ = load_classifier(find_model(str(tiny_folder(architecture))), LABELS)
     assert head == HEADS[architecture]
     assert head <= dict(model.named_parameters()).keys()
 
 
 def test_a_saved_classifier_keeps_its_head_and_it_is_still_the_head(tiny_folder, tmp_path):
-    model, head = load_classifier(find_model(str(tiny_folder("distilbert"))), LABELS)
+    model, head, _ = load_classifier(find_model(str(tiny_folder("distilbert"))), LABELS)
     model.save_pretrained(tmp_path)
-    again, again_head = load_classifier(find_model(str(tmp_path)), LABELS)
+    again, again_head, _ = load_classifier(find_model(str(tmp_path)), LABELS)
     assert again_head == head
     for name, parameter in again.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name)), name
@@ -140,7 +140,7 @@ def test_a_pooler_that_the_checkpoint_lacks_belongs_to_the_head(own_folder):
     kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
     assert len(kept) == len(weights) - 2
     save_file(kept, own_folder / "model.safetensors", {"format": "pt"})
-    _, head = load_classifier(find_model(str(own_folder)), LABELS)
+    head = load_classifier(find_model(str(own_folder)), LABELS).head
     assert head == HEADS["bert"] | {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
 
 
@@ -149,7 +149,7 @@ def test_a_checkpoint_in_half_precision_becomes_fp32_without_changing_its_values
     encoder = AutoModel.from_config(tiny_config("bert")).to(dtype)
     encoder.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    model, _ = load_classifier(find_model(str(tmp_path)), LABELS)
+    model = load_classifier(find_model(str(tmp_path)), LABELS).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     for name, parameter in encoder.named_parameters():
         assert torch.equal(model.bert.get_parameter(name), parameter.float()), name
@@ -159,8 +159,8 @@ def test_a_checkpoint_in_half_precision_becomes_fp32_without_changing_its_values
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_dropout_replaces_every_probability(architecture, dropout, tiny_folder):
     source = find_model(str(tiny_folder(architecture)))
-    model, _ = load_classifier(source, LABELS, dropout)
-    own, _ = load_classifier(source, LABELS)
+    model = load_classifier(source, LABELS, dropout).model
+    own = load_classifier(source, LABELS).model
     modules = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     assert {module.p for module in modules} == {dropout}
     assert {module.p for module in own.modules() if isinstance(module, torch.nn.Dropout)} != {dropout}
@@ -180,7 +180,7 @@ def test_dropout_that_a_model_cannot_have_is_an_error(tiny_folder, monkeypatch):
 
 
 def test_the_labels_are_the_tasks(tiny_folder):
-    model, _ = load_classifier(find_model(str(tiny_folder("bert"))), ("a", "b", "c"))
+    model = load_classifier(find_model(str(tiny_folder("bert"))), ("a", "b", "c")).model
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert model.config.label2id == {"a": 0, "b": 1, "c": 2}
     assert model.classifier.out_features == 3
@@ -258,7 +258,7 @@ def test_loading_is_silent(tiny_folder, capfd):
 
 
 def test_a_head_of_other_classes_is_said_in_words(tiny_folder, tmp_path):
-    model, _ = load_classifier(find_model(str(tiny_folder())), ("one", "two", "three"))
+    model = load_classifier(find_model(str(tiny_folder())), ("one", "two", "three")).model
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="its head is not of 2 classes; give the model that it was made from"):
         load_classifier(find_model(str(tmp_path)), ("no", "yes"))
@@ -266,23 +266,23 @@ def test_a_head_of_other_classes_is_said_in_words(tiny_folder, tmp_path):
 
 def test_of_any_number_of_classes_pipelines_compute_sigmoids(tiny_folder, tmp_path):
     source = find_model(str(tiny_folder()))
-    model, _ = load_classifier(source, ("no", "yes"), problem_type="multi_label_classification")
+    model = load_classifier(source, ("no", "yes"), problem_type="multi_label_classification").model
     assert model.config.problem_type == "multi_label_classification"
     model.save_pretrained(tmp_path)
-    again, _ = load_classifier(find_model(str(tmp_path)), ("no", "yes"))  # not what the checkpoint was
+    again = load_classifier(find_model(str(tmp_path)), ("no", "yes")).model  # not what the checkpoint was
     assert again.config.problem_type == "single_label_classification"
 
 
 def test_without_classes_there_is_one_output_a_score(tiny_folder, own_folder, tmp_path):
-    model, head = load_classifier(find_model(str(tiny_folder())), ())
-    assert model.classifier.weight.shape == (1, 32) and "classifier.bias" in head.new
+    model, _, new = load_classifier(find_model(str(tiny_folder())), ())
+    assert model.classifier.weight.shape == (1, 32) and "classifier.bias" in new
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
     model.save_pretrained(tmp_path)
-    again, head = load_classifier(find_model(str(tmp_path)), ())
-    assert not head.new and torch.equal(again.classifier.weight, model.classifier.weight)
+    again, _, new = load_classifier(find_model(str(tmp_path)), ())
+    assert not new and torch.equal(again.classifier.weight, model.classifier.weight)
     with pytest.raises(UserError, match="its head is not of 2 classes"):
         load_classifier(find_model(str(tmp_path)), ("no", "yes"))
-    load_classifier(find_model(str(tiny_folder())), ("no", "yes"))[0].save_pretrained(tmp_path / "two")
+    load_classifier(find_model(str(tiny_folder())), ("no", "yes")).model.save_pretrained(tmp_path / "two")
     with pytest.raises(UserError, match="its head is not of one output; give the model that it was made from"):
         load_classifier(find_model(str(tmp_path / "two")), ())
 
@@ -294,7 +294,7 @@ def test_a_decoder_without_a_padding_token_takes_its_tokenizers(tiny_folder, tmp
     for file in tiny_folder().glob("tokenizer*"):
         shutil.copy(file, tmp_path)
     source = find_model(str(tmp_path))
-    model, _ = load_classifier(source, ("no", "yes"))
+    model = load_classifier(source, ("no", "yes")).model
     assert model.config.pad_token_id == load_tokenizer(source).pad_token_id == 0
     given = {"input_ids": torch.tensor([[5, 6, 0], [5, 6, 7]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
     assert model(**given).logits.shape == (2, 2)
@@ -306,7 +306,7 @@ def test_a_decoder_without_a_padding_token_takes_its_tokenizers(tiny_folder, tmp
 def test_what_its_embeddings_do_not_have_is_refused(tiny_folder, architecture, positions):
     """RoBERTa's padding, token 0 here, takes the first position."""
     source = find_model(str(tiny_folder(architecture)))
-    model, _ = load_classifier(source, LABELS, extent=(30521, positions))
+    model = load_classifier(source, LABELS, extent=(30521, positions)).model
     longest = torch.full((1, positions), 30521)
     model.eval()(input_ids=longest)
     with pytest.raises(IndexError):
@@ -337,7 +337,8 @@ def test_the_fingerprint_is_of_the_weights_alone(tiny_folder, own_folder):
     """Not of the head, which is drawn anew, nor of their file's names and precision."""
 
     def print_of(folder):
-        return Fingerprint.of(*load_classifier(find_model(str(folder)), LABELS))
+        loaded = load_classifier(find_model(str(folder)), LABELS)
+        return Fingerprint.of(loaded.model, loaded.new)
 
     torch.manual_seed(1)
     expected = print_of(tiny_folder("bert"))
@@ -355,23 +356,24 @@ def test_the_fingerprint_is_of_the_weights_alone(tiny_folder, own_folder):
 def test_the_fingerprint_is_of_a_head_that_came_along_and_of_the_architecture(tiny_folder, tmp_path):
     """Biases that were trained under another head, or with other attention heads, mean something else."""
     torch.manual_seed(1)
-    model, head = load_classifier(find_model(str(tiny_folder("bert"))), LABELS)
-    assert head.new == head and "classifier.weight" in head
+    model, head, new = load_classifier(find_model(str(tiny_folder("bert"))), LABELS)
+    assert new == head and "classifier.weight" in head
     prints = []
     for shift in (0, 1):
         model.classifier.bias.data += shift
         model.save_pretrained(tmp_path / "whole")
         load_tokenizer(find_model(str(tiny_folder("bert")))).save_pretrained(tmp_path / "whole")
-        whole, brought = load_classifier(find_model(str(tmp_path / "whole")), LABELS)
-        assert "classifier.weight" in brought and not brought.new
-        prints.append(Fingerprint.of(whole, brought))
+        whole, brought, new = load_classifier(find_model(str(tmp_path / "whole")), LABELS)
+        assert "classifier.weight" in brought and not new
+        prints.append(Fingerprint.of(whole, new))
     assert prints[0].weights != prints[1].weights and prints[0].configuration == prints[1].configuration
-    dropped, brought = load_classifier(find_model(str(tmp_path / "whole")), LABELS, dropout=0.3)
-    assert Fingerprint.of(dropped, brought) == prints[1]
+    dropped = load_classifier(find_model(str(tmp_path / "whole")), LABELS, dropout=0.3)
+    assert Fingerprint.of(dropped.model, dropped.new) == prints[1]
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     config["num_attention_heads"] *= 2
     (tmp_path / "whole" / "config.json").write_text(json.dumps(config))
-    other = Fingerprint.of(*load_classifier(find_model(str(tmp_path / "whole")), LABELS))
+    changed = load_classifier(find_model(str(tmp_path / "whole")), LABELS)
+    other = Fingerprint.of(changed.model, changed.new)
     assert other.weights == prints[1].weights and other.configuration != prints[1].configuration
 
 
@@ -392,5 +394,5 @@ def test_a_checkpoint_that_lacks_weights_of_the_encoder_is_refused(own_folder, l
 def test_pipelines_take_a_softmax_whatever_the_checkpoint_was_for(own_folder, tmp_path):
     config = json.loads((own_folder / "config.json").read_text())
     (own_folder / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
-    model, _ = load_classifier(find_model(str(own_folder)), LABELS)
+    model = load_classifier(find_model(str(own_folder)), LABELS).model
     assert model.config.problem_type == "single_label_classification"

@@ -243,13 +243,13 @@ class Finished:
             if base is not None:
                 raise UserError(f"--model_name_or_path {base}: {self.folder} has the whole model; leave the flag out")
             source = ModelSource(place, place, trust_remote_code=trust_remote_code)
-            return load_classifier(source, labels, extent=extent, problem_type=kind)[0]
+            return load_classifier(source, labels, extent=extent, problem_type=kind).model
         revision = self.arguments.get("model_revision", "main")
         source = find_model(base or name_of_base(self.record["model"]), revision, trust_remote_code)
         added = self.strategy.virtual_tokens
-        model, head = load_classifier(source, labels, extent=extent, problem_type=kind, virtual_tokens=added)
+        model, _, new = load_classifier(source, labels, extent=extent, problem_type=kind, virtual_tokens=added)
         weights = self.record["model"].get("fingerprint")  # missing in runs up to 0.1.0
-        if weights is not None and Fingerprint.of(model, head).weights != weights:
+        if weights is not None and Fingerprint.of(model, new).weights != weights:
             raise UserError(
                 f"--model_name_or_path {source.name}: its weights differ from those that {self.folder} was trained "
                 "on; name the original base model"

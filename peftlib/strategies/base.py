@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # torch takes a second to import and `--help` only reads the 
 
     Trained: TypeAlias = PreTrainedModel | PeftModel
 
+#: The attribute in which an adapted model, and so each of its copies, keeps the names of its head's parameters.
+_HEAD = "_peftlib_head"
+
 
 class StepHook(Protocol):
     """What a method does at every update, besides the optimizer; identically on every process."""
@@ -95,11 +98,14 @@ class Strategy(ABC):
             The model to train: `model` itself, or a wrapper around it.
 
         Raises:
-            UserError: this model has nothing for the method to train.
+            UserError: this model has nothing for the method to train, or its head is not known.
         """
         from peftlib.strategies.parameters import head_of
 
-        return self._apply(model, head_of(model) if head is None else head)
+        head = head_of(model) if head is None else head
+        adapted = self._apply(model, head)
+        setattr(adapted, _HEAD, head)  # of the model as it was: a copy of it could not be asked
+        return adapted
 
     @abstractmethod
     def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
@@ -123,12 +129,14 @@ class Strategy(ABC):
         Args:
             model: what `apply` returned, without accelerate's wrapper for mixed precision.
             folder: created if it does not exist.
-            head: as given to `apply`.
+            head: None takes the one of `apply`.
         """
         from peftlib.strategies.parameters import head_of
 
+        if head is None:
+            head = getattr(model, _HEAD, None) or head_of(model)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._save(model, head_of(model) if head is None else head, Path(folder))
+        self._save(model, head, Path(folder))
 
     def _save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         """Do what `save` says; this default saves a `PeftModel`."""

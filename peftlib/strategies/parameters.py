@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from peftlib.errors import in_one_line
+from peftlib.errors import UserError, in_one_line
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -43,12 +43,22 @@ def head_of(model: nn.Module) -> frozenset[str]:
 
     These are those outside the encoder, and a pooler in it that the checkpoint lacked (one of masked-language modelling
     does): `from_pretrained` marks the parameters that it has read. `modeling.load_classifier` needs no such mark.
+
+    Raises:
+        UserError: the marks are gone, so that a pooler may be new or not: `copy.deepcopy` loses them.
     """
     prefix = f"{model.base_model_prefix}."
     parameters = dict(model.named_parameters())
     read = {name for name, parameter in parameters.items() if getattr(parameter, "_is_hf_initialized", False)}
-    new = {name for name in parameters if read and name not in read and "pool" in name}
-    return frozenset(name for name in parameters if name in new or not name.startswith(prefix))
+    poolers = {name for name in parameters if name not in read and name.startswith(prefix) and "pool" in name}
+    if poolers and not read:
+        if getattr(model.config, "_name_or_path", ""):
+            raise UserError(
+                "whether the model's pooler is new is not known any more (copy.deepcopy loses it): apply the method to "
+                "the model of from_pretrained itself, or with head=peftlib.strategies.parameters.head_of(that model)"
+            )
+        poolers = set()  # not from a checkpoint: its pooler is as random as its encoder
+    return frozenset(name for name in parameters if name in poolers or not name.startswith(prefix))
 
 
 def train_only(model: nn.Module, trains: Callable[[str], bool]) -> list[str]:

@@ -230,7 +230,7 @@ def test_only_a_method_that_reads_frozen_weights_keeps_them():
 @pytest.mark.parametrize("method", ["bitfit", "bitfit-without-head", "lora"])
 def test_scores_are_not_rounded_to_half_precision(tiny_folder, method):
     torch.manual_seed(1)
-    model, head = load_classifier(find_model(str(tiny_folder("roberta"))), ())
+    model, head, _ = load_classifier(find_model(str(tiny_folder("roberta"))), ())
     model = METHODS[method].apply(model, head).eval()
     accelerate_model(model, torch.device("cpu"), "bf16")
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -244,7 +244,8 @@ def test_nothing_else_with_one_output_is_computed_otherwise(tiny_folder):
     kinds = [type(module) for module in model.modules()]
     compute_scores_in_fp32(model)
     assert [type(module) for module in model.modules()] == kinds
-    model = STRATEGIES["lora"](lora_r=1).apply(*load_classifier(find_model(str(tiny_folder("bert"))), ()))
+    model, head, _ = load_classifier(find_model(str(tiny_folder("bert"))), ())
+    model = STRATEGIES["lora"](lora_r=1).apply(model, head)
     compute_scores_in_fp32(model)
     changed = [name for name, module in model.named_modules() if type(module) not in kinds]
     assert changed and all(".classifier." in name for name in changed)

@@ -61,7 +61,7 @@ def test_padding_changes_no_answer(architecture, side, pad_to, tiny_folder, cach
     saved.padding_side = side
     saved.save_pretrained(folder)
     source = find_model(str(folder))
-    tokenizer, model = load_tokenizer(source), load_classifier(source, ("no", "yes"))[0].eval()
+    tokenizer, model = load_tokenizer(source), load_classifier(source, ("no", "yes")).model.eval()
     encoded = encode(examples_of(ROWS), tokenizer, 16)
     collator, slots = Collator.for_tokenizer(tokenizer, pad_to, 16), [Slot(place, 0.0) for place in range(len(ROWS))]
     batches = [slots, *([slot] for slot in slots)]

@@ -83,7 +83,7 @@ def test_another_base_model_is_refused(tiny_folder: Callable[..., Path], tmp_pat
     base = shutil.copytree(tiny_folder(), tmp_path / "base")
     model, head = classifier(base)
     content = record(METHODS["bitfit"], base)
-    content["model"]["fingerprint"] = Fingerprint.of(model, head).weights
+    content["model"]["fingerprint"] = Fingerprint.of(model, head).weights  # of a checkpoint without a head
     METHODS["bitfit"].apply(model, head)
     METHODS["bitfit"].save(model, tmp_path, head)
     left(tmp_path, content).load()

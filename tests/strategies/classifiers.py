@@ -37,7 +37,7 @@ METHODS: dict[str, Strategy] = {
 def classifier(folder: Path) -> tuple[nn.Module, frozenset[str]]:
     """A fresh classifier on the encoder in `folder`, in evaluation mode; its head is the same every time."""
     torch.manual_seed(1)
-    model, head = load_classifier(find_model(str(folder)), ("no", "yes"))
+    model, head, _ = load_classifier(find_model(str(folder)), ("no", "yes"))
     return model.eval(), head
 
 
