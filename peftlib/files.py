@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -99,6 +100,11 @@ def obstacle(folder: Path) -> str | None:
     return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is read-only"
 
 
+def plain_name(text: str, *, otherwise: str) -> str:
+    """Return `text` as a valid name of a file or folder, or another one if nothing is left of it."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or otherwise
+
+
 def cache_folder() -> Path:
     """Return `$PEFTLIB_CACHE`, else `$XDG_CACHE_HOME/peftlib`, else `~/.cache/peftlib`."""
     if folder := os.environ.get("PEFTLIB_CACHE"):
@@ -156,10 +162,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def bytes_in_words(count: float) -> str:
-    """Format a number of bytes in kB, MB or GB (powers of 1000)."""
-    if count < 1e6:
-        return f"{count / 1e3:,.0f} kB"
-    return f"{count / 1e6:,.2f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"

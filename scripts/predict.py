@@ -25,12 +25,12 @@ def main() -> None:
         from peftlib.console import Console
         from peftlib.data.encoding import encode
         from peftlib.data.loading import build_eval_loader
-        from peftlib.data.own_data import plain_name
         from peftlib.distributed import everywhere, on_main
         from peftlib.evaluation.by_class import lines_of, worst
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.evaluation.finished import Finished
         from peftlib.evaluation.predictions import in_words, place_of, refuse_other_answers, write_answers
+        from peftlib.files import plain_name
         from peftlib.tracking.folder import writable_folder
         from peftlib.training.devices import build_accelerator
 
@@ -39,7 +39,7 @@ def main() -> None:
         run = Finished.read(Path(place))
         task, source = run.task, (args.data_dir, args.test_file, *args.columns)
         examples = run.typed(args.texts) if args.texts else run.examples(args.split, *source)
-    name = plain_name(Path(args.test_file).stem) if args.test_file else args.split
+    name = plain_name(Path(args.test_file).stem, otherwise="files") if args.test_file else args.split
     folder = Path(args.output_dir) if args.output_dir else run.folder / "predictions" / name
     if not args.texts:
         texts = (examples.source, examples.fingerprint())

@@ -179,7 +179,6 @@ def _without_effect(
         "warmup_ratio": ("num_warmup_steps", True),
         "num_train_epochs": ("max_train_steps", True),
         "extend_training": ("resume_from_checkpoint", False),
-        "checkpoints_total_limit": ("checkpointing_steps", False),
         "hub_model_id": ("push_to_hub", False),
         "hub_private_repo": ("push_to_hub", False),
     }
@@ -196,8 +195,10 @@ def _without_effect(
         for name in ("num_warmup_steps", "warmup_ratio"):
             if name in given:
                 yield f"--{name} has no effect with --lr_scheduler_type constant; use constant_with_warmup"
-    if "model_revision" in given and model.model_name_or_path in PACKAGED_MODELS:
-        yield f"--model_revision has no effect on {model.model_name_or_path}, which is a packaged model"
+    name = model.model_name_or_path
+    if "model_revision" in given and (name in PACKAGED_MODELS or Path(name).is_dir()):
+        kind = "packaged model" if name in PACKAGED_MODELS else "folder"
+        yield f"--model_revision has no effect on {name}, which is a {kind}"
 
 
 def _set(group: Any) -> list[str]:

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from peftlib.data.batching import Slot
 from peftlib.data.sources import Examples
 from peftlib.errors import UserError
-from peftlib.files import cache_folder
+from peftlib.files import cache_folder, share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,6 +178,7 @@ def _store(arrays: dict[str, np.ndarray], path: Path) -> None:
         os.close(descriptor)
         temporary = Path(name)
         save_file(arrays, temporary)
+        share(temporary)  # a group may have one cache
         temporary.replace(path)
     except (OSError, SafetensorError):
         if temporary is not None:

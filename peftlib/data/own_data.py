@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import compress
@@ -16,6 +15,7 @@ from peftlib.data.places import OwnData
 from peftlib.data.tables import DELIMITERS, Table, and_also, is_blank, read_delimited, read_json, refuse_halves, short
 from peftlib.data.tasks import TASKS, Label, Task
 from peftlib.errors import UserError
+from peftlib.files import plain_name
 
 #: Default name of the label column.
 LABEL_COLUMN = "label"
@@ -135,16 +135,12 @@ def name_of_own_data(own: OwnData) -> str:
     A suffix keeps it apart from the names in `TASKS`.
     """
     if own.dataset is not None:
-        name = plain_name(Path(own.dataset[0]).resolve().name)
+        name = plain_name(Path(own.dataset[0]).resolve().name, otherwise="files")
         return f"{name}-dataset" if name in TASKS else name
     path = Path(own.train)
-    name = plain_name(path.resolve().parent.name if path.stem.lower().startswith("train") else path.stem)
+    stem = path.resolve().parent.name if path.stem.lower().startswith("train") else path.stem
+    name = plain_name(stem, otherwise="files")
     return f"{name}-file" if name in TASKS else name
-
-
-def plain_name(text: str) -> str:
-    """Return `text` as a valid folder name."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "files"
 
 
 def task_of_own_data(own: OwnData) -> Task:

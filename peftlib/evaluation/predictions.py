@@ -141,16 +141,16 @@ def write_answers(
     }
     classes = score_classes(evaluation, task)
     tables = {"predictions.csv": _table(evaluation, task, texts)} | _by_class(evaluation, classes, task)
+    if not scores and glue_answers is not None:
+        tables[glue_answers] = _for_glue(evaluation, task)
     try:
         with placed_when_whole(folder) as temporary:
             save_predictions(temporary, evaluation.logits, evaluation.labels)
             for name, table in tables.items():
                 write_text(temporary / name, table)
-            if not scores and glue_answers is not None:
-                write_text(temporary / glue_answers, _for_glue(evaluation, task))
             write_json(temporary / ABOUT, {**scores, **counts, **about})
-        for name in {"classes.csv", "confusion.csv"} - tables.keys():
-            (folder / name).unlink(missing_ok=True)  # of a file that had labels then
+        for name in {"classes.csv", "confusion.csv", glue_answers or "classes.csv"} - tables.keys():
+            (folder / name).unlink(missing_ok=True)  # of a file that had labels then, or had none
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise RunError(f"{folder}: cannot be written ({error}); make room there, or name --output_dir") from error
     return scores, classes

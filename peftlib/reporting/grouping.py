@@ -252,16 +252,17 @@ def _processes_of(run: Run) -> set[int]:
 def _notes(group: list[Run]) -> list[str]:
     machines = {str(run.record.get("machine", {}).get("device", "unknown")) for run in group}
     threads = {str(run.record.get("machine", {}).get("threads")) for run in group}
+    processes = {number for run in group for number in _processes_of(run)}
     notes = []
     if len(machines) > 1:
         devices = ", ".join(sorted(machines))
         notes.append(f"The runs are from different machines ({devices}): times and memory are not comparable.")
-    elif len(threads) > 1:
-        numbers = ", ".join(sorted(threads))
-        notes.append(f"The runs used different numbers of threads ({numbers}): times are not comparable.")
-    elif len(processes := {number for run in group for number in _processes_of(run)}) > 1:
+    if len(processes) > 1:
         numbers = ", ".join(map(str, sorted(processes)))
         notes.append(f"The runs used different numbers of processes ({numbers}): times and memory are not comparable.")
+    if len(threads) > 1 and not notes:
+        numbers = ", ".join(sorted(threads))
+        notes.append(f"The runs used different numbers of threads ({numbers}): times are not comparable.")
     counts = Counter(name for run in group for name in _metrics_of(run))
     if some := [name for name, count in counts.items() if count < len(group)]:
         notes.append(f"Left out, since only some of the runs have it: {', '.join(sorted(some))}.")

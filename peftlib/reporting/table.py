@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.filesize import decimal
 
 from peftlib.evaluation.resampling import RESAMPLED, score_of
 from peftlib.evaluation.statistics import Interval, mean_interval
-from peftlib.files import bytes_in_words
 from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.reference import references
 from peftlib.reporting.runs import Run
@@ -126,4 +126,4 @@ def plus_minus(interval: Interval, write: Callable[[float], str] = lambda value:
 
 def size(count: int | None) -> str:
     """Format a number of bytes, if it is known."""
-    return "–" if count is None else bytes_in_words(count)
+    return "–" if count is None else decimal(count, precision=2)

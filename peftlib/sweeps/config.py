@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from peftlib.errors import UserError, in_one_line, nearest
-from peftlib.files import load_yaml
+from peftlib.files import load_yaml, plain_name
 from peftlib.sweeps.checks import check_flags, check_metric, check_plain, check_runs, leaves
 from peftlib.sweeps.command import parse_command
 from peftlib.sweeps.parameters import Parameter, parse_parameter, spelled
@@ -76,7 +76,7 @@ class Sweep:
     @property
     def default_folder(self) -> Path:
         """The sweep's folder unless --sweep_dir names one."""
-        return Path("outputs") / "sweeps" / re.sub(r"[^\w.-]+", "-", self.name).strip("-.")
+        return Path("outputs") / "sweeps" / plain_name(self.name, otherwise="sweep")
 
     @property
     def size(self) -> int | None:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,7 @@ def start_trackers(
         run.define_metric("*", step_metric="train/global_step")
         started["wandb"] = run.id
         if wandb_options.get("mode") == "offline":
-            sync = f"wandb sync {folder}/wandb/offline-run-*-{run.id}"  # one folder per resume
+            # One folder per resume; the shell expands the asterisk only outside quotes.
+            sync = f"wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*-{run.id}"
             notice = f"W&B has no API key, so it records offline; to upload later: wandb login, then {sync}"
     return started, notice

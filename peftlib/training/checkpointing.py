@@ -68,10 +68,13 @@ class CheckpointKeeper:
             return self._every is not None
         return epoch_ends if self._every == "epoch" else step % int(self._every) == 0
 
-    def goes_on_from(self, checkpoint: Path) -> None:
-        """Do not rewrite this checkpoint if it is the folder's own: it would be missing for a moment."""
-        if on_main(lambda: checkpoint.resolve().parent == self.folder.resolve()):
-            self._latest = int(checkpoint.name.removeprefix(CHECKPOINT))
+    def goes_on_from(self, checkpoint: Path, step: int) -> None:
+        """Do not rewrite this checkpoint of this step if it is the folder's own: it would be missing for a moment."""
+        if on_main(lambda: checkpoint.resolve() == self._path(step).resolve()):
+            self._latest = step
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{CHECKPOINT}{step:08d}"
 
     def save(self, training: Training) -> bool:
         """Write a checkpoint of the last complete update; call it on every process.
@@ -103,7 +106,7 @@ class CheckpointKeeper:
 
     def _write(self, training: Training, losses: list[float], generators: list[dict[str, Any]]) -> None:
         step = training.progress.step
-        target = self.folder / f"{CHECKPOINT}{step:08d}"
+        target = self._path(step)
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=UNFINISHED))
         try:
@@ -182,11 +185,11 @@ def restore(training: Training, checkpoint: Path) -> bool:
     ):
         group["lr"] = base * shape(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in training.optimizer.param_groups]
-    if training.keeper is not None:
-        training.keeper.goes_on_from(checkpoint)
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     training.progress = Progress(**_with_nan(state["progress"]))
+    if training.keeper is not None:
+        training.keeper.goes_on_from(checkpoint, training.progress.step)
     exact = _restore_cut(training, checkpoint, state)
     due = state.get("due")  # absent from format 3
     training.due = None if due is None else _scores(due)

@@ -40,7 +40,11 @@ class Unreadable(Exception):
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders in `folder`, newest first; not verified."""
     found = [path for path in folder.glob(f"{CHECKPOINT}*") if path.is_dir() and path.name[len(CHECKPOINT) :].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[len(CHECKPOINT) :]), reverse=True)
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[len(CHECKPOINT) :])
 
 
 def verify(checkpoint: Path, *, files: bool = True) -> dict[str, Any]:
@@ -114,7 +118,9 @@ def _find(wanted: str | None, output_dir: Path, say: Callable[[str], None]) -> P
     named = None if wanted == "auto" else Path(wanted)
     if named is not None and not named.is_dir():
         raise UserError(f"--resume_from_checkpoint {wanted}: no such folder; name a checkpoint's folder, or use auto")
-    if named is not None and (named.name.startswith(CHECKPOINT) or (named / "manifest.json").exists()):
+    if named is not None and (
+        (named / "manifest.json").exists() or (named.name.startswith(CHECKPOINT) and not (named / CHECKPOINTS).is_dir())
+    ):
         try:
             step = int(verify(named)["step"])
         except ValueError as error:
@@ -144,10 +150,12 @@ def _find(wanted: str | None, output_dir: Path, say: Callable[[str], None]) -> P
 
 def _newer(folder: Path, step: int) -> bool:
     """Return whether the folder holds an intact checkpoint of a later step."""
-    for checkpoint in checkpoints(folder):
+    for checkpoint in checkpoints(folder):  # the newest first
+        if _step_of(checkpoint) <= step:
+            break
         with contextlib.suppress(ValueError):
-            if int(verify(checkpoint)["step"]) > step:
-                return True
+            verify(checkpoint)
+            return True
     return False
 
 

@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 
-from peftlib.files import bytes_in_words
 from peftlib.strategies.parameters import trained_groups
 from peftlib.tracking.reporter import Reporter
 from peftlib.training.optimization import warmup_steps
 from peftlib.training.rehearsal import SAMPLES, Rehearsal, Timing, rehearse
 from peftlib.training.state import Training
 
-#: A checkpoint holds four fp32 values per trained parameter: the current one, the best, and AdamW's two moments.
-_CHECKPOINT_BYTES = 4 * 4
 _UNITS = (("h", 3600), ("min", 60), ("s", 1))
 _ENOUGH = 2  # a duration is shown in the largest unit of which it has at least this many
 
@@ -40,11 +38,13 @@ class Left:
         """Count from the current position of `training`."""
         progress, plan, keeper = training.progress, training.plan, training.keeper
         first = plan.steps if progress.stopped_early else progress.step
-        steps = [(step, step % training.batches.windows_per_epoch == 0) for step in range(first + 1, plan.steps + 1)]
+        steps, epoch = range(first + 1, plan.steps + 1), training.batches.windows_per_epoch
         return cls(
             len(steps),
-            (training.due is not None) + sum(plan.evaluates(step, epoch_ends) for step, epoch_ends in steps),
-            sum(keeper.is_due(step, ends, step == plan.steps) for step, ends in steps) if keeper is not None else 0,
+            (training.due is not None) + sum(plan.evaluates(step, step % epoch == 0) for step in steps),
+            0
+            if keeper is None
+            else sum(keeper.is_due(step, step % epoch == 0, run_ends=step == plan.steps) for step in steps),
         )
 
 
@@ -103,10 +103,16 @@ def _plan(training: Training, left: Left, scalars: int, arguments: dict[str, Any
     if left.checkpoints:
         limit = arguments["checkpoints_total_limit"]
         rows["checkpoints"] = (
-            f"{left.checkpoints:,}{early} of about {bytes_in_words(scalars * _CHECKPOINT_BYTES)} each"
+            f"{left.checkpoints:,}{early} of about {decimal(_checkpoint_bytes(training, scalars), precision=2)} each"
             + ("" if limit is None else f", the newest {limit:,} are kept")
         )
     return rows
+
+
+def _checkpoint_bytes(training: Training, scalars: int) -> int:
+    """Four fp32 values per trained parameter, its own, the best and AdamW's two moments; and what the method keeps."""
+    kept = {} if training.hook is None else training.hook.state()
+    return 4 * 4 * scalars + sum(tensor.nbytes for tensor in kept.values())
 
 
 def _measured(training: Training, seen: Rehearsal, left: Left) -> dict[str, str]:
@@ -115,9 +121,9 @@ def _measured(training: Training, seen: Rehearsal, left: Left) -> dict[str, str]
     parts = [(seen.updates, left.updates), (seen.evaluation, batches)]
     whose = "by tensors on the GPU" if device.type == "cuda" else "resident"
     if device.type == "cuda":
-        whose += f", which has {bytes_in_words(torch.cuda.get_device_properties(device).total_memory)}"
+        whose += f", which has {decimal(torch.cuda.get_device_properties(device).total_memory, precision=2)}"
     return {
-        "peak memory": f"{bytes_in_words(seen.peak_memory)} {whose}"
+        "peak memory": f"{decimal(seen.peak_memory, precision=2)} {whose}"
         + ("" if processes == 1 else ", per process at most"),
         "training": _about(parts[:1]),
         "evaluation": _about(parts[1:]),

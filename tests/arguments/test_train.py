@@ -228,11 +228,11 @@ def test_flags_of_other_methods_are_reported_when_they_differ_from_their_default
         ("--num_train_epochs 2 --max_train_steps 10", ["--num_train_epochs"]),
         ("--extend_training", ["--extend_training"]),
         ("--extend_training --resume_from_checkpoint auto --output_dir out", []),
-        ("--checkpoints_total_limit 2", ["--checkpoints_total_limit"]),
-        ("--checkpoints_total_limit 2 --checkpointing_steps epoch", []),
+        ("--checkpoints_total_limit 2", []),  # signals make checkpoints, too
         ("--lr_scheduler_type constant --num_warmup_steps 5", ["--num_warmup_steps"]),
         ("--lr_scheduler_type constant_with_warmup --num_warmup_steps 5", []),
         ("--model_revision v2", ["--model_revision"]),
+        ("--model_revision v2 --model_name_or_path .", ["--model_revision"]),
         ("--model_revision v2 --model_name_or_path bert-base-uncased", []),
         ("--lora_r 4 --extend_training", ["--method", "--extend_training"]),
     ],

@@ -198,6 +198,13 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tokenizer, tmp_path, mon
     assert len(calls) == 2
 
 
+def test_others_may_read_what_umask_lets_them(tokenizer, cache):
+    encode(examples_of(ROWS), tokenizer, 16)
+    (name,) = entries(cache)
+    (cache / "plain").touch()
+    assert (cache / "tokens" / name).stat().st_mode == (cache / "plain").stat().st_mode
+
+
 def test_what_nobody_has_read_for_long_goes(tokenizer, cache):
     encode(examples_of(ROWS), tokenizer, 16)
     encode(examples_of(PAIRS), tokenizer, 16)

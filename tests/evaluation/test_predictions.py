@@ -118,18 +118,21 @@ def test_of_one_class_an_example_all_have_their_probability_behind_the_answer_an
 
 
 def test_classes_are_scored_one_by_one_where_there_are_classes_and_labels(tmp_path):
-    """What an earlier prediction of the same file left goes, once the file has no labels."""
+    """What an earlier prediction of the same file left goes, once the file has no labels, or has some."""
     one, several = Task("mails", ("ham", "spam"), ()), Task("mails", ("ham", "spam"), (), problem_type=MULTI_LABEL)
-    logits, tables = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32), ("classes.csv", "confusion.csv")
+    logits = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
+    tables, for_glue = ("classes.csv", "confusion.csv", "MAILS.tsv"), "MAILS.tsv"
     known = Evaluation({"accuracy": 0.5}, logits, np.array([0, 0]), 1.0)
     for task, evaluation, written in (
         (one, known, {"classes.csv", "confusion.csv"}),
         (several, Evaluation({"micro_f1": 0.5}, logits, np.array([[1, 1], [0, 1]]), 1.0), {"classes.csv"}),
         (one, known, {"classes.csv", "confusion.csv"}),
-        (one, Evaluation({}, logits, np.array([-1, -1]), 1.0), set()),
+        (one, Evaluation({}, logits, np.array([-1, -1]), 1.0), {for_glue}),
+        (one, known, {"classes.csv", "confusion.csv"}),
+        (one, Evaluation({}, logits, np.array([-1, -1]), 1.0), {for_glue}),
         (TASKS["stsb"], Evaluation({"pearson": 1.0}, logits[:, :1], np.array([1.0, 2.0], np.float32), 1.0), set()),
     ):
-        write_answers(tmp_path, task, TEXTS[:2], None, evaluation, {"source": "dev"})
+        write_answers(tmp_path, task, TEXTS[:2], for_glue, evaluation, {"source": "dev"})
         assert {name for name in tables if (tmp_path / name).exists()} == written
     assert score_classes(known, one)[0].recall == 0.5 and score_classes(known, TASKS["stsb"]) == []
 

@@ -337,3 +337,14 @@ def test_times_on_other_numbers_of_processes_are_not_compared_without_a_word(mak
     (comparison,) = compare(runs)
     notes = [note for note in comparison.notes if "numbers of processes" in note]
     assert len(notes) == (said is not None) and all(said in note for note in notes)
+
+
+def test_threads_are_not_named_where_memory_cannot_be_compared_either(make):
+    """The number of threads follows from that of processes, and matters less."""
+    runs = [
+        make(seed=number, changes={"processes": number, "machine": {"device": "cpu", "threads": 3 - number}})
+        for number in (1, 2)
+    ]
+    assert [note for note in compare(runs)[0].notes if "comparable" in note] == [
+        "The runs used different numbers of processes (1, 2): times and memory are not comparable."
+    ]

@@ -310,6 +310,11 @@ def test_no_yaml_or_no_mapping_is_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("name", "folder"), [("rates", "rates"), ("a b/c", "a-b-c"), ("???", "sweep")])
+def test_a_sweep_has_a_folder_of_its_own_whatever_its_name(tmp_path, name, folder):
+    assert load(tmp_path, name=name).default_folder == Path("outputs") / "sweeps" / folder
+
+
 def test_the_metric_is_checked_whatever_flags_the_sweep_may_set(tmp_path):
     content = {"program": "train.py", "method": "grid", "metric": {"name": "eval/acuracy"},
                "parameters": {"seed": {"value": 1}}}  # fmt: skip

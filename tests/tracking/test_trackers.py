@@ -108,7 +108,8 @@ from accelerate import Accelerator
 from peftlib.tracking.trackers import start_trackers
 accelerator = Accelerator(cpu=True, log_with=["wandb"])
 config = {{"seed": 1, "data_dir": None}}
-folder = Path({str(tmp_path)!r})
+folder = Path({str(tmp_path / "a run")!r})
+folder.mkdir()
 print(start_trackers(accelerator, ["wandb"], project=None, name="a", folder=folder, config=config, ids={{}},
                      group="s-1")[1])
 run = accelerator.get_tracker("wandb", unwrap=True)
@@ -119,9 +120,10 @@ accelerator.end_training()
     done = run_python("-c", code, cwd=tmp_path, HOME=str(tmp_path), NETRC=str(tmp_path / ".netrc"))
     assert done.returncode == 0, done.stderr
     notice, run = done.stdout.splitlines()
-    assert notice.startswith("W&B has no API key, so it records offline; to upload later: wandb login, then wandb sync")
+    command = f"wandb sync '{tmp_path}/a run'/wandb/offline-run-*-"
+    assert notice.startswith(f"W&B has no API key, so it records offline; to upload later: wandb login, then {command}")
     assert run == f"{DEFAULT_PROJECT} a s-1 {{'seed': 1, 'data_dir': 'None'}}"
-    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+    assert len(list((tmp_path / "a run" / "wandb").glob("offline-run-*"))) == 1
 
 
 # ── The state of failed and stopped runs in W&B ─────────────────────────────────────────────────────────────────

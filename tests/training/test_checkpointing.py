@@ -22,7 +22,7 @@ from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.strategies import STRATEGIES
 from peftlib.strategies.parameters import trained_state
 from peftlib.tracking.folder import choose_output_dir
-from peftlib.training import checkpointing, milestones, state
+from peftlib.training import checkpointing, manifest, milestones, state
 from peftlib.training.checkpointing import CheckpointKeeper, _with_nan, restore
 from peftlib.training.interruption import Interruption
 from peftlib.training.loop import train
@@ -533,6 +533,33 @@ def test_an_older_one_is_not_gone_on_from_beside_newer_ones(two_checkpoints):
     assert find_checkpoint(str(previous), two_checkpoints / "branch", print) == previous
     (newest / "state.json").unlink()
     assert find_checkpoint(str(previous), two_checkpoints, print) == previous
+
+
+def test_what_is_newer_is_read_and_nothing_else(two_checkpoints, monkeypatch):
+    """Checksums of all checkpoints of a large model take minutes."""
+    read = []
+    monkeypatch.setattr(manifest, "verify", lambda path, **options: read.append(path.name) or verify(path, **options))
+    newest, previous = checkpoints(two_checkpoints / "checkpoints")
+    find_checkpoint(str(newest), two_checkpoints, print)
+    assert read == [newest.name]
+    with pytest.raises(UserError, match="has newer checkpoints"):
+        find_checkpoint(str(previous), two_checkpoints, print)
+    assert read == [newest.name, previous.name, newest.name]
+
+
+def test_a_run_is_no_checkpoint_whatever_its_folder_is_called(two_checkpoints):
+    run = two_checkpoints.rename(two_checkpoints.parent / "step_by_step")
+    assert find_checkpoint(str(run), run / "other", print) == checkpoints(run / "checkpoints")[0]
+
+
+def test_a_checkpoint_may_be_given_another_name(two_checkpoints):
+    """One of the name of its step is written once more: `auto` does not find the other."""
+    kept = checkpoints(two_checkpoints / "checkpoints")[0].rename(two_checkpoints / "checkpoints" / "before-the-merge")
+    assert find_checkpoint(str(kept), two_checkpoints, print) == kept
+    run = small_run(two_checkpoints, every="10")
+    restore(run, kept)
+    assert run.keeper.save(run)
+    assert [path.name for path in checkpoints(two_checkpoints / "checkpoints")] == ["step_00000020", "step_00000010"]
 
 
 def rewrite_manifest(checkpoint: Path, **changes) -> None:

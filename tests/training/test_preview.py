@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from peftlib.strategies.parameters import trained
 from peftlib.tracking.reporter import Reporter
 from peftlib.training import loop, preview
 from peftlib.training.checkpointing import CheckpointKeeper
@@ -106,7 +109,7 @@ def test_what_is_said(tmp_path, monkeypatch, capsys):
         "updates: 20; 10 an epoch; warm-up over 3\n",
         "micro-batches: 1 of 4 examples per update and process\n",
         "evaluations: 2, and one of the state that is saved\n",
-        "checkpoints: 5 of about 11 kB each, the newest 2 are kept\n",  # 16 bytes for each of 706 parameters
+        "checkpoints: 5 of about 11.30 kB each, the newest 2 are kept\n",  # 16 bytes for each of 706 parameters
         "peak memory: 1.23 GB resident\n",
         "training: about 40 s (30 to 50)\n",
         "evaluation: about 4.5 s (4.5 to 4.5)\n",
@@ -132,3 +135,16 @@ def test_what_may_end_early_and_what_is_not_kept(tmp_path, monkeypatch, capsys):
 )
 def test_a_time_is_told_in_a_unit_that_suits_it(seconds, text):
     assert preview._about([(Timing((seconds,), 1), 1)]).startswith(f"about {text} (")
+
+
+@pytest.mark.parametrize("method", ["bitfit", "adalora"])
+def test_a_checkpoint_is_as_large_as_it_says(tmp_path, method):
+    """AdaLoRA's has two running averages per trained parameter besides."""
+    run = make_run(tmp_path, method=method, epochs=4)
+    run.keeper = CheckpointKeeper(tmp_path, "1000", None, {}, SimpleNamespace(tracker_ids={}))
+    said = preview._checkpoint_bytes(run, sum(parameter.numel() for _, parameter in trained(run.model)))
+    train(run)  # a checkpoint is written at the end
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    tensors = [path for path in checkpoint.glob("*.safetensors") if path.name != "random.safetensors"]
+    written = sum(tensor.nbytes for path in tensors for tensor in load_file(path).values())
+    assert said <= written <= said + 2000  # the optimizer's counters of updates
