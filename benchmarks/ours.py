@@ -22,7 +22,8 @@ from peftlib.arguments import parse_train_arguments
 from peftlib.data.loading import build_loaders, load_splits, longest_inputs
 from peftlib.data.tasks import TASKS
 from peftlib.evaluation.evaluator import Between, Evaluation, predict
-from peftlib.modeling import Fingerprint, find_model, load_classifier, load_tokenizer
+from peftlib.fingerprint import Fingerprint
+from peftlib.modeling import find_model, load_classifier, load_tokenizer
 from peftlib.strategies.parameters import ParameterCount, freeze_unread, size
 from peftlib.tracking.record import describe_run
 from peftlib.tracking.reporter import Reporter

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
-import json
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peftlib.embeddings import refuse_what_ends_before
 from peftlib.errors import UserError, in_one_line, nearest
 from peftlib.hub import hub_access
+from peftlib.misfits import other_classes, reads_padding, refuse_what_ends_before
 from peftlib.run_files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -42,12 +39,6 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _SCORE = "LABEL_0"
 #: Types of models whose classifier reads the last position, be it padding or not.
 _READ_LAST = ("xlnet",)
-
-#: Configuration keys that describe a checkpoint, a task or the writing library, not the architecture.
-_NO_ARCHITECTURE = frozenset({
-    "_name_or_path", "architectures", "dtype", "id2label", "label2id", "num_labels", "pad_token_id", "problem_type",
-    "torch_dtype", "transformers_version",
-})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,10 +127,12 @@ def hub_name_of_base(model: Mapping[str, Any]) -> str | None:
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the model's fast tokenizer. It pads on the right, or on the left if the classifier reads the last position.
 
+    It gives no token types to a model that has only one.
+
     Raises:
         UserError: there is none, or its files are damaged.
     """
-    from transformers import AutoTokenizer, PretrainedConfig
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.options())
@@ -152,9 +145,11 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
             f"--model_name_or_path {source.location}: has no tokenizer; save one there (tokenizer.save_pretrained)"
         )
     with contextlib.suppress(OSError):  # an adapter's folder has no configuration: this is how it was saved
-        options = {"revision": source.revision, "local_files_only": source.cached_only}
-        kind = PretrainedConfig.get_config_dict(source.location, **options)[0].get("model_type")
-        tokenizer.padding_side = "left" if kind in _READ_LAST else "right"
+        config = _stored_config(source)
+        tokenizer.padding_side = "left" if config.get("model_type") in _READ_LAST else "right"
+        if config.get("type_vocab_size") == 1:  # KLUE's RoBERTa, say, whose tokenizer is BERT's
+            tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+            tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which is what it saves
     return tokenizer
 
 
@@ -179,6 +174,8 @@ def load_classifier(
     extent: tuple[int, int] | None = None,
     problem_type: str | None = None,
     virtual_tokens: int = 0,
+    pads_alike: bool = True,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> Loaded:
     """Load a sequence classifier in fp32, with a newly initialised head if the checkpoint has none.
 
@@ -189,6 +186,8 @@ def load_classifier(
         extent: highest token id and maximum number of tokens that the model will be given.
         problem_type: as in transformers' configurations; None means single-label, or regression without `labels`.
         virtual_tokens: positions that the method needs in addition to those of `extent`.
+        pads_alike: whether all examples are padded to the same length.
+        warn: called with a line if that matters and they are not, and if the checkpoint's head is for other classes.
 
     Raises:
         UserError: the checkpoint's safetensors weights are missing or incomplete, the model cannot classify sequences,
@@ -245,6 +244,8 @@ def load_classifier(
         logging.set_verbosity(verbosity)
     if extent is not None:
         refuse_what_ends_before(model, source.name, *extent, added=virtual_tokens)
+    if not pads_alike and (line := reads_padding(model.config.model_type, source.name)):
+        warn(line)
     encoder = f"{model.base_model_prefix}."
     names = [name for name, _ in model.named_parameters()]
     missing = frozenset(report["missing_keys"])
@@ -255,39 +256,17 @@ def load_classifier(
             "save the whole model again, with save_pretrained"
         )
     head = frozenset(name for name in names if name in missing or not name.startswith(encoder))
+    if labels and not head & missing and (line := other_classes(_stored_config(source), labels, source.name)):
+        warn(line)
     return Loaded(model, head, head & missing)
 
 
-class Fingerprint(NamedTuple):
-    """Two hashes that identify a base model, wherever it is stored.
+def _stored_config(source: ModelSource) -> dict[str, Any]:
+    """Return the configuration as the checkpoint has it, without transformers' defaults."""
+    from transformers import PretrainedConfig
 
-    Attributes:
-        weights: hash of the checkpoint's weights, regardless of file and tensor names. An adapter is meaningless on
-            other weights.
-        configuration: hash of the configuration's non-default values, without names and dropout.
-    """
-
-    weights: str
-    configuration: str
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, new: frozenset[str]) -> Fingerprint:
-        """Compute them for a model from `load_classifier`, before it is trained.
-
-        Args:
-            new: names of the parameters that are not the checkpoint's, from there too.
-        """
-        loaded = [parameter for name, parameter in model.named_parameters() if name not in new]
-        arrays = [parameter.detach().contiguous().numpy() for parameter in loaded]
-        with ThreadPoolExecutor() as pool:  # the packaged model's 91 MB take .06 s on two cores
-            digests = sorted(pool.map(lambda array: hashlib.sha256(array).digest(), arrays))
-        said = {
-            name: value
-            for name, value in model.config.to_diff_dict().items()
-            if name not in _NO_ARCHITECTURE and "dropout" not in name and "drop_rate" not in name
-        }
-        text = json.dumps(said, sort_keys=True, default=str)
-        return cls(hashlib.sha256(b"".join(digests)).hexdigest(), hashlib.sha256(text.encode()).hexdigest())
+    options = {"revision": source.revision, "local_files_only": source.cached_only}
+    return PretrainedConfig.get_config_dict(source.location, **options)[0]
 
 
 def _set_dropout(config: PretrainedConfig, dropout: float) -> bool:

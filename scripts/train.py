@@ -26,7 +26,8 @@ def main() -> None:
         from peftlib.data.sources import find_task
         from peftlib.distributed import everywhere, on_main
         from peftlib.evaluation.evaluator import evaluate
-        from peftlib.modeling import Fingerprint, find_model, load_classifier, load_tokenizer
+        from peftlib.fingerprint import Fingerprint
+        from peftlib.modeling import find_model, load_classifier, load_tokenizer
         from peftlib.strategies.parameters import ParameterCount, freeze_unread, size
         from peftlib.tracking.folder import choose_folder
         from peftlib.tracking.record import describe_run
@@ -78,7 +79,7 @@ def main() -> None:
     with everywhere():
         base, head, new = load_classifier(
             source, task.labels, args.dropout, splits.extent(data_args.pad_to), task.problem_type,
-            virtual_tokens=args.strategy.virtual_tokens,
+            virtual_tokens=args.strategy.virtual_tokens, pads_alike=bool(data_args.pad_to), warn=reporter.warn,
         )  # fmt: skip
     base_size, fingerprint, rate = size(base), Fingerprint.of(base, new), args.learning_rate
     adapted = freeze_unread(args.strategy.apply(base, head), longest_inputs(train_loader), reporter.warn)

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 from tests.launching import run_python
 
 _FLOOR = {"errors", "files", "flags", "run_files"}
-_ROOMS = {"data", "modeling", "strategies"}
+_ROOMS = {"data", "modeling", "fingerprint", "strategies"}
 
 # Room of peftlib -> the other rooms that it may import.
 MAY_IMPORT = {
@@ -34,8 +34,9 @@ MAY_IMPORT = {
     "console": set(),
     "hub": _FLOOR,
     "data": {"hub", "processes", *_FLOOR},
-    "embeddings": {"errors"},
-    "modeling": {"hub", "embeddings", *_FLOOR},
+    "misfits": {"errors"},
+    "fingerprint": set(),
+    "modeling": {"hub", "misfits", *_FLOOR},
     # Knows modules and dtypes, no method and no task.
     "acceleration": {"errors", "files"},
     "strategies": _FLOOR,

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from peftlib.errors import UserError
+from peftlib.fingerprint import Fingerprint
 from peftlib.modeling import (
     DEFAULT_MODEL,
-    Fingerprint,
     ModelSource,
     find_model,
     hub_name_of_base,
@@ -396,3 +396,58 @@ def test_pipelines_take_a_softmax_whatever_the_checkpoint_was_for(own_folder, tm
     (own_folder / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
     model = load_classifier(find_model(str(own_folder)), LABELS).model
     assert model.config.problem_type == "single_label_classification"
+
+
+# ── What the model's own configuration says ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("brought", "labels", "said"),
+    [
+        (("no", "yes"), ("no", "yes"), None),
+        (("NO", "YES"), ("no", "yes"), None),
+        (("yes", "no"), ("no", "yes"), "was made for the classes yes, no; here they are no, yes"),
+        (("a", "b"), ("no", "yes"), "was made for the classes a, b; here they are no, yes"),
+        (("LABEL_0", "LABEL_1"), ("no", "yes"), None),
+    ],
+)
+def test_a_head_of_other_classes_or_another_order_is_pointed_out(tiny_folder, tmp_path, brought, labels, said):
+    """Its rows would otherwise begin as another class's, without a word."""
+    load_classifier(find_model(str(tiny_folder())), brought).model.save_pretrained(tmp_path)
+    lines: list[str] = []
+    load_classifier(find_model(str(tmp_path)), labels, warn=lines.append)
+    assert [line.partition(" brings ")[0] for line in lines] == (["the head that " + str(tmp_path)] if said else [])
+    assert all(line.endswith(said) for line in lines)
+
+
+def test_a_new_head_has_no_classes_yet(tiny_folder, own_folder):
+    config = json.loads((own_folder / "config.json").read_text()) | {"id2label": {"0": "a", "1": "b"}}
+    (own_folder / "config.json").write_text(json.dumps(config))
+    load_classifier(find_model(str(own_folder)), LABELS, warn=pytest.fail)
+
+
+def test_a_model_that_reads_padding_is_pointed_out_unless_all_are_padded_alike(tiny_folder, tmp_path):
+    config = AutoConfig.for_model(
+        "fnet", vocab_size=30522, hidden_size=32, num_hidden_layers=1, intermediate_size=64, type_vocab_size=2
+    )
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    source, lines = find_model(str(tmp_path)), []
+    model = load_classifier(source, LABELS, pads_alike=False, warn=lines.append).model.eval()
+    assert len(lines) == 1 and "transformers' fnet reads padding too" in lines[0]
+    load_classifier(source, LABELS, warn=pytest.fail)
+    load_classifier(find_model(str(tiny_folder())), LABELS, pads_alike=False, warn=pytest.fail)
+    with torch.no_grad():  # should transformers mend it, the warning has to go
+        short, long = (model(input_ids=torch.tensor([[5, 6, 7, *[0] * padding]])).logits for padding in (0, 4))
+    assert not torch.allclose(short, long)
+
+
+@pytest.mark.parametrize(("types", "given"), [(1, False), (2, True)])
+def test_a_model_with_one_token_type_is_given_none(tiny_folder, own_folder, tmp_path, types, given):
+    """BERT's tokenizer gives pairs two, and a model of one type fails on the second; what is saved does not, either."""
+    config = json.loads((own_folder / "config.json").read_text()) | {"type_vocab_size": types}
+    (own_folder / "config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(find_model(str(own_folder)))
+    assert ("token_type_ids" in tokenizer("one", "two")) == given
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert ("token_type_ids" in AutoTokenizer.from_pretrained(tmp_path / "saved")("one", "two")) == given

@@ -48,7 +48,9 @@ class TrainingArguments:
     warmup_ratio: float = field(default=0.15, metadata={"help": "fraction of all updates used for warm-up, 0 to 1"})
     weight_decay: float = field(
         default=0.0,
-        metadata={"help": "AdamW's decoupled weight decay; never applied to biases and normalisation weights"},
+        metadata={
+            "help": "AdamW's decoupled weight decay; never applied to vectors, such as biases and LayerNorm's weights"
+        },
     )
     dropout: float | None = field(
         default=None,

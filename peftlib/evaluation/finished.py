@@ -12,7 +12,8 @@ from peftlib.data.places import OwnData
 from peftlib.data.sources import Examples, load_examples
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, Task, problem_type_of
 from peftlib.errors import UserError, in_one_line
-from peftlib.modeling import Fingerprint, ModelSource, find_model, load_classifier, load_tokenizer, name_of_base
+from peftlib.fingerprint import Fingerprint
+from peftlib.modeling import ModelSource, find_model, load_classifier, load_tokenizer, name_of_base
 from peftlib.run_files import ADAPTER_CONFIG, RECORD, read_record
 from peftlib.strategies import STRATEGIES, Strategy
 

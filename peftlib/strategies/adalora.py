@@ -123,4 +123,4 @@ class AdaLoRA(Strategy):
 
 def _updates(number: float, steps: int) -> int:
     """A number of updates as it was given, or as a share of all."""
-    return int(number * steps) if number < 1 else int(number)
+    return int(round(number * steps, 6)) if number < 1 else int(number)  # .29 of 100 is 28.999999999999996

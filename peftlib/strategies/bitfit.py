@@ -58,7 +58,7 @@ class BitFit(Strategy):
         default=True,
         metadata={
             "help": "bitfit: also train the classification head, as the paper does; false trains exactly the "
-            "parameters whose name contains 'bias'"
+            "parameters whose name ends in 'bias'"
         },
     )
     bias_terms: str = field(
@@ -93,8 +93,11 @@ class BitFit(Strategy):
         groups = {
             term: {name for name in names if name.endswith(BIAS_TERMS[term])} for term in names_in(self.bias_terms)
         }
-        # Checked one by one: otherwise a model without query biases would silently train `intermediate` alone.
-        if missing := [term for term, biases in groups.items() if not biases - head]:
+        # Checked one by one: otherwise a model without query biases would silently train `intermediate` alone. Those
+        # before attention are not all of a layer's: ESM's other LayerNorm has no name of which one could tell.
+        attention = {name for name in names if name.endswith(BIAS_TERMS["attention_layernorm"])}
+        others = {"output_layernorm": head | attention}
+        if missing := [term for term, biases in groups.items() if not biases - others.get(term, head)]:
             called = "" if "all" in missing else " under a known name"
             raise UserError(
                 f"--method bitfit: {model.config.name_or_path} ({model.config.model_type}) has no bias terms "

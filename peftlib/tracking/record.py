@@ -14,7 +14,8 @@ from typing import Any, TextIO
 from peftlib.data.tasks import Task
 from peftlib.errors import Interrupted, RunError, UserError
 from peftlib.files import strict, write_json, write_text
-from peftlib.modeling import Fingerprint, ModelSource
+from peftlib.fingerprint import Fingerprint
+from peftlib.modeling import ModelSource
 from peftlib.run_files import METRICS, RECORD, logged_in
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.folder import RUN_FILES, clear_results, lock_folder, refuse_finished, remove_leftovers

@@ -22,8 +22,8 @@ def build_optimizer(
 
     Args:
         learning_rate: the peak rate.
-        weight_decay: decoupled, for matrices only: biases, normalisation weights and DoRA's magnitudes never decay, nor
-            do parameters that a method has marked with `_no_weight_decay`.
+        weight_decay: decoupled, for matrices only: biases, normalisation weights, DoRA's magnitudes and other vectors
+            never decay, nor do parameters that a method has marked with `_no_weight_decay`.
         device: the model's. CPUs and CUDA GPUs get the fused kernel (a quarter of the time for bert-base's biases on a
             CPU), which on GPUs also handles fp16 overflows, so that the host need not wait.
 

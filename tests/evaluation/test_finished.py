@@ -20,7 +20,7 @@ from peftlib.data.sources import find_task, load_examples
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, SINGLE_LABEL, TASKS, Task
 from peftlib.errors import UserError
 from peftlib.evaluation.finished import Finished
-from peftlib.modeling import Fingerprint
+from peftlib.fingerprint import Fingerprint
 from peftlib.strategies import STRATEGIES, Strategy
 from peftlib.strategies.lora import LoRA
 from peftlib.strategies.peft_method import PeftMethod

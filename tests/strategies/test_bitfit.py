@@ -276,3 +276,14 @@ def test_debertas_first_version_calls_two_biases_otherwise() -> None:
     assert {name.rpartition(".")[2] for name in query} == {"q_bias"}
     groups = build_optimizer(BitFit(train_head=False).apply(model, frozenset()), 1e-3, weight_decay=0.1).param_groups
     assert [group["weight_decay"] for group in groups] == [0.0]
+
+
+def test_the_normalisation_before_attention_is_not_all_of_a_layer_s() -> None:
+    """ESM's other LayerNorm is called `layer.0.LayerNorm`: training the first alone would be something else."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model("esm", vocab_size=100, pad_token_id=1, **sizes)
+    model = AutoModelForSequenceClassification.from_config(config)
+    trained = trained_names(BitFit(train_head=False, bias_terms="attention_layernorm").apply(model, frozenset()))
+    assert trained == {"esm.encoder.layer.0.attention.LayerNorm.bias"}
+    with pytest.raises(UserError, match=r"esm.* has no bias terms 'output_layernorm' under a known name"):
+        BitFit(bias_terms="output_layernorm").apply(model, frozenset())

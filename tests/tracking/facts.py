@@ -6,7 +6,8 @@ from typing import Any
 
 from peftlib.arguments import parse_train_arguments
 from peftlib.data.tasks import TASKS
-from peftlib.modeling import Fingerprint, ModelSource
+from peftlib.fingerprint import Fingerprint
+from peftlib.modeling import ModelSource
 from peftlib.strategies.parameters import ParameterCount
 from peftlib.tracking.record import describe_run
 

@@ -1,9 +1,10 @@
-"""Check that a model's token and position embeddings are large enough."""
+"""What of a base model may not fit the data: its embeddings' reach, padding that it reads, its head's classes."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from peftlib.errors import UserError
 
@@ -12,6 +13,48 @@ if TYPE_CHECKING:
 
 #: Names of absolute position embeddings in BERT, GPT-2 and BART.
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
+#: Types of models whose logits depend on padding in transformers, whatever the attention mask says: by their Fourier
+#: transform, convolutions, segment means or hashes, and MobileBERT's by the embedding of each token's successor.
+_READ_PADDING = frozenset({"convbert", "fnet", "mobilebert", "nystromformer", "yoso"})
+#: Number of class names to show at most.
+_MOST_SHOWN = 5
+
+
+def reads_padding(kind: str, name: str) -> str | None:
+    """Say in a line that a model reads padding, if it does: then answers and gradients depend on how it is batched.
+
+    Args:
+        kind, name: the model's type, and its name.
+    """
+    if kind not in _READ_PADDING:
+        return None
+    return (
+        f"transformers' {kind} reads padding too, so what {name} answers depends on the other examples of a batch; "
+        "--pad_to_max_length makes it the same in every batch"
+    )
+
+
+def other_classes(config: Mapping[str, Any], labels: Sequence[str], name: str) -> str | None:
+    """Say in a line that a model's head was made for other classes, or for the same in another order; None if not.
+
+    Args:
+        config: the checkpoint's configuration, as it is stored.
+        labels: class names in the order of their indices.
+        name: the model's name.
+    """
+    indexed = config.get("id2label")
+    try:
+        before = [str(indexed[index]) for index in sorted(indexed, key=int)] if indexed else []
+    except (TypeError, ValueError):
+        return None
+    same = [label.casefold() for label in before] == [label.casefold() for label in labels]
+    if same or before == [f"LABEL_{index}" for index in range(len(before))]:
+        return None
+    return f"the head that {name} brings was made for the classes {_named(before)}; here they are {_named(labels)}"
+
+
+def _named(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:_MOST_SHOWN]) + (", …" if len(classes) > _MOST_SHOWN else "")
 
 
 def refuse_what_ends_before(model: PreTrainedModel, name: str, token: int, length: int, added: int = 0) -> None:
