@@ -10,19 +10,31 @@ ARGS   ?=
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
+# pip compiles every module to bytecode on one core: compileall, which takes all of them, does it here. A few modules
+# of others' packages, for other versions of Python, cannot be compiled; -qq and || true pass over them.
+PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib
+
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "error: Python 3.11 or newer is needed; try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+$(PYTHON) -m venv $(VENV)
+endef
+
 $(VENV)/.installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: Python 3.11 or newer is needed; try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(environment)
+	$(PIP) -r requirements.txt
+	@$(COMPILE) || true
 	@touch $@
 
-# Both in one pip install, so that the pinned versions of the first install stay.
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[dev]'
+# All in one pip install, so that what the requirements pin stays.
+$(VENV)/.installed-dev: requirements.txt pyproject.toml
+	$(environment)
+	$(PIP) -r requirements.txt -e '.[dev]'
 	@# W&B's own sweep search, the reference in tests of ours. It requires NumPy 1 but runs with 2, hence --no-deps.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'sweeps>=0.3,<0.4'
-	@touch $@
+	$(PIP) --no-deps 'sweeps>=0.3,<0.4'
+	@$(COMPILE) || true
+	@touch $(VENV)/.installed $@
 
 train: $(VENV)/.installed ## fine-tune the packaged MiniLM-L6 on rotten_tomatoes with BitFit (ARGS="--method lora ..." for more)
 	$(LAUNCH) scripts/train.py --method bitfit $(ARGS)
