@@ -68,14 +68,13 @@ def has_accelerator() -> bool:
 
 
 @contextmanager
-def everywhere(*, in_turn: bool = False, alike: dict[str, Any] | None = None) -> Iterator[None]:
+def everywhere(*, in_turn: bool = False) -> Iterator[None]:
     """Make a block that fails on one process fail on all, with that process's message. Call it on every process.
 
     The block must not communicate, since a process that failed in it would not take part.
 
     Args:
         in_turn: let the first process of each node run the block before the others, which then find its caches.
-        alike: values that must be equal on all processes, see `refuse_differences`.
 
     Raises:
         UserError: a process raised it.
@@ -91,16 +90,14 @@ def everywhere(*, in_turn: bool = False, alike: dict[str, Any] | None = None) ->
         problem = error
     if in_turn and state.is_local_main_process:
         state.wait_for_everyone()
-    said = gather_object([(platform.node(), alike, _line(problem), isinstance(problem, UserError))])
-    all_say_so = len({line for _, _, line, _ in said}) == 1
+    said = gather_object([(platform.node(), _line(problem), isinstance(problem, UserError))])
+    all_say_so = len({line for _, line, _ in said}) == 1
     if problem is not None and (all_say_so or not isinstance(problem, (UserError, RunError))):
         raise _shared(problem)
-    for rank, (host, _, line, by_input) in enumerate(said):
+    for rank, (host, line, by_input) in enumerate(said):
         if line is not None:  # only some processes failed: say which one, so that the user knows where to look
             kind = UserError if by_input else RunError
             raise _shared(kind(f"in process {rank} on {host}: {line}")) from problem
-    if alike is not None:
-        _compare([(host, values) for host, values, *_ in said])
 
 
 def refuse_differences(values: dict[str, Any]) -> None:
@@ -112,10 +109,7 @@ def refuse_differences(values: dict[str, Any]) -> None:
     Raises:
         UserError: a process differs from the first.
     """
-    _compare(gather_object([(platform.node(), values)]))
-
-
-def _compare(gathered: list[tuple[str, dict[str, Any]]]) -> None:
+    gathered = gather_object([(platform.node(), values)])
     host, first = gathered[0]
     for rank, (other, theirs) in enumerate(gathered):
         if names := [name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name)]:
@@ -169,9 +163,9 @@ def _shared(problem: Exception) -> Exception:
 
 
 def _line(error: Exception | None) -> str | None:
-    if error is None or isinstance(error, (UserError, RunError)):
-        return None if error is None else str(error)
-    return f"{type(error).__name__}: {error}"
+    if error is None:
+        return None
+    return str(error) if isinstance(error, (UserError, RunError)) else f"{type(error).__name__}: {error}"
 
 
 def _free_last(group: dist.ProcessGroup | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from peftlib.files import Twice, each_once
@@ -15,6 +16,8 @@ NOT_SHAPING = frozenset({
     "checkpoints_total_limit", "report_to", "project_name", "run_name", "logging_steps", "dataloader_num_workers",
     "num_cpu_threads", "per_device_eval_batch_size", "auto_find_batch_size", "data_dir", "dry_run",
     "push_to_hub", "hub_model_id", "hub_private_repo",
+    # Models are compared by weights and configuration.
+    "trust_remote_code",
     # On GPUs they change dropout masks and rounding; but if capturing fails, or memory runs out, a run has to go on.
     "cuda_graphs", "gradient_checkpointing",
     # Data are compared by their fingerprint.
@@ -31,6 +34,15 @@ OF_A_NODE = frozenset({
 WHERE_ABSENT = {"acceleration": "auto", "class_weights": "none", "label_smoothing_factor": 0.0}
 #: Endings of flags whose value is, or may be, a JSON object; in YAML it may be a mapping.
 TAKES_JSON = ("_kwargs", "class_weights")
+
+
+def name_own_data(flags: Mapping[str, Any]) -> bool:
+    """Whether a run's flags name the user's own data, whatever its task is called.
+
+    Args:
+        flags: name -> value; missing ones have their defaults.
+    """
+    return bool(flags.get("train_file") or flags.get("dataset_name"))
 
 
 def as_json(mapping: dict[str, Any]) -> str:

@@ -4,7 +4,8 @@
     python scripts/compare.py outputs/mrpc-* outputs/sweeps/rate-search --output_dir report
     python scripts/compare.py outputs/bitfit outputs/lora --examples
 
-Runs that differ in more than method, learning rate, warm-up and seed go into separate comparisons, with the reason.
+Runs that differ in more than method, dropout, training loss, learning rate, warm-up and seed go into separate
+comparisons, with the reason.
 """
 
 import shlex

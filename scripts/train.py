@@ -24,7 +24,7 @@ def main() -> None:
         from peftlib.acceleration import accelerate_model
         from peftlib.data.loading import build_loaders, load_splits, longest_inputs
         from peftlib.data.sources import find_task
-        from peftlib.distributed import everywhere, on_main
+        from peftlib.distributed import everywhere, on_main, refuse_differences
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.fingerprint import Fingerprint
         from peftlib.modeling import find_model, load_classifier, load_tokenizer
@@ -47,10 +47,11 @@ def main() -> None:
         from peftlib.training.saving import flat_results, save_result
         from peftlib.training.state import Plan, Training
 
-    with everywhere(alike=args.of_all_nodes()):  # an error on one node ends all nodes
+    with everywhere():  # an error on one node ends all nodes
         task = find_task(args.task_name, data_args.own)
         train_args.refuse_misfits(task)
         trackers = choose_trackers(output_args.report_to)
+    refuse_differences(args.of_all_nodes())
     folder, resume = on_main(lambda: choose_folder(task.name, train_args.method, *output_args.place))
 
     # ── Accelerator, seed ────────────────────────────────────────────────────────────────────────────────────

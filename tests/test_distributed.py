@@ -37,7 +37,7 @@ class Group:
         assert self._others == [], "the other process waits for this one"
 
 
-WELL = ("other", None, None, False)
+WELL = ("other", None, False)
 
 
 def test_alone_an_error_stays_as_it_is() -> None:
@@ -45,14 +45,14 @@ def test_alone_an_error_stays_as_it_is() -> None:
     with pytest.raises(UserError) as caught, everywhere():
         raise error
     assert caught.value is error
-    with everywhere(in_turn=True, alike={"--seed": 1}):
+    with everywhere(in_turn=True):
         pass
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(("by_input", "kind"), [(True, UserError), (False, RunError)])
 def test_the_others_error_is_raised_here_and_says_where(monkeypatch, rank, by_input, kind) -> None:
-    group = Group(monkeypatch, rank, ("other", None, "x is missing", by_input))
+    group = Group(monkeypatch, rank, ("other", "x is missing", by_input))
     with pytest.raises(kind, match=f"^in process {1 - rank} on other: x is missing$"), everywhere():
         pass
     group.assert_heard_out()
@@ -67,7 +67,7 @@ def test_the_error_of_this_one_says_where_too(monkeypatch) -> None:
 
 
 def test_an_error_that_all_have_is_said_as_it_is(monkeypatch) -> None:
-    Group(monkeypatch, 0, ("other", None, "x is missing", True))
+    Group(monkeypatch, 0, ("other", "x is missing", True))
     with pytest.raises(UserError, match=r"^x is missing$"), everywhere():
         raise UserError("x is missing")
 
@@ -77,7 +77,7 @@ def test_a_bug_keeps_its_type_where_it_is_and_is_told_to_the_others(monkeypatch)
     with pytest.raises(ZeroDivisionError), everywhere():
         1 / 0  # noqa: B018
     group.assert_heard_out()
-    Group(monkeypatch, 0, ("other", None, "ZeroDivisionError: division by zero", False))
+    Group(monkeypatch, 0, ("other", "ZeroDivisionError: division by zero", False))
     with pytest.raises(RunError, match="in process 1 on other: ZeroDivisionError"), everywhere():
         pass
 
@@ -104,20 +104,20 @@ def test_what_differs_is_refused_by_its_name_on_all(monkeypatch, rank) -> None:
     mine, theirs = {"--seed": 1, "--lora_r": 8, "--use_dora": False}, {"--seed": 2, "--lora_r": 8, "the data": "x"}
     first, second = ("here", "other") if rank == 0 else ("other", "here")
     line = f"process 1 on {second} differs from process 0 on {first} in --seed, --use_dora, the data;"
-    group = Group(monkeypatch, rank, ("other", theirs), ("other", theirs, None, False), ("other", mine, None, False))
+    group = Group(monkeypatch, rank, ("other", theirs), ("other", mine))
     with pytest.raises(UserError, match=line):
         refuse_differences(mine)
-    with pytest.raises(UserError, match=line), everywhere(alike=mine):
-        pass
-    with everywhere(alike=mine):
-        pass
+    refuse_differences(mine)
     group.assert_heard_out()
 
 
 def test_what_one_could_not_even_parse_comes_before_what_differs(monkeypatch) -> None:
-    Group(monkeypatch, 0, ("other", None, "--seed x: no number", True))
-    with pytest.raises(UserError, match=r"^in process 1 on other: --seed x: no number$"), everywhere(alike={"a": 1}):
-        pass
+    group = Group(monkeypatch, 0, ("other", "--seed x: no number", True))
+    with pytest.raises(UserError, match=r"^in process 1 on other: --seed x: no number$"):
+        with everywhere():
+            pass
+        refuse_differences({"a": 1})
+    group.assert_heard_out()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

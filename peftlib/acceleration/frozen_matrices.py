@@ -94,7 +94,6 @@ def frozen_matrix(dtype: torch.dtype, *modules: nn.Linear) -> FrozenMatrix:
     known = _known.get(modules[0])
     if known is None or not known.is_of(weights):
         matrix = kind(joined(*modules) if len(modules) > 1 else weights[0].data)
-        weights = tuple(module.weight for module in modules)
         sources = tuple(weight.data for weight in weights)
         known = _known[modules[0]] = _CacheEntry(matrix, tuple(weight._version for weight in weights), sources)
     return known.matrix

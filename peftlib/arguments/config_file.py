@@ -12,7 +12,7 @@ from peftlib.arguments.parser import REFUSED, Parser, underscored
 from peftlib.data.tasks import TASKS, Task
 from peftlib.errors import UserError, in_one_line
 from peftlib.files import load_yaml
-from peftlib.flags import TAKES_JSON, as_json
+from peftlib.flags import TAKES_JSON, as_json, name_own_data
 from peftlib.strategies import STRATEGIES
 
 #: Flags of a record that say where its run was, and what was to become of it.
@@ -88,8 +88,7 @@ def _of_record(text: str, path: Path) -> dict[str, str]:
         raise UserError(f"--config {path}: is not the record of a run ({in_one_line(error, named=True)})") from error
     if kind is None:
         raise UserError(f"--config {path}: this version has no method {said['method']}")
-    own = said.get("train_file") or said.get("dataset_name")
-    if own:
+    if name_own_data(said):
         said.pop("task_name", None)  # was found from the data
     settled = {"learning_rate": kind.default_learning_rate, "dropout": kind.default_dropout, "num_train_epochs": epochs}
     kept = {name: value for name, value in said.items() if name not in _OF_ITS_RUN and value is not None}

@@ -98,6 +98,10 @@ class WindowBatches(Sampler[list[Slot]]):
         self.micro_batch_size, self.accumulation_steps = micro_batch_size, accumulation_steps
         self.set_position(self.epoch)
 
+    def examples_in(self, window: int) -> int:
+        """Return how many examples a window has: in every epoch all are full but the last."""
+        return min(self.window_size, len(self.lengths) - window * self.window_size)
+
     def windows(self, epoch: int) -> list[np.ndarray]:
         """Return the epoch's windows as arrays of example indices; every example is in exactly one of them."""
         size, count = self.window_size, len(self.lengths)

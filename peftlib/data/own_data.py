@@ -16,6 +16,7 @@ from peftlib.data.tables import DELIMITERS, Table, and_also, is_blank, read_deli
 from peftlib.data.tasks import TASKS, Label, Task
 from peftlib.errors import UserError
 from peftlib.files import plain_name
+from peftlib.flags import name_own_data
 
 #: Default name of the label column.
 LABEL_COLUMN = "label"
@@ -125,8 +126,7 @@ def task_in_table(flags: Mapping[str, Any]) -> Task | None:
     Args:
         flags: name -> value; missing ones have their defaults.
     """
-    own = flags.get("train_file") or flags.get("dataset_name")
-    return None if own else TASKS.get(flags.get("task_name") or "")
+    return None if name_own_data(flags) else TASKS.get(flags.get("task_name") or "")
 
 
 def name_of_own_data(own: OwnData) -> str:

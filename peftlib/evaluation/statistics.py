@@ -17,6 +17,8 @@ from scipy import stats
 from peftlib.evaluation.resampling import streams
 
 ALPHA = 0.05
+#: Power with which a difference is to be found, and the most seeds that are thought of for it.
+_POWER, _MOST_SEEDS = 0.8, 10_000
 #: A standard deviation below this, of scores in 0..1, is rounding error, not spread.
 _NO_SPREAD = 1e-12
 #: Fewest seeds with which the sign-flip test can get below ALPHA, if all agree.
@@ -84,7 +86,7 @@ class Resampled:
         return float(2 * stats.norm.sf(abs(difference) / math.sqrt(self.of_examples)))
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float]) -> Interval:
     """Compute mean and Student-t confidence interval over seeds.
 
     Raises:
@@ -94,11 +96,11 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     mean, n = float(array.mean()), len(array)
     if n == 1:
         return Interval(1, mean, None, None)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * array.std(ddof=1) / math.sqrt(n))
+    half = float(stats.t.isf(ALPHA / 2, n - 1) * array.std(ddof=1) / math.sqrt(n))
     return Interval(n, mean, mean - half, mean + half)
 
 
-def compare_seeds(a: Sequence[float], b: Sequence[float], power: float = 0.8) -> SeedTest:
+def compare_seeds(a: Sequence[float], b: Sequence[float]) -> SeedTest:
     """Run a paired t-test of `a - b`, scores of the same seeds in the same order.
 
     Effect size: Cohen's d_z (Lakens, 2013, https://doi.org/10.3389/fpsyg.2013.00863, equation 6).
@@ -120,11 +122,11 @@ def compare_seeds(a: Sequence[float], b: Sequence[float], power: float = 0.8) ->
             return SeedTest(p=1.0, effect=None, seeds_needed=None)
         return SeedTest(p=2.0 ** (1 - len(difference)), effect=None, seeds_needed=_FEWEST_SIGNS)
     effect = mean / spread
-    return SeedTest(float(stats.ttest_rel(a, b).pvalue), effect, seeds_for(effect, power))
+    return SeedTest(float(stats.ttest_rel(a, b).pvalue), effect, seeds_for(effect))
 
 
-def seeds_for(effect: float, power: float = 0.8, most: int = 10_000) -> int | None:
-    """Return the fewest seeds with which a paired t-test finds this effect with this power; None if above `most`.
+def seeds_for(effect: float, power: float = _POWER) -> int | None:
+    """Return the fewest seeds with which a paired t-test finds this effect with this power; None if above 10,000.
 
     The power is that of the noncentral distribution (Cohen, 1988, chapter 2), of F = t² for the two-sided test: the
     noncentral t of scipy, and so of statsmodels, is NaN for many effects between 1 and 50.
@@ -135,16 +137,16 @@ def seeds_for(effect: float, power: float = 0.8, most: int = 10_000) -> int | No
         found = float(stats.ncf.sf(critical, 1, n - 1, n * effect**2))
         return not found < power  # NaN for effects of 1e8 and more
 
-    return _fewest(enough, most) if effect else None
+    return _fewest(enough) if effect else None
 
 
-def seeds_for_examples(difference: float, found: Resampled, power: float = 0.8, most: int = 10_000) -> int | None:
-    """Return the fewest seeds with which the bootstrap finds this difference with this power; None if above `most`.
+def seeds_for_examples(difference: float, found: Resampled) -> int | None:
+    """Return the fewest seeds with which the bootstrap finds it with a power of 0.8; None if above 10,000.
 
     The examples stay the same, so only the seeds' part of the variance shrinks: if there are too few examples for a
     difference of this size, no number of seeds is enough.
     """
-    margin = stats.norm.ppf(power)
+    margin = stats.norm.ppf(_POWER)
 
     def enough(n: int) -> bool:
         seeds = found.of_seeds / n
@@ -152,19 +154,19 @@ def seeds_for_examples(difference: float, found: Resampled, power: float = 0.8, 
         critical = _quantile(ALPHA / 2, whole, seeds, n)
         return bool(abs(difference) - margin * math.sqrt(seeds) >= critical * math.sqrt(whole))
 
-    return _fewest(enough, most)
+    return _fewest(enough)
 
 
-def _fewest(enough: Callable[[int], bool], most: int) -> int | None:
+def _fewest(enough: Callable[[int], bool]) -> int | None:
     """Bisect for the smallest number of seeds, at least two, that is `enough`, which must be monotonic."""
-    low, high = 1, most + 1
+    low, high = 1, _MOST_SEEDS + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return high if high <= most else None
+    return high if high <= _MOST_SEEDS else None
 
 
-def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0, confidence: float = 0.95) -> Resampled:
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Resampled:
     """Bootstrap the difference of two methods' mean scores, resampling both examples and seeds.
 
     Source: Efron and Tibshirani, 1993, chapters 13 (percentile interval) and 15 (achieved significance level); rows
@@ -186,7 +188,7 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0, confidence: fl
     """
     resamples, seeds = a.shape
     by_seed = a - b
-    tail = (1 - confidence) / 2
+    tail = ALPHA / 2
     differences = by_seed.mean(axis=1)
     of_examples, of_seeds = float(differences.var()), 0.0
     if seeds > 1:

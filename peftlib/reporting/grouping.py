@@ -21,7 +21,7 @@ from peftlib.strategies import STRATEGIES
 _NOT_GROUPED_BY = NOT_SHAPING | frozenset({
     # Grouped by in another form: the batch by its effective size, the precision by what `auto` resolved to, the data
     # by its fingerprint.
-    "trust_remote_code", "pad_to_max_length", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "pad_to_max_length", "per_device_train_batch_size", "gradient_accumulation_steps",
     "mixed_precision", "max_train_samples", "max_eval_samples", "model_name_or_path", "task_name",
     # What a comparison varies.
     "method", "seed", "learning_rate", "dropout", "class_weights", "label_smoothing_factor",

@@ -73,7 +73,7 @@ class PeftMethod(Strategy):
     """Train another of PEFT's methods, and the new classification head."""
 
     _argument_group_name: ClassVar[str] = "--method peft"
-    # For LoHa and LoKr. Other methods need other rates: VeRA 1e-2, OFT less than 3e-3 (README.md).
+    # For LoHa and LoKr. Other methods need other rates: docs/methods.md has those that work.
     default_learning_rate: ClassVar[float] = 3e-3
     named_by: ClassVar[tuple[str, ...]] = ("peft_type",)
 

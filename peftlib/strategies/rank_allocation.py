@@ -16,6 +16,8 @@ from peft import PeftModel
 from peft.tuners.adalora import SVDLinear
 
 _ADAPTER = "default"  # PEFT's name of the adapter
+#: Of the moving averages of sensitivity and uncertainty (equations 9 and 10), as in PEFT.
+_BETAS = (0.85, 0.85)
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,9 @@ class RankAllocation:
         target: mean rank of a layer at the end.
         first, final, interval: see `Budget`.
         penalty: coefficient of the orthogonality penalty (equation 4, where it is gamma).
-        betas: of the moving averages of sensitivity and uncertainty (equations 9 and 10).
     """
 
-    def __init__(
-        self, model: PeftModel, *, target: int, first: int, final: int, interval: int, penalty: float,
-        betas: tuple[float, float] = (0.85, 0.85),
-    ) -> None:  # fmt: skip
+    def __init__(self, model: PeftModel, *, target: int, first: int, final: int, interval: int, penalty: float) -> None:
         layers = {
             name: layer
             for name, layer in model.named_modules()
@@ -79,7 +77,7 @@ class RankAllocation:
         self._parameters: list[torch.Tensor] = [*self._values, *self._rights, *self._lefts]
         self._names = [f"{name}.{part}" for part in ("lora_E", "lora_A", "lora_B") for name in layers]
         ranks = [len(values) for values in self._values]
-        self._ranks, self._penalty, self._betas = ranks, penalty, betas
+        self._ranks, self._penalty = ranks, penalty
         self.budget = Budget(sum(ranks), target * len(ranks), first, final, interval)
         self._sensitivity = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._uncertainty = [torch.zeros_like(parameter) for parameter in self._parameters]
@@ -128,7 +126,7 @@ class RankAllocation:
 
     def _observe(self, skipped: torch.Tensor | None) -> None:
         """Update the moving averages of |w · gradient| and of its deviation (equations 8 to 10)."""
-        beta1, beta2 = self._betas
+        beta1, beta2 = _BETAS
         gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in self._parameters]
         found = list(torch._foreach_mul(self._parameters, gradients))
         torch._foreach_abs_(found)

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from peftlib.errors import UserError, in_one_line
 from peftlib.files import strict, write_json
@@ -70,14 +69,3 @@ def alone_in(folder: Path) -> Iterator[None]:
     with (folder / "locks" / "study").open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def try_lock(path: Path) -> TextIO | None:
-    """Lock a file without waiting; returns None if another process holds the lock."""
-    file = path.open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file

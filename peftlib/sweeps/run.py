@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from peftlib.errors import RunError
-from peftlib.files import write_json
+from peftlib.files import try_lock, write_json
 from peftlib.processes import RUNS_AT_ONCE, end_with_parent
 from peftlib.run_files import CHECKPOINTS, LOCK, METRICS, RECORD, last_words, logged_in, record_in
 from peftlib.sweeps.command import expand, search_path
 from peftlib.sweeps.config import Sweep
-from peftlib.sweeps.folder import try_lock
 
 _TAIL_LINES = 20
 _PATIENCE = 120.0  # seconds that a stopped run has to write its checkpoint

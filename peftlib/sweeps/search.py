@@ -25,8 +25,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError  # of Optuna's storage
 
 from peftlib.errors import UserError, in_one_line
+from peftlib.files import try_lock
 from peftlib.sweeps.config import Sweep
-from peftlib.sweeps.folder import alone_in, keep_to, open_folder, try_lock
+from peftlib.sweeps.folder import alone_in, keep_to, open_folder
 from peftlib.sweeps.parameters import label, spelled
 
 _CUT_OFF_LIMIT = 3  # times that a run may be interrupted from outside before it counts as failed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import os
 import shutil
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from peftlib.errors import UserError
-from peftlib.files import SAVING, TEMPORARY, obstacle
+from peftlib.files import SAVING, TEMPORARY, obstacle, try_lock
 from peftlib.run_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -191,12 +190,9 @@ def lock_folder(folder: Path) -> TextIO:
         UserError: another run holds the lock.
         OSError: the lock file cannot be written.
     """
-    file = (folder / LOCK).open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise UserError(f"--output_dir {folder}: another run is writing there; name another folder") from error
+    file = try_lock(folder / LOCK)
+    if file is None:
+        raise UserError(f"--output_dir {folder}: another run is writing there; name another folder")
     return file
 
 

@@ -108,24 +108,10 @@ class Reporter:
         on_main(lambda: self._open_record(facts, resumed))
         parameters = {f"params/{name}": value for name, value in facts["parameters"].items()}
         with ExitStack() as closing, self._record.running() if self._record is not None else nullcontext():
-            notice = None
             # Kept even if a tracker fails to start now, so that the run can find it again when it is resumed.
             self.tracker_ids = {} if resumed is None else dict(resumed["trackers"])
             self._resumed = frozenset(self.tracker_ids)
-            with self._never_fatal("starting the trackers"):
-                started, notice = start_trackers(
-                    accelerator,
-                    self._trackers,
-                    project=arguments["project_name"],
-                    name=arguments["run_name"] or self.folder.name,
-                    folder=self.folder,
-                    config={**arguments, "learning_rate": facts["learning_rate"], **parameters, **_flat(sweep)},
-                    group=None if sweep is None else sweep["id"],
-                    ids=self.tracker_ids,
-                )
-                self.tracker_ids |= started
-            if "starting the trackers" in self._silenced:
-                self._trackers, accelerator.trackers = [], []  # a partly started tracker would fail at every log
+            notice = self._start_trackers({**arguments, "learning_rate": facts["learning_rate"], **parameters}, sweep)
             if self._trackers:
                 closing.push(self._end_trackers)  # runs last, when the record is complete
             self._announce(facts, steps, resumed, notice)
@@ -134,6 +120,26 @@ class Reporter:
             self.console.total_steps = steps
             with self.console if self._record is not None else nullcontext():
                 yield
+
+    def _start_trackers(self, config: dict[str, Any], sweep: dict[str, str] | None) -> str | None:
+        """Start the trackers, or do without them if one fails; returns a notice for the user, if there is any."""
+        started, notice = None, None
+        with self._never_fatal("starting the trackers"):
+            started, notice = start_trackers(
+                self._accelerator,
+                self._trackers,
+                project=self._arguments["project_name"],
+                name=self._arguments["run_name"] or self.folder.name,
+                folder=self.folder,
+                config={**config, **_flat(sweep)},
+                group=None if sweep is None else sweep["id"],
+                ids=self.tracker_ids,
+            )
+        if started is None:
+            self._trackers, self._accelerator.trackers = [], []  # a partly started one would fail at every log
+        else:
+            self.tracker_ids |= started
+        return notice
 
     def advance(self, step: int) -> None:
         """Advance the progress bar after an update."""

@@ -132,7 +132,6 @@ def train_epoch(training: Training) -> None:
     """Train from the current window to the end of the epoch or of the run."""
     progress, accelerator, step = training.progress, training.accelerator, training.step
     assert step is not None
-    windows = training.batches.windows(progress.epoch)
     left = training.plan.steps - progress.step
     training.batches.set_position(progress.epoch, progress.window, progress.window + left)
     shares: list[torch.Tensor] = []
@@ -143,7 +142,7 @@ def train_epoch(training: Training) -> None:
                 training.recent.norm = update(training)
         if accelerator.sync_gradients:
             training.recent.losses.append(torch.stack(shares).sum() if len(shares) > 1 else shares[0])
-            training.recent.examples += len(windows[progress.window])
+            training.recent.examples += training.batches.examples_in(progress.window)
             shares = []
             finish_window(training)
         stop_if_asked(training)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from peftlib.distributed import on_main, refuse_differences
 from peftlib.errors import UserError
-from peftlib.flags import NOT_SHAPING, WHERE_ABSENT
+from peftlib.flags import NOT_SHAPING, WHERE_ABSENT, name_own_data
 from peftlib.run_files import CHECKPOINT, CHECKPOINTS, record_in
 from peftlib.tracking.reporter import Reporter
 
@@ -211,7 +211,7 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
     metrics = before.get("metric", now["metric"]), now["metric"]
     old, new = (_spelled_out(run["arguments"], metric) for run, metric in zip((before, now), metrics, strict=True))
     allowed = NOT_SHAPING | set(_CUTS) | (set(_LENGTHS) if extend else set())
-    if all(flags.get("train_file") or flags.get("dataset_name") for flags in (old, new)):
+    if all(map(name_own_data, (old, new))):
         allowed |= {"task_name"}  # derived from the location of the user's data
     if before.get("configuration") == now["configuration"]:  # the weights are compared below
         allowed |= {"model_name_or_path", "model_revision"}

@@ -194,7 +194,7 @@ def _push(folder: Path, files: Mapping[str, Path | bytes], repository: Repositor
                 *(CommitOperationAdd(name, content) for name, content in sorted(files.items())),
                 *(CommitOperationDelete(name) for name in sorted(stale)),
             ],
-            commit_message="End of training",
+            commit_message="Upload model",
         )
     except Exception as error:  # the client's, its HTTP library's or the system's: they share no other base
         reason = in_one_line(error, named=True)

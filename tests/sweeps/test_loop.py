@@ -17,9 +17,9 @@ from optuna.trial import FrozenTrial
 from rich.console import Console as RichConsole
 
 from peftlib.errors import Interrupted, RunError
+from peftlib.files import try_lock
 from peftlib.sweeps.config import load_sweep
 from peftlib.sweeps.console import SweepConsole
-from peftlib.sweeps.folder import try_lock
 from peftlib.sweeps.loop import run_sweep
 from peftlib.sweeps.search import Search
 

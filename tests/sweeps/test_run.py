@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from peftlib.files import try_lock
 from peftlib.sweeps.config import Sweep, load_sweep
-from peftlib.sweeps.folder import try_lock
 from peftlib.sweeps.run import TrialRun, end_early, in_use, reason_of, tail_of, values_in
 
 
