@@ -86,7 +86,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         source = find_model(args.model.model_name_or_path, args.model.model_revision)
         tokenizer = load_tokenizer(source)
         with accelerator.local_main_process_first():
-            splits = load_splits(task, tokenizer, data.data_dir, data.max_length, *data.limits)
+            splits = load_splits(task, tokenizer, data.data_dir, data.max_length, *data.limits, how.class_weights)
         train_loader, eval_loader, batches = build_loaders(
             splits, tokenizer, how.batch_sizes,
             how.gradient_accumulation_steps, accelerator.num_processes, seed=how.seed,
@@ -99,10 +99,12 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         accelerate_model(
             adapted, accelerator.device, precision.name, how.frozen_dtype,
             reads_frozen=strategy.reads_frozen_weights, loader=train_loader, enabled=how.accelerates,
+            recompute=how.gradient_checkpointing,
         )  # fmt: skip
         plan = Plan.of(
             batches.windows_per_epoch, epochs, None, eval_steps=eval_steps, logging_steps=args.output.logging_steps,
             max_grad_norm=how.max_grad_norm, patience=0, best_metric="accuracy",
+            label_smoothing=how.label_smoothing_factor,
         )  # fmt: skip
         optimizer = build_optimizer(adapted, rate, how.weight_decay, accelerator.device)
         scheduler = build_scheduler(optimizer, how.lr_scheduler_type, plan.steps, *how.warmup)

@@ -62,6 +62,8 @@ def main() -> None:
         parser.error("--seeds: an interval needs at least two")
     setting = Setting(options.data_dir, options.model_name_or_path, options.num_cpu_threads, options.updates)
     chosen = [work for work in works(glue=options.data_dir is not None) if work.kind == "train"]
+    if unknown := {*(options.only or ())} - {work.name for work in chosen}:
+        parser.error(f"--only {min(unknown)}: unknown (known: {', '.join(work.name for work in chosen)})")
     found: dict[str, dict[str, list[float]]] = {}
     for work in chosen:
         if options.only and work.name not in options.only:

@@ -81,7 +81,7 @@ def measure(
     speeds |= {work.name: {one.name: [] for one in contenders(cuda, work)} for work in chosen}
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
-        ceilings.append(jobs.run(Job("ceiling", "ours", ())))
+        ceilings.append(jobs.run(Job("ceiling", "ours", ("--num_cpu_threads", str(setting.threads)))))
         for group in groups(chosen, names, cuda=cuda, backwards=number % 2 == 1):
             measured = jobs.run_all([setting.job(work, one.system, one.precision) for work, one in group])
             for (work, one), speed in zip(group, measured, strict=True):

@@ -21,7 +21,7 @@ from peftlib.processes import end_with_parent
 def measure(job: Job) -> dict[str, Any]:
     """Run a job. Each branch imports only what it needs, as memory and start-up are measured too."""
     if job.kind == "ceiling":
-        return _ceilings()
+        return _ceilings(job)
     if job.kind == "profile":
         from benchmarks.profile_step import profile
 
@@ -34,11 +34,14 @@ def measure(job: Job) -> dict[str, Any]:
     return asdict(system.measure_training(job) if job.kind == "train" else system.measure_evaluation(job))
 
 
-def _ceilings() -> dict[str, Any]:
+def _ceilings(job: Job) -> dict[str, Any]:
     import torch
 
     from benchmarks.ceiling import matmul_ceiling
+    from peftlib.arguments import parse_train_arguments
 
+    if threads := parse_train_arguments(job.argv()).training.num_cpu_threads:
+        torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precisions = ("no", "bf16", "fp16") if device.type == "cuda" else ("no", "bf16")
     return {precision: matmul_ceiling(device, precision) for precision in precisions}

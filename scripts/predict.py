@@ -29,7 +29,7 @@ def main() -> None:
         from peftlib.evaluation.by_class import lines_of, worst
         from peftlib.evaluation.evaluator import evaluate
         from peftlib.evaluation.finished import Finished
-        from peftlib.evaluation.predictions import in_words, place_of, refuse_other_answers, write_answers
+        from peftlib.evaluation.predictions import in_words, refuse_other_answers, write_answers
         from peftlib.files import plain_name
         from peftlib.tracking.folder import writable_folder
         from peftlib.training.devices import build_accelerator
@@ -71,13 +71,7 @@ def main() -> None:
             cut = {"cut": f"to the first {most} tokens"} if split.truncated else {}
             Console().facts("prediction", {**in_words(evaluation, task), **cut}, panel=True)
     elif accelerator.is_main_process:
-        about: dict[str, object] = {
-            "run": str(run.folder.absolute()),
-            "run_ended": run.record.get("ended"),
-            "split": name,
-        }
-        about |= {"source": split.source, "place": place_of(split.source), "fingerprint": split.fingerprint}
-        about |= {"precision": precision.name, "global_step": run.record["results"].get("best_eval_step")}
+        about = {"split": name, "precision": precision.name, **run.of_answers(split.source, split.fingerprint)}
         glue = None if args.test_file else task.glue_answers(args.split)
         scores, classes = write_answers(folder, task, examples.texts, glue, evaluation, about)
         shown = {score.removeprefix("eval_").replace("_", " "): f"{value:.4f}" for score, value in scores.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -92,19 +93,18 @@ def joined(*modules: nn.Linear) -> torch.Tensor:
         RuntimeError: the weights are separate while a CUDA graph is being recorded.
     """
     weights = [linear.weight.data for linear in modules]
-    start, step = weights[0].storage_offset(), weights[0].numel()
+    rows, first = [len(weight) for weight in weights], weights[0].storage_offset()
+    starts = itertools.accumulate((weight.numel() for weight in weights[:-1]), initial=first)
     memory = weights[0].untyped_storage().data_ptr()
     if any(
-        not weight.is_contiguous()
-        or weight.untyped_storage().data_ptr() != memory
-        or weight.storage_offset() != start + place * step
-        for place, weight in enumerate(weights)
+        not weight.is_contiguous() or weight.untyped_storage().data_ptr() != memory or weight.storage_offset() != start
+        for start, weight in zip(starts, weights, strict=True)
     ):
         if weights[0].is_cuda and torch.cuda.is_current_stream_capturing():
             # Each replay would copy from the weights' old addresses.
             raise RuntimeError("the weights must be joined before a CUDA graph is recorded")
         together = torch.cat(weights)
-        for linear, weight in zip(modules, together.chunk(len(modules)), strict=True):
+        for linear, weight in zip(modules, together.split(rows), strict=True):
             linear.weight.data = weight
         return together
-    return weights[0].as_strided((len(weights) * weights[0].size(0), weights[0].size(1)), weights[0].stride(), start)
+    return weights[0].as_strided((sum(rows), weights[0].size(1)), weights[0].stride(), first)

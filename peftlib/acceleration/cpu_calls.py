@@ -76,7 +76,7 @@ def fits(dtype: torch.dtype, *widths: int) -> bool:
 def dropout(x: torch.Tensor, drop: Dropout, onto: torch.Tensor | None = None) -> torch.Tensor:
     """Apply dropout to x; if `onto` is given, add the result to it in place."""
     out = torch.empty_like(x) if onto is None else onto
-    call("dropout", x.dtype, x, out, onto is not None, *x.shape, drop)
+    call("dropout", x.dtype, x, out, onto is not None, x.numel() // x.size(-1), x.size(-1), drop)
     return out
 
 

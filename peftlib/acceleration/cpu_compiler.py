@@ -102,7 +102,7 @@ def _openmp() -> list[str]:
 
 
 def _fingerprint() -> str:
-    """Hash all that determines the build: sources, flags, torch's OpenMP, the processor and its instruction sets."""
+    """Hash what the build has to fit: sources, flags, torch's OpenMP, the processor and its instruction sets."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     about = {line.partition(":")[0].strip(): line for line in lines}
     processor = [about[name] for name in ("model name", "flags", "Features") if name in about]

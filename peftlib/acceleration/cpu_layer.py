@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from peftlib.acceleration import cpu_calls as calls
 from peftlib.acceleration.cpu_calls import Dropout, Seen
@@ -28,6 +29,7 @@ class Attend(torch.autograd.Function):
         return calls.attention_forward(Seen(rows, query, bias, packing), ctx.drop)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, query, bias = ctx.saved_tensors
         seen = Seen(rows, query, bias, ctx.packing)
@@ -51,6 +53,7 @@ class DropoutAddNorm(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         normal, rstd, weight = ctx.saved_tensors
         grad_residual, grad_product, sums = calls.norm_backward(gradient.contiguous(), normal, rstd, weight, ctx.drop)
@@ -68,6 +71,7 @@ class Gelu(torch.autograd.Function):
         return calls.gelu_forward(product, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return calls.gelu_backward(gradient.contiguous(), *ctx.saved_tensors)
 
@@ -101,6 +105,7 @@ class FrozenLayer(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         qkv_matrix, out_matrix, inner_matrix, outer_matrix = ctx.matrices
         qkv, bias, normal, rstd, before, last_normal, last_rstd, weight, inner, last_weight = ctx.saved_tensors

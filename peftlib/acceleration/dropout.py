@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from peftlib.acceleration import cpu_calls
 
@@ -57,6 +58,7 @@ class _CheapDropout(torch.autograd.Function):
         return ctx.drawn.of(values)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return ctx.drawn.of(gradient), None
 
@@ -86,12 +88,12 @@ class _Computed:
         self._drop = drop
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
-        rows = values.reshape(-1, values.size(-1)).contiguous()
-        return cpu_calls.dropout(rows, self._drop).view(values.shape)
+        # In its own shape: a view made inside of an autograd function could not be modified in place afterwards, as
+        # X-MOD's layers do.
+        return cpu_calls.dropout(values.contiguous(), self._drop)
 
     def onto(self, values: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        cpu_calls.dropout(values.view(-1, values.size(-1)), self._drop, total.view(-1, values.size(-1)))
-        return total
+        return cpu_calls.dropout(values, self._drop, total)
 
 
 class _Masked:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from peftlib.acceleration import layer_calls as calls
 
@@ -234,6 +235,7 @@ class Embeddings(torch.autograd.Function):
         return rows.unsqueeze(0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         normal, seed = ctx.saved_tensors
         needed = ctx.needs_input_grad[2:4]

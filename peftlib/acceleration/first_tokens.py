@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from peftlib.acceleration import cpu_calls as calls
 from peftlib.acceleration.cpu_calls import Dropout
@@ -45,6 +46,7 @@ class _Mix(torch.autograd.Function):
         return calls.mix_forward(asked, rows, packing, ctx.drop)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor, grad_kept: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         asked, rows = ctx.saved_tensors
         grad_asked, grad_rows = calls.mix_backward(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from peftlib.acceleration.encoder_layer import Sums, Vectors, WholeLayer
 from peftlib.acceleration.low_rank_layer import LowRankLayer
@@ -28,6 +29,7 @@ class Layers(torch.autograd.Function):
         return rows
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         needs_rows, _, *needed = ctx.needs_input_grad
         layers, flags = ctx.layers, iter(needed)

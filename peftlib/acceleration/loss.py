@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton  # type: ignore  # untyped; installed with GPU builds of torch, not with CPU builds
 import triton.language as tl  # type: ignore
+from torch.autograd.function import once_differentiable
 
 #: Elements that the program processes at a time.
 _BLOCK = 2048
@@ -44,6 +45,7 @@ class WeightedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return torch.mul(gradient, above, out=torch.empty_like(gradient, dtype=ctx.dtype)), None, None

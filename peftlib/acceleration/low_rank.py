@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from peftlib.acceleration import cpu_calls, tile_calls
 from peftlib.acceleration.cpu_calls import Dropout
@@ -101,6 +102,7 @@ class _LowRankLinear(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, low, a, b = ctx.saved_tensors
         x_dtype, trained_dtype = ctx.dtypes
@@ -135,6 +137,7 @@ class _TiledLowRankLinear(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dropped, low, a, b = ctx.saved_tensors
         x_dtype, trained_dtype = ctx.dtypes

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -95,8 +96,13 @@ def _seen(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
         return torch.ones(x.shape[:2], dtype=torch.bool)
     if not is_key_mask(mask, x):
         return None
+    if mask.size(2) > 1 and mask.stride(2) != 0 and not torch.equal(mask, mask[:, :, :1].expand_as(mask)):
+        return None  # every query has a mask of its own
     keys = mask[:, 0, 0].expand(x.size(0), -1)
-    keys = keys if keys.dtype == torch.bool else keys >= 0
+    if keys.dtype != torch.bool:
+        if not bool(((keys == 0) | (keys <= torch.finfo(keys.dtype).min / 2)).all()):
+            return None  # added to the scores, but hiding nothing
+        keys = keys == 0
     return keys if bool(keys[:, 0].all()) else None
 
 
@@ -199,6 +205,7 @@ class _FrozenLinear(torch.autograd.Function):
         return matrix.times(x, torch.cat(biases).to(x.dtype) if biases else None)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         needs_x, _, *needed = ctx.needs_input_grad
         grad_biases: list[torch.Tensor | None] = [None] * len(needed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from peftlib.acceleration.dropout import drawn_mask, masked
 from peftlib.acceleration.packing import Packing
@@ -33,6 +34,7 @@ class Attend(torch.autograd.Function):
         return packing.from_heads(output.unsqueeze(0)) if query is None else output.view(query.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         heads, query, weights, mask, kept = ctx.saved_tensors
         packing: Packing = ctx.packing
@@ -76,6 +78,7 @@ class DropoutAddNorm(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         total, mask, mean, rstd, weight, bias = ctx.saved_tensors
         _, _, _, of_weight, of_bias, _ = ctx.needs_input_grad

@@ -12,6 +12,7 @@ from peftlib.data.places import OwnData
 from peftlib.data.sources import Examples, load_examples
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, Task, problem_type_of
 from peftlib.errors import UserError, in_one_line
+from peftlib.evaluation.predictions import place_of
 from peftlib.fingerprint import Fingerprint
 from peftlib.modeling import ModelSource, find_model, load_classifier, load_tokenizer, name_of_base
 from peftlib.run_files import ADAPTER_CONFIG, RECORD, read_record
@@ -224,6 +225,21 @@ class Finished:
         if not (self.folder / "tokenizer.json").is_file():
             raise UserError(f"{self.folder}: tokenizer.json is missing; copy it from the base model's folder")
         return load_tokenizer(ModelSource(str(self.folder), str(self.folder)))
+
+    def of_answers(self, source: str, fingerprint: str) -> dict[str, Any]:
+        """Return what `results.json` says of whose answers it holds, and to which texts.
+
+        Args:
+            source, fingerprint: where the texts come from, and a hash of them.
+        """
+        return {
+            "run": str(self.folder.absolute()),
+            "run_ended": self.record.get("ended"),
+            "global_step": self.record["results"].get("best_eval_step"),
+            "source": source,
+            "place": place_of(source),
+            "fingerprint": fingerprint,
+        }
 
     def load(
         self, base: str | None = None, trust_remote_code: bool = False, extent: tuple[int, int] | None = None

@@ -100,3 +100,14 @@ def test_dropout_is_drawn_from_torchs_generator():
     first = keep_mask(100, 3000)
     torch.manual_seed(3)
     assert torch.equal(keep_mask(100, 3000), first)
+
+
+@pytest.mark.parametrize("shape", [(4, 32), (2, 3, 32), (2, 3, 5)])
+def test_what_comes_out_may_be_changed_in_place(shape):
+    """X-MOD adds its residual so; of a view made inside the autograd function torch would refuse it."""
+    x = torch.randn(shape, requires_grad=True)
+    output = CheapDropout(0.5)(x)
+    kept = output.detach().clone() / x.detach()
+    output += 1
+    output.sum().backward()
+    torch.testing.assert_close(x.grad, kept, rtol=1e-5, atol=1e-6)

@@ -295,16 +295,30 @@ def test_evaluation_has_fewer_fillers():
 
 @pytest.mark.parametrize("given", [
     {"attention_mask": torch.tensor([[1, 1, 1], [0, 1, 1]])},  # padded on the left: the head reads padding
-    {"attention_mask": torch.ones(2, 1, 3, 3).tril().double().log()},  # a mask of queries
+    {"attention_mask": (torch.eye(3) + torch.tensor([[1.0], [0], [0]])).clamp(max=1).expand(2, 1, 3, 3).double().log()},
+    {"attention_mask": (torch.eye(3) + torch.tensor([[1.0], [0], [0]])).bool().expand(2, 1, 3, 3)},  # of single queries
+    {"attention_mask": torch.tensor([0.0, -1.5, 0.0]).double().expand(2, 1, 3, 3)},  # hides nothing
     {"output_hidden_states": True},
 ])  # fmt: skip
-def test_what_it_cannot_compute_is_left_to_transformers(given):
+def test_what_it_cannot_compute_is_left_to_transformers(monkeypatch, given):
     model, packed = classifier(), classifier()
     pack_encoder(packed)
     given = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 10]]), **given}
     if given.get("output_hidden_states"):
         assert len(packed(**given).hidden_states) == len(model(**given).hidden_states) == 3
     torch.testing.assert_close(packed(**given).logits, model(**given).logits, rtol=0, atol=1e-12)
+    assert used(monkeypatch, lambda: packed(**given)) == 0
+
+
+def test_second_derivatives_are_refused():
+    """Autograd functions do not know those of their kernels, and would take them for zero."""
+    model = classifier()
+    pack_encoder(model)
+    loss = model(**batch(4, 2)).logits.square().sum()
+    trained = [parameter for name, parameter in model.named_parameters() if "layer" in name and "bias" in name]
+    gradients = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(gradient.square().sum() for gradient in gradients if gradient is not None).backward()
 
 
 def test_somebody_who_watches_a_module_sees_it(monkeypatch):
