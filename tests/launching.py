@@ -105,6 +105,9 @@ class Forked:
     def returncode(self) -> int | None:
         return self._process.exitcode
 
+    def poll(self) -> int | None:
+        return self.returncode
+
     @property
     def pid(self) -> int:
         assert self._process.pid is not None

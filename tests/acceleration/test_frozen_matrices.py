@@ -19,12 +19,12 @@ from peftlib.acceleration import frozen_matrices, tile_calls
 from peftlib.acceleration.frozen_matrices import FrozenMatrix, OneDnnMatrix, TiledMatrix, frozen_matrix
 
 BF16 = torch.bfloat16
-without_onednn = pytest.mark.skipif(not frozen_matrices._has_onednn(), reason="this torch has no oneDNN")
-without_tiles = pytest.mark.skipif(not tile_calls.are_there(), reason="this processor has no AMX, or there is no g++")
+needs_onednn = pytest.mark.skipif(not frozen_matrices._has_onednn(), reason="this torch has no oneDNN")
+needs_tiles = pytest.mark.skipif(not tile_calls.are_there(), reason="this processor has no AMX, or there is no g++")
 KINDS = [
     pytest.param(FrozenMatrix, id="plain"),
-    pytest.param(OneDnnMatrix, id="oneDNN", marks=without_onednn),
-    pytest.param(TiledMatrix, id="tiles", marks=without_tiles),
+    pytest.param(OneDnnMatrix, id="oneDNN", marks=needs_onednn),
+    pytest.param(TiledMatrix, id="tiles", marks=needs_tiles),
 ]
 
 
@@ -71,7 +71,7 @@ def test_rows_that_do_not_lie_one_behind_the_other(kind):
     close(kind(plain).back(gradient), gradient.float() @ plain.float())
 
 
-@without_tiles
+@needs_tiles
 def test_what_is_not_of_whole_tiles_is_left_to_onednn():
     assert type(frozen_matrix(BF16, linear())) is TiledMatrix
     assert type(frozen_matrix(BF16, linear(48))) is not TiledMatrix
@@ -79,7 +79,7 @@ def test_what_is_not_of_whole_tiles_is_left_to_onednn():
     assert_is_of(linear(48))
 
 
-@without_onednn
+@needs_onednn
 def test_packed_once():
     module = linear()
     assert frozen_matrix(BF16, module) is frozen_matrix(BF16, module)
@@ -132,7 +132,7 @@ def test_where_onednn_refuses_bf16_the_plain_matrix_multiplies():
     assert done.stdout == "FrozenMatrix 3 16\n", done.stderr
 
 
-@without_onednn
+@needs_onednn
 def test_they_go_with_their_module():
     before = len(frozen_matrices._known)
     module = linear()

@@ -283,6 +283,13 @@ def test_files_of_one_s_own_are_a_task_with_a_name():
     assert parse().task_name == parse().flat()["task_name"] == "rotten_tomatoes"
 
 
+def assert_refused_together(words, message):
+    args = parse(*words)  # a sweep checks its flags one by one
+    with pytest.raises(UserError) as caught:
+        args.checked()
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -303,10 +310,7 @@ def test_files_of_one_s_own_are_a_task_with_a_name():
     ],
 )
 def test_files_of_one_s_own_beside_other_data(words, message):
-    args = parse(*words)  # a sweep checks its flags one by one
-    with pytest.raises(UserError) as caught:
-        args.checked()
-    assert str(caught.value) == message
+    assert_refused_together(words, message)
 
 
 def test_a_task_s_metric_is_checked_with_the_flags():
@@ -337,10 +341,7 @@ def test_a_task_s_metric_is_checked_with_the_flags():
     ],
 )
 def test_a_training_loss_is_checked_with_the_task(words, message):
-    args = parse(*words)  # a sweep checks its flags one by one
-    with pytest.raises(UserError) as caught:
-        args.checked()
-    assert str(caught.value) == message
+    assert_refused_together(words, message)
 
 
 def test_a_training_loss_that_fits_the_task_is_accepted():
