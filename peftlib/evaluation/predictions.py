@@ -149,7 +149,8 @@ def write_answers(
             for name, table in tables.items():
                 write_text(temporary / name, table)
             write_json(temporary / ABOUT, {**scores, **counts, **about})
-        for name in {"classes.csv", "confusion.csv", glue_answers or "classes.csv"} - tables.keys():
+        sometimes = {"classes.csv", "confusion.csv"} | ({glue_answers} if glue_answers is not None else set())
+        for name in sometimes - tables.keys():
             (folder / name).unlink(missing_ok=True)  # of a file that had labels then, or had none
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise RunError(f"{folder}: cannot be written ({error}); make room there, or name --output_dir") from error
