@@ -66,7 +66,9 @@ class Setting:
             fewer = min(fewer, self.updates)
         setting = self if fewer is None else replace(self, updates=fewer)
         warm_epochs = self.warm_epochs if system == "ours" else 0
-        return Job(work.kind, system, setting.flags(work, precision, processes), self.warmup, warm_epochs)
+        # On a GPU, the first batch of each shape also allocates and loads kernels, for Trainer as for ours.
+        warmup = self.warmup if fewer is None else max(self.warmup, fewer)
+        return Job(work.kind, system, setting.flags(work, precision, processes), warmup, warm_epochs)
 
     def flags(self, work: Work, precision: str = "auto", processes: int = 1) -> tuple[str, ...]:
         """Return the flags of `scripts/train.py`."""
