@@ -48,6 +48,7 @@ with (out / "metrics.jsonl").open("w") as log:
         print(json.dumps({"step": step, "eval/accuracy": 1 - seed / 10, "eval/loss": loss}), file=log, flush=True)
         time.sleep(float(flags.get("learning_rate", 0)))
 say("finished")
+sys.exit(seed == 14)
 """
 
 
@@ -95,6 +96,14 @@ def test_a_crash_is_recorded_and_the_sweep_goes_on(search, capsys):
     assert [" ".join(row) for row in table] == ["1 2 finished 0.9000 1", "2 0 finished 0.8000 2", "3 1 failed 13"]
     assert lines[-2].startswith("run 1 failed: unlucky (exit status 2); ") and lines[-2].endswith("0001.log")
     assert lines[-1] == f"best: eval/accuracy 0.9000, in {opened.run_folder(2)}"
+
+
+def test_a_run_that_ends_badly_after_its_result_has_failed(search):
+    """Its push to the Hub has, say."""
+    opened = search([1, 14])
+    run_sweep(opened, SweepConsole())
+    assert states(opened) == ["COMPLETE", "FAIL"]
+    assert opened.trials()[1].user_attrs["error"] == "exit status 1"
 
 
 def test_workers_overlap_and_count_ends_the_call(search):

@@ -593,7 +593,7 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
         matching_manifest(
             newest, {**IDENTITY, "data": {"train": {"fingerprint": "x"}}}, extend=False, folder=two_checkpoints
         )
-    elsewhere = changed(model_name_or_path="/models/copy", model_revision="v2")
+    elsewhere = changed(model_name_or_path="/models/copy", model_revision="v2", trust_remote_code=True)
     assert matching_manifest(newest, elsewhere, extend=False, folder=two_checkpoints)["step"] == 20
     with pytest.raises(UserError, match="--model_name_or_path was None, is /models/copy"):  # other heads, say
         matching_manifest(newest, {**elsewhere, "configuration": "x"}, extend=False, folder=two_checkpoints)
