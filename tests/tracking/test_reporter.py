@@ -182,7 +182,7 @@ def test_a_tracker_that_cannot_start_does_not_stop_the_run(tmp_path, capsys):
     with reporter.watching(20, made_facts()):
         reporter.log(VALUES, 1)
     assert "warning: starting the trackers failed" in capsys.readouterr().out
-    assert reporter._trackers == reporter._accelerator.trackers == []  # one that is half started would fail at every log
+    assert reporter._trackers == reporter._accelerator.trackers == []  # half started, it would fail at every log
     assert read(tmp_path / "run.json")["status"] == "finished"
 
 
