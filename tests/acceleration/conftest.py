@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, reduce
+
 import pytest
 
 
@@ -16,3 +18,29 @@ def few_programs(monkeypatch):
     monkeypatch.setattr(layer_calls, "_ROWS", 8)
     monkeypatch.setattr(layer_calls, "_GELU_ROWS", 8)
     monkeypatch.setattr(collation, "STEP", 32)
+    _quicken_interpreter(monkeypatch)
+
+
+def _quicken_interpreter(monkeypatch):
+    """Take a fifth off the interpreter's time, with the same results.
+
+    It makes a table of NumPy's types for every value, and reduces with a kernel's own function number by number.
+    """
+    import numpy as np
+    from triton.runtime import interpreter
+
+    def column_by_column(self, blocks):
+        """`ReduceOps.generic_reduce` along an axis: the function gets a whole column at a time."""
+        assert self.axis is not None and not self.keep_dims
+        columns = [
+            tuple(self.to_tensor(np.take(block.handle.data, at, self.axis), block.dtype) for block in blocks)
+            for at in range(blocks[0].shape[self.axis])
+        ]
+        return reduce(lambda total, column: self.combine_fn.fn(*total, *column), columns)
+
+    plain = interpreter._get_np_dtype
+    of_scalar = cache(plain)
+    monkeypatch.setattr(
+        interpreter, "_get_np_dtype", lambda kind: plain(kind) if kind.scalar.is_ptr() else of_scalar(kind.scalar)
+    )
+    monkeypatch.setattr(interpreter.ReduceOps, "generic_reduce", column_by_column)
