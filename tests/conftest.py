@@ -25,6 +25,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which torch may do at any time
 
+from peftlib.files import cache_folder  # noqa: E402
 from peftlib.training.devices import keep_order_of_sums  # noqa: E402 - imports Hugging Face's
 
 keep_order_of_sums()  # before the first product of the process
@@ -34,6 +35,9 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 #: The real MRPC and SST-2 in GLUE's layout, where the machine has them: they are not the project's to ship.
 GLUE = Path(os.environ.get("GLUE_DIR", ROOT.parent / "shared" / "data" / "glue"))
+
+#: The CPU kernels of the person who runs the tests: built once, and not by every process of theirs.
+KERNELS = cache_folder() / "kernels"
 
 # A busy machine is no failure.
 settings.register_profile("any machine", deadline=None)
@@ -63,10 +67,20 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def share_kernels(cache: Path) -> None:
+    """Let a cache folder, made where it is missing, have the CPU kernels of `KERNELS`."""
+    if not (cache / "kernels").is_symlink():
+        KERNELS.mkdir(parents=True, exist_ok=True, mode=0o700)
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / "kernels").symlink_to(KERNELS)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Token caches and accelerate's default configuration of this machine stay out of the tests."""
-    monkeypatch.setenv("PEFTLIB_CACHE", str(tmp_path_factory.getbasetemp() / "peftlib-cache"))
+    cache = tmp_path_factory.getbasetemp() / "peftlib-cache"
+    share_kernels(cache)
+    monkeypatch.setenv("PEFTLIB_CACHE", str(cache))
     monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "hf-home"))
 
 

@@ -14,17 +14,14 @@ from pathlib import Path
 import accelerate.commands.launch
 import torch
 
-from peftlib.acceleration.cpu_compiler import kernels
-from peftlib.files import cache_folder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, share_kernels
 
 CONFIGS = ROOT / "accelerate_configs"
-KERNELS = cache_folder() / "kernels"
 
 
 def clean_environment(home: Path, **changes: str) -> dict[str, str]:
     """This one without launchers' and trackers' variables, offline, and with no files outside `home`."""
-    _share_kernels(home / "cache")
+    share_kernels(home / "cache")
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -38,14 +35,6 @@ def clean_environment(home: Path, **changes: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         **changes,
     }
-
-
-def _share_kernels(cache: Path) -> None:
-    """Commands find the CPU kernels that the tests have built: each would build its own, in seconds."""
-    kernels()
-    cache.mkdir(parents=True, exist_ok=True)
-    if not (cache / "kernels").exists():
-        (cache / "kernels").symlink_to(KERNELS)
 
 
 def home_beside(cwd: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,14 +55,35 @@ def _cached() -> ctypes.CDLL:
         with tempfile.TemporaryDirectory() as elsewhere:
             return ctypes.CDLL(str(_compiled(Path(elsewhere) / name)))
     with scratch as inside:
-        if _is_only_ours(folder / name):
-            with contextlib.suppress(OSError):  # damaged, as after a crash or on a full disk: build it again
-                return ctypes.CDLL(str(folder / name))
-        # Move it into place once complete: other processes may look for it, or build it, at the same time.
-        made = _compiled(Path(inside) / name)
-        sync(made)
-        made.replace(folder / name)
+        if (library := _loaded(folder / name)) is not None:
+            return library
+        with _one_at_a_time(folder):
+            if (library := _loaded(folder / name)) is not None:
+                return library
+            made = _compiled(Path(inside) / name)
+            sync(made)
+            made.replace(folder / name)  # once it is complete: others may look for it
     return ctypes.CDLL(str(folder / name))
+
+
+def _loaded(library: Path) -> ctypes.CDLL | None:
+    """Load it if it is there, nobody else can have put it there, and it is whole, as it is not on a full disk."""
+    if _is_only_ours(library):
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(library))
+    return None
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of the processes that a launcher starts, one builds, with all cores, while the others wait for it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network disks know no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_only_ours(path: Path) -> bool:

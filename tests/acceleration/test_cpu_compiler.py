@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from peftlib.acceleration import cpu_compiler
 from peftlib.acceleration.cpu_compiler import kernels
-from tests.conftest import ROOT
+from tests.conftest import KERNELS, ROOT
 
 needs_compiler = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("g++") is None, reason="this machine has no g++ for the CPU kernels"
@@ -75,11 +78,32 @@ def test_they_are_built_once_and_found_by_the_next_process(monkeypatch, tmp_path
 
 
 @needs_compiler
+@pytest.mark.usefixtures("small")
+def test_while_one_process_builds_them_the_others_wait(monkeypatch, tmp_path):
+    made = builds(monkeypatch)
+    assert kernels() is not None
+    (built,) = (tmp_path / "cache" / "kernels").iterdir()
+    kernels.cache_clear()
+    aside = built.rename(tmp_path / "aside")
+    builder = os.open(built.parent, os.O_RDONLY)
+    fcntl.flock(builder, fcntl.LOCK_EX)
+    with ThreadPoolExecutor() as pool:
+        waits = pool.submit(kernels)
+        time.sleep(0.3)
+        assert not waits.done()
+        aside.rename(built)
+        os.close(builder)
+        assert waits.result(60) is not None
+    assert len(made) == 1
+
+
+@needs_compiler
 def test_they_share_torch_s_threads():
     """The process has a single OpenMP: a second thread pool would compete for the cores."""
     code = "import torch; from peftlib.acceleration.cpu_compiler import kernels; assert kernels() is not None; "
     code += "maps = open('/proc/self/maps').read().split(); print(len({one for one in maps if 'libgomp' in one}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    there = {**os.environ, "PEFTLIB_CACHE": str(KERNELS.parent)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=there, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"]
 
 

@@ -153,7 +153,7 @@ def test_records_and_runs_name_the_sweep(story):
         assert story.server.runs[run]["sweep"] == story.server.runs[run]["groupName"] == "s1"
 
 
-# ── One run in two processes, preempted in the middle ────────────────────────────────────────────────────────────
+# ── One run, preempted in the middle ─────────────────────────────────────────────────────────────────────────────
 
 STEPS = 100
 
@@ -167,8 +167,8 @@ def preempted(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..
         "max_train_steps": STEPS, "eval_steps": STEPS // 2, "logging_steps": 1,
     }  # fmt: skip
     # Starts faster than `accelerate launch`, which imports all of accelerate's other commands first.
-    launcher = ["${interpreter}", "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "multi_cpu.yaml")]
-    command = ["${env}", *launcher, "--main_process_port", "0", "${program}", "${args}"]
+    launcher = ["${interpreter}", "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu.yaml")]
+    command = ["${env}", *launcher, "${program}", "${args}"]
     with made_sweep(place, [point], command=command) as sweep:
         first = sweep.wandb("agent", "--forward-signals", "s1")
         log = sweep.folder("run0") / "metrics.jsonl"
@@ -196,12 +196,10 @@ def test_no_step_of_a_preempted_run_is_logged_twice_or_lost(preempted):
     assert [line["train/global_step"] for line in history] == list(range(STEPS + 1))
 
 
-def test_every_process_takes_the_values_and_only_the_main_one_talks_to_wandb(preempted):
+def test_every_life_takes_the_values_and_has_a_client_of_its_own(preempted):
     record = preempted.record("run0")
-    assert record["processes"] == 2 and record["effective_batch_size"] == 2 * 16
     assert {name: record["arguments"][name] for name in ("method", "lora_r", "seed")} == {
         "method": "lora", "lora_r": 4, "seed": 7,
     }  # fmt: skip
     assert list(preempted.server.runs) == ["run0"]
-    lives = list((preempted.folder("run0") / "wandb").glob("run-*-run0"))
-    assert len(lives) == 2, "one client for each time that the run was started"
+    assert len(list((preempted.folder("run0") / "wandb").glob("run-*-run0"))) == 2

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, write_glue
-from tests.launching import launch, run_script
+from tests.launching import ends_of, run_script, start_two
 
 pytestmark = pytest.mark.launch
 
@@ -67,11 +67,11 @@ def test_it_says_what_the_run_does_and_leaves_nothing(place: Path) -> None:
 def test_of_two_processes_one_speaks_and_a_run_that_goes_on_has_less_to_do(place: Path) -> None:
     both = ["--method", "lora", "--num_train_epochs", 1, "--gradient_accumulation_steps", 2]
     before = contents(place / "work")
-    done = launch("multi_cpu", SCRIPT, *words(place, *both, "--dry_run"), cwd=place / "work")
-    assert done.returncode == 0, done.stderr
-    assert "  updates: 3; 3 an epoch; " in done.stdout  # of 4 × 2 × 2 examples
-    assert "resident, per process at most\n" in done.stdout
-    assert done.stdout.count("together: about") == 1
+    main, other = ends_of(start_two(SCRIPT, *words(place, *both, "--dry_run"), cwd=place / "work"))
+    assert (main[0], *other) == (0, 0, "", ""), main
+    assert "  updates: 3; 3 an epoch; " in main[1]  # of 4 × 2 × 2 examples
+    assert "resident, per process at most\n" in main[1]
+    assert main[1].count("together: about") == 1
     onward = ["--num_train_epochs", 3, "--output_dir", "out", "--resume_from_checkpoint", "auto", "--extend_training"]
     done = run_script(SCRIPT, *words(place, *onward, "--dry_run"), cwd=place / "work")
     assert done.returncode == 0, done.stderr

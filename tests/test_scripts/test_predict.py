@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peftlib.evaluation.predictions import load_predictions
 from tests.conftest import ROOT, write_glue, write_stsb
-from tests.launching import launch, run_script
+from tests.launching import ends_of, run_in_two, run_script, start_two
 
 pytestmark = pytest.mark.launch
 
@@ -43,8 +43,7 @@ def test_adalora_s_best_state_is_what_two_processes_saved(run: Path, tiny_folder
     words = ["--model_name_or_path", tiny_folder(), "--task_name", "mrpc", "--data_dir", "glue", "--method", "adalora"]
     words += ["--max_train_steps", 12, "--per_device_train_batch_size", 4, "--eval_steps", 1, "--learning_rate", 0.3]
     words += ["--mixed_precision", "no", "--output_dir", "adalora", "--num_cpu_threads", 1]
-    done = launch("multi_cpu", ROOT / "scripts" / "train.py", *words, cwd=run.parent)
-    assert done.returncode == 0, done.stderr
+    run_in_two(ROOT / "scripts" / "train.py", *words, cwd=run.parent)
     folder = run.parent / "adalora"
     done = run_script(PREDICT, "adalora", "--split", "validation", cwd=run.parent)
     assert done.returncode == 0, done.stderr
@@ -60,10 +59,9 @@ def answers(folder: Path) -> list[dict[str, str]]:
 
 
 def test_two_processes_answer_what_the_run_was_scored_on_as_it_did(run: Path) -> None:
-    done = launch(
-        "multi_cpu", PREDICT, "run", "--split", "validation", "--per_device_eval_batch_size", 3, cwd=run.parent
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["run", "--split", "validation", "--per_device_eval_batch_size", 3]
+    (code, output, errors), (other_code, of_other, _) = ends_of(start_two(PREDICT, *words, cwd=run.parent))
+    assert code == other_code == 0, errors
     folder = run / "predictions" / "validation"
     before, after = load_predictions(run), load_predictions(folder)
     assert before is not None and after is not None
@@ -74,7 +72,7 @@ def test_two_processes_answer_what_the_run_was_scored_on_as_it_did(run: Path) ->
     for name in ("accuracy", "f1", "loss"):
         assert scored[f"eval_{name}"] == pytest.approx(trained[f"best_eval_{name}"], abs=1e-6)
     assert (scored["eval_samples"], scored["run"], scored["split"]) == (11, str(run), "validation")
-    assert done.stdout.count("accuracy:") == 1, "only the main process speaks"
+    assert output.count("accuracy:") == 1 and of_other == "", "only the main process speaks"
     written = {path.name for path in folder.iterdir()}
     assert written == {
         "results.json", "predictions.csv", "predictions.safetensors", "classes.csv", "confusion.csv"
@@ -83,7 +81,7 @@ def test_two_processes_answer_what_the_run_was_scored_on_as_it_did(run: Path) ->
         classes = {row["class"]: row for row in csv.DictReader(file)}
     assert classes["equivalent"]["examples"] == str(before[1].sum())
     assert float(classes["equivalent"]["f1"]) == pytest.approx(scored["eval_f1"])
-    table = next(line.split() for line in done.stdout.splitlines() if line.startswith("equivalent"))
+    table = next(line.split() for line in output.splitlines() if line.startswith("equivalent"))
     assert table == ["equivalent", str(before[1].sum()), classes["equivalent"]["predicted"], *table[3:]]
     assert [row["label"] for row in answers(folder)] == [("not_equivalent", "equivalent")[i] for i in before[1]]
     lines = (run.parent / "glue" / "MRPC" / "dev.tsv").read_text(encoding="utf-8-sig").splitlines()[1:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import yaml
 from optuna.trial import FrozenTrial
 
 from tests.conftest import ROOT, write_glue
-from tests.launching import clean_environment, run_python, run_script
+from tests.launching import run_python, run_script, start_script
 
 SCRIPT = ROOT / "scripts" / "sweep.py"
 pytestmark = pytest.mark.launch
@@ -50,7 +49,6 @@ def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
 def test_a_sweep_killed_in_the_middle_goes_on(tmp_path, tiny_folder):
     work = tmp_path / "work"
     work.mkdir()
-    (tmp_path / "home").mkdir()
     parameters = {
         "model_name_or_path": {"value": str(tiny_folder())},
         "task_name": {"value": "mrpc"},
@@ -69,20 +67,13 @@ def test_a_sweep_killed_in_the_middle_goes_on(tmp_path, tiny_folder):
     }
     file = write_sweep(work / "sweep.yaml", parameters=parameters)
     folder = work / "outputs" / "sweeps" / "s"
-    environment = clean_environment(tmp_path / "home", PYTHONPATH=str(ROOT))
-    first = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(file)],
-        cwd=work,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    first = start_script(SCRIPT, file, cwd=work, PYTHONPATH=str(ROOT))
     # One after the other: when the second trains, the first is over.
     log = folder / "runs" / "0001" / "metrics.jsonl"
     wait_for(lambda: first.poll() is not None or (log.exists() and log.read_text().count("\n") > 2))
-    os.kill(first.pid, signal.SIGKILL)
-    output, _ = first.communicate()
-    assert first.returncode == -signal.SIGKILL, output
+    first.kill()
+    printed = first.communicate(timeout=60)
+    assert first.returncode == -signal.SIGKILL, printed
     before = trials(folder)
     assert [trial.state.name for trial in before] == ["COMPLETE", "RUNNING"]
     written = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("0000*/*")}
@@ -174,22 +165,21 @@ def test_a_command_that_is_not_here_leaves_no_folder(tmp_path):
 
 
 def test_the_shipped_rate_search_runs(tmp_path, tiny_folder):
-    """With hyperband and a Bayesian search, in small: two runs on a tiny model."""
+    """With hyperband and a Bayesian search, in small: one run on a tiny model."""
     content = yaml.safe_load((ROOT / "scripts" / "sweeps" / "rate_search.yaml").read_text())
     small = {"model_name_or_path": str(tiny_folder()), "max_train_samples": 64, "max_eval_samples": 32, "eval_steps": 4}
     small |= {"num_cpu_threads": 1}
     parameters = {**content["parameters"], **{name: {"value": value} for name, value in small.items()}}
-    changes = {**content, "program": str(ROOT / "scripts" / "train.py"), "parameters": parameters, "run_cap": 2}
+    changes = {**content, "program": str(ROOT / "scripts" / "train.py"), "parameters": parameters, "run_cap": 1}
     changes["command"] = ["${env}", "${interpreter}", "${program}", "${args}"]  # the launcher is not what this is about
     work = tmp_path / "work"
     work.mkdir()
     done = run_script(SCRIPT, write_sweep(work / "s.yaml", **changes), cwd=work, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout + done.stderr
     finished = trials(work / "outputs" / "sweeps" / "rate-search")
-    assert [trial.state.name for trial in finished] == ["COMPLETE", "COMPLETE"]
-    rates = [trial.user_attrs["values"]["learning_rate"] for trial in finished]
-    assert len(set(rates)) == 2 and all(1e-4 <= rate <= 2e-2 for rate in rates)
-    assert all(trial.intermediate_values for trial in finished), "hyperband has heard of their evaluations"
+    assert [trial.state.name for trial in finished] == ["COMPLETE"]
+    assert 1e-4 <= finished[0].user_attrs["values"]["learning_rate"] <= 2e-2
+    assert finished[0].intermediate_values, "hyperband has heard of its evaluations"
 
 
 @pytest.mark.parametrize(
