@@ -57,6 +57,24 @@ def _named(classes: Sequence[str]) -> str:
     return ", ".join(classes[:_MOST_SHOWN]) + (", …" if len(classes) > _MOST_SHOWN else "")
 
 
+def refuse_other_lengths(model: PreTrainedModel, name: str, length: int | None) -> None:
+    """Refuse a Nyströmformer of a fixed length, unless all examples have that: transformers' code for it fails.
+
+    Args:
+        length: what all examples are padded to; None if they are not.
+
+    Raises:
+        UserError: they have other lengths.
+    """
+    if model.config.model_type == "nystromformer":
+        only = model.config.segment_means_seq_len
+        if only not in (model.config.num_landmarks, length):  # with as many landmarks as tokens, attention is plain
+            raise UserError(
+                f"--model_name_or_path {name}: takes inputs of {only} tokens only; use --max_length {only} "
+                "--pad_to_max_length"
+            )
+
+
 def refuse_what_ends_before(model: PreTrainedModel, name: str, token: int, length: int, added: int = 0) -> None:
     """Refuse a model whose embeddings are too small, before a lookup fails.
 

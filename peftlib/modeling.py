@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftlib.errors import UserError, in_one_line, nearest
 from peftlib.hub import hub_access
-from peftlib.misfits import other_classes, reads_padding, refuse_what_ends_before
+from peftlib.misfits import other_classes, reads_padding, refuse_other_lengths, refuse_what_ends_before
 from peftlib.run_files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -144,9 +143,9 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         raise UserError(
             f"--model_name_or_path {source.location}: has no tokenizer; save one there (tokenizer.save_pretrained)"
         )
-    with contextlib.suppress(OSError):  # an adapter's folder has no configuration: this is how it was saved
-        config = _stored_config(source)
-        tokenizer.padding_side = "left" if config.get("model_type") in _READ_LAST else "right"
+    config = _stored_config(source)
+    if "model_type" in config:  # an adapter's folder has no configuration: its tokenizer is as it was trained with
+        tokenizer.padding_side = "left" if config["model_type"] in _READ_LAST else "right"
         if config.get("type_vocab_size") == 1:  # KLUE's RoBERTa, say, whose tokenizer is BERT's
             tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
             tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which is what it saves
@@ -244,6 +243,7 @@ def load_classifier(
         logging.set_verbosity(verbosity)
     if extent is not None:
         refuse_what_ends_before(model, source.name, *extent, added=virtual_tokens)
+        refuse_other_lengths(model, source.name, extent[1] if pads_alike else None)
     if not pads_alike and (line := reads_padding(model.config.model_type, source.name)):
         warn(line)
     encoder = f"{model.base_model_prefix}."
@@ -262,11 +262,14 @@ def load_classifier(
 
 
 def _stored_config(source: ModelSource) -> dict[str, Any]:
-    """Return the configuration as the checkpoint has it, without transformers' defaults."""
+    """Return the configuration as the checkpoint has it, without transformers' defaults; empty if it has none."""
     from transformers import PretrainedConfig
 
     options = {"revision": source.revision, "local_files_only": source.cached_only}
-    return PretrainedConfig.get_config_dict(source.location, **options)[0]
+    try:
+        return PretrainedConfig.get_config_dict(source.location, **options)[0]
+    except OSError:  # what older versions of transformers do for a folder without one
+        return {}
 
 
 def _set_dropout(config: PretrainedConfig, dropout: float) -> bool:

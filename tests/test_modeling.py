@@ -451,3 +451,27 @@ def test_a_model_with_one_token_type_is_given_none(tiny_folder, own_folder, tmp_
     assert ("token_type_ids" in tokenizer("one", "two")) == given
     tokenizer.save_pretrained(tmp_path / "saved")
     assert ("token_type_ids" in AutoTokenizer.from_pretrained(tmp_path / "saved")("one", "two")) == given
+
+
+def test_an_adapter_s_tokenizer_pads_as_its_model_does(tiny_folder, tmp_path):
+    """Its folder has no configuration; XLNet's classifier reads the last position."""
+    tokenizer = load_tokenizer(find_model(str(tiny_folder("xlnet"))))
+    assert tokenizer.padding_side == "left"
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(ModelSource(str(tmp_path), str(tmp_path))).padding_side == "left"
+
+
+def test_a_nystromformer_of_a_fixed_length_is_told_it(tiny_folder, tmp_path):
+    config = AutoConfig.for_model(
+        "nystromformer", vocab_size=30522, hidden_size=32, num_hidden_layers=1, intermediate_size=64,
+        num_attention_heads=4, num_landmarks=4, segment_means_seq_len=16,
+    )  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    source = find_model(str(tmp_path))
+    for extent, alike in (((9, 16), False), ((9, 12), True)):
+        with pytest.raises(UserError, match=r"inputs of 16 tokens only; use --max_length 16 --pad_to_max_length$"):
+            load_classifier(source, LABELS, extent=extent, pads_alike=alike)
+    model = load_classifier(source, LABELS, extent=(9, 16), pads_alike=True).model
+    assert model(input_ids=torch.full((2, 16), 5)).logits.shape == (2, len(LABELS))
+    with pytest.raises(RuntimeError):  # should transformers mend it, the refusal has to go
+        model(input_ids=torch.full((2, 12), 5))

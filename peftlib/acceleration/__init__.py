@@ -21,6 +21,13 @@ from peftlib.acceleration.packed_encoder import pack_encoder
 from peftlib.errors import UserError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+#: Model type -> what is wrong in half precision with transformers' code for it.
+_FAIL_IN_HALF = {
+    # It adds fp32 biases to its queries and masks half-precision scores with the queries' minimum, which overflows.
+    "deberta": "DeBERTa fails in it; use no, or DeBERTa-v3",
+    # It writes its language adapters' outputs, in half precision, into an fp32 tensor.
+    "xmod": "X-MOD fails in it; use no, or XLM-RoBERTa",
+}
 #: Parameters of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -53,9 +60,8 @@ def accelerate_model(
     Raises:
         UserError: transformers' code for the model fails in this precision, or cannot compute layers twice.
     """
-    if precision in _DTYPES and unwrapped(model).config.model_type == "deberta":
-        # It adds fp32 biases to its queries and masks half-precision scores with the queries' minimum, which overflows.
-        raise UserError(f"--mixed_precision {precision}: transformers' DeBERTa fails in it; use no, or DeBERTa-v3")
+    if precision in _DTYPES and (instead := _FAIL_IN_HALF.get(unwrapped(model).config.model_type)):
+        raise UserError(f"--mixed_precision {precision}: transformers' {instead}")
     if precision in _DTYPES:
         compute_scores_in_fp32(model)
         if unwrapped(model).config.model_type == "deberta-v2":

@@ -136,7 +136,12 @@ class Strategy(ABC):
         if head is None:
             head = getattr(model, _HEAD, None) or head_of(model)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._save(model, head, Path(folder))
+        was_training = model.training
+        model.eval()  # P-tuning's prompts are computed while they are saved, without their encoder's dropout
+        try:
+            self._save(model, head, Path(folder))
+        finally:
+            model.train(was_training)
 
     def _save(self, model: Trained, head: frozenset[str], folder: Path) -> None:
         """Do what `save` says; this default saves a `PeftModel`."""

@@ -36,7 +36,7 @@ _CARD = """---
 _ADAPTER = """from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
-model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", {outputs})
+model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", {outputs}, dtype="float32")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
 
 #: Only in the card beside the run, not in a published one.

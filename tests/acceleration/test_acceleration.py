@@ -136,6 +136,21 @@ def test_deberta_s_first_version_is_refused_in_half_precision(tiny_folder):
     model(**sentences())
 
 
+def test_x_mod_is_refused_in_half_precision():
+    config = transformers.AutoConfig.for_model(
+        "xmod", vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
+        languages=["en_XX"], default_language="en_XX",
+    )  # fmt: skip
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    given = torch.full((2, 5), 7)
+    with pytest.raises(RuntimeError, match="dtypes match"), torch.autocast("cpu", dtype=torch.bfloat16):
+        model(input_ids=given)  # if transformers computes it by now, the refusal can go
+    with pytest.raises(UserError, match=r"^--mixed_precision bf16: transformers' X-MOD fails in it; use no"):
+        accelerate_model(model, torch.device("cpu"), "bf16")
+    accelerate_model(model, torch.device("cpu"), "no")
+    model(input_ids=given)
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("peft_type", ["boft", "deft", "loha", "oft", "vera"])
 def test_deberta_takes_peft_s_layers_in_half_precision(tiny_folder, peft_type, enabled):

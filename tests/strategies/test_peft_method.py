@@ -325,3 +325,17 @@ def test_a_configuration_that_does_not_fit_the_model_is_a_line(
     with pytest.raises(UserError, match=f"^{message}") as caught:
         PeftMethod(peft_type, json.dumps(options)).apply(*classifier(tiny_folder("bert")))
     assert "\n" not in str(caught.value)
+
+
+def test_p_tuning_saves_the_prompt_that_is_scored(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """PEFT computes it while it saves: with its encoder's dropout, if the model is in training mode."""
+    kwargs = '{"num_virtual_tokens": 5, "encoder_reparameterization_type": "LSTM", "encoder_dropout": 0.5}'
+    method, base = PeftMethod("p_tuning", kwargs), tiny_folder("bert")
+    model, head = classifier(base)
+    adapted = method.apply(model, head)
+    expected = logits(adapted)
+    adapted.train()
+    method.save(adapted, tmp_path, head)
+    assert adapted.training and all(module.training for module in adapted.modules())
+    loaded = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=2), tmp_path)
+    torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=1e-6)

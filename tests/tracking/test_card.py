@@ -103,7 +103,7 @@ def test_the_code_to_load_it_is_python_and_names_the_folder(is_adapter):
     (code,) = re.findall(r"```python\n(.*?)```", card(is_adapter), re.DOTALL)
     tree = ast.parse(code)
     words = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    classes = ["not_equivalent", "equivalent"] if is_adapter else []
+    classes = ["not_equivalent", "equivalent", "float32"] if is_adapter else []
     assert sorted(words) == sorted(["outputs/a", "outputs/a", *classes])
     assert ("AutoPeftModelForSequenceClassification" in code) == is_adapter
     assert ('id2label={0: "not_equivalent", 1: "equivalent"}' in code) == is_adapter
@@ -114,7 +114,7 @@ def test_a_model_of_scores_is_loaded_with_one_output():
     run = {"arguments": made_arguments(), **made_facts(), "labels": [], "steps": 1}
     run |= {"problem_type": "regression", "score_range": [0.0, 5.0]}
     text = model_card(run, {"pearson": 0.9, "spearmanr": 0.89, "loss": 0.4}, folder="outputs/a", is_adapter=True)
-    assert 'from_pretrained("outputs/a", num_labels=1, problem_type="regression")' in text
+    assert 'from_pretrained("outputs/a", num_labels=1, problem_type="regression", dtype="float32")' in text
     assert "\nScores from 0 to 5. Seed 42," in text and "Labels" not in text and "logits[0, 0]" in text
     # The Hub's names of the metrics, and evaluate's.
     assert yaml.safe_load(text.split("---\n", 2)[1])["metrics"] == ["pearsonr", "spearmanr"]
@@ -126,7 +126,10 @@ def test_a_model_of_scores_is_loaded_with_one_output():
 def test_of_any_number_of_classes_the_code_computes_probabilities():
     run = {"arguments": made_arguments(), **made_facts(), "steps": 1, "problem_type": "multi_label_classification"}
     text = model_card(run, {"micro_f1": 0.9, "loss": 0.4}, folder="outputs/a", is_adapter=True)
-    assert 'id2label={0: "not_equivalent", 1: "equivalent"}, problem_type="multi_label_classification")' in text
+    assert (
+        'id2label={0: "not_equivalent", 1: "equivalent"}, problem_type="multi_label_classification", dtype="float32")'
+        in text
+    )
     assert "0 = not_equivalent, 1 = equivalent; any number of them per text. Seed 42," in text
     assert "tokenizer(sentence1, sentence2, return_tensors" in text and "logits[0].sigmoid()" in text
     assert not re.search(r"\{[a-z_]*\}", text)
