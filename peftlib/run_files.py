@@ -58,7 +58,7 @@ def logged_in(folder: Path, containing: str = "") -> Iterator[dict[str, Any]]:
         containing: lines without this text are skipped unparsed.
     """
     path = folder / METRICS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         if containing in line:
             try:
                 values = json.loads(line)

@@ -78,7 +78,7 @@ def _show_scores(
         if shown:
             header = ["example", "label", *(f"predicted by {run.name}" for run in runs), "text"]
             numbers = [[f"{column[place]:.2f}" for column in (labels, *answers)] for place in shown]
-            texts = [" ‖ ".join(examples.texts[place]) for place in shown]
+            texts = [_in_one_line(examples.texts[place]) for place in shown]
             lines = [[str(place), *row, text] for place, row, text in zip(shown, numbers, texts, strict=True)]
             console.sheet(Sheet(header, lines, numeric=4))
 
@@ -105,11 +105,16 @@ def _answers(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return run.answers
 
 
+def _in_one_line(texts: Sequence[str]) -> str:
+    """Join an example's texts, without the line breaks and control characters that would reach the terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in " ‖ ".join(texts)).split())
+
+
 def _sheet(examples: Examples, places: np.ndarray, wrong: np.ndarray, task: Task, loser: str) -> Sheet:
     lines = [
         [
             str(place),
-            " ‖ ".join(examples.texts[place]),
+            _in_one_line(examples.texts[place]),
             *(task.written(label) or "–" for label in (examples.labels[place], answer)),
         ]
         for place, answer in zip(places.tolist(), wrong.tolist(), strict=True)

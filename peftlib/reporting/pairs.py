@@ -132,15 +132,18 @@ class Pair:
     def _more_seeds(self) -> str:
         if abs(self.difference) < 1e-12:
             return "Their mean scores are equal."
+        if self.p is not None and self.p < ALPHA:
+            return "The difference is significant on its own, but not after correction for all pairs."
         if not self.examples_suffice:
             return "More seeds would not settle it: the validation examples are too few for a difference of this size."
         needed = self.seeds_needed
         if needed is None:
             return "More than 10,000 seeds would be needed to detect a difference this small."
         if needed <= len(self.seeds):
-            if self.p is not None and self.p < ALPHA:
-                return "The difference is significant on its own, but not after correction for all pairs."
-            return "The difference is close to significance; a few more seeds may settle it."
+            return (
+                f"About {needed:,} seeds detect a difference of this size in four tries of five; these "
+                f"{len(self.seeds)} did not, and more may settle it."
+            )
         if self.seed_test is not None and self.seed_test.effect is None:
             return (
                 f"The difference is the same for all {len(self.seeds)} seeds; at least {needed:,} would have to agree."

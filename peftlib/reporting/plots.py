@@ -14,7 +14,7 @@ from peftlib.evaluation.statistics import mean_interval
 from peftlib.reporting.figures import Plot, legend_below, look, new_figure, styled, write_figure
 from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.table import Row
-from peftlib.reporting.variants import Variant
+from peftlib.reporting.variants import Variant, plain_number
 
 #: Name -> (axis label, whether the axis is logarithmic, value of a row).
 _COSTS: dict[str, tuple[str, bool, Callable[[Row], float]]] = {
@@ -155,7 +155,7 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
     """Return the Pareto-optimal (cost, score) points by increasing cost, equal ones once."""
     front: list[tuple[float, float]] = []
     for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or score > front[-1][1]:
+        if not front or plain_number(score) > plain_number(front[-1][1]):
             front.append((cost, score))
     return front
 

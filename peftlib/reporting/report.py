@@ -36,7 +36,10 @@ from peftlib.reporting.sheets import (
     to_markdown,
 )  # fmt: skip
 from peftlib.reporting.table import Row, plus_minus, rows, without_result
+from peftlib.reporting.variants import plain_number
 
+#: What the names of a comparison's tables beside the main one end in.
+_OTHER_TABLES = ("references", "classes", "pairs")
 #: Maximum number of comparisons with plots; a sweep over a setting would otherwise draw one set of plots per value.
 _PLOTTED = 6
 
@@ -78,9 +81,18 @@ class Section:
     @property
     def unbeaten(self) -> str | None:
         """The constant answer, if its score is as high as the best contender's."""
-        score = self.best[0].metrics[self.metric].mean
+        score = self._mean(self.best[0])
         constant = (row for row in self.rows if not row.seeds and self.metric in row.metrics)
-        return next((row.label for row in constant if row.metrics[self.metric].mean >= score), None)
+        return next((row.label for row in constant if self._mean(row) >= score), None)
+
+    @property
+    def higher(self) -> list[Row]:
+        """The rows with a higher mean than the best contender's, from seeds that are fewer, or that no other has."""
+        score = self._mean(self.best[0])
+        return [row for row in self.rows if row.seeds and self._mean(row) > score]
+
+    def _mean(self, row: Row) -> float:
+        return float(plain_number(row.metrics[self.metric].mean))
 
     @property
     def classes_left_out(self) -> str | None:
@@ -156,10 +168,17 @@ def work_out(runs: list[Run]) -> Report:
 
 
 def _free_slug(task: str, taken: set[str]) -> str:
-    """A section's file name prefix: its task's name, numbered if that is taken."""
+    """A section's file name prefix: its task's name, numbered if files of another section would have that name."""
     slug = re.sub(r"[^\w-]+", "-", task)
     names = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
-    return next(name for name in names if name not in {*taken, "runs"})  # tables/runs.csv holds all runs
+    # tables/runs.csv holds all runs, and the page has a section of failed ones.
+    return next(name for name in names if not any(_clash(name, other) for other in (*taken, "runs", "failed")))
+
+
+def _clash(slug: str, other: str) -> bool:
+    return slug == other or any(
+        f"{one}-{table}" == two for one, two in ((slug, other), (other, slug)) for table in _OTHER_TABLES
+    )
 
 
 def write_report(report: Report, folder: Path, command: str) -> None:

@@ -183,3 +183,19 @@ def test_data_that_has_changed_since_is_not_shown(tmp_path: Path, glue: Path) ->
     with pytest.raises(UserError, match=r"has changed since .*a was scored on it"):
         show_disagreements(runs, CompareConsole(), 5)
     assert json.loads((runs[0].folder / "run.json").read_text())["status"] == "finished"
+
+
+def test_texts_keep_to_their_line_and_colour_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mails.json"
+    texts = ["one\nline", "\x1b[31mred\x1b[0m", "tab\there"]
+    path.write_text(json.dumps([{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)]))
+    words = ["--train_file", str(path), "--validation_file", str(path)]
+    examples = load_examples(find_task("mails", parse_train_arguments(words).data.own), "validation", None)
+    runs = []
+    for name, answers in (("a", [0, 1, 0]), ("b", [1, 0, 1])):
+        folder = make_run(tmp_path / name, *words, fingerprint=examples.fingerprint())
+        save_predictions(folder, np.eye(2)[answers], np.array(examples.labels))
+        runs.append(read_run(folder))
+    lines = shown(capsys, *runs)
+    assert all(any(text in line for line in lines) for text in ("one line", "[31mred [0m", "tab here"))
+    assert "\x1b" not in "".join(lines)

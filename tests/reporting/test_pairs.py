@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from peftlib.evaluation.predictions import save_predictions
 from peftlib.evaluation.statistics import ALPHA, compare_seeds, holm, mcnemar, seeds_for_examples
 from peftlib.reporting.grouping import compare
-from peftlib.reporting.pairs import compare_pairs, p_text
+from peftlib.reporting.pairs import Pair, compare_pairs, p_text
 from peftlib.reporting.runs import read_run
 from tests.reporting.made_up import EXAMPLES, make_run, make_run_of_several
 
@@ -272,3 +272,10 @@ def test_p_values_have_three_digits_but_beside_the_threshold():
         1.0: "1.000",
     }
     assert {value: p_text(value) for value in expected} == expected
+
+
+def test_what_holms_correction_loses_is_not_said_to_lack_examples(tmp_path, monkeypatch):
+    _, (pair,) = pairs_of(tmp_path, {"head": 0.4, "full": 0.1}, seeds=range(1, 6))
+    monkeypatch.setattr(Pair, "examples_suffice", False)
+    few = replace(pair, corrected=0.06)
+    assert few.words.endswith("The difference is significant on its own, but not after correction for all pairs.")

@@ -169,9 +169,12 @@ def test_the_foot_says_whether_the_code_was_changed(tmp_path: Path) -> None:
 
 def test_no_two_sections_and_no_table_share_a_file_name() -> None:
     taken: set[str] = set()
-    for task in ("reviews", "reviews", "reviews-2", "runs", "a/b", "a-b"):
+    for task in ("reviews", "reviews", "reviews-2", "runs", "failed", "a/b", "a-b", "reviews-pairs", "b-classes", "b"):
         taken.add(_free_slug(task, taken))
-    assert taken == {"reviews", "reviews-2", "reviews-2-2", "runs-2", "a-b", "a-b-2"}
+    assert taken == {
+        "reviews", "reviews-2", "reviews-2-2", "runs-2", "failed-2", "a-b", "a-b-2", "reviews-pairs-2", "b-classes",
+        "b-2",
+    }  # fmt: skip
 
 
 def test_a_failed_run_whose_record_has_no_results(tmp_path: Path) -> None:
@@ -213,3 +216,39 @@ def test_of_equal_scores_each_is_named(tmp_path: Path) -> None:
     page, text = words_of(tmp_path / "report", *runs)
     assert "Highest accuracy: Head, 0.7500 (1 seed); BitFit, 0.7500 (1 seed). Of 3 pairs" in page
     assert "Highest accuracy: **Head**, 0.7500 (1 seed); **BitFit**, 0.7500 (1 seed). Of 3 pairs" in text
+
+
+def with_accuracy(run: Path, accuracy: float) -> Path:
+    record = json.loads((run / "run.json").read_text())
+    record["results"]["best_eval_accuracy"] = accuracy
+    (run / "run.json").write_text(json.dumps(record))
+    return run
+
+
+def test_means_that_are_equal_but_for_the_rounding_of_sums_are_a_tie(tmp_path: Path) -> None:
+    """A mean of three times .8 is .8000000000000002, and those of .8, .7, .6 and of .7, .7, .7 differ too."""
+    runs = []
+    for method, scores in (("bitfit", (0.8, 0.7, 0.6)), ("lora", (0.7, 0.7, 0.7))):
+        for seed, accuracy in enumerate(scores):
+            run = make_run(tmp_path / f"{method}-{seed}", "--method", method, seed=seed)
+            runs.append(with_accuracy(run, accuracy))
+    assert sum((0.8, 0.7, 0.6)) != sum((0.7, 0.7, 0.7))
+    for text in words_of(tmp_path / "report", *runs):
+        assert re.search(r"Highest accuracy: \W*BitFit\W*, 0\.7000 .*; \W*LoRA r=16\W*, 0\.7000 .*?\. Of 1 pair", text)
+    section = work_out([read_run(run) for run in runs[3:]]).sections[0]
+    (constant,) = (row for row in section.rows if not row.seeds)
+    share = constant.metrics["accuracy"].mean
+    for run in runs[3:]:
+        with_accuracy(run, share)
+    assert work_out([read_run(run) for run in runs[3:]]).sections[0].unbeaten == "majority class"
+
+
+def test_a_higher_mean_of_fewer_seeds_is_named_beside_the_highest(tmp_path: Path) -> None:
+    runs = [with_accuracy(make_run(tmp_path / f"bitfit-{seed}", seed=seed), 0.6) for seed in (1, 2)]
+    lucky = with_accuracy(make_run(tmp_path / "lucky", "--method", "lora"), 0.95)
+    for text in words_of(tmp_path / "report", *runs, lucky):
+        assert re.search(
+            r"Highest accuracy: \W*BitFit\W*, 0\.6000 .*?\(2 seeds\)\. Higher, but of fewer seeds, or of seeds that no "
+            r"other method has: LoRA r=16, 0\.9500 \(1 seed\)\.", text,
+        ), text[:1500]  # fmt: skip
+    assert not any("Higher, but" in text for text in words_of(tmp_path / "other", *runs))
