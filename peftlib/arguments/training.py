@@ -145,8 +145,9 @@ class TrainingArguments:
             "early_stopping_patience", "seed", "num_cpu_threads", "dropout", "label_smoothing_factor",
         )  # fmt: skip
         object.__setattr__(self, "class_weights", canonical(self.class_weights))
-        if (self.num_train_epochs or 0) > 1e9:  # the total number of updates would overflow
-            raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: must be at most 1e9")
+        for name in ("num_train_epochs", "max_train_steps"):
+            if (getattr(self, name) or 0) > 1e9:  # the total number of updates would overflow
+                raise UserError(f"--{name} {getattr(self, name):g}: must be at most 1e9")
         for name in ("dropout", "label_smoothing_factor"):
             if (getattr(self, name) or 0) >= 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be less than 1")

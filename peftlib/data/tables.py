@@ -145,7 +145,16 @@ def _in_utf8(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
+        raise UserError(f"{path}: not UTF-8 (byte {_first_not_utf8(path)}); convert the file to UTF-8") from error
+
+
+def _first_not_utf8(path: Path) -> int:
+    """The place of the byte in the file: an error while reading counts from the start of a chunk of it."""
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    raise RuntimeError(f"{path} has changed while it was read")
 
 
 def read_json(path: Path) -> Table:

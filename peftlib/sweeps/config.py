@@ -149,7 +149,8 @@ def load_sweep(
         raise UserError(f"{path}: not valid YAML ({in_one_line(error)})") from error
     try:
         if changes and isinstance(content, dict) and isinstance(content.get("parameters"), dict):
-            content["parameters"] |= dict(_change(change) for change in changes)
+            for change in changes:
+                _replace(content["parameters"], *_change(change))
         sweep = _parse(path, content)
         check_flags(sweep, known, check)
         check_metric(sweep)
@@ -162,9 +163,9 @@ def load_sweep(
 def _with_origin(message: str, path: Path, changes: Sequence[str]) -> str:
     """Put in front of a message whose mistake it is: the file's, or a change's."""
     for change in changes:
-        place = f"parameters.{change.partition('=')[0]}: "
-        if message.startswith(place):
-            return f"--set {change}: {message.removeprefix(place)}"
+        name = re.escape(change.partition("=")[0])
+        if place := re.match(rf"parameters\.{name}(\.\w+)?: ", message):  # of it, or of its key such as .values
+            return f"--set {change}: {message[place.end() :]}"
     return message if message.startswith("--set ") else f"{path}: {message}"
 
 
@@ -178,6 +179,17 @@ def _change(text: str) -> tuple[str, dict[str, Any]]:
     if not sign or not name:
         raise UserError(f"--set {text}: must be name=value, or name=[value, value]")
     return name, {"values": value} if isinstance(value, list) else {"value": value}
+
+
+def _replace(parameters: dict[str, Any], name: str, value: dict[str, Any]) -> None:
+    """Set a parameter, which a dotted name finds among the nested ones; another becomes a new one."""
+    group, dot, rest = name.partition(".")
+    inner = parameters.get(group)
+    nested = inner.get("parameters") if isinstance(inner, dict) else None
+    if dot and isinstance(nested, dict):
+        _replace(nested, rest, value)
+    else:
+        parameters[name] = value
 
 
 def _parse(path: Path, content: Any) -> Sweep:

@@ -33,6 +33,7 @@ _GRID = ("constant", "categorical", "int_uniform", "q_uniform")
 _TAIL = 1e-6
 _ENDS = (_TAIL, 1 - _TAIL)
 _EXPONENT = math.log(sys.float_info.max)
+_MOST_VALUES = 1_000_000  # of a range in a grid: it would be listed
 
 
 def optional_settings(distribution: str) -> tuple[str, ...]:
@@ -76,6 +77,12 @@ class Parameter:
             UserError: the distribution has no finite list of values; W&B's grid search refuses it too.
         """
         settings = self.settings
+        if self.distribution in ("int_uniform", "q_uniform"):
+            count = (settings["max"] - settings["min"]) / settings.get("q", 1)
+            if count > _MOST_VALUES:
+                raise UserError(
+                    f"parameters.{self.name}: {count:,.0f} values are too many for method grid; use random or bayes"
+                )
         if self.distribution == "int_uniform":
             return list(range(settings["min"], settings["max"] + 1))
         if self.distribution == "q_uniform":

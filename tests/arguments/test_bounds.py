@@ -39,6 +39,7 @@ def test_any_positive_rate_arrives_exactly(rate):
         *[("lora_alpha", text) for text in ("0", "-2")],
         *[(name, text) for name in ("lora_dropout", "dropout", "label_smoothing_factor") for text in ("1", "1.5")],
         ("num_train_epochs", "1e300"),
+        ("max_train_steps", "9" * 20),
         ("warmup_ratio", "1.01"),
         ("seed", str(2**31)),
         ("bias_terms", ","),

@@ -344,6 +344,7 @@ def test_a_line_of_blanks_is_no_row(tmp_path: Path) -> None:
         ("mine.tsv", "text\tlabel\na\n", "mine.tsv, line 2: 1 fields where the header has 2; a text with a tab"),
         ("mine.csv", 'text,label\n"a,b\n', "mine.csv, line 2: unexpected end of data"),
         ("mine.csv", "text,label\na,é\n".encode("latin-1"), "mine.csv: not UTF-8 (byte 13); convert"),
+        ("mine.csv", b"text,label\n" + b"a,b\n" * 30_000 + b"caf\xe9,b\n", "mine.csv: not UTF-8 (byte 120014); co"),
         ("mine.json", '[{"text": "a"},\n}]', "mine.json, line 2: not valid JSON (Expecting value)"),
         ("mine.jsonl", '{"text": "a", "label": "b"}\n{"text"\n', "mine.jsonl, line 2: not valid JSON"),
         ("mine.jsonl", '{"text": "a", "label": "b"}\n3\n', "mine.jsonl, line 2: not an object with columns ('3')"),

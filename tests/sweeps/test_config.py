@@ -374,3 +374,13 @@ def test_a_ranking_by_the_last_evaluation_is_pointed_out(tmp_path, metric, param
     sweep = load(tmp_path, metric=towards_better(metric), parameters={"seed": {"values": [1, 2]}, **values})
     line = ranked_by_last(sweep)
     assert line is None if said is None else line is not None and line.endswith(said)
+
+
+def test_a_dotted_change_finds_a_nested_parameter(tmp_path):
+    known = train_parser().flags()
+    nested = {"opt": {"parameters": {"learning_rate": {"values": [0.1, 0.2]}}}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**_GOOD, "method": "grid", "parameters": nested}))
+    sweep = load_sweep(tmp_path / "s.yaml", known, parse_train_arguments, ["opt.learning_rate=0.3", "seed=7"])
+    assert [sweep.flags(point) for point in sweep.grid()] == [{"learning_rate": 0.3, "seed": 7}]
+    with pytest.raises(UserError, match=r"^--set seed=\[\]: "):
+        load_sweep(tmp_path / "s.yaml", known, parse_train_arguments, ["seed=[]"])

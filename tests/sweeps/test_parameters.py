@@ -187,3 +187,13 @@ def test_without_spread_there_is_one_value(share: float) -> None:
     assert parse_parameter("x", {"distribution": "normal", **settings}).quantile(share) == 2.0
     assert parse_parameter("x", {"distribution": "log_normal", **settings}).quantile(share) == math.exp(2.0)
     assert parse_parameter("x", {"distribution": "q_normal", "q": 3, **settings}).quantile(share) == 3
+
+
+@pytest.mark.parametrize(
+    "setting", [{"min": 1, "max": 2**31}, {"min": 0, "max": 1, "q": 1e-9, "distribution": "q_uniform"}]
+)
+def test_a_range_too_long_for_a_grid_is_not_listed(setting):
+    with pytest.raises(
+        UserError, match=r"^parameters\.x: [\d,]{13} values are too many for method grid; use random or"
+    ):
+        parse_parameter("x", setting).grid()
