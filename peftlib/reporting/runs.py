@@ -18,7 +18,7 @@ from peftlib.data.own_data import task_in_table
 from peftlib.data.tasks import REGRESSION, problem_type_of
 from peftlib.errors import UserError, in_one_line, nearest
 from peftlib.evaluation.by_class import ClassScore, scores_by_class
-from peftlib.evaluation.predictions import answers_of, load_predictions
+from peftlib.evaluation.predictions import PREDICTIONS, answers_of, load_predictions
 from peftlib.run_files import RECORD, last_words, logged_in, read_record
 
 #: Dotted paths that a record must have for the run to be grouped.
@@ -85,10 +85,17 @@ class Run:
         """Its answers on the validation split, as `answers_of` returns them, and the labels; None if none were saved.
 
         Raises:
-            UserError: the file of predictions is damaged.
+            UserError: the file of predictions is damaged, or not of this run.
         """
         loaded = load_predictions(self.folder)
-        return None if loaded is None else (answers_of(*loaded), loaded[1])
+        if loaded is None:
+            return None
+        logits, labels = loaded
+        classes = 1 if problem_type_of(self.record) == REGRESSION else len(self.record.get("labels", ()))
+        highest = labels.max(initial=0) if labels.ndim == 1 and labels.dtype.kind == "i" else 0
+        if not len(logits) == len(labels) > 0 or (classes and max(logits.shape[1], highest + 1) > classes):
+            raise UserError(f"{self.folder / PREDICTIONS}: does not fit run.json; train it again, or remove the file")
+        return answers_of(logits, labels), labels
 
     @cached_property
     def class_scores(self) -> list[ClassScore]:

@@ -176,7 +176,7 @@ def to_markdown(sheet: Sheet) -> str:
 
 def md_escaped(text: str) -> str:
     """Put `text` on one line and escape what Markdown or HTML reads as markup."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>|#&$])", r"\\\1", " ".join(text.split()))
 
 
 def notes_of(sheet: Sheet) -> list[str]:

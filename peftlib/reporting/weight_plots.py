@@ -37,7 +37,7 @@ def draw_biases(comparison: Comparison, folder: Path, slug: str) -> Plot:
     groups = [group for group in (*_SHORT, *changes) if len(changes.get(group, [])) == layers]
     groups = list(dict.fromkeys(groups))
     table = 1000 * np.array([changes[group] for group in groups]).T
-    figure, axes = new_figure(plot_height=0.3 * layers, below=0.85)
+    figure, axes = new_figure(plot_height=max(1.2, 0.3 * layers), below=0.85)
     axes.grid(False)
     image = axes.imshow(table, cmap="cividis", aspect="auto", vmin=0)
     for (row, column), value in np.ndenumerate(table):

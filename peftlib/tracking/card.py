@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,8 @@ def model_card(
         names = enumerate(run["labels"])
         classes = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for index, name in names)
         outputs = f"id2label={{{classes}}}"
-        labels = "Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(run["labels"]))
+        shown = (html.escape(label, quote=False) for label in run["labels"])  # Markdown takes <unk> for a tag
+        labels = "Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(shown))
         if kind == MULTI_LABEL:
             outputs, labels = f'{outputs}, problem_type="{kind}"', f"{labels}; any number of them per text"
     usage = (_ADAPTER if is_adapter else _CHECKPOINT).format(folder=folder, outputs=outputs)

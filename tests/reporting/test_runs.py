@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import json
 
+import numpy as np
 import pytest
 
 from peftlib.errors import UserError
-from peftlib.evaluation.predictions import PREDICTIONS
+from peftlib.evaluation.predictions import PREDICTIONS, save_predictions
 from peftlib.reporting.report import work_out
 from peftlib.reporting.runs import find_runs, read_run
 from tests.reporting.made_up import EXAMPLES, make_run
@@ -169,6 +170,21 @@ def test_damaged_answers_are_their_own_run_s_problem(tmp_path):
     a, b = find_runs([str(tmp_path)])
     assert b.problem is None and a.problem is not None
     assert PREDICTIONS in a.problem and "\n" not in a.problem
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [((20, 2), [0] * 30), ((0, 2), []), ((30, 3), [0] * 30), ((30, 2), [*[0] * 29, 2])],
+    ids=["other examples", "none", "more outputs", "another class"],
+)
+def test_answers_of_another_run_are_this_run_s_problem(tmp_path, logits, labels):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", "--method", "lora")
+    save_predictions(tmp_path / "b", np.zeros(logits, dtype=np.float32), np.array(labels, dtype=np.int64))
+    a, b = find_runs([str(tmp_path)])
+    assert a.problem is None
+    assert b.problem == f"{b.folder / PREDICTIONS}: does not fit run.json; train it again, or remove the file"
+    assert [run.name for section in work_out([a, b]).sections for run in section.comparison.runs] == ["a"]
 
 
 def test_a_line_that_was_cut_off_is_passed_over(tmp_path):

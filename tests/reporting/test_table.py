@@ -145,6 +145,7 @@ def test_markdown_cells_stay_in_their_cell():
     bare = line.replace("\\\\", "").replace("\\|", "").replace("\\<", "").replace("\\>", "")
     assert bare.count("|") == 3 and "<" not in bare and ">" not in bare
     assert md_escaped("a_b*c") == r"a\_b\*c"
+    assert md_escaped("&amp; $x$") == r"\&amp; \$x\$"
 
 
 def test_latex_has_its_specials_escaped():

@@ -123,6 +123,12 @@ def test_a_model_of_scores_is_loaded_with_one_output():
     assert "logits" not in card()
 
 
+def test_names_of_classes_are_text_and_not_tags():
+    run = {"arguments": made_arguments(), **made_facts(), "labels": ["<unk>", "<b>&"], "steps": 1}
+    text = model_card(run, SCORES, folder="outputs/a", is_adapter=True)
+    assert "Labels: 0 = &lt;unk&gt;, 1 = &lt;b&gt;&amp;." in text and '{0: "<unk>", 1: "<b>&"}' in text
+
+
 def test_of_any_number_of_classes_the_code_computes_probabilities():
     run = {"arguments": made_arguments(), **made_facts(), "steps": 1, "problem_type": "multi_label_classification"}
     text = model_card(run, {"micro_f1": 0.9, "loss": 0.4}, folder="outputs/a", is_adapter=True)
