@@ -22,11 +22,13 @@ def few_programs(monkeypatch):
 
 
 def _quicken_interpreter(monkeypatch):
-    """Take a fifth off the interpreter's time, with the same results.
+    """Take two fifths off the interpreter's time, with the same results.
 
-    It makes a table of NumPy's types for every value, and reduces with a kernel's own function number by number.
+    It makes a table of NumPy's types for every value, reduces with a kernel's own function number by number, and looks
+    through all of Triton's language whenever one function calls another.
     """
     import numpy as np
+    import triton.language as tl
     from triton.runtime import interpreter
 
     def column_by_column(self, blocks):
@@ -44,3 +46,15 @@ def _quicken_interpreter(monkeypatch):
         interpreter, "_get_np_dtype", lambda kind: plain(kind) if kind.scalar.is_ptr() else of_scalar(kind.scalar)
     )
     monkeypatch.setattr(interpreter.ReduceOps, "generic_reduce", column_by_column)
+    patched = interpreter._patch_lang
+
+    def patched_once(fn):
+        """`_patch_lang`, unless the function is called by one for which everything is patched already."""
+        langs = [lang for lang in fn.__globals__.values() if lang is tl or lang is tl.core]
+        return (
+            patched(fn)
+            if any(map(tl.core.is_builtin, (lang.load for lang in langs)))
+            else interpreter._LangPatchScope()
+        )
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patched_once)
