@@ -475,3 +475,7 @@ def test_a_nystromformer_of_a_fixed_length_is_told_it(tiny_folder, tmp_path):
     assert model(input_ids=torch.full((2, 16), 5)).logits.shape == (2, len(LABELS))
     with pytest.raises(RuntimeError):  # should transformers mend it, the refusal has to go
         model(input_ids=torch.full((2, 12), 5))
+    # As many landmarks as tokens: attention is the plain one, for any length.
+    (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict() | {"num_landmarks": 16}))
+    model = load_classifier(source, LABELS, extent=(9, 12), pads_alike=False).model
+    assert model(input_ids=torch.full((2, 12), 5)).logits.shape == (2, len(LABELS))

@@ -215,6 +215,11 @@ def test_the_front_is_what_nothing_beats(points):
     assert set(front) == expected and front == sorted(front)
 
 
+def test_a_dearer_point_is_not_better_by_the_rounding_of_a_sum():
+    less, more = sorted(((0.7 + 0.7 + 0.7) / 3, (0.8 + 0.7 + 0.6) / 3))
+    assert less < more and pareto_front([(1.0, less), (2.0, more)]) == [(1.0, less)]
+
+
 @pytest.mark.parametrize(
     ("words", "reasons"),
     [

@@ -189,8 +189,8 @@ def test_answers_of_another_run_are_this_run_s_problem(tmp_path, logits, labels)
 
 def test_a_line_that_was_cut_off_is_passed_over(tmp_path):
     folder = make_run(tmp_path / "run")
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 61, "eval/loss": 0.')
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 61, "eval/loss\xe9')  # in the middle of a character
     assert read_run(folder).curve[-1]["step"] == 60
 
 
