@@ -54,19 +54,23 @@ def test_both_sides_with_their_texts(tmp_path: Path, glue: Path, capsys: pytest.
     assert lines[8].startswith("2") and examples[2][0] in lines[8]
 
 
+def two_on_files(place: Path, words: list[str], *answers: list[int]) -> list[Run]:
+    """Make runs `a` and `b` with these predictions for the validation file that the flags name."""
+    examples = load_examples(find_task("mails", parse_train_arguments(words).data.own), "validation")
+    runs = []
+    for name, predicted in zip("ab", answers, strict=True):
+        folder = make_run(place / name, *words, fingerprint=examples.fingerprint())
+        save_predictions(folder, np.eye(2)[predicted], np.array(examples.labels))
+        runs.append(read_run(folder))
+    return runs
+
+
 def test_the_texts_of_files_of_one_s_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mails.csv"
     path.write_text("id,mail,folder\n1,hello,ham\n2,buy now,spam\n3,see you,ham\n")
     words = ["--train_file", str(path), "--validation_file", str(path), "--text_column_names", "mail"]
     words += ["--label_column_name", "folder"]
-    files = parse_train_arguments(words).data.own
-    examples = load_examples(find_task("mails", files), "validation")
-    runs = []
-    for name, answers in (("a", [0, 1, 0]), ("b", [0, 0, 0])):
-        folder = make_run(tmp_path / name, *words, fingerprint=examples.fingerprint())
-        save_predictions(folder, np.eye(2)[answers], np.array(examples.labels))
-        runs.append(read_run(folder))
-    lines = shown(capsys, *runs)
+    lines = shown(capsys, *two_on_files(tmp_path, words, [0, 1, 0], [0, 0, 0]))
     assert lines[0] == "mails: both right 2, both wrong 0 of 3"
     assert lines[4].startswith("1 ") and "buy now" in lines[4]
 
@@ -190,12 +194,6 @@ def test_texts_keep_to_their_line_and_colour_nothing(tmp_path: Path, capsys: pyt
     texts = ["one\nline", "\x1b[31mred\x1b[0m", "tab\there"]
     path.write_text(json.dumps([{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)]))
     words = ["--train_file", str(path), "--validation_file", str(path)]
-    examples = load_examples(find_task("mails", parse_train_arguments(words).data.own), "validation", None)
-    runs = []
-    for name, answers in (("a", [0, 1, 0]), ("b", [1, 0, 1])):
-        folder = make_run(tmp_path / name, *words, fingerprint=examples.fingerprint())
-        save_predictions(folder, np.eye(2)[answers], np.array(examples.labels))
-        runs.append(read_run(folder))
-    lines = shown(capsys, *runs)
+    lines = shown(capsys, *two_on_files(tmp_path, words, [0, 1, 0], [1, 0, 1]))
     assert all(any(text in line for line in lines) for text in ("one line", "[31mred [0m", "tab here"))
     assert "\x1b" not in "".join(lines)
