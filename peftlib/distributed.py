@@ -10,18 +10,20 @@ import atexit
 import gc
 import os
 import platform
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, get_cpu_distributed_information
 
-from peftlib.errors import Ending, RunError, UserError
+from peftlib.errors import Ending, RunError, UserError, in_one_line
 
 _Answer = TypeVar("_Answer")
 #: Variables of `accelerate launch` -> what they turn on.
@@ -40,13 +42,27 @@ def join(timeout: timedelta | None = None) -> PartialState:
         timeout: of collective operations, joining included; None means torch's default.
 
     Raises:
-        UserError: the launcher was told to shard the model.
+        UserError: the launcher was told to shard the model, or started fewer processes than it was asked for.
+        RunError: the processes do not reach each other.
     """
     if PartialState._shared_state:
         return PartialState()
     _refuse_sharding()
-    # Without a GPU, accelerate joins the launcher's processes only with cpu=True.
-    state = PartialState(cpu=not has_accelerator(), **({} if timeout is None else {"timeout": timeout}))
+    _refuse_a_lone_process()
+    on_cpus = not has_accelerator()
+    if on_cpus and (interface := _interface_towards_others()):
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+    try:
+        # Without a GPU, accelerate joins the launcher's processes only with cpu=True.
+        state = PartialState(cpu=on_cpus, **({} if timeout is None else {"timeout": timeout}))
+    except RuntimeError as error:
+        if "WORLD_SIZE" not in os.environ or isinstance(error, torch.AcceleratorError):
+            raise  # nothing was to be joined, or the device is at fault
+        raise RunError(
+            f"process {os.environ.get('RANK')} on {platform.node()} cannot join the others ({in_one_line(error)}); the "
+            "nodes must reach each other on all ports. If they have several networks, name the common one's interface, "
+            "as in GLOO_SOCKET_IFNAME=eth0 (NCCL_SOCKET_IFNAME on GPUs)"
+        ) from error
     if dist.is_initialized():
         _free_last(dist.group.WORLD)
     return state
@@ -60,6 +76,49 @@ def _refuse_sharding() -> None:
                 "accelerate_configs/multi_gpu.yaml, or accelerate launch --multi_gpu"
             )
             raise _shared(problem)
+
+
+def _refuse_a_lone_process() -> None:
+    """Without several GPUs, accelerate starts one process whatever it is asked for, unless the file says MULTI_GPU."""
+    several = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()  # as accelerate sets them
+    if several and get_cpu_distributed_information().world_size == 1:
+        raise UserError(
+            "accelerate launch was asked for several processes but starts one: without --cpu, use --config_file "
+            "accelerate_configs/multi_cpu.yaml, multi_gpu.yaml or, on several machines, multi_node.yaml. If one is "
+            "meant, unset MASTER_ADDR"
+        )
+
+
+def _interface_towards_others() -> str | None:
+    """Return this node's network interface to the first node, unless there is one node or gloo was told.
+
+    By itself gloo takes the address that the host's name has, which on Debian and Ubuntu is 127.0.1.1 (/etc/hosts):
+    the other nodes would look for this one on themselves. NCCL passes loopback over.
+    """
+    first, told = os.environ.get("MASTER_ADDR", ""), os.environ.get("GLOO_SOCKET_IFNAME")
+    processes = get_cpu_distributed_information()
+    on_one_node = processes.world_size == processes.local_world_size
+    if told or on_one_node or not first or first == "localhost" or _is_loopback(first):
+        return None
+    mine = _address_towards(first)
+    if mine is not None and _is_loopback(mine):  # this is the first node, and its name is 127.0.1.1 to itself
+        mine = _address_towards("198.51.100.1")  # reserved for documentation: where the default route leads
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, held in interfaces if mine in {address.address for address in held}), None)
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
+def _address_towards(host: str) -> str | None:
+    """Return the address from which this machine would send to a host, without sending anything."""
+    with suppress(OSError):
+        for family, kind, _, _, place in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM):
+            with suppress(OSError), socket.socket(family, kind) as end:
+                end.connect(place)
+                return str(end.getsockname()[0])
+    return None
 
 
 def has_accelerator() -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,11 @@ from peftlib import distributed
 from peftlib.distributed import everywhere, join, on_main, refuse_differences
 from peftlib.errors import RunError, UserError
 from tests.conftest import ROOT
-from tests.launching import launch
+from tests.launching import clean_environment, launch, run_python
+
+#: What makes networks of its own.
+_TOOLS = ["unshare", "nsenter", "ip", "mount", "hostname"]
+_OWN_NETWORK = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--mount-proc", "--kill-child"]
 
 
 class Group:
@@ -152,9 +159,85 @@ def test_a_launcher_that_would_divide_the_model_is_refused(monkeypatch, variable
 
 
 @pytest.mark.launch
+@pytest.mark.parametrize("words", [["--cpu", "--num_processes", "2"], ["--num_processes", "2"]])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="accelerate starts several on several GPUs")
+def test_fewer_processes_than_were_asked_for_are_refused(tmp_path: Path, words) -> None:
+    launcher = ["-m", "accelerate.commands.launch", "-q", *words]
+    done = run_python(*launcher, ROOT / "scripts" / "train.py", "--output_dir", "run", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr  # the launcher's
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: accelerate launch was asked for several processes but starts"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.launch
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about gloo")
 def test_two_processes_end_in_good_order(tmp_path: Path) -> None:
     # Without `_free_last` about one of three of these ends hangs or aborts.
     script = Path(__file__).with_name("end_of_two.py")
     done = launch("multi_cpu", script, tmp_path, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def _two_hosts() -> None:
+    if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+        pytest.skip(f"needs {', '.join(missing)}")
+    if subprocess.run([*_OWN_NETWORK, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this user may not make network namespaces")
+
+
+def on_two_hosts(code: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Python on two hosts with a network between them."""
+    hosts = Path(__file__).with_name("two_hosts.sh")
+    return subprocess.run(
+        ["timeout", "--kill-after=5", "120", *_OWN_NETWORK, "bash", hosts, sys.executable, "-c", code],
+        env=clean_environment(cwd, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", **changes),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.launch
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about gloo")
+@pytest.mark.usefixtures("_two_hosts")
+def test_hosts_join_though_the_name_of_each_means_itself(tmp_path: Path) -> None:
+    code = "from peftlib.distributed import join, gather_object; join(); print(gather_object([1]))"
+    done = on_two_hosts(code, tmp_path)
+    assert (done.returncode, done.stdout.count("[1, 1]")) == (0, 2), done.stderr[-3000:]
+
+
+@pytest.mark.launch
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about gloo")
+@pytest.mark.usefixtures("_two_hosts")
+def test_hosts_that_cannot_join_say_what_to_set(tmp_path: Path) -> None:
+    code = "from peftlib import cli; from peftlib.distributed import join; cli.run(join)"
+    done = on_two_hosts(code, tmp_path, GLOO_SOCKET_IFNAME="absent0")
+    lines = sorted(line for line in done.stderr.splitlines() if line.startswith("failed: "))
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    for number, line in enumerate(lines):
+        assert line.startswith(f"failed: process {number} on host{number} cannot join the others (")
+        assert "absent0" in line and line.endswith("as in GLOO_SOCKET_IFNAME=eth0 (NCCL_SOCKET_IFNAME on GPUs)")
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "198.51.100.1"},
+        {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"},
+        {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost"},
+        {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "no.such.host.invalid"},
+        {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "198.51.100.1", "GLOO_SOCKET_IFNAME": "eth7"},
+    ],
+)
+def test_no_interface_is_named_where_none_is_needed(monkeypatch, environment) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert distributed._interface_towards_others() is None

@@ -14,6 +14,8 @@ import ast
 from pathlib import Path
 
 import pytest
+import transformers
+from packaging.version import Version
 
 from peftlib.strategies import STRATEGIES
 from tests.conftest import ROOT
@@ -254,7 +256,9 @@ def test_the_first_update_waits_for_no_import_that_it_does_not_need(tiny_folder,
     assert said, done.stderr
     imported = set(said[0].split())
     assert "torch" in imported
-    assert imported & (_LATER | {"transformers.trainer", "transformers.optimization"}) == set()
+    # Before 5.21, transformers itself imports it.
+    own = {"sklearn"} if Version(transformers.__version__) < Version("5.21") else set()
+    assert imported & (_LATER - own | {"transformers.trainer", "transformers.optimization"}) == set()
 
 
 @pytest.mark.parametrize("name", ["train", "predict"])

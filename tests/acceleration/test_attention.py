@@ -111,6 +111,8 @@ def test_models_of_other_kinds_compute_what_they_would_without_us(kind, sizes):
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, vocab_size=1000, num_labels=2, pad_token_id=0, eos_token_id=1, **sizes)
     plain = AutoModelForSequenceClassification.from_config(config).eval()
+    if plain.config._attn_implementation == "eager":
+        pytest.skip(f"this transformers has no other attention for {kind}")
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.5)
     ours = copy.deepcopy(plain)
