@@ -26,6 +26,8 @@ SETTLED_FOR_PROMPTS = (
 )  # fmt: skip
 #: Number of virtual tokens unless given: prompt tuning's paper finds little gain from more (figure 3a).
 _VIRTUAL_TOKENS = 20
+#: What models call the keys and values that they are given: until transformers 5.23, which PEFT 0.21 knows, and since.
+_KEYS_AND_VALUES = ("past_key_values", "cache")
 #: How far logits may differ between a padded example and the same one without padding, in fp32.
 _ROUNDING = 1e-3
 
@@ -72,9 +74,8 @@ def wrap_with_prompts(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
 
     kind, place = model.config.model_type, f"--peft_type {config.peft_type.value.lower()}"
     encoder = getattr(model, model.base_model_prefix, model)
-    if config.peft_type == "PREFIX_TUNING" and not any(
-        "past_key_values" in inspect.signature(module.forward).parameters for module in (model, encoder)
-    ):
+    taken = {name for module in (model, encoder) for name in inspect.signature(module.forward).parameters}
+    if config.peft_type == "PREFIX_TUNING" and taken.isdisjoint(_KEYS_AND_VALUES):
         raise UserError(f"{place}: transformers' {kind} takes no keys and values; use p_tuning or prompt_tuning")
     wrapped = wrap(model, config)
     if getattr(config, "prompt_tuning_init", None) == "TEXT":
@@ -85,6 +86,8 @@ def wrap_with_prompts(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         difference = _effect_of_padding(wrapped)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         reason = in_one_line(error)
+        if config.peft_type == "PREFIX_TUNING" and taken.isdisjoint(_KEYS_AND_VALUES[:1]):
+            reason += " Install transformers<5.24 or a newer peft, or use p_tuning or prompt_tuning"
         raise UserError(f"{place}: does not work with transformers' {kind}: {reason}") from error
     if not difference <= _ROUNDING:
         raise UserError(f"{place}: transformers' {kind} would read padding as text; use a method that changes layers")
