@@ -64,13 +64,13 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
-        "native_bf16": choose_precision("auto", device).name == "bf16",
+        "faster_bf16": choose_precision("auto", device).name == "bf16",
         **environment(device),
     }
 
 
 def heading(facts: dict[str, Any]) -> str:
-    """Format machine, versions, date, command, and a note on missing bf16 instructions, as Markdown."""
+    """Format machine, versions, date, command, and a note where bf16 is not faster, as Markdown."""
     machine, versions, git = facts["machine"], facts["versions"], facts["git"]
     commit = "" if git is None else f", commit {git['commit'][:10]}{' with changes' if git['changed'] else ''}"
     lines = [
@@ -79,8 +79,8 @@ def heading(facts: dict[str, Any]) -> str:
         + f"; {facts['date']}{commit}.",
         f"`{facts['command']}`",
     ]
-    if not facts["native_bf16"]:
-        lines.append('This device has no bf16 instructions: bf16 is emulated, and "ours" takes fp32 here.')
+    if not facts["faster_bf16"]:
+        lines.append('"ours" takes fp32 here, since this device does not multiply bf16 matrices faster.')
     return "\n\n".join(lines)
 
 

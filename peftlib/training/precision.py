@@ -44,6 +44,8 @@ def choose_precision(requested: str, device: torch.device | None = None) -> Prec
             return Precision("bf16", "auto: this GPU computes bf16 natively")
         return Precision("fp16", "auto: this GPU has no native bf16")
     if device.type == "cpu" and _cpu_has_bf16():
+        if _bf16_is_slow():
+            return Precision("no", "auto: this CPU multiplies fp32 matrices faster than bf16 ones")
         return Precision("bf16", "auto: this CPU has bf16 instructions")
     return Precision("no", f"auto: no native bf16 on this {device.type}")
 
@@ -54,3 +56,14 @@ def _cpu_has_bf16() -> bool:
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def _bf16_is_slow() -> bool:
+    """Return whether the CPU's only bf16 instruction is Intel's for AVX-512: half as fast as fp32's (AMD's: twice).
+
+    The Xeons with that instruction have AMX, which is eight times as fast, but virtual machines may hide it. Measured:
+    benchmarks/NOTES.md, "A Xeon without AMX".
+    """
+    capabilities = torch.cpu.get_capabilities()
+    by_intel = str(capabilities.get("cpu_name", "")).startswith("Intel")
+    return by_intel and bool(capabilities.get("avx512_bf16")) and not capabilities.get("amx_bf16")

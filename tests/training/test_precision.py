@@ -12,7 +12,7 @@ from peftlib.training.precision import choose_precision
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def cpu_with(monkeypatch: pytest.MonkeyPatch, *, mkldnn: bool = True, **capabilities: bool) -> None:
+def cpu_with(monkeypatch: pytest.MonkeyPatch, *, mkldnn: bool = True, **capabilities: bool | str) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: mkldnn, raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
 
@@ -43,6 +43,17 @@ def test_auto_takes_bf16_on_a_cpu_that_has_instructions_for_it(
 ) -> None:
     cpu_with(monkeypatch, **{capability: True})
     assert choose_precision("auto", CPU) == ("bf16", "auto: this CPU has bf16 instructions")
+
+
+@pytest.mark.parametrize(
+    ("name", "amx", "expected"),
+    [("Intel Xeon", False, "no"), ("Intel Xeon", True, "bf16"), ("AMD EPYC", False, "bf16")],
+)
+def test_auto_takes_fp32_on_intel_s_processors_without_amx(
+    monkeypatch: pytest.MonkeyPatch, name: str, amx: bool, expected: str
+) -> None:
+    cpu_with(monkeypatch, cpu_name=name, avx512_bf16=True, amx_bf16=amx)
+    assert choose_precision("auto", CPU).name == expected
 
 
 @pytest.mark.parametrize(("mkldnn", "avx512_bf16"), [(True, False), (False, True), (False, False)])
