@@ -21,10 +21,12 @@ class Console:
 
     Args:
         speaks: False on every process but the main one, which alone prints.
+        is_result: what is printed is what the command was started for: if it cannot be written, it has failed.
     """
 
-    def __init__(self, speaks: bool = True) -> None:
+    def __init__(self, speaks: bool = True, *, is_result: bool = False) -> None:
         self._rich = RichConsole(quiet=not speaks, highlight=False)
+        self._is_result = is_result
 
     @property
     def _pretty(self) -> bool:
@@ -84,7 +86,9 @@ class Console:
         """
         try:
             self._rich.print(what, soft_wrap=isinstance(what, Text))
-        except (OSError, SystemExit):
+        except (OSError, SystemExit) as error:
+            if self._is_result and isinstance(error, OSError):
+                raise
             self._rich.quiet = True
             # Otherwise the interpreter's final flush would fail and change the exit status.
             with contextlib.suppress(OSError, ValueError):

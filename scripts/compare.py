@@ -31,7 +31,7 @@ def main() -> None:
     if args.examples:
         from peftlib.reporting.examples import show_disagreements
 
-        show_disagreements(runs, CompareConsole(), args.max_examples)
+        show_disagreements(runs, CompareConsole(is_result=True), args.max_examples)
         return
 
     # ── All runs, in a report ────────────────────────────────────────────────────────────────────────────────

@@ -69,7 +69,7 @@ def main() -> None:
     if args.texts:
         if accelerator.is_main_process:
             cut = {"cut": f"to the first {most} tokens"} if split.truncated else {}
-            Console().facts("prediction", {**in_words(evaluation, task), **cut}, panel=True)
+            Console(is_result=True).facts("prediction", {**in_words(evaluation, task), **cut}, panel=True)
     elif accelerator.is_main_process:
         about = {"split": name, "precision": precision.name, **run.of_answers(split.source, split.fingerprint)}
         glue = None if args.test_file else task.glue_answers(args.split)

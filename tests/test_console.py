@@ -40,6 +40,14 @@ def test_a_log_file_on_a_full_disk_does_not_end_the_work():
     assert (done.returncode, done.stderr) == (0, "alive\n")
 
 
+@pytest.mark.parametrize("says", ['Console(is_result=True).note("positive")', 'print("0: --seed 1")'])
+def test_a_result_that_a_full_disk_takes_is_a_failure(says):
+    code = f"from peftlib import cli; from peftlib.console import Console; cli.run(lambda: {says})"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "failed: [Errno 28] No space left on device\n")
+
+
 def test_a_pipe_that_nobody_reads_does_not_end_the_work():
     talking = subprocess.Popen(
         [sys.executable, "-c", TALKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

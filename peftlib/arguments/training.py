@@ -77,7 +77,7 @@ class TrainingArguments:
         default="auto",
         metadata={
             "help": "auto follows `accelerate launch` if that was told fp16 or bf16; otherwise it is bf16 where the "
-            "device supports it natively, else fp16 on CUDA, else no; `no` is fp32"
+            "device is faster in it, else fp16 on CUDA, else no; `no` is fp32"
         },
     )
     acceleration: Literal["auto", "off"] = field(
