@@ -210,7 +210,8 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
         manifest["trackers"] = {}
     metrics = before.get("metric", now["metric"]), now["metric"]
     old, new = (_spelled_out(run["arguments"], metric) for run, metric in zip((before, now), metrics, strict=True))
-    allowed = NOT_SHAPING | set(_CUTS) | (set(_LENGTHS) if extend else set())
+    # Of the precision, what was chosen is compared below: where `auto` would choose another, it has to be named.
+    allowed = NOT_SHAPING | {"mixed_precision"} | set(_CUTS) | (set(_LENGTHS) if extend else set())
     if all(map(name_own_data, (old, new))):
         allowed |= {"task_name"}  # derived from the location of the user's data
     if before.get("configuration") == now["configuration"]:  # the weights are compared below
@@ -238,7 +239,8 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
     if math.prod(cut_of(before)) != math.prod(cut_of(now)):
         differences.append(_other_batch(cut_of(before), cut_of(now)))
     if before["precision"] != now["precision"]:
-        differences.append(f"the precision was {before['precision']}, is {now['precision']} (--mixed_precision)")
+        was = before["precision"]
+        differences.append(f"the precision was {was}, is {now['precision']} (--mixed_precision {was} keeps it)")
     if before["device"] != now["device"]:
         differences.append(f"the device was {before['device']}, is {now['device']}")
     if differences:

@@ -607,8 +607,10 @@ def test_another_run_is_refused_with_the_differences(two_checkpoints):
     with pytest.raises(UserError, match=changes):
         matching_manifest(newest, {**IDENTITY, "processes": 2}, extend=False, folder=two_checkpoints)
     # `--mixed_precision auto` may choose differently on the machine that a job is requeued to.
-    with pytest.raises(UserError, match="the precision was no, is bf16"):
+    with pytest.raises(UserError, match=r"the precision was no, is bf16 \(--mixed_precision no keeps it\)"):
         matching_manifest(newest, {**IDENTITY, "precision": "bf16"}, extend=False, folder=two_checkpoints)
+    named = changed(mixed_precision="no")
+    assert matching_manifest(newest, named, extend=False, folder=two_checkpoints)["step"] == 20
     with pytest.raises(UserError, match="the device was cpu, is cuda"):
         matching_manifest(newest, {**IDENTITY, "device": "cuda"}, extend=False, folder=two_checkpoints)
 
