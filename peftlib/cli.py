@@ -71,7 +71,7 @@ def _end(line: str, status: int, error: Ending | None = None) -> NoReturn:
     """
     rank, speaks = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
     if speaks:
-        print(line, file=sys.stderr, flush=True)
+        _say(line)
     if isinstance(error, UserError):
         _tell_other_nodes(error)
     if isinstance(error, Interrupted):
@@ -82,8 +82,14 @@ def _end(line: str, status: int, error: Ending | None = None) -> NoReturn:
     if rank != "0":
         time.sleep(_PATIENCE)
     if not speaks and error is not None and not error.shared:
-        print(f"process {rank}: {line}", file=sys.stderr, flush=True)
+        _say(f"process {rank}: {line}")
     sys.exit(status)
+
+
+def _say(line: str) -> None:
+    """Print to standard error in one write, so that lines of several processes do not mix."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def _tell_other_nodes(error: UserError) -> None:

@@ -81,7 +81,8 @@ def _refuse_sharding() -> None:
 def _refuse_a_lone_process() -> None:
     """Without several GPUs, accelerate starts one process whatever it is asked for, unless the file says MULTI_GPU."""
     several = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()  # as accelerate sets them
-    if several and get_cpu_distributed_information().world_size == 1:
+    # Clusters that set MASTER_ADDR say how many there are, be it one.
+    if several and "WORLD_SIZE" not in os.environ and get_cpu_distributed_information().world_size == 1:
         raise UserError(
             "accelerate launch was asked for several processes but starts one: without --cpu, use --config_file "
             "accelerate_configs/multi_cpu.yaml, multi_gpu.yaml or, on several machines, multi_node.yaml. If one is "

@@ -171,6 +171,22 @@ def test_fewer_processes_than_were_asked_for_are_refused(tmp_path: Path, words) 
     assert not (tmp_path / "run").exists()
 
 
+def test_one_process_is_not_refused_where_a_cluster_says_that_it_is_one(monkeypatch) -> None:
+    """As Kubeflow does, which sets MASTER_ADDR for a single one too."""
+    PartialState._reset_state()
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert join().num_processes == 1
+    PartialState._reset_state()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(
+        UserError, match=r"^accelerate launch was asked for several .* one is meant, unset MASTER_ADDR$"
+    ):
+        join()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert join().num_processes == 1
+
+
 @pytest.mark.launch
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about gloo")
 def test_two_processes_end_in_good_order(tmp_path: Path) -> None:
@@ -218,10 +234,10 @@ def test_hosts_that_cannot_join_say_what_to_set(tmp_path: Path) -> None:
     done = on_two_hosts(code, tmp_path, GLOO_SOCKET_IFNAME="absent0")
     lines = sorted(line for line in done.stderr.splitlines() if line.startswith("failed: "))
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert len(lines) == 2, done.stderr[-3000:]
     for number, line in enumerate(lines):
         assert line.startswith(f"failed: process {number} on host{number} cannot join the others (")
         assert "absent0" in line and line.endswith("as in GLOO_SOCKET_IFNAME=eth0 (NCCL_SOCKET_IFNAME on GPUs)")
-    assert len(lines) == 2
 
 
 @pytest.mark.parametrize(

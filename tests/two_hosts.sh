@@ -30,5 +30,7 @@ unshare --mount --uts bash -euc 'host 0 "" "$@"' - "$@" &
 first=$!
 nsenter --target $other --net unshare --mount --uts bash -euc 'host 1 "10.77.0.1 host0" "$@"' - "$@" &
 second=$!
-wait $first
-wait $second
+status=0
+wait $first || status=1
+wait $second || status=1
+exit $status
