@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import io
 import os
@@ -33,7 +32,6 @@ def run(main: Callable[[], None]) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
-        sys.stdout.flush()
     except UserError as error:
         _end("\n".join(f"error: {mistake}" for mistake in error.args), 2, error)
     except RunError as error:
@@ -42,11 +40,6 @@ def run(main: Callable[[], None]) -> None:
         _end(str(stop), stop.status, stop)
     except KeyboardInterrupt:
         _end("interrupted", 130)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush would change the status
-        _end(f"failed: {error}", 1)
 
 
 @contextmanager

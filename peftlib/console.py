@@ -15,6 +15,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from peftlib.errors import RunError
+
 
 class Console:
     """Standard output of a command.
@@ -87,12 +89,22 @@ class Console:
         try:
             self._rich.print(what, soft_wrap=isinstance(what, Text))
         except (OSError, SystemExit) as error:
-            if self._is_result and isinstance(error, OSError):
-                raise
             self._rich.quiet = True
-            # Otherwise the interpreter's final flush would fail and change the exit status.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _print_no_more()
+            if self._is_result and isinstance(error, OSError):
+                raise not_written(error) from error
+
+
+def not_written(error: OSError) -> RunError:
+    """Return what ends a command whose output is its result; nothing is printed any more."""
+    _print_no_more()
+    return RunError(f"standard output cannot be written: {error.strerror or error}")
+
+
+def _print_no_more() -> None:
+    """Otherwise the interpreter's final flush would fail and change the exit status."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _that_fit(widths: Sequence[int], most: int, numbers: int) -> list[list[int]]:

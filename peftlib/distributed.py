@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -56,12 +57,10 @@ def join(timeout: timedelta | None = None) -> PartialState:
         # Without a GPU, accelerate joins the launcher's processes only with cpu=True.
         state = PartialState(cpu=on_cpus, **({} if timeout is None else {"timeout": timeout}))
     except RuntimeError as error:
-        if "WORLD_SIZE" not in os.environ or isinstance(error, torch.AcceleratorError):
-            raise  # nothing was to be joined, or the device is at fault
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
         raise RunError(
-            f"process {os.environ.get('RANK')} on {platform.node()} cannot join the others ({in_one_line(error)}); the "
-            "nodes must reach each other on all ports. If they have several networks, name the common one's interface, "
-            "as in GLOO_SOCKET_IFNAME=eth0 (NCCL_SOCKET_IFNAME on GPUs)"
+            f"process {os.environ.get('RANK')} on {platform.node()} cannot join the others: {_why_alone(error)}"
         ) from error
     if dist.is_initialized():
         _free_last(dist.group.WORLD)
@@ -78,47 +77,74 @@ def _refuse_sharding() -> None:
             raise _shared(problem)
 
 
+def _why_alone(error: RuntimeError) -> str:
+    reason = in_one_line(error)
+    if "EADDRINUSE" in reason:
+        return f"{reason}; choose another --main_process_port"
+    if "gloo" not in reason.lower():
+        return reason
+    return f"{reason}; nodes must reach each other on all ports, by the network interface in GLOO_SOCKET_IFNAME=eth0"
+
+
 def _refuse_a_lone_process() -> None:
     """Without several GPUs, accelerate starts one process whatever it is asked for, unless the file says MULTI_GPU."""
-    several = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()  # as accelerate sets them
-    # Clusters that set MASTER_ADDR say how many there are, be it one.
-    if several and "WORLD_SIZE" not in os.environ and get_cpu_distributed_information().world_size == 1:
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and _launcher_set_the_address():
         raise UserError(
             "accelerate launch was asked for several processes but starts one: without --cpu, use --config_file "
-            "accelerate_configs/multi_cpu.yaml, multi_gpu.yaml or, on several machines, multi_node.yaml. If one is "
-            "meant, unset MASTER_ADDR"
+            "accelerate_configs/multi_cpu.yaml, multi_gpu.yaml or, on several machines, multi_node.yaml"
         )
 
 
-def _interface_towards_others() -> str | None:
-    """Return this node's network interface to the first node, unless there is one node or gloo was told.
+def _launcher_set_the_address() -> bool:
+    """Whether this process is alone, and MASTER_ADDR came from its launcher, not from a job script or cluster."""
+    if "WORLD_SIZE" in os.environ or get_cpu_distributed_information().world_size > 1:
+        return False
+    try:
+        of_launcher = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:  # not on Linux
+        return os.environ["MASTER_ADDR"] == "127.0.0.1"
+    return not any(line.startswith(b"MASTER_ADDR=") for line in of_launcher)
 
-    By itself gloo takes the address that the host's name has, which on Debian and Ubuntu is 127.0.1.1 (/etc/hosts):
-    the other nodes would look for this one on themselves. NCCL passes loopback over.
+
+def _interface_towards_others() -> str | None:
+    """Return this node's network interface to the first node, if gloo would look at the wrong one.
+
+    Unless GLOO_SOCKET_IFNAME says otherwise, gloo takes the address that the host's name has, which on Debian and
+    Ubuntu is 127.0.1.1 (/etc/hosts): the other nodes would look for this one on themselves. NCCL passes loopback over.
     """
     first, told = os.environ.get("MASTER_ADDR", ""), os.environ.get("GLOO_SOCKET_IFNAME")
     processes = get_cpu_distributed_information()
     on_one_node = processes.world_size == processes.local_world_size
     if told or on_one_node or not first or first == "localhost" or _is_loopback(first):
         return None
-    mine = _address_towards(first)
-    if mine is not None and _is_loopback(mine):  # this is the first node, and its name is 127.0.1.1 to itself
-        mine = _address_towards("198.51.100.1")  # reserved for documentation: where the default route leads
-    interfaces = psutil.net_if_addrs().items()
-    return next((name for name, held in interfaces if mine in {address.address for address in held}), None)
+    interfaces = {address.address: name for name, addresses in psutil.net_if_addrs().items() for address in addresses}
+    if any(not _is_loopback(own) and own in interfaces for own in _addresses_of(platform.node())[:1]):
+        return None
+    # The first node may be loopback to itself. The others are addresses for documentation: where the default route is.
+    for host in (first, "198.51.100.1", "2001:db8::1"):
+        mine = _address_towards(host)
+        if mine is not None and not _is_loopback(mine):
+            return interfaces.get(mine)
+    return None
 
 
 def _is_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 
 
+def _addresses_of(host: str) -> list[str]:
+    with suppress(OSError):
+        return [str(place[0]) for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    return []
+
+
 def _address_towards(host: str) -> str | None:
     """Return the address from which this machine would send to a host, without sending anything."""
-    with suppress(OSError):
-        for family, kind, _, _, place in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM):
-            with suppress(OSError), socket.socket(family, kind) as end:
-                end.connect(place)
-                return str(end.getsockname()[0])
+    for address in _addresses_of(host):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as end:
+            end.connect((address, 9))
+            return str(end.getsockname()[0])
     return None
 
 
@@ -186,7 +212,7 @@ def tell(error: UserError) -> None:
     They are waiting for this process. If they do not join either, give up after a minute or two.
     """
     if not dist.is_initialized():
-        with suppress(UserError, RuntimeError):  # torch raises RuntimeError if the other processes are gone
+        with suppress(UserError, RunError, RuntimeError):  # the last two if the other processes are gone
             join(timedelta(minutes=1))
             with everywhere():
                 raise error

@@ -121,6 +121,7 @@ def tiny_config(architecture: str, **changes: object) -> object:
         "mpnet": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
         "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
         "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+        "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 4},
         "modernbert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     }  # fmt: skip
     if architecture == "xlnet":  # has no longest sequence

@@ -22,10 +22,10 @@ CONFIGS = ROOT / "accelerate_configs"
 def clean_environment(home: Path, **changes: str) -> dict[str, str]:
     """This one without launchers' and trackers' variables, offline, and with no files outside `home`."""
     share_kernels(home / "cache")
+    of_launchers = ("ACCELERATE_", "WANDB_", "MASTER_", "GLOO_", "PMI_", "OMPI_")
+    ranks = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
     kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("ACCELERATE_", "WANDB_", "MASTER_")) and name not in ("RANK", "WORLD_SIZE")
+        name: value for name, value in os.environ.items() if not name.startswith(of_launchers) and name not in ranks
     }
     return {
         **kept,

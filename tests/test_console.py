@@ -40,12 +40,21 @@ def test_a_log_file_on_a_full_disk_does_not_end_the_work():
     assert (done.returncode, done.stderr) == (0, "alive\n")
 
 
-@pytest.mark.parametrize("says", ['Console(is_result=True).note("positive")', 'print("0: --seed 1")'])
-def test_a_result_that_a_full_disk_takes_is_a_failure(says):
-    code = f"from peftlib import cli; from peftlib.console import Console; cli.run(lambda: {says})"
+_ANSWER = (
+    "from peftlib import cli; from peftlib.console import Console; cli.run(lambda: Console(is_result=True).note('x'))"
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-c", _ANSWER], [ROOT / "scripts" / "sweep.py", ROOT / "scripts" / "sweeps" / "quick.yaml", "--dry_run"]],
+    ids=["answer", "dry run"],
+)
+def test_a_result_that_a_full_disk_takes_is_a_failure(words):
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (1, "failed: [Errno 28] No space left on device\n")
+        done = subprocess.run([sys.executable, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    line = "failed: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, line)
 
 
 def test_a_pipe_that_nobody_reads_does_not_end_the_work():

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "processes": set(),
     "distributed": {"errors"},
     "cli": {"errors", "processes", "distributed"},
-    "console": set(),
+    "console": {"errors"},
     "hub": _FLOOR,
     "data": {"hub", "processes", *_FLOOR},
     "misfits": {"errors"},

@@ -75,6 +75,8 @@ def wrap_with_prompts(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     kind, place = model.config.model_type, f"--peft_type {config.peft_type.value.lower()}"
     encoder = getattr(model, model.base_model_prefix, model)
     taken = {name for module in (model, encoder) for name in inspect.signature(module.forward).parameters}
+    if "langs" in taken:
+        taken -= {"cache"}  # XLM's is another one
     if config.peft_type == "PREFIX_TUNING" and taken.isdisjoint(_KEYS_AND_VALUES):
         raise UserError(f"{place}: transformers' {kind} takes no keys and values; use p_tuning or prompt_tuning")
     wrapped = wrap(model, config)

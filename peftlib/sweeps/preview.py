@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import signal
+import sys
 
+from peftlib.console import not_written
 from peftlib.sweeps.config import Sweep
 from peftlib.sweeps.parameters import Parameter
 
 
 def preview(sweep: Sweep) -> None:
-    """Print a grid's runs, one per line, and their number; for a search, its distributions."""
+    """Print a grid's runs, one per line, and their number; for a search, its distributions.
+
+    Raises:
+        RunError: they cannot be printed, as on a full disk.
+    """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit silently when `| head` closes the pipe, as `cat` does
+    try:
+        _print(sweep)
+        sys.stdout.flush()
+    except OSError as error:
+        raise not_written(error) from error
+
+
+def _print(sweep: Sweep) -> None:
     if sweep.method == "grid":
         for index, point in enumerate(sweep.grid()):
             print(f"{index}: " + " ".join(f"--{flag}={value}" for flag, value in sweep.flags(point).items()))

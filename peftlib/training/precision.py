@@ -59,11 +59,11 @@ def _cpu_has_bf16() -> bool:
 
 
 def _bf16_is_slow() -> bool:
-    """Return whether the CPU's only bf16 instruction is Intel's for AVX-512: half as fast as fp32's (AMD's: twice).
+    """Return whether this is a Xeon whose AMX a virtual machine hides: AVX-512's bf16 is half as fast as fp32 there.
 
-    The Xeons with that instruction have AMX, which is eight times as fast, but virtual machines may hide it. Measured:
-    benchmarks/NOTES.md, "A Xeon without AMX".
+    These are Sapphire Rapids and later, which have AVX-512's fp16 too; Cooper Lake has no AMX, and bf16 pays there.
+    Measured: benchmarks/NOTES.md, "A Xeon without AMX".
     """
     capabilities = torch.cpu.get_capabilities()
     by_intel = str(capabilities.get("cpu_name", "")).startswith("Intel")
-    return by_intel and bool(capabilities.get("avx512_bf16")) and not capabilities.get("amx_bf16")
+    return by_intel and bool(capabilities.get("avx512_fp16")) and not capabilities.get("amx_bf16")

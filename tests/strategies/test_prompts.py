@@ -181,6 +181,7 @@ def test_a_wrong_configuration_is_refused_before_anything_is_loaded(
         ("bert", "p_tuning", {"target_modules": "all-linear"}, "p_tuning has no option target_modules"),
         ("bert", "prefix_tuning", {"init_weights": "ones"}, 'init_weights is "ones", and must be of type'),
         ("distilbert", "prefix_tuning", {}, "transformers' distilbert takes no keys and values; use p_tuning or "),
+        ("xlm", "prefix_tuning", {}, "transformers' xlm takes no keys and values; use p_tuning or "),
         (
             "gpt2",
             "prompt_tuning",

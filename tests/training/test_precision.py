@@ -46,13 +46,18 @@ def test_auto_takes_bf16_on_a_cpu_that_has_instructions_for_it(
 
 
 @pytest.mark.parametrize(
-    ("name", "amx", "expected"),
-    [("Intel Xeon", False, "no"), ("Intel Xeon", True, "bf16"), ("AMD EPYC", False, "bf16")],
+    ("name", "fp16", "amx", "expected"),
+    [
+        ("Intel Xeon", True, False, "no"),
+        ("Intel Xeon", True, True, "bf16"),
+        ("Intel Xeon", False, False, "bf16"),  # Cooper Lake
+        ("AMD EPYC", True, False, "bf16"),
+    ],
 )
-def test_auto_takes_fp32_on_intel_s_processors_without_amx(
-    monkeypatch: pytest.MonkeyPatch, name: str, amx: bool, expected: str
+def test_auto_takes_fp32_on_xeons_whose_amx_is_hidden(
+    monkeypatch: pytest.MonkeyPatch, name: str, fp16: bool, amx: bool, expected: str
 ) -> None:
-    cpu_with(monkeypatch, cpu_name=name, avx512_bf16=True, amx_bf16=amx)
+    cpu_with(monkeypatch, cpu_name=name, avx512_bf16=True, avx512_fp16=fp16, amx_bf16=amx)
     assert choose_precision("auto", CPU).name == expected
 
 
