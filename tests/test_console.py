@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -52,7 +53,8 @@ _ANSWER = (
 )
 def test_a_result_that_a_full_disk_takes_is_a_failure(words):
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+        buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+        done = subprocess.run([sys.executable, *words], stdout=full, stderr=subprocess.PIPE, text=True, env=buffered)
     line = "failed: standard output cannot be written: No space left on device\n"
     assert (done.returncode, done.stderr) == (1, line)
 
