@@ -81,8 +81,7 @@ def _end(line: str, status: int, error: Ending | None = None) -> NoReturn:
 
 def _say(line: str) -> None:
     """Print to standard error in one write, so that lines of several processes do not mix."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 def _tell_other_nodes(error: UserError) -> None:
