@@ -89,10 +89,10 @@ class Console:
         try:
             self._rich.print(what, soft_wrap=isinstance(what, Text))
         except (OSError, SystemExit) as error:
-            self._rich.quiet = True
-            _print_no_more()
             if self._is_result and isinstance(error, OSError):
                 raise not_written(error) from error
+            self._rich.quiet = True
+            _print_no_more()
 
 
 def not_written(error: OSError) -> RunError:

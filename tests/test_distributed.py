@@ -20,9 +20,10 @@ from tests.conftest import ROOT
 from tests.launching import clean_environment, launch, run_python
 
 #: What makes networks of its own.
-_TOOLS = ["unshare", "nsenter", "ip", "mount", "hostname"]
+_TOOLS = ["timeout", "unshare", "nsenter", "ip", "mount", "hostname"]
 _HOSTS = Path(__file__).with_name("two_hosts.sh")
-_OWN_NETWORK = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--mount-proc", "--kill-child"]
+_OWN_NETWORK = ["timeout", "--kill-after=5", "120", "unshare", "--map-root-user", "--net", "--mount", "--pid",
+                "--mount-proc", "--kill-child"]  # fmt: skip
 
 
 class Group:
@@ -204,7 +205,7 @@ def _two_hosts() -> None:
 def on_two_hosts(code: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     """Python on two hosts with a network between them."""
     return subprocess.run(
-        ["timeout", "--kill-after=5", "120", *_OWN_NETWORK, "bash", _HOSTS, sys.executable, "-c", code],
+        [*_OWN_NETWORK, "bash", _HOSTS, sys.executable, "-c", code],
         env=clean_environment(cwd, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", **changes),
         cwd=cwd,
         capture_output=True,

@@ -88,7 +88,7 @@ def wrap_with_prompts(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         difference = _effect_of_padding(wrapped)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         reason = in_one_line(error)
-        if config.peft_type == "PREFIX_TUNING" and taken.isdisjoint(_KEYS_AND_VALUES[:1]):
+        if config.peft_type == "PREFIX_TUNING" and "past_key_values" not in taken:
             reason += " Install transformers<5.24 or a newer peft, or use p_tuning or prompt_tuning"
         raise UserError(f"{place}: does not work with transformers' {kind}: {reason}") from error
     if not difference <= _ROUNDING:
