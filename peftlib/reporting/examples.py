@@ -78,7 +78,7 @@ def _show_scores(
         if shown:
             header = ["example", "label", *(f"predicted by {run.name}" for run in runs), "text"]
             numbers = [[f"{column[place]:.2f}" for column in (labels, *answers)] for place in shown]
-            texts = [_in_one_line(examples.texts[place]) for place in shown]
+            texts = [_printable(examples.texts[place]) for place in shown]
             lines = [[str(place), *row, text] for place, row, text in zip(shown, numbers, texts, strict=True)]
             console.sheet(Sheet(header, lines, numeric=4))
 
@@ -105,7 +105,7 @@ def _answers(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return run.answers
 
 
-def _in_one_line(texts: Sequence[str]) -> str:
+def _printable(texts: Sequence[str]) -> str:
     """Join an example's texts, without the line breaks and control characters that would reach the terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in " ‖ ".join(texts)).split())
 
@@ -114,7 +114,7 @@ def _sheet(examples: Examples, places: np.ndarray, wrong: np.ndarray, task: Task
     lines = [
         [
             str(place),
-            _in_one_line(examples.texts[place]),
+            _printable(examples.texts[place]),
             *(task.written(label) or "–" for label in (examples.labels[place], answer)),
         ]
         for place, answer in zip(places.tolist(), wrong.tolist(), strict=True)
