@@ -79,8 +79,9 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
     with tempfile.TemporaryDirectory(prefix="bench-run-") as name:
         folder = Path(name) / "run"
         accelerator, precision = build_accelerator(
-            how.mixed_precision, how.gradient_accumulation_steps, [], folder, how.num_cpu_threads
-        )
+            how.mixed_precision, how.gradient_accumulation_steps, [], folder, how.num_cpu_threads,
+            frozen=args.multiplies_frozen,
+        )  # fmt: skip
         reporter = TellingReporter(accelerator, folder, args.flat(), [])
         set_seed(how.seed)
         source = find_model(args.model.model_name_or_path, args.model.model_revision)

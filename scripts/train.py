@@ -56,8 +56,9 @@ def main() -> None:
 
     # ── Accelerator, seed ────────────────────────────────────────────────────────────────────────────────────
     accelerator, precision = build_accelerator(
-        train_args.mixed_precision, train_args.gradient_accumulation_steps, trackers, folder, train_args.num_cpu_threads
-    )
+        train_args.mixed_precision, train_args.gradient_accumulation_steps, trackers, folder,
+        train_args.num_cpu_threads, frozen=args.multiplies_frozen,
+    )  # fmt: skip
     reporter = Reporter(accelerator, folder, args.flat(), trackers)
     reporter.notes(args.ignored)
     repository = choose_repository(hub_args.push_to_hub, hub_args.hub_model_id, hub_args.hub_private_repo, reporter)

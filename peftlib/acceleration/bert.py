@@ -55,11 +55,6 @@ def linears(layer: Any) -> tuple[nn.Linear, ...]:
     )  # fmt: skip
 
 
-def is_frozen_linear(module: nn.Module) -> bool:
-    """Return whether this is a plain Linear with a bias and a frozen weight."""
-    return type(module) is nn.Linear and module.bias is not None and not module.weight.requires_grad
-
-
 def is_key_mask(mask: Any, x: torch.Tensor) -> bool:
     """Return whether this is transformers' bidirectional mask: (B or 1, 1, W or 1, W), bool or added to the scores."""
     return (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -35,6 +35,24 @@ class Dropout(ctypes.Structure):
             return cls(0, 1.0, 0)
         factor = _LEVELS / (_LEVELS - dropped) if dropped < _LEVELS else 0.0
         return cls(dropped, factor, int(torch.empty((), dtype=torch.int64).random_()))
+
+
+NO_DROPOUT = Dropout(0, 1.0, 0)
+_Packed = TypeVar("_Packed")
+
+
+class Beside(NamedTuple, Generic[_Packed]):
+    """A low-rank product, dropout(low matrix), to be added to another product.
+
+    Attributes:
+        low: (T, rank).
+        matrix: (rank, width), packed as the other product's.
+        drop: dropout of the product.
+    """
+
+    low: torch.Tensor
+    matrix: _Packed
+    drop: Dropout = NO_DROPOUT
 
 
 class _Attention(ctypes.Structure):
@@ -221,6 +239,9 @@ _ARGUMENTS = {
     "tiled_product": (*[c_void_p] * 5, c_int, c_void_p, *[c_int64] * 4, Dropout, c_int),
     "inner_product": (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int),
     "fill_tiles": (c_void_p, *[c_int64] * 4, c_float, c_int64, c_int64, c_void_p, c_int),
+    "fp16_product": (*[c_void_p] * 7, c_int, c_void_p, *[c_int64] * 4, Dropout, c_int),
+    "fp16_inner_product": (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int),
+    "fp16_fill_panels": (c_void_p, *[c_int64] * 2, c_float, c_int64, c_int64, c_void_p, c_void_p, c_int),
     "dropout": (c_void_p, c_void_p, c_int, c_int64, c_int64, Dropout, c_int),
     "norm_forward": (*[c_void_p] * 8, c_int64, c_int64, c_float, Dropout, c_int),
     "norm_backward": (*[c_void_p] * 7, c_int64, c_int64, Dropout, c_int64, c_int),

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from peftlib.acceleration.cpus import has_slow_bf16
 from peftlib.files import cache_folder, sync
 
 _SOURCES = sorted(Path(__file__).with_name("cpp").iterdir())
@@ -28,6 +29,12 @@ _FLAGS = (
     "-Wno-psabi", "-fPIC",
 )  # fmt: skip
 _TIMEOUT_S = 120
+
+
+def _flags() -> tuple[str, ...]:
+    wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
+    slow = ("-DSLOW_BF16",) if has_slow_bf16() else ()  # which g++ does not know of this processor
+    return (*_FLAGS, *wide, *slow)
 
 
 @functools.cache
@@ -99,11 +106,10 @@ def _compiled(path: Path) -> Path:
     compiler = shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("they need g++ (apt install g++, or conda install gxx)")
-    wide = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
 
     def compiled(source: Path) -> Path:
         made = path.with_name(f"{source.stem}.o")
-        _run(compiler, *_FLAGS, *wide, "-c", "-o", made, source)
+        _run(compiler, *_flags(), "-c", "-o", made, source)
         return made
 
     # One process per source: on two cores 3.3 s, where a single one takes 5.5.
@@ -129,5 +135,5 @@ def _fingerprint() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     about = {line.partition(":")[0].strip(): line for line in lines}
     processor = [about[name] for name in ("model name", "flags", "Features") if name in about]
-    facts = [*(source.read_text() for source in _SOURCES), *_FLAGS, *_openmp(), platform.machine(), *processor]
+    facts = [*(source.read_text() for source in _SOURCES), *_flags(), *_openmp(), platform.machine(), *processor]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

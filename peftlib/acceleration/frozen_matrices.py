@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from peftlib.acceleration import tile_calls
+from peftlib.acceleration import fp16_calls, tile_calls
 from peftlib.acceleration.bert import joined
-from peftlib.acceleration.tile_calls import Tiled
+from peftlib.acceleration.cpu_calls import Beside
 
 
 class FrozenMatrix:
@@ -48,21 +48,48 @@ class OneDnnMatrix(FrozenMatrix):
         return output
 
 
-class TiledMatrix(FrozenMatrix):
-    """Packed in tiles for processors with AMX, for forward and backward products.
+class Products(Protocol):
+    """A module that multiplies rows with matrices in a layout of its own, on some processors; shapes as there."""
+
+    def pack(self, matrix: torch.Tensor, factor: float = 1.0) -> Any: ...
+
+    def product(
+        self, x: torch.Tensor, matrix: Any, bias: torch.Tensor | None = None, *, beside: Beside[Any] | None = None,
+        onto: torch.Tensor | None = None,
+    ) -> torch.Tensor: ...  # fmt: skip
+
+    def inner_product(self, left: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor: ...
+
+
+class PackedMatrix(FrozenMatrix):
+    """Packed for kernels of our own, for forward and backward products.
 
     Takes three times the memory.
     """
 
+    calls: Products
+
     def __init__(self, plain: torch.Tensor) -> None:
         super().__init__(plain)
-        self.forward, self.backward = Tiled.of(plain.t()), Tiled.of(plain)
+        self.forward, self.backward = self.calls.pack(plain.t()), self.calls.pack(plain)
 
     def times(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return tile_calls.product(x.contiguous(), self.forward, bias)
+        return self.calls.product(x.contiguous(), self.forward, bias)
 
     def back(self, gradient: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        return tile_calls.product(gradient.contiguous(), self.backward, onto=onto)
+        return self.calls.product(gradient.contiguous(), self.backward, onto=onto)
+
+
+class TiledMatrix(PackedMatrix):
+    """In tiles, for processors with AMX."""
+
+    calls = tile_calls
+
+
+class Fp16Matrix(PackedMatrix):
+    """As fp16, for processors that multiply it faster than bf16."""
+
+    calls = fp16_calls
 
 
 class _CacheEntry(NamedTuple):
@@ -111,6 +138,8 @@ def _kind(weights: tuple[torch.Tensor, ...], dtype: torch.dtype) -> type[FrozenM
     if dtype == torch.bfloat16 and kept == {(dtype, "cpu")}:
         if tile_calls.fit(*(weight.shape for weight in weights)):
             kind = TiledMatrix
+        elif fp16_calls.fit(*(weight.shape for weight in weights)):
+            kind = Fp16Matrix
         elif _has_onednn():
             kind = OneDnnMatrix
     return kind

@@ -9,11 +9,10 @@ from peft.tuners.lora import Linear
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from peftlib.acceleration import cpu_calls, tile_calls
-from peftlib.acceleration.cpu_calls import Dropout
+from peftlib.acceleration import cpu_calls
+from peftlib.acceleration.cpu_calls import Beside, Dropout
 from peftlib.acceleration.dropout import drawn
-from peftlib.acceleration.frozen_matrices import FrozenMatrix, TiledMatrix, forget, frozen_matrix
-from peftlib.acceleration.tile_calls import Beside, Tiled
+from peftlib.acceleration.frozen_matrices import FrozenMatrix, PackedMatrix, forget, frozen_matrix
 
 
 def use_one_function_per_layer(model: nn.Module) -> None:
@@ -38,7 +37,7 @@ class _QuickLinear(Linear):
             (active,) = self.active_adapters
             dropout = self.lora_dropout[active]  # an nn.Identity at rate 0
             matrix = frozen_matrix(_precision(x), self.base_layer)
-            function = _TiledLowRankLinear if isinstance(matrix, TiledMatrix) else _LowRankLinear
+            function = _PackedLowRankLinear if isinstance(matrix, PackedMatrix) else _LowRankLinear
             # Reshape outside the function: a view made inside could not be modified in place, as DeBERTa does.
             rows = function.apply(
                 x.reshape(-1, x.size(-1)), matrix, self.base_layer.bias, self.lora_A[active].weight,
@@ -118,20 +117,20 @@ class _LowRankLinear(torch.autograd.Function):
         return grad_x, None, None, grad_a, grad_b, None, None
 
 
-class _TiledLowRankLinear(torch.autograd.Function):
-    """`_LowRankLinear` on AMX tiles, in bf16: the product with W also adds the low-rank one, forward and backward."""
+class _PackedLowRankLinear(torch.autograd.Function):
+    """`_LowRankLinear` in bf16, where the product with W also adds the low-rank one, forward and backward."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, matrix: TiledMatrix, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
+        ctx: Any, x: torch.Tensor, matrix: PackedMatrix, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
         scaling: float, p: float,
     ) -> torch.Tensor:  # fmt: skip
         ctx.dtypes = x.dtype, a.dtype
-        rows = x.to(torch.bfloat16).contiguous()
+        calls, rows = matrix.calls, x.to(torch.bfloat16).contiguous()
         ctx.drop = Dropout.of(p)
         dropped = cpu_calls.dropout(rows, ctx.drop) if p else rows
-        low = tile_calls.product(dropped, Tiled.of(a.t()))
-        output = tile_calls.product(rows, matrix.forward, bias, beside=Beside(low, Tiled.of(b.t(), scaling)))
+        low = calls.product(dropped, calls.pack(a.t()))
+        output = calls.product(rows, matrix.forward, bias, beside=Beside(low, calls.pack(b.t(), scaling)))
         ctx.scaling, ctx.matrix = scaling, matrix
         ctx.save_for_backward(dropped, low, a, b)
         return output
@@ -141,13 +140,13 @@ class _TiledLowRankLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dropped, low, a, b = ctx.saved_tensors
         x_dtype, trained_dtype = ctx.dtypes
-        upstream = gradient.contiguous()
-        grad_low = tile_calls.product(upstream, Tiled.of(b, ctx.scaling))
-        grad_a = tile_calls.inner_product(grad_low, dropped)[: len(a)].to(trained_dtype)
-        grad_b = tile_calls.inner_product(low, upstream)[: len(a)].t().mul(ctx.scaling).to(trained_dtype)
+        upstream, calls = gradient.contiguous(), ctx.matrix.calls
+        grad_low = calls.product(upstream, calls.pack(b, ctx.scaling))
+        grad_a = calls.inner_product(grad_low, dropped, len(a)).to(trained_dtype)
+        grad_b = calls.inner_product(low, upstream, len(a)).t().mul(ctx.scaling).to(trained_dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            beside = Beside(grad_low, Tiled.of(a), ctx.drop)
-            grad_x = tile_calls.product(upstream, ctx.matrix.backward, beside=beside)
+            beside = Beside(grad_low, calls.pack(a), ctx.drop)
+            grad_x = calls.product(upstream, ctx.matrix.backward, beside=beside)
             grad_x = grad_x.to(x_dtype)
         return grad_x, None, None, grad_a, grad_b, None, None

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -19,7 +18,6 @@ from peftlib.acceleration import cpu_calls
 from peftlib.acceleration.bert import (
     bert_encoder,
     has_hooks,
-    is_frozen_linear,
     is_key_mask,
     is_plain_encoder,
     is_plain_gelu,
@@ -28,7 +26,8 @@ from peftlib.acceleration.bert import (
 )
 from peftlib.acceleration.cpu_layer import FrozenLayer
 from peftlib.acceleration.first_tokens import attend_first
-from peftlib.acceleration.frozen_matrices import FrozenMatrix, frozen_matrix
+from peftlib.acceleration.frozen_linear import FrozenProduct, is_frozen_linear
+from peftlib.acceleration.frozen_matrices import frozen_matrix
 from peftlib.acceleration.layer_parts import Parts, parts_for
 from peftlib.acceleration.normalisation import use_kernels
 from peftlib.acceleration.packing import Packing
@@ -188,28 +187,8 @@ def _product(rows: torch.Tensor, parts: Parts, *modules: nn.Module) -> tuple[tor
         frozen: Any = modules
         matrix, biases = frozen_matrix(rows.dtype, *frozen), [linear.bias for linear in frozen]
         if parts.add_biases:
-            return _FrozenLinear.apply(rows, matrix), biases[0] if len(biases) == 1 else torch.cat(biases)
-        return _FrozenLinear.apply(rows, matrix, *biases), None
+            return FrozenProduct.apply(rows, matrix), biases[0] if len(biases) == 1 else torch.cat(biases)
+        return FrozenProduct.apply(rows, matrix, *biases), None
     with torch.autocast("cpu", rows.dtype, enabled=rows.dtype.itemsize == 2):
         outputs = [module(rows).to(rows.dtype) for module in modules]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1), None
-
-
-class _FrozenLinear(torch.autograd.Function):
-    """x W' + the concatenated biases, if any. Gradients for x, (T, in), and each bias."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, matrix: FrozenMatrix, *biases: torch.Tensor) -> torch.Tensor:
-        ctx.matrix, ctx.sizes = matrix, [len(bias) for bias in biases]
-        ctx.bias_dtype = biases[0].dtype if biases else None
-        return matrix.times(x, torch.cat(biases).to(x.dtype) if biases else None)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        needs_x, _, *needed = ctx.needs_input_grad
-        grad_biases: list[torch.Tensor | None] = [None] * len(needed)
-        if any(needed):
-            sums = gradient.sum(0).to(ctx.bias_dtype).split(ctx.sizes)
-            grad_biases = [grad if need else None for grad, need in zip(sums, needed, strict=True)]
-        return ctx.matrix.back(gradient) if needs_x else None, None, *grad_biases

@@ -18,13 +18,13 @@ from peftlib.acceleration.bert import (
     bert_encoder,
     has_hooks,
     has_virtual_tokens,
-    is_frozen_linear,
     is_plain_encoder,
     is_plain_gelu,
     joined,
     linears,
     unwrapped,
 )  # fmt: skip
+from peftlib.acceleration.frozen_linear import is_frozen_linear
 
 if find_spec("triton") is not None:  # installed with GPU builds of torch only
     from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, Matrices, Vectors, WholeLayer, draw_seeds

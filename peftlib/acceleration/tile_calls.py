@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from peftlib.acceleration.cpu_calls import Dropout, call
+from peftlib.acceleration.cpu_calls import NO_DROPOUT, Beside, call
 from peftlib.acceleration.cpu_compiler import kernels
 
 #: Columns, and depth, of two tiles; the dimensions of tiled matrices are multiples of it.
 LENGTH = 32
-_NONE = Dropout(0, 1.0, 0)
 
 
 def fit(*shapes: torch.Size) -> bool:
@@ -36,18 +35,6 @@ class Tiled(NamedTuple):
 
     tiles: torch.Tensor
 
-    @classmethod
-    def of(cls, matrix: torch.Tensor, factor: float = 1.0) -> Tiled:
-        """Pack a matrix of any precision times a factor, rounded to bf16 and padded with zeros."""
-        exact = matrix.float()
-        depth, width = (-(-length // LENGTH) for length in matrix.shape)
-        tiles = torch.empty(width, depth, 2, LENGTH // 2, LENGTH // 2, 2, dtype=torch.bfloat16)
-        call(
-            "fill_tiles", tiles.dtype, exact.data_ptr(), *exact.stride(), *exact.shape, factor, depth * LENGTH,
-            width * LENGTH, tiles,
-        )  # fmt: skip
-        return cls(tiles)
-
     @property
     def depth(self) -> int:
         return self.tiles.size(1) * LENGTH
@@ -57,27 +44,25 @@ class Tiled(NamedTuple):
         return self.tiles.size(0) * LENGTH
 
 
-class Beside(NamedTuple):
-    """A low-rank product, dropout(low matrix), to be added to another product.
-
-    Attributes:
-        low: (T, rank).
-        matrix: (rank, width).
-        drop: dropout of the product.
-    """
-
-    low: torch.Tensor
-    matrix: Tiled
-    drop: Dropout = _NONE
+def pack(matrix: torch.Tensor, factor: float = 1.0) -> Tiled:
+    """Pack a matrix (depth, width) of any precision times a factor, rounded to bf16 and padded with zeros."""
+    exact = matrix.float()
+    depth, width = (-(-length // LENGTH) for length in matrix.shape)
+    tiles = torch.empty(width, depth, 2, LENGTH // 2, LENGTH // 2, 2, dtype=torch.bfloat16)
+    call(
+        "fill_tiles", tiles.dtype, exact.data_ptr(), *exact.stride(), *exact.shape, factor, depth * LENGTH,
+        width * LENGTH, tiles,
+    )  # fmt: skip
+    return Tiled(tiles)
 
 
 def product(
-    x: torch.Tensor, matrix: Tiled, bias: torch.Tensor | None = None, *, beside: Beside | None = None,
+    x: torch.Tensor, matrix: Tiled, bias: torch.Tensor | None = None, *, beside: Beside[Tiled] | None = None,
     onto: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Return x matrix + bias + `beside`, (T, depth) to (T, width); if `onto` is given, add it to that in place."""
     out = x.new_empty(len(x), matrix.width) if onto is None else onto
-    low, low_matrix, drop = beside or (None, None, _NONE)
+    low, low_matrix, drop = beside or (None, None, NO_DROPOUT)
     call(
         "tiled_product", x.dtype, x, matrix.tiles, low, None if low_matrix is None else low_matrix.tiles,
         None if bias is None else bias.float(), onto is not None, out, len(x), matrix.depth,
@@ -86,9 +71,9 @@ def product(
     return out
 
 
-def inner_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return left' right, (T, width) and (T, other) to fp32 (width, other)."""
+def inner_product(left: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor:
+    """Return left' right for left's first columns, (T, width) and (T, other) to fp32 (count, other)."""
     (rows, width), other = left.shape, right.size(1)
     out = torch.empty(width, other)
     call("inner_product", left.dtype, left, width, right, other, out, rows)
-    return out
+    return out[:count]

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from accelerate import PartialState
 
+from peftlib.acceleration import fp16_calls
+from peftlib.acceleration.cpus import has_slow_bf16
 from peftlib.errors import UserError
 
 
@@ -18,12 +20,13 @@ class Precision(NamedTuple):
     reason: str
 
 
-def choose_precision(requested: str, device: torch.device | None = None) -> Precision:
+def choose_precision(requested: str, device: torch.device | None = None, *, frozen: bool = False) -> Precision:
     """Resolve "auto" to the best precision of this device, and refuse one that would be ignored.
 
     Args:
         requested: "auto", "no", "fp16" or "bf16".
         device: the model's; None asks accelerate.
+        frozen: whether most products are with frozen weights, as `accelerate_model` packs them.
 
     Raises:
         UserError: fp16 on a CPU, where accelerate would silently compute in fp32.
@@ -44,7 +47,9 @@ def choose_precision(requested: str, device: torch.device | None = None) -> Prec
             return Precision("bf16", "auto: this GPU computes bf16 natively")
         return Precision("fp16", "auto: this GPU has no native bf16")
     if device.type == "cpu" and _cpu_has_bf16():
-        if _bf16_is_slow():
+        if has_slow_bf16():
+            if frozen and fp16_calls.pay():
+                return Precision("bf16", "auto: this CPU multiplies frozen bf16 matrices fastest, by fp16 instructions")
             return Precision("no", "auto: this CPU multiplies fp32 matrices faster than bf16 ones")
         return Precision("bf16", "auto: this CPU has bf16 instructions")
     return Precision("no", f"auto: no native bf16 on this {device.type}")
@@ -56,14 +61,3 @@ def _cpu_has_bf16() -> bool:
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-
-
-def _bf16_is_slow() -> bool:
-    """Return whether this is a Xeon whose AMX a virtual machine hides: AVX-512's bf16 is half as fast as fp32 there.
-
-    These are Sapphire Rapids and later, which have AVX-512's fp16 too; Cooper Lake has no AMX, and bf16 pays there.
-    Measured: benchmarks/NOTES.md, "A Xeon without AMX".
-    """
-    capabilities = torch.cpu.get_capabilities()
-    by_intel = str(capabilities.get("cpu_name", "")).startswith("Intel")
-    return by_intel and bool(capabilities.get("avx512_fp16")) and not capabilities.get("amx_bf16")

@@ -15,16 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from peftlib.acceleration import frozen_matrices, tile_calls
-from peftlib.acceleration.frozen_matrices import FrozenMatrix, OneDnnMatrix, TiledMatrix, frozen_matrix
+from peftlib.acceleration import fp16_calls, frozen_matrices, tile_calls
+from peftlib.acceleration.frozen_matrices import Fp16Matrix, FrozenMatrix, OneDnnMatrix, TiledMatrix, frozen_matrix
 
 BF16 = torch.bfloat16
 needs_onednn = pytest.mark.skipif(not frozen_matrices._has_onednn(), reason="this torch has no oneDNN")
 needs_tiles = pytest.mark.skipif(not tile_calls.are_there(), reason="this processor has no AMX, or there is no g++")
+needs_fp16 = pytest.mark.skipif(not fp16_calls.are_there(), reason="this processor has no AVX512-FP16, or no g++")
 KINDS = [
     pytest.param(FrozenMatrix, id="plain"),
     pytest.param(OneDnnMatrix, id="oneDNN", marks=needs_onednn),
     pytest.param(TiledMatrix, id="tiles", marks=needs_tiles),
+    pytest.param(Fp16Matrix, id="fp16", marks=needs_fp16),
 ]
 
 
@@ -71,11 +73,12 @@ def test_rows_that_do_not_lie_one_behind_the_other(kind):
     close(kind(plain).back(gradient), gradient.float() @ plain.float())
 
 
-@needs_tiles
+@pytest.mark.skipif(not tile_calls.are_there() and not fp16_calls.pay(), reason="oneDNN is the fastest here, or alone")
 def test_what_is_not_of_whole_tiles_is_left_to_onednn():
-    assert type(frozen_matrix(BF16, linear())) is TiledMatrix
-    assert type(frozen_matrix(BF16, linear(48))) is not TiledMatrix
-    assert type(frozen_matrix(BF16, linear(64, 48))) is not TiledMatrix
+    kind = TiledMatrix if tile_calls.are_there() else Fp16Matrix
+    assert type(frozen_matrix(BF16, linear())) is kind
+    assert type(frozen_matrix(BF16, linear(48))) is OneDnnMatrix
+    assert type(frozen_matrix(BF16, linear(64, 48))) is OneDnnMatrix
     assert_is_of(linear(48))
 
 

@@ -12,13 +12,13 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from peftlib.acceleration import accelerate_model, tile_calls
+from peftlib.acceleration import accelerate_model
 from peftlib.acceleration.dropout import use_cheap_dropout
-from peftlib.acceleration.frozen_matrices import FrozenMatrix, TiledMatrix
+from peftlib.acceleration.frozen_matrices import Fp16Matrix, FrozenMatrix, TiledMatrix
 from peftlib.acceleration.low_rank import (
     _LowRankLinear,
+    _PackedLowRankLinear,
     _QuickLinear,
-    _TiledLowRankLinear,
     use_one_function_per_layer,
 )
 from peftlib.strategies import STRATEGIES
@@ -129,14 +129,19 @@ def test_the_function_s_gradients_are_those_of_its_formula(rows, width, r, out, 
         torch.testing.assert_close(function(x, a, b), plain)
 
 
-@pytest.mark.skipif(not tile_calls.are_there(), reason="this processor has no AMX, or there is no g++")
+@pytest.mark.parametrize("kind", [
+    pytest.param(kind, id=name, marks=pytest.mark.skipif(
+        not kind.calls.are_there(), reason=f"this processor has no {name}, or there is no g++"
+    ))
+    for kind, name in ((TiledMatrix, "AMX"), (Fp16Matrix, "AVX512-FP16"))
+])  # fmt: skip
 @settings(max_examples=40)
 @given(
     rows=st.integers(1, 70), width=st.sampled_from([32, 96]), r=st.integers(1, 40), out=st.sampled_from([32, 160]),
     p=st.sampled_from([0.0, 0.1, 0.7]), scaling=st.sampled_from([0.5, 0.7, 2.0]), biased=st.booleans(),
     seed=st.integers(0, 99),
 )  # fmt: skip
-def test_on_tiles_it_is_the_same_function(rows, width, r, out, p, scaling, biased, seed):
+def test_on_packed_matrices_it_is_the_same_function(kind, rows, width, r, out, p, scaling, biased, seed):
     """Against the function on torch's operators, in bf16 with the same dropout masks."""
     torch.manual_seed(seed)
     x, weight = torch.randn(rows, width).bfloat16(), (torch.randn(out, width) / width**0.5).bfloat16()
@@ -150,10 +155,10 @@ def test_on_tiles_it_is_the_same_function(rows, width, r, out, p, scaling, biase
         output.backward(change(gradient))
         return output.detach(), *(one.grad for one in given)
 
-    plain, tiled = of(_LowRankLinear, FrozenMatrix(weight)), of(_TiledLowRankLinear, TiledMatrix(weight))
+    plain, packed = of(_LowRankLinear, FrozenMatrix(weight)), of(_PackedLowRankLinear, kind(weight))
     # What is left of large terms of either sign is as far off as they are, each rounded.
     terms = of(_LowRankLinear, FrozenMatrix(weight.abs()), torch.abs)
-    for left, right, sums in zip(tiled, plain, terms, strict=True):
+    for left, right, sums in zip(packed, plain, terms, strict=True):
         assert (left.dtype, left.shape) == (right.dtype, right.shape)
         assert (left.float() - right.float()).norm() <= 0.02 * right.float().norm() + 0.002 * sums.float().norm() + 1e-6
 

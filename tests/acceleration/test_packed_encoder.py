@@ -17,9 +17,10 @@ from peftlib.acceleration import accelerate_model, cpu_calls, packed_encoder, to
 from peftlib.acceleration.cpu_layer import FrozenLayer
 from peftlib.acceleration.dropout import use_cheap_dropout
 from peftlib.acceleration.first_tokens import attend_first
+from peftlib.acceleration.frozen_linear import FrozenProduct
 from peftlib.acceleration.frozen_matrices import FrozenMatrix
 from peftlib.acceleration.layer_parts import KernelParts, TorchParts, parts_for
-from peftlib.acceleration.packed_encoder import _FrozenLinear, pack_encoder
+from peftlib.acceleration.packed_encoder import pack_encoder
 from peftlib.acceleration.packing import Packing, packed_rows
 from peftlib.acceleration.torch_layer import Attend, DropoutAddNorm
 from peftlib.training.precision import _cpu_has_bf16
@@ -269,7 +270,7 @@ def test_padding_is_not_computed(monkeypatch):
     pack_encoder(model)
     rows = []
     monkeypatch.setattr(
-        packed_encoder._FrozenLinear, "apply", lambda x, *more: rows.append(len(x)) or x.new_zeros(len(x), 12)
+        packed_encoder.FrozenProduct, "apply", lambda x, *more: rows.append(len(x)) or x.new_zeros(len(x), 12)
     )
     monkeypatch.setattr(torch_layer.Attend, "apply", lambda rows, query, *_: rows if query is None else query)
     model(**batch(64, 2, 2, 2))
@@ -396,7 +397,7 @@ def test_gradients_of_the_parts(p):
     )
     weight = torch.randn(5, 6, dtype=torch.float64)
     check(
-        lambda x, *biases: _FrozenLinear.apply(x, FrozenMatrix(weight), *biases),
+        lambda x, *biases: FrozenProduct.apply(x, FrozenMatrix(weight), *biases),
         number(4, 6),
         number(2),
         number(3),

@@ -23,7 +23,7 @@ template <class T>
 struct ElementOf {
     typedef float type;
 };
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && !defined(SLOW_BF16)
 typedef uint32_t Pair;  // The first one in the low half.
 template <>
 struct ElementOf<bf16> {

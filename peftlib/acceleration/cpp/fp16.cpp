@@ -1,0 +1,281 @@
+// Products of bf16 rows with matrices by AVX-512's instruction for fp16, which multiplies and adds 32 numbers where the
+// one for fp32 does 16. For Xeons whose AMX a virtual machine hides: their instruction for bf16 is at half fp32's speed.
+//
+// fp16 has more digits than bf16 and less range. So each row, and each column of the matrix, is multiplied by a power of
+// two, which loses nothing, such that no sum overflows. Few products are added up at a time, then these sums, then in
+// fp32 those: a rounding is as large as what is added to.
+
+#include <algorithm>
+
+#include "vectors.h"
+
+#ifdef __AVX512FP16__
+namespace {
+
+constexpr int64_t HALF = 32, PANEL = 2 * HALF;  // Numbers in a register, and columns whose sums are computed at a time,
+constexpr int64_t ROWS = 12;                    // of so many rows: 24 of 32 registers.
+constexpr int64_t SUMMED = 32;        // Products that are added up one by one.
+constexpr int64_t DEEP = 12 * SUMMED;  // And all in fp16. A block's, and a panel's, stay in the first cache.
+constexpr int64_t ACROSS = 6 * PANEL;
+constexpr int64_t NEAR = 1280 << 10;  // Bytes of a matrix that stay in a core's second cache, of 2 MB.
+constexpr int MOST = 60;              // For tiny rows and columns: no factor, nor two, leaves fp32's normal range.
+constexpr int64_t INNER = 8;          // Columns of the left matrix that an inner product is computed of at a time.
+constexpr int LARGEST = 7;            // Rows' numbers are below 2 to the power of it, the matrix's at most 1.
+
+// Of (depth, width), multiples of 32: panels of 64 columns, the last one maybe of 32, each (depth, columns). `factors`:
+// for the columns' sums.
+struct Matrix {
+    const uint16_t* panels;
+    const float* factors;
+    int64_t depth, width;
+};
+
+// Rows, each number twice in a word: one instruction spreads 32 bits over a register, for 16 it takes two. DEEP numbers
+// of each row, then the next ones. `factors`: for the rows' sums.
+class Block {
+    std::vector<uint32_t> words;
+
+   public:
+    float factors[ROWS] = {};
+
+    explicit Block(int64_t depth) : words((depth + DEEP - 1) / DEEP * DEEP * ROWS) {}
+
+    const uint32_t* at(int64_t deep) const { return &words[deep * ROWS]; }
+
+    void fill(const bf16* from, int64_t depth, int64_t rows) {
+        for (int64_t r = 0; r < rows; r++) {
+            const bf16* row = from + r * depth;
+            int power = power_of(row, depth);
+            factors[r] = std::ldexp(1.0f, -power);
+            Floats factor = all(std::ldexp(1.0f, power));
+            for (int64_t deep = 0; deep < depth; deep += DEEP) {
+                uint32_t* to = &words[deep * ROWS + r * DEEP];
+                for (int64_t k = 0; k < std::min(DEEP, depth - deep); k += LANES) {
+                    auto numbers = reinterpret_cast<__m512>(get(row + deep + k) * factor);
+                    __m256i narrow = _mm512_cvtps_ph(numbers, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+                    Words twice = widened(&narrow);
+                    twice |= twice << 16;
+                    std::memcpy(to + k, &twice, sizeof twice);
+                }
+            }
+        }
+    }
+
+   private:
+    // Of two, that brings a row's largest number below 2 to the power of LARGEST. A row with infinities stays as it is.
+    static int power_of(const bf16* row, int64_t depth) {
+        __m512i most{}, magnitude = _mm512_set1_epi16(0x7fff);
+        for (int64_t k = 0; k < depth; k += HALF)
+            most = _mm512_max_epu16(most, _mm512_and_si512(magnitude, _mm512_loadu_si512(row + k)));
+        __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
+        __m128i quarter = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+        // The instruction is for the least of eight.
+        int inverted = _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(quarter, _mm_set1_epi16(-1))), 0);
+        int exponent = (0xffff ^ inverted) >> 7;
+        return exponent == 255 ? 0 : std::min(LARGEST + 126 - exponent, MOST);
+    }
+};
+
+// What a block's numbers and a panel's make, (12, 32 * VECTORS): at most DEEP products, added to what is there unless
+// they are the first ones. `ahead` of the panel is what will be read next.
+template <int VECTORS>
+void add_products(int64_t depth, const uint32_t* rows, const uint16_t* panel, int64_t ahead, bool first, float* to) {
+    constexpr int64_t COLUMNS = VECTORS * HALF;
+    alignas(64) uint16_t partial[ROWS][COLUMNS];
+    for (int64_t start = 0; start < depth; start += SUMMED) {
+        __m512h sums[ROWS][VECTORS] = {};  // unrolled, so that they are registers and nothing else
+        for (int64_t k = start; k < start + SUMMED; k++) {
+            __m512h right[VECTORS];
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) {
+                right[v] = load<__m512h>(panel + k * COLUMNS + v * HALF);
+                __builtin_prefetch(panel + ahead + k * COLUMNS + v * HALF, 0, 2);
+            }
+#pragma GCC unroll 12
+            for (int r = 0; r < ROWS; r++) {
+                __m512h number = _mm512_castsi512_ph(_mm512_set1_epi32(rows[r * DEEP + k]));
+#pragma GCC unroll 2
+                for (int v = 0; v < VECTORS; v++) sums[r][v] = _mm512_fmadd_ph(number, right[v], sums[r][v]);
+            }
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) {
+                uint16_t* at = &partial[r][v * HALF];
+                if (start) sums[r][v] = _mm512_add_ph(sums[r][v], _mm512_load_ph(at));
+                _mm512_store_ph(at, sums[r][v]);
+            }
+    }
+    for (int64_t r = 0; r < ROWS; r++)
+        for (int64_t j = 0; j < COLUMNS; j += LANES) {
+            auto sum = reinterpret_cast<Floats>(_mm512_cvtph_ps(load<__m256i>(&partial[r][j])));
+            float* at = to + r * ACROSS + j;
+            if (!first) sum += get(at);
+            put(sum, at);
+        }
+}
+
+// A block times some columns of a matrix, from multiples of 64 on.
+void multiply(const Block& block, Matrix matrix, int64_t start, int64_t end, float* sums) {
+    for (int64_t deep = 0; deep < matrix.depth; deep += DEEP)
+        for (int64_t j = start; j < end; j += PANEL) {
+            int64_t columns = std::min(end - j, PANEL), depth = std::min(matrix.depth - deep, DEEP);
+            (columns == PANEL ? add_products<2> : add_products<1>)(
+                depth, block.at(deep), matrix.panels + j * matrix.depth + deep * columns, columns * matrix.depth,
+                deep == 0, sums + j - start);
+        }
+}
+
+// A row of sums times its factor and the columns'.
+Floats weighed(const float* sums, float factor, const float* factors) { return get(sums) * (factor * get(factors)); }
+
+// In how many pieces, side by side, a matrix is multiplied: each stays near, and threads share the work evenly.
+int64_t pieces_of(Matrix matrix, int64_t blocks, int threads) {
+    int64_t panels = (matrix.width + PANEL - 1) / PANEL, size = matrix.width * matrix.depth * sizeof(uint16_t);
+    int64_t pieces = (size + NEAR - 1) / NEAR;
+    auto uneven = [&](int64_t items) { return (items + threads - 1) / threads * threads * 15 > items * 16; };
+    while (pieces < panels && uneven(blocks * pieces)) pieces++;
+    return std::min(pieces, panels);
+}
+
+// out = x matrix + dropout(low beside) + bias, or that added to what is in `out`; bias and low are none where there is
+// none.
+void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropout drop, const float* bias, bool added,
+             bf16* out, int64_t rows, int threads) {
+    int64_t blocks = (rows + ROWS - 1) / ROWS, panels = (matrix.width + PANEL - 1) / PANEL;
+    int64_t pieces = pieces_of(matrix, blocks, threads);
+#pragma omp parallel num_threads(threads)
+    {
+        Block of_x(matrix.depth), of_low(low ? beside.depth : 0);
+        std::vector<float> sums(ROWS * ACROSS), more(low ? ROWS * ACROSS : 0);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < blocks * pieces; item++) {
+            int64_t piece = item / blocks, row = item % blocks * ROWS, count = std::min(rows - row, ROWS);
+            of_x.fill(x + row * matrix.depth, matrix.depth, count);
+            if (low) of_low.fill(low + row * beside.depth, beside.depth, count);
+            int64_t last = std::min(first_of(piece + 1, panels, pieces) * PANEL, matrix.width);
+            for (int64_t start = first_of(piece, panels, pieces) * PANEL; start < last; start += ACROSS) {
+                int64_t end = std::min(start + ACROSS, last);
+                multiply(of_x, matrix, start, end, sums.data());
+                if (low) multiply(of_low, beside, start, end, more.data());
+                for (int64_t r = 0; r < count; r++) {
+                    uint16_t random[ACROSS];
+                    if (low && drop.threshold) draw(drop.seed, (row + r) * matrix.width + start, end - start, random);
+                    for (int64_t j = start; j < end; j += LANES) {
+                        int64_t at = r * ACROSS + j - start, place = (row + r) * matrix.width + j;
+                        Floats sum = weighed(&sums[at], of_x.factors[r], matrix.factors + j);
+                        if (bias) sum += get(bias + j);
+                        if (low) {
+                            Floats addend = weighed(&more[at], of_low.factors[r], beside.factors + j);
+                            sum += drop.threshold ? addend * kept(random + j - start, drop) : addend;
+                        }
+                        if (added) sum += get(out + place);
+                        put(sum, out + place);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// A matrix (rows, columns) times a factor: as panels of (depth, width), multiples of 32, with zeros behind it.
+void fill_panels(const float* from, int64_t rows, int64_t columns, float factor, int64_t depth, int64_t width,
+                 uint16_t* panels, float* factors) {
+    for (int64_t j = 0; j < width; j += LANES) {
+        int64_t step = std::min(width - j / PANEL * PANEL, PANEL);
+        uint16_t* to = panels + j / PANEL * PANEL * depth + j % PANEL;
+        __mmask16 there = columns - j >= LANES ? 0xffff : columns > j ? (1 << (columns - j)) - 1 : 0;
+        __m512 most{}, scale = _mm512_set1_ps(factor), one = _mm512_set1_ps(1.0f);
+        auto row = [&](int64_t k) { return _mm512_mul_ps(_mm512_maskz_loadu_ps(there, from + k * columns + j), scale); };
+        for (int64_t k = 0; k < rows; k++) most = _mm512_max_ps(most, _mm512_abs_ps(row(k)));
+        __m512 power = _mm512_add_ps(_mm512_getexp_ps(most), one);
+        power = _mm512_min_ps(_mm512_max_ps(power, _mm512_set1_ps(-MOST)), _mm512_set1_ps(126));
+        _mm512_storeu_ps(factors + j, _mm512_scalef_ps(one, power));
+        for (int64_t k = 0; k < depth; k++, to += step) {
+            __m512 number = k < rows ? _mm512_scalef_ps(row(k), _mm512_sub_ps(_mm512_setzero_ps(), power)) : __m512{};
+            __m256i narrow = _mm512_cvtps_ph(number, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+            std::memcpy(to, &narrow, sizeof narrow);
+        }
+    }
+}
+
+// to (8, 16 * VECTORS) in steps of so many, of which there are `count` rows, = left' right, in fp32; left is (rows, 8).
+template <int VECTORS>
+void inner_band(const float* left, const bf16* right, int64_t step, int64_t rows, float* to, int64_t count) {
+    Floats sums[INNER][VECTORS] = {};
+    for (int64_t t = 0; t < rows; t++) {
+        Floats numbers[VECTORS];
+#pragma GCC unroll 3
+        for (int v = 0; v < VECTORS; v++) numbers[v] = get(right + t * step + v * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < INNER; i++)
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; v++) sums[i][v] += left[t * INNER + i] * numbers[v];
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < INNER; i++)
+#pragma GCC unroll 3
+        for (int v = 0; v < VECTORS; v++)
+            if (i < count) put(sums[i][v], to + i * step + v * LANES);
+}
+
+// out (count, of_width) = left' right, of left's first columns, of (rows, width), and (rows, of_width).
+void inner_product(const bf16* left, int64_t width, int64_t count, const bf16* right, int64_t of_width, float* out,
+                   int64_t rows, int threads) {
+    constexpr int64_t STRIP = 3 * LANES;
+    int64_t bands = (count + INNER - 1) / INNER, strips = (of_width + STRIP - 1) / STRIP;
+    std::vector<float> wide(bands * rows * INNER);
+    for (int64_t band = 0; band < bands; band++)
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t i = 0; i < std::min(INNER, count - band * INNER); i++) {
+                uint32_t bits = uint32_t(left[t * width + band * INNER + i].bits) << 16;
+                std::memcpy(&wide[(band * rows + t) * INNER + i], &bits, sizeof bits);
+            }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t strip = 0; strip < strips; strip++)
+        for (int64_t band = 0; band < bands; band++) {
+            int64_t column = strip * STRIP, vectors = std::min(of_width - column, STRIP) / LANES;
+            auto multiply = vectors == 3 ? inner_band<3> : vectors == 2 ? inner_band<2> : inner_band<1>;
+            multiply(&wide[band * rows * INNER], right + column, of_width, rows, out + band * INNER * of_width + column,
+                     count - band * INNER);
+        }
+}
+
+}  // namespace
+#endif
+
+// Whether this processor, as compiled for, multiplies fp16.
+extern "C" int fp16_is_there() {
+#ifdef __AVX512FP16__
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// panels, factors: of a matrix (depth, width), and of one beside it, (rank, width), multiples of 32. added: to what is
+// in `out`.
+extern "C" void fp16_product_bf16(const bf16* x, const uint16_t* panels, const float* factors, const bf16* low,
+                                  const uint16_t* low_panels, const float* low_factors, const float* bias, int added,
+                                  bf16* out, int64_t rows, int64_t depth, int64_t rank, int64_t width, Dropout drop,
+                                  int threads) {
+#ifdef __AVX512FP16__
+    product(x, {panels, factors, depth, width}, low, {low_panels, low_factors, rank, width}, drop, bias, added, out, rows,
+            threads);
+#endif
+}
+
+extern "C" void fp16_fill_panels_bf16(const float* from, int64_t rows, int64_t columns, float factor, int64_t depth,
+                                      int64_t width, uint16_t* panels, float* factors, int) {
+#ifdef __AVX512FP16__
+    fill_panels(from, rows, columns, factor, depth, width, panels, factors);
+#endif
+}
+
+extern "C" void fp16_inner_product_bf16(const bf16* left, int64_t width, int64_t count, const bf16* right,
+                                        int64_t of_width, float* out, int64_t rows, int threads) {
+#ifdef __AVX512FP16__
+    inner_product(left, width, count, right, of_width, out, rows, threads);
+#endif
+}
