@@ -43,43 +43,48 @@ class Block {
     const uint32_t* at(int64_t deep) const { return &words[deep * ROWS]; }
 
     void fill(const bf16* from, int64_t depth, int64_t rows) {
+        __m512i twice[2];  // Which of 32 numbers goes where: each one and its copy.
+        for (int i = 0; i < 2; i++) {
+            Words pairs = reinterpret_cast<Words>(_mm512_set1_epi32(i * LANES)) + Words{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+            twice[i] = reinterpret_cast<__m512i>(pairs | pairs << 16);
+        }
         for (int64_t r = 0; r < rows; r++) {
             const bf16* row = from + r * depth;
-            int power = power_of(row, depth);
-            factors[r] = std::ldexp(1.0f, -power);
-            Floats factor = all(std::ldexp(1.0f, power));
+            int exponent = largest(row, depth) >> 7, power = std::min(LARGEST + 126 - exponent, MOST);
+            factors[r] = exponent == 255 ? NAN : std::ldexp(1.0f, -power);
+            // From an exponent of 8 bits to one of 5, after which three more digits follow.
+            __m512i lost = _mm512_set1_epi16((112 - power) << 7), least = _mm512_set1_epi16(1 << 7);
             for (int64_t deep = 0; deep < depth; deep += DEEP) {
                 uint32_t* to = &words[deep * ROWS + r * DEEP];
-                for (int64_t k = 0; k < std::min(DEEP, depth - deep); k += LANES) {
-                    auto numbers = reinterpret_cast<__m512>(get(row + deep + k) * factor);
-                    __m256i narrow = _mm512_cvtps_ph(numbers, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-                    Words twice = widened(&narrow);
-                    twice |= twice << 16;
-                    std::memcpy(to + k, &twice, sizeof twice);
+                for (int64_t k = 0; k < std::min(DEEP, depth - deep); k += HALF) {
+                    __m512i bits = load<__m512i>(row + deep + k), sign = _mm512_set1_epi16(int16_t(0x8000));
+                    __m512i size = _mm512_subs_epu16(_mm512_andnot_si512(sign, bits), lost);
+                    size = _mm512_maskz_slli_epi16(_mm512_cmpge_epu16_mask(size, least), size, 3);
+                    __m512i number = _mm512_or_si512(size, _mm512_and_si512(bits, sign));
+                    _mm512_storeu_si512(to + k, _mm512_permutexvar_epi16(twice[0], number));
+                    _mm512_storeu_si512(to + k + LANES, _mm512_permutexvar_epi16(twice[1], number));
                 }
             }
         }
     }
 
    private:
-    // Of two, that brings a row's largest number below 2 to the power of LARGEST. A row with infinities stays as it is.
-    static int power_of(const bf16* row, int64_t depth) {
+    // A row's largest number, but for its sign, which are in the order of their bits.
+    static int largest(const bf16* row, int64_t depth) {
         __m512i most{}, magnitude = _mm512_set1_epi16(0x7fff);
         for (int64_t k = 0; k < depth; k += HALF)
-            most = _mm512_max_epu16(most, _mm512_and_si512(magnitude, _mm512_loadu_si512(row + k)));
+            most = _mm512_max_epu16(most, _mm512_and_si512(magnitude, load<__m512i>(row + k)));
         __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
         __m128i quarter = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-        // The instruction is for the least of eight.
-        int inverted = _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(quarter, _mm_set1_epi16(-1))), 0);
-        int exponent = (0xffff ^ inverted) >> 7;
-        return exponent == 255 ? 0 : std::min(LARGEST + 126 - exponent, MOST);
+        // There is an instruction for the least of eight.
+        return 0xffff ^ _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(quarter, _mm_set1_epi16(-1))), 0);
     }
 };
 
-// What a block's numbers and a panel's make, (12, 32 * VECTORS): at most DEEP products, added to what is there unless
-// they are the first ones. `ahead` of the panel is what will be read next.
-template <int VECTORS>
-void add_products(int64_t depth, const uint32_t* rows, const uint16_t* panel, int64_t ahead, bool first, float* to) {
+// What a block's numbers and a panel's make, (12, 32 * VECTORS), of at most DEEP products: `take` gets it, sixteen numbers
+// at a time with their row and column. `ahead` of the panel is what will be read next.
+template <int VECTORS, class Take>
+void add_products(int64_t depth, const uint32_t* rows, int64_t count, const uint16_t* panel, int64_t ahead, Take take) {
     constexpr int64_t COLUMNS = VECTORS * HALF;
     alignas(64) uint16_t partial[ROWS][COLUMNS];
     for (int64_t start = 0; start < depth; start += SUMMED) {
@@ -107,28 +112,31 @@ void add_products(int64_t depth, const uint32_t* rows, const uint16_t* panel, in
                 _mm512_store_ph(at, sums[r][v]);
             }
     }
-    for (int64_t r = 0; r < ROWS; r++)
-        for (int64_t j = 0; j < COLUMNS; j += LANES) {
-            auto sum = reinterpret_cast<Floats>(_mm512_cvtph_ps(load<__m256i>(&partial[r][j])));
-            float* at = to + r * ACROSS + j;
-            if (!first) sum += get(at);
-            put(sum, at);
-        }
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t j = 0; j < COLUMNS; j += LANES)
+            take(r, j, reinterpret_cast<Floats>(_mm512_cvtph_ps(load<__m256i>(&partial[r][j]))));
 }
 
-// A block times some columns of a matrix, from multiples of 64 on.
-void multiply(const Block& block, Matrix matrix, int64_t start, int64_t end, float* sums) {
+// A block times some columns of a matrix, from multiples of 64 on: `take` gets it. `sums` is room for what is not complete.
+template <class Take>
+void multiply(const Block& block, int64_t count, Matrix matrix, int64_t start, int64_t end, float* sums, Take take) {
     for (int64_t deep = 0; deep < matrix.depth; deep += DEEP)
-        for (int64_t j = start; j < end; j += PANEL) {
-            int64_t columns = std::min(end - j, PANEL), depth = std::min(matrix.depth - deep, DEEP);
-            (columns == PANEL ? add_products<2> : add_products<1>)(
-                depth, block.at(deep), matrix.panels + j * matrix.depth + deep * columns, columns * matrix.depth,
-                deep == 0, sums + j - start);
+        for (int64_t column = start; column < end; column += PANEL) {
+            int64_t columns = std::min(end - column, PANEL), depth = std::min(matrix.depth - deep, DEEP);
+            const uint16_t* panel = matrix.panels + column * matrix.depth + deep * columns;
+            bool last = deep + DEEP >= matrix.depth;
+            float* more = sums + column - start;
+            auto added = [=](int64_t r, int64_t j, Floats sum) {
+                float* at = more + r * ACROSS + j;
+                if (deep) sum += get(at);
+                last ? take(r, column + j, sum) : put(sum, at);
+            };
+            if (columns == PANEL)
+                add_products<2>(depth, block.at(deep), count, panel, columns * matrix.depth, added);
+            else
+                add_products<1>(depth, block.at(deep), count, panel, columns * matrix.depth, added);
         }
 }
-
-// A row of sums times its factor and the columns'.
-Floats weighed(const float* sums, float factor, const float* factors) { return get(sums) * (factor * get(factors)); }
 
 // In how many pieces, side by side, a matrix is multiplied: each stays near, and threads share the work evenly.
 int64_t pieces_of(Matrix matrix, int64_t blocks, int threads) {
@@ -148,7 +156,7 @@ void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropo
 #pragma omp parallel num_threads(threads)
     {
         Block of_x(matrix.depth), of_low(low ? beside.depth : 0);
-        std::vector<float> sums(ROWS * ACROSS), more(low ? ROWS * ACROSS : 0);
+        std::vector<float> sums(ROWS * ACROSS), addends(low ? ROWS * ACROSS : 0);
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < blocks * pieces; item++) {
             int64_t piece = item / blocks, row = item % blocks * ROWS, count = std::min(rows - row, ROWS);
@@ -157,23 +165,28 @@ void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropo
             int64_t last = std::min(first_of(piece + 1, panels, pieces) * PANEL, matrix.width);
             for (int64_t start = first_of(piece, panels, pieces) * PANEL; start < last; start += ACROSS) {
                 int64_t end = std::min(start + ACROSS, last);
-                multiply(of_x, matrix, start, end, sums.data());
-                if (low) multiply(of_low, beside, start, end, more.data());
-                for (int64_t r = 0; r < count; r++) {
-                    uint16_t random[ACROSS];
-                    if (low && drop.threshold) draw(drop.seed, (row + r) * matrix.width + start, end - start, random);
-                    for (int64_t j = start; j < end; j += LANES) {
-                        int64_t at = r * ACROSS + j - start, place = (row + r) * matrix.width + j;
-                        Floats sum = weighed(&sums[at], of_x.factors[r], matrix.factors + j);
-                        if (bias) sum += get(bias + j);
-                        if (low) {
-                            Floats addend = weighed(&more[at], of_low.factors[r], beside.factors + j);
-                            sum += drop.threshold ? addend * kept(random + j - start, drop) : addend;
+                float* more = addends.data() - start;
+                if (low) {
+                    multiply(of_low, count, beside, start, end, sums.data(), [&](int64_t r, int64_t j, Floats sum) {
+                        put(sum * (of_low.factors[r] * get(beside.factors + j)), more + r * ACROSS + j);
+                    });
+                    for (int64_t r = 0; r < count && drop.threshold; r++) {
+                        uint16_t random[ACROSS];
+                        draw(drop.seed, (row + r) * matrix.width + start, end - start, random);
+                        for (int64_t j = start; j < end; j += LANES) {
+                            float* at = more + r * ACROSS + j;
+                            put(get(at) * kept(random + j - start, drop), at);
                         }
-                        if (added) sum += get(out + place);
-                        put(sum, out + place);
                     }
                 }
+                multiply(of_x, count, matrix, start, end, sums.data(), [&](int64_t r, int64_t j, Floats sum) {
+                    bf16* to = out + (row + r) * matrix.width + j;
+                    sum *= of_x.factors[r] * get(matrix.factors + j);
+                    if (bias) sum += get(bias + j);
+                    if (low) sum += get(more + r * ACROSS + j);
+                    if (added) sum += get(to);
+                    put(sum, to);
+                });
             }
         }
     }
