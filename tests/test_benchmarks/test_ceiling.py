@@ -12,6 +12,7 @@ from transformers import BertForSequenceClassification
 
 from benchmarks import ceiling
 from benchmarks.ceiling import matmul_ceiling, operations
+from peftlib.acceleration.frozen_matrices import PackedMatrix
 from peftlib.strategies import STRATEGIES
 from tests.test_benchmarks.conftest import small_config
 
@@ -41,3 +42,22 @@ def test_the_ceiling_is_the_rate_of_the_fastest_product(monkeypatch):
     monkeypatch.setattr(ceiling.time, "perf_counter", itertools.count().__next__)
     rate = matmul_ceiling(torch.device("cpu"), "no", seconds=0.1)
     assert rate == max(2 * rows * inner * columns for rows, inner, columns in ceiling._SHAPES["cpu"])
+
+
+def test_a_product_of_our_own_counts_if_it_is_the_faster_one(monkeypatch):
+    clock = [0.0]
+
+    class Quick(PackedMatrix):
+        def __init__(self, plain):
+            self.plain = plain
+
+        def times(self, x, bias=None):
+            clock[0] += 0.01
+            return x
+
+    monkeypatch.setattr(ceiling.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda layer, x: clock.__setitem__(0, clock[0] + 0.02))
+    most = max(2 * rows * inner * columns for rows, inner, columns in ceiling._SHAPES["cpu"])
+    assert matmul_ceiling(torch.device("cpu"), "no") == pytest.approx(most / 0.02)
+    monkeypatch.setattr(ceiling, "frozen_matrix", lambda dtype, layer: Quick(layer.weight))
+    assert matmul_ceiling(torch.device("cpu"), "bf16") == pytest.approx(most / 0.01)
