@@ -64,7 +64,7 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
-        "faster_bf16": choose_precision("auto", device, frozen=True).name == "bf16",
+        "faster_bf16": choose_precision("auto", device).name == "bf16",
         **environment(device),
     }
 

@@ -80,7 +80,7 @@ def prepared(job: Job, epochs: int, eval_steps: int | None) -> Iterator[tuple[Tr
         folder = Path(name) / "run"
         accelerator, precision = build_accelerator(
             how.mixed_precision, how.gradient_accumulation_steps, [], folder, how.num_cpu_threads,
-            frozen=args.multiplies_frozen,
+            accelerated=how.accelerates,
         )  # fmt: skip
         reporter = TellingReporter(accelerator, folder, args.flat(), [])
         set_seed(how.seed)

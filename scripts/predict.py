@@ -48,7 +48,8 @@ def main() -> None:
 
     # ── Accelerator ──────────────────────────────────────────────────────────────────────────────────────────
     asked = args.mixed_precision or run.record["precision"]["name"]
-    accelerator, precision = build_accelerator(asked, 1, [], folder, args.num_cpu_threads, frozen=run.multiplies_frozen)
+    accelerated = run.acceleration["enabled"]
+    accelerator, precision = build_accelerator(asked, 1, [], folder, args.num_cpu_threads, accelerated=accelerated)
 
     # ── Model ────────────────────────────────────────────────────────────────────────────────────────────────
     with everywhere(in_turn=True):  # a node's first process tokenises, the others read the cache

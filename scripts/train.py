@@ -57,7 +57,7 @@ def main() -> None:
     # ── Accelerator, seed ────────────────────────────────────────────────────────────────────────────────────
     accelerator, precision = build_accelerator(
         train_args.mixed_precision, train_args.gradient_accumulation_steps, trackers, folder,
-        train_args.num_cpu_threads, frozen=args.multiplies_frozen,
+        train_args.num_cpu_threads, accelerated=train_args.accelerates,
     )  # fmt: skip
     reporter = Reporter(accelerator, folder, args.flat(), trackers)
     reporter.notes(args.ignored)

@@ -16,9 +16,9 @@ from torch import nn
 from peftlib.acceleration.attention import always_mask, finish_first_token_only, use_eager_attention
 from peftlib.acceleration.bert import unwrapped
 from peftlib.acceleration.dropout import use_cheap_dropout
-from peftlib.acceleration.frozen_linear import pack_frozen_linears
 from peftlib.acceleration.gpus import has_tensor_cores, is_hopper, leave_out_workspace
 from peftlib.acceleration.packed_encoder import pack_encoder
+from peftlib.acceleration.packed_linear import pack_linears
 from peftlib.errors import UserError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,7 +77,6 @@ def accelerate_model(
             keep_frozen_linears_in(model, _DTYPES[precision])
             if device.type == "cpu":
                 leave_the_file(model)
-                pack_frozen_linears(model)
             if has_tensor_cores(device) and not recompute:
                 from peftlib.acceleration.row_encoder import take_rows  # imports Triton
 
@@ -96,6 +95,8 @@ def accelerate_model(
             from peftlib.acceleration.low_rank import use_one_function_per_layer  # imports PEFT
 
             use_one_function_per_layer(model)
+        if precision == "bf16":
+            pack_linears(model)
         keep_freed_memory()
     else:
         finish_first_token_only(model)

@@ -53,14 +53,14 @@ class Panels(NamedTuple):
 
 
 def pack(matrix: torch.Tensor, factor: float = 1.0) -> Panels:
-    """Pack a matrix (depth, width) of any precision times a factor, rounded to fp16 and padded with zeros.
+    """Pack a matrix (depth, width) in fp32 or bf16 times a factor, rounded to fp16 and padded with zeros.
 
     A number has fp16's 11 digits, fewer if it is less than 2**-14 of its column's largest one.
     """
-    exact = matrix.float().contiguous()
+    given = matrix.contiguous()
     depth, width = (-(-length // LENGTH) * LENGTH for length in matrix.shape)
     panels = Panels(torch.empty(depth * width, dtype=torch.float16), torch.empty(width))
-    call("fp16_fill_panels", torch.bfloat16, exact, *exact.shape, factor, depth, width, *panels)
+    call("fp16_fill_panels", given.dtype, given, *given.shape, factor, depth, width, *panels)
     return panels
 
 
@@ -80,6 +80,13 @@ def product(
         onto is not None, out, len(x), matrix.depth, 0 if low_matrix is None else low_matrix.depth, matrix.width, drop,
     )  # fmt: skip
     return out
+
+
+def outer_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return left' right, (T, width) and (T, other) to bf16 (width, other); `other` is a multiple of 32."""
+    turned = left.new_zeros(left.size(1), -(-len(left) // LENGTH) * LENGTH)
+    turned[:, : len(left)] = left.t()
+    return product(turned, pack(right))
 
 
 def inner_product(left: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor:

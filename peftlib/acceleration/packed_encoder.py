@@ -26,10 +26,10 @@ from peftlib.acceleration.bert import (
 )
 from peftlib.acceleration.cpu_layer import FrozenLayer
 from peftlib.acceleration.first_tokens import attend_first
-from peftlib.acceleration.frozen_linear import FrozenProduct, is_frozen_linear
 from peftlib.acceleration.frozen_matrices import frozen_matrix
 from peftlib.acceleration.layer_parts import Parts, parts_for
 from peftlib.acceleration.normalisation import use_kernels
+from peftlib.acceleration.packed_linear import FrozenProduct, is_frozen_linear
 from peftlib.acceleration.packing import Packing
 
 #: Encoder kwargs that BERT's layers ignore: positions are in the embeddings, and there is no decoding.

@@ -24,7 +24,7 @@ from peftlib.acceleration.bert import (
     linears,
     unwrapped,
 )  # fmt: skip
-from peftlib.acceleration.frozen_linear import is_frozen_linear
+from peftlib.acceleration.packed_linear import is_frozen_linear
 
 if find_spec("triton") is not None:  # installed with GPU builds of torch only
     from peftlib.acceleration.encoder_layer import Embeddings, LastLayer, Matrices, Vectors, WholeLayer, draw_seeds

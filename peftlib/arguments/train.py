@@ -76,12 +76,6 @@ class TrainArguments:
         return self.strategy.default_dropout if asked is None else asked
 
     @property
-    def multiplies_frozen(self) -> bool:
-        """Whether layers multiply with frozen weights in the precision of the forward pass, which may be packed."""
-        training = self.training
-        return self.strategy.multiplies_frozen and training.accelerates and training.frozen_dtype == "auto"
-
-    @property
     def records_graphs(self) -> bool:
         """Whether CUDA graphs may be recorded: they are part of the acceleration, and repeat what the host decides."""
         training = self.training

@@ -212,12 +212,6 @@ class Finished:
         }
 
     @property
-    def multiplies_frozen(self) -> bool:
-        """Whether its layers multiplied with frozen weights in the precision of the forward pass."""
-        how = self.acceleration
-        return self.strategy.multiplies_frozen and how["enabled"] and how["frozen_dtype"] == "auto"
-
-    @property
     def eval_batch_size(self) -> int:
         """Examples per batch and process in its evaluations: where memory was short, fewer than were asked for."""
         return int(self.record.get("eval_batch_size", self.arguments["per_device_eval_batch_size"]))

@@ -67,11 +67,6 @@ class Strategy(ABC):
         return False
 
     @property
-    def multiplies_frozen(self) -> bool:
-        """Whether Linear layers stay frozen and bare, or get plain LoRA: then their weights can be packed."""
-        return False
-
-    @property
     def draws_on_host(self) -> bool:
         """Whether training steps depend on random numbers of the host, which a CUDA graph would repeat for ever."""
         return False

@@ -83,10 +83,6 @@ class BitFit(Strategy):
                 "--bias_terms is empty; leave it out for all biases, or give groups such as query,intermediate"
             )
 
-    @property
-    def multiplies_frozen(self) -> bool:
-        return True
-
     def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.adapter import smallest_linear
         from peftlib.strategies.parameters import train_only

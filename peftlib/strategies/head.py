@@ -25,10 +25,6 @@ class HeadOnly(Strategy):
     def named(cls, flags: Mapping[str, Any]) -> str:
         return "Head"
 
-    @property
-    def multiplies_frozen(self) -> bool:
-        return True
-
     def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.adapter import smallest_linear
         from peftlib.strategies.parameters import train_only

@@ -32,10 +32,6 @@ class LNTuning(Strategy):
     def named(cls, flags: Mapping[str, Any]) -> str:
         return "LN tuning"
 
-    @property
-    def multiplies_frozen(self) -> bool:
-        return True
-
     def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from peftlib.strategies.parameters import train_only
 

@@ -61,10 +61,6 @@ class LoRA(Strategy):
         """True for DoRA, which divides by the norm of the whole weight, frozen part included (its equation 5)."""
         return self.use_dora
 
-    @property
-    def multiplies_frozen(self) -> bool:
-        return not self.use_dora
-
     def _apply(self, model: PreTrainedModel, head: frozenset[str]) -> Trained:
         from functools import partial
 

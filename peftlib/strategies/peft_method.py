@@ -125,10 +125,6 @@ class PeftMethod(Strategy):
         return self.peft_type in _READ_WEIGHTS or self._options().get("init_weights") == "bat"  # a variant of MiSS
 
     @property
-    def multiplies_frozen(self) -> bool:
-        return self.peft_type in PROMPT_TYPES
-
-    @property
     def draws_on_host(self) -> bool:
         options = self._options()
         return any(options.get(name) for name in _DROPOUTS_OF_THE_HOST.get(self.peft_type, ()))

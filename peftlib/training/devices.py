@@ -17,7 +17,7 @@ from peftlib.training.precision import Precision, choose_precision
 
 def build_accelerator(
     mixed_precision: str, accumulation_steps: int, trackers: list[str], folder: Path, cpu_threads: int, *,
-    frozen: bool = False,
+    accelerated: bool = True,
 ) -> tuple[Accelerator, Precision]:  # fmt: skip
     """Set up the device and, under a launcher, the process group.
 
@@ -27,14 +27,14 @@ def build_accelerator(
         trackers: accelerate's names for them.
         folder: for trackers that write files.
         cpu_threads: per process; 0 divides the cores among processes, see `_fair_share`.
-        frozen: whether most products are with frozen weights, see `choose_precision`.
+        accelerated: whether the model will be, by `accelerate_model`.
 
     Raises:
         UserError: the device does not support this precision.
     """
     state = join()
     with everywhere():  # nodes may have different devices
-        precision = choose_precision(mixed_precision, state.device, frozen=frozen)
+        precision = choose_precision(mixed_precision, state.device, accelerated=accelerated)
     if state.device.type == "cpu":
         keep_order_of_sums()
         torch.set_num_threads(cpu_threads or _fair_share(state))

@@ -20,13 +20,13 @@ class Precision(NamedTuple):
     reason: str
 
 
-def choose_precision(requested: str, device: torch.device | None = None, *, frozen: bool = False) -> Precision:
+def choose_precision(requested: str, device: torch.device | None = None, *, accelerated: bool = True) -> Precision:
     """Resolve "auto" to the best precision of this device, and refuse one that would be ignored.
 
     Args:
         requested: "auto", "no", "fp16" or "bf16".
         device: the model's; None asks accelerate.
-        frozen: whether most products are with frozen weights, as `accelerate_model` packs them.
+        accelerated: whether the model will be, by `accelerate_model`.
 
     Raises:
         UserError: fp16 on a CPU, where accelerate would silently compute in fp32.
@@ -48,8 +48,8 @@ def choose_precision(requested: str, device: torch.device | None = None, *, froz
         return Precision("fp16", "auto: this GPU has no native bf16")
     if device.type == "cpu" and _cpu_has_bf16():
         if has_slow_bf16():
-            if frozen and fp16_calls.pay():
-                return Precision("bf16", "auto: this CPU multiplies frozen bf16 matrices fastest, by fp16 instructions")
+            if accelerated and fp16_calls.pay():
+                return Precision("bf16", "auto: this CPU multiplies bf16 matrices fastest, by fp16 instructions")
             return Precision("no", "auto: this CPU multiplies fp32 matrices faster than bf16 ones")
         return Precision("bf16", "auto: this CPU has bf16 instructions")
     return Precision("no", f"auto: no native bf16 on this {device.type}")

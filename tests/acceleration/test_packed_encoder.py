@@ -17,10 +17,10 @@ from peftlib.acceleration import accelerate_model, cpu_calls, packed_encoder, to
 from peftlib.acceleration.cpu_layer import FrozenLayer
 from peftlib.acceleration.dropout import use_cheap_dropout
 from peftlib.acceleration.first_tokens import attend_first
-from peftlib.acceleration.frozen_linear import FrozenProduct
 from peftlib.acceleration.frozen_matrices import FrozenMatrix
 from peftlib.acceleration.layer_parts import KernelParts, TorchParts, parts_for
 from peftlib.acceleration.packed_encoder import pack_encoder
+from peftlib.acceleration.packed_linear import FrozenProduct
 from peftlib.acceleration.packing import Packing, packed_rows
 from peftlib.acceleration.torch_layer import Attend, DropoutAddNorm
 from peftlib.training.precision import _cpu_has_bf16

@@ -154,22 +154,6 @@ def test_cuda_graphs_are_part_of_the_acceleration_and_repeat_what_the_host_decid
     assert parse(*words).records_graphs == expected
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ([], True),
-        (["--method=lora"], True),
-        (["--method=lora", "--use_dora"], False),
-        (["--method=full"], False),
-        (["--method=ia3"], False),
-        (["--frozen_dtype=fp32"], False),
-        (["--acceleration=off"], False),
-    ],
-)
-def test_whether_products_are_with_frozen_weights(words, expected):
-    assert parse(*words).multiplies_frozen == expected
-
-
 def test_gradient_checkpointing_is_refused_where_layers_read_more_than_their_input():
     words = ["--gradient_checkpointing", "--method", "peft", "--peft_type"]
     with pytest.raises(UserError, match=r"^--gradient_checkpointing: loses the keys and values of PEFT prefix_tuning;"):

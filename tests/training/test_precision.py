@@ -54,21 +54,22 @@ def test_auto_takes_bf16_on_a_cpu_that_has_instructions_for_it(
         ("AMD EPYC", True, False, "bf16"),
     ],
 )
-def test_auto_takes_fp32_on_xeons_whose_amx_is_hidden(
+def test_without_kernels_auto_takes_fp32_on_xeons_whose_amx_is_hidden(
     monkeypatch: pytest.MonkeyPatch, name: str, fp16: bool, amx: bool, expected: str
 ) -> None:
     cpu_with(monkeypatch, cpu_name=name, avx512_bf16=True, avx512_fp16=fp16, amx_bf16=amx)
+    monkeypatch.setattr(precision.fp16_calls, "are_there", lambda: False)
     assert choose_precision("auto", CPU).name == expected
 
 
-@pytest.mark.parametrize(("frozen", "pays"), [(True, True), (True, False), (False, True)])
-def test_xeons_whose_amx_is_hidden_multiply_frozen_weights_by_fp16_instructions(
-    monkeypatch: pytest.MonkeyPatch, frozen: bool, pays: bool
+@pytest.mark.parametrize(("accelerated", "pays"), [(True, True), (True, False), (False, True)])
+def test_xeons_whose_amx_is_hidden_multiply_by_fp16_instructions(
+    monkeypatch: pytest.MonkeyPatch, accelerated: bool, pays: bool
 ) -> None:
     cpu_with(monkeypatch, cpu_name="Intel Xeon", avx512_bf16=True, avx512_fp16=True, amx_bf16=False)
     monkeypatch.setattr(precision.fp16_calls, "are_there", lambda: pays)  # they are not without g++
-    name, reason = choose_precision("auto", CPU, frozen=frozen)
-    assert (name, "fp16 instructions" in reason) == (("bf16", True) if frozen and pays else ("no", False))
+    name, reason = choose_precision("auto", CPU, accelerated=accelerated)
+    assert (name, "fp16 instructions" in reason) == (("bf16", True) if accelerated and pays else ("no", False))
 
 
 @pytest.mark.parametrize(("mkldnn", "avx512_bf16"), [(True, False), (False, True), (False, False)])

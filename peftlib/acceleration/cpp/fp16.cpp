@@ -9,6 +9,18 @@
 
 #include "vectors.h"
 
+namespace {
+
+// Of (depth, width), multiples of 32: panels of 64 columns, the last one maybe of 32, each (depth, columns). `factors`:
+// for the columns' sums.
+struct Matrix {
+    const uint16_t* panels;
+    const float* factors;
+    int64_t depth, width;
+};
+
+}  // namespace
+
 #ifdef __AVX512FP16__
 namespace {
 
@@ -21,14 +33,6 @@ constexpr int64_t NEAR = 1280 << 10;  // Bytes of a matrix that stay in a core's
 constexpr int MOST = 60;              // For tiny rows and columns: no factor, nor two, leaves fp32's normal range.
 constexpr int64_t INNER = 8;          // Columns of the left matrix that an inner product is computed of at a time.
 constexpr int LARGEST = 7;            // Rows' numbers are below 2 to the power of it, the matrix's at most 1.
-
-// Of (depth, width), multiples of 32: panels of 64 columns, the last one maybe of 32, each (depth, columns). `factors`:
-// for the columns' sums.
-struct Matrix {
-    const uint16_t* panels;
-    const float* factors;
-    int64_t depth, width;
-};
 
 // Rows, each number twice in a word: one instruction spreads 32 bits over a register, for 16 it takes two. DEEP numbers
 // of each row, then the next ones. `factors`: for the rows' sums.
@@ -192,15 +196,23 @@ void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropo
     }
 }
 
+inline __m512 some(const float* from, __mmask16 there) { return _mm512_maskz_loadu_ps(there, from); }
+inline __m512 some(const bf16* from, __mmask16 there) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
 // A matrix (rows, columns) times a factor: as panels of (depth, width), multiples of 32, with zeros behind it.
-void fill_panels(const float* from, int64_t rows, int64_t columns, float factor, int64_t depth, int64_t width,
-                 uint16_t* panels, float* factors) {
+template <class T>
+void fill_panels(const T* from, int64_t rows, int64_t columns, float factor, int64_t depth, int64_t width,
+                 uint16_t* panels, float* factors, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t j = 0; j < width; j += LANES) {
         int64_t step = std::min(width - j / PANEL * PANEL, PANEL);
         uint16_t* to = panels + j / PANEL * PANEL * depth + j % PANEL;
         __mmask16 there = columns - j >= LANES ? 0xffff : columns > j ? (1 << (columns - j)) - 1 : 0;
         __m512 most{}, scale = _mm512_set1_ps(factor), one = _mm512_set1_ps(1.0f);
-        auto row = [&](int64_t k) { return _mm512_mul_ps(_mm512_maskz_loadu_ps(there, from + k * columns + j), scale); };
+        auto row = [&](int64_t k) { return _mm512_mul_ps(some(from + k * columns + j, there), scale); };
         for (int64_t k = 0; k < rows; k++) most = _mm512_max_ps(most, _mm512_abs_ps(row(k)));
         __m512 power = _mm512_add_ps(_mm512_getexp_ps(most), one);
         power = _mm512_min_ps(_mm512_max_ps(power, _mm512_set1_ps(-MOST)), _mm512_set1_ps(126));
@@ -255,17 +267,21 @@ void inner_product(const bf16* left, int64_t width, int64_t count, const bf16* r
         }
 }
 
+constexpr bool FP16 = true;
+
+}  // namespace
+#else
+namespace {
+constexpr bool FP16 = false;
+void product(const bf16*, Matrix, const bf16*, Matrix, Dropout, const float*, bool, bf16*, int64_t, int) {}
+template <class T>
+void fill_panels(const T*, int64_t, int64_t, float, int64_t, int64_t, uint16_t*, float*, int) {}
+void inner_product(const bf16*, int64_t, int64_t, const bf16*, int64_t, float*, int64_t, int) {}
 }  // namespace
 #endif
 
 // Whether this processor, as compiled for, multiplies fp16.
-extern "C" int fp16_is_there() {
-#ifdef __AVX512FP16__
-    return 1;
-#else
-    return 0;
-#endif
-}
+extern "C" int fp16_is_there() { return FP16; }
 
 // panels, factors: of a matrix (depth, width), and of one beside it, (rank, width), multiples of 32. added: to what is
 // in `out`.
@@ -273,22 +289,21 @@ extern "C" void fp16_product_bf16(const bf16* x, const uint16_t* panels, const f
                                   const uint16_t* low_panels, const float* low_factors, const float* bias, int added,
                                   bf16* out, int64_t rows, int64_t depth, int64_t rank, int64_t width, Dropout drop,
                                   int threads) {
-#ifdef __AVX512FP16__
     product(x, {panels, factors, depth, width}, low, {low_panels, low_factors, rank, width}, drop, bias, added, out, rows,
             threads);
-#endif
-}
-
-extern "C" void fp16_fill_panels_bf16(const float* from, int64_t rows, int64_t columns, float factor, int64_t depth,
-                                      int64_t width, uint16_t* panels, float* factors, int) {
-#ifdef __AVX512FP16__
-    fill_panels(from, rows, columns, factor, depth, width, panels, factors);
-#endif
 }
 
 extern "C" void fp16_inner_product_bf16(const bf16* left, int64_t width, int64_t count, const bf16* right,
                                         int64_t of_width, float* out, int64_t rows, int threads) {
-#ifdef __AVX512FP16__
     inner_product(left, width, count, right, of_width, out, rows, threads);
-#endif
 }
+
+// C's names for both types.
+#define EXPORT(T, NAME)                                                                                                \
+    extern "C" void fp16_fill_panels_##NAME(const T* from, int64_t rows, int64_t columns, float factor, int64_t depth, \
+                                            int64_t width, uint16_t* panels, float* factors, int threads) {            \
+        fill_panels(from, rows, columns, factor, depth, width, panels, factors, threads);                              \
+    }
+
+EXPORT(float, fp32)
+EXPORT(bf16, bf16)

@@ -1,27 +1,25 @@
-"""Frozen Linear layers multiply with packed matrices wherever they are; trained, wrapped and odd ones as before."""
+"""Linear layers multiply with packed matrices wherever they are."""
 
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from peftlib.acceleration import accelerate_model, frozen_matrices
-from peftlib.acceleration.frozen_linear import FrozenProduct, pack_frozen_linears
+from peftlib.acceleration import accelerate_model, fp16_calls, frozen_matrices
 from peftlib.acceleration.frozen_matrices import FrozenMatrix, PackedMatrix
-from peftlib.acceleration.low_rank import _QuickLinear
+from peftlib.acceleration.packed_linear import FrozenProduct, _PackedLinear, _WrappedLinear, pack_linears
 from peftlib.modeling import find_model, load_classifier
 from peftlib.strategies import STRATEGIES
 
 CPU = torch.device("cpu")
-METHODS = {
-    "bitfit": {}, "full": {}, "head": {}, "lora": {}, "dora": {"use_dora": True}, "ia3": {}, "adalora": {},
-    "ln_tuning": {}, "peft": {"peft_type": "prompt_tuning", "peft_kwargs": '{"num_virtual_tokens": 2}'},
-    "loha": {"peft_type": "loha"},
-}  # fmt: skip
+needs_fp16 = pytest.mark.skipif(not fp16_calls.are_there(), reason="this processor has no AVX512-FP16, or no g++")
 
 
 def _product(x, matrix, bias=None, *, beside=None, onto=None):
@@ -56,6 +54,13 @@ def products(monkeypatch):
     return used
 
 
+@contextmanager
+def fp16_is_fastest():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fp16_calls, "pay", lambda: True)
+        yield
+
+
 def linear(bias=True):
     torch.manual_seed(0)
     module = nn.Linear(32, 64, bias=bias)
@@ -70,7 +75,7 @@ def linear(bias=True):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outputs_and_gradients_are_the_plain_layer_s(products, bias, shape, dtype):
     plain, packed = linear(bias), linear(bias)
-    pack_frozen_linears(nn.Sequential(packed))
+    pack_linears(nn.Sequential(packed))
     x, gradient = torch.randn(shape).to(dtype), torch.randn(*shape[:-1], 64).bfloat16()
     found = []
     for module in (plain, packed):
@@ -88,7 +93,7 @@ def test_outputs_and_gradients_are_the_plain_layer_s(products, bias, shape, dtyp
 @pytest.mark.usefixtures("_packed")
 def test_other_calls_are_torch_s(products):
     module = linear()
-    pack_frozen_linears(nn.Sequential(module))
+    pack_linears(nn.Sequential(module))
     module.float()(torch.randn(3, 32))  # without autocast, in fp32
     module.weight.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -118,24 +123,45 @@ def test_a_model_that_is_not_bert_computes_the_same(tiny_folder, products, archi
         assert (left.float() - right.float()).norm() <= 0.05 * right.float().norm() + 1e-3
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_says_whether_its_products_are_packed(tiny_folder, name):
-    """So that `--mixed_precision auto` may rely on it."""
-    kind = {"dora": "lora", "loha": "peft"}.get(name, name)
-    strategy = STRATEGIES[kind](**METHODS[name])
-    base, head, _ = load_classifier(
-        find_model(str(tiny_folder("distilbert"))), ("a", "b"), virtual_tokens=strategy.virtual_tokens
-    )
-    model = strategy.apply(base, head)
-    accelerate_model(model, CPU, "bf16", reads_frozen=strategy.reads_frozen_weights)
-    layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-    quick = {f"{path}.base_layer" for path, module in model.named_modules() if isinstance(module, _QuickLinear)}
-    frozen = {path for path in layers if ".layer." in path and ".lora_" not in path}
-    packed = {path for path in frozen if type(layers[path]) is not nn.Linear or path in quick}
-    assert len(frozen) >= 6
-    assert all(layers[path].weight.dtype == torch.bfloat16 for path in packed - quick)
-    kept = {path for path in packed if layers[path].weight.dtype == torch.bfloat16}
-    assert (kept == frozen) == strategy.multiplies_frozen
+@pytest.mark.parametrize("method", ["bitfit", "lora", "ia3", "full"])
+def test_what_peft_has_wrapped_is_not_packed_once_and_for_all(tiny_folder, method):
+    """PEFT merges into `weight.data`, which does not show."""
+    base, head, _ = load_classifier(find_model(str(tiny_folder("distilbert"))), ("a", "b"))
+    model = STRATEGIES[method]().apply(base, head)
+    accelerate_model(model, CPU, "bf16")
+    wrapped = {id(module.base_layer) for module in model.modules() if hasattr(module, "base_layer")}
+    kinds = {type(module) for module in model.modules() if isinstance(module, nn.Linear) and id(module) in wrapped}
+    assert kinds == ({_WrappedLinear} if method in ("lora", "ia3") else set())
+    assert any(type(module) is _PackedLinear for module in model.modules())
+
+
+@needs_fp16
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@settings(max_examples=40)
+@given(rows=st.integers(1, 130), width=st.sampled_from([32, 96, 416]), out=st.sampled_from([32, 160]))
+def test_trained_weights_are_packed_for_every_product(trained, bias, rows, width, out):
+    """Against torch's in double precision; what is changed in place counts at once."""
+    torch.manual_seed(0)
+    module = nn.Linear(width, out, bias=bias)
+    module.weight.requires_grad_(trained)
+    exact = copy.deepcopy(module).double()
+    module.__class__ = _WrappedLinear
+    x, gradient = torch.randn(rows, width).bfloat16(), torch.randn(rows, out).bfloat16()
+    for _ in range(2):
+        found = []
+        for layer, given_x in ((exact, x.double()), (module, x.clone())):
+            layer.zero_grad()
+            given_x.requires_grad_()
+            with fp16_is_fastest(), torch.autocast("cpu", torch.bfloat16, enabled=layer is module):
+                output = layer(given_x)
+            output.backward(gradient.to(output.dtype))
+            found.append([output, given_x.grad, *(one.grad for one in layer.parameters() if one.requires_grad)])
+            layer.weight.data.mul_(-2)
+        assert output.grad_fn.next_functions[0][0].name() == "_Fp16ProductBackward"
+        for right, left in zip(*found, strict=True):
+            assert (left.double() - right).norm() <= 2**-7 * right.norm()
+    assert all(one.grad.dtype == torch.float32 for one in module.parameters() if one.requires_grad)
 
 
 def test_fp32_stays_torch_s(tiny_folder):
