@@ -120,7 +120,7 @@ def frozen_matrix(dtype: torch.dtype, *modules: nn.Linear) -> FrozenMatrix:
         return FrozenMatrix((weights[0] if len(modules) == 1 else joined(*modules)).to(dtype))
     known = _known.get(modules[0])
     if known is None or not known.is_of(weights):
-        matrix = kind(joined(*modules) if len(modules) > 1 else weights[0].data)
+        matrix = kind((joined(*modules) if len(modules) > 1 else weights[0].data).to(dtype))
         sources = tuple(weight.data for weight in weights)
         known = _known[modules[0]] = _CacheEntry(matrix, tuple(weight._version for weight in weights), sources)
     return known.matrix
@@ -133,14 +133,14 @@ def forget(module: nn.Linear) -> None:
 
 def _kind(weights: tuple[torch.Tensor, ...], dtype: torch.dtype) -> type[FrozenMatrix]:
     """Return the fastest class for these weights on this machine."""
-    kept = {(weight.dtype, weight.device.type) for weight in weights}
     kind: type[FrozenMatrix] = FrozenMatrix
-    if dtype == torch.bfloat16 and kept == {(dtype, "cpu")}:
-        if tile_calls.fit(*(weight.shape for weight in weights)):
+    if dtype == torch.bfloat16 and all(weight.device.type == "cpu" for weight in weights):
+        shapes, kept = [weight.shape for weight in weights], {weight.dtype for weight in weights}
+        if fp16_calls.fit(*shapes):
+            kind = Fp16Matrix  # also of fp32 weights: torch would multiply them in slow bf16
+        elif kept == {dtype} and tile_calls.fit(*shapes):
             kind = TiledMatrix
-        elif fp16_calls.fit(*(weight.shape for weight in weights)):
-            kind = Fp16Matrix
-        elif _has_onednn():
+        elif kept == {dtype} and _has_onednn():
             kind = OneDnnMatrix
     return kind
 

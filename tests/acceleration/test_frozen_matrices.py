@@ -115,9 +115,12 @@ def test_a_copy_has_its_own():
 
 
 def test_other_precisions_are_not_packed():
-    module = linear()
-    assert type(frozen_matrix(torch.float32, module.float())) is FrozenMatrix
-    assert frozen_matrix(BF16, module).plain.dtype == BF16
+    module = linear().float()
+    assert type(frozen_matrix(torch.float32, module)) is FrozenMatrix
+    matrix = frozen_matrix(BF16, module)
+    assert matrix.plain.dtype == BF16
+    assert type(matrix) is (Fp16Matrix if fp16_calls.pay() else FrozenMatrix)
+    assert_multiplies(matrix, module.weight.detach().to(BF16))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86's instructions")
