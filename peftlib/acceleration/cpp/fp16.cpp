@@ -1,9 +1,9 @@
 // Products of bf16 rows with matrices by AVX-512's instruction for fp16, which multiplies and adds 32 numbers where the
-// one for fp32 does 16. For Xeons whose AMX a virtual machine hides: their instruction for bf16 is at half fp32's speed.
+// one for fp32 does 16. For Xeons whose AMX a virtual machine hides: their bf16 instruction is at half of fp32's speed.
 //
-// fp16 has more digits than bf16 and less range. So each row, and each column of the matrix, is multiplied by a power of
-// two, which loses nothing, such that no sum overflows. Few products are added up at a time, then these sums, then in
-// fp32 those: a rounding is as large as what is added to.
+// fp16 has more digits than bf16 and less range. So each row, and each column of the matrix, is multiplied by a power
+// of two such that no sum overflows; what is 2^21 times smaller than the row's largest number is lost. Few products are
+// added up at a time, then these sums, then in fp32 those: a rounding is as large as what is added to.
 
 #include <algorithm>
 
@@ -24,15 +24,16 @@ struct Matrix {
 #ifdef __AVX512FP16__
 namespace {
 
-constexpr int64_t HALF = 32, PANEL = 2 * HALF;  // Numbers in a register, and columns whose sums are computed at a time,
-constexpr int64_t ROWS = 12;                    // of so many rows: 24 of 32 registers.
-constexpr int64_t SUMMED = 32;        // Products that are added up one by one.
-constexpr int64_t DEEP = 12 * SUMMED;  // And all in fp16. A block's, and a panel's, stay in the first cache.
-constexpr int64_t ACROSS = 6 * PANEL;
-constexpr int64_t NEAR = 1280 << 10;  // Bytes of a matrix that stay in a core's second cache, of 2 MB.
-constexpr int MOST = 60;              // For tiny rows and columns: no factor, nor two, leaves fp32's normal range.
-constexpr int64_t INNER = 8;          // Columns of the left matrix that an inner product is computed of at a time.
-constexpr int LARGEST = 7;            // Rows' numbers are below 2 to the power of it, the matrix's at most 1.
+constexpr int64_t HALF = 32;  // Numbers in a register.
+// Sums are computed of so many rows and columns at a time, in 24 of 32 registers.
+constexpr int64_t ROWS = 12, PANEL = 2 * HALF;
+constexpr int64_t SUMMED = 32;         // Products that are added up one by one,
+constexpr int64_t DEEP = 12 * SUMMED;  // and before fp32 takes over. As much of a block and of a panel stays in L1.
+constexpr int64_t ACROSS = 6 * PANEL;  // Columns for which a block is multiplied before its next DEEP numbers.
+constexpr int64_t NEAR = 1280 << 10;   // Bytes of a matrix that stay in a core's second cache, of 2 MB.
+constexpr int LARGEST = 7;             // Rows' numbers are below 2 to the power of it, the matrix's at most 1.
+constexpr int MOST = 60;               // For tiny rows and columns: no factor, nor two, leaves fp32's normal range.
+constexpr int64_t INNER = 8;           // Columns of the left matrix that an inner product is computed of at a time.
 
 // Rows, each number twice in a word: one instruction spreads 32 bits over a register, for 16 it takes two. DEEP numbers
 // of each row, then the next ones. `factors`: for the rows' sums.
@@ -48,9 +49,9 @@ class Block {
 
     void fill(const bf16* from, int64_t depth, int64_t rows) {
         __m512i twice[2];  // Which of 32 numbers goes where: each one and its copy.
-        for (int i = 0; i < 2; i++) {
-            Words pairs = reinterpret_cast<Words>(_mm512_set1_epi32(i * LANES)) + Words{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-            twice[i] = reinterpret_cast<__m512i>(pairs | pairs << 16);
+        for (uint32_t i = 0; i < 2; i++) {
+            Words place = Words{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + i * uint32_t(LANES);
+            twice[i] = reinterpret_cast<__m512i>(place | place << 16);
         }
         for (int64_t r = 0; r < rows; r++) {
             const bf16* row = from + r * depth;
@@ -85,8 +86,8 @@ class Block {
     }
 };
 
-// What a block's numbers and a panel's make, (12, 32 * VECTORS), of at most DEEP products: `take` gets it, sixteen numbers
-// at a time with their row and column. `ahead` of the panel is what will be read next.
+// What a block's numbers and a panel's make, (12, 32 * VECTORS), of at most DEEP products: `take` gets it, sixteen
+// numbers at a time with their row and column. `ahead` of the panel is what will be read next.
 template <int VECTORS, class Take>
 void add_products(int64_t depth, const uint32_t* rows, int64_t count, const uint16_t* panel, int64_t ahead, Take take) {
     constexpr int64_t COLUMNS = VECTORS * HALF;
@@ -121,7 +122,8 @@ void add_products(int64_t depth, const uint32_t* rows, int64_t count, const uint
             take(r, j, reinterpret_cast<Floats>(_mm512_cvtph_ps(load<__m256i>(&partial[r][j]))));
 }
 
-// A block times some columns of a matrix, from multiples of 64 on: `take` gets it. `sums` is room for what is not complete.
+// A block times some columns of a matrix, from a multiple of 64 on: `take` gets it. `sums` is room for what is not
+// complete.
 template <class Take>
 void multiply(const Block& block, int64_t count, Matrix matrix, int64_t start, int64_t end, float* sums, Take take) {
     for (int64_t deep = 0; deep < matrix.depth; deep += DEEP)
@@ -289,8 +291,8 @@ extern "C" void fp16_product_bf16(const bf16* x, const uint16_t* panels, const f
                                   const uint16_t* low_panels, const float* low_factors, const float* bias, int added,
                                   bf16* out, int64_t rows, int64_t depth, int64_t rank, int64_t width, Dropout drop,
                                   int threads) {
-    product(x, {panels, factors, depth, width}, low, {low_panels, low_factors, rank, width}, drop, bias, added, out, rows,
-            threads);
+    product(x, {panels, factors, depth, width}, low, {low_panels, low_factors, rank, width}, drop, bias, added, out,
+            rows, threads);
 }
 
 extern "C" void fp16_inner_product_bf16(const bf16* left, int64_t width, int64_t count, const bf16* right,
