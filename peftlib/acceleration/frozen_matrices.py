@@ -126,6 +126,11 @@ def frozen_matrix(dtype: torch.dtype, *modules: nn.Linear) -> FrozenMatrix:
     return known.matrix
 
 
+def packs(weight: torch.Tensor) -> bool:
+    """Return whether kernels of our own are the fastest for products of bf16 rows with this weight."""
+    return issubclass(_kind((weight,), torch.bfloat16), PackedMatrix)
+
+
 def forget(module: nn.Linear) -> None:
     """Drop the packed copy of a layer's weight, which has changed."""
     _known.pop(module, None)

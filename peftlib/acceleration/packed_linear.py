@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from peftlib.acceleration import fp16_calls
-from peftlib.acceleration.frozen_matrices import FrozenMatrix, PackedMatrix, frozen_matrix
+from peftlib.acceleration import fp16_calls, tile_calls
+from peftlib.acceleration.frozen_matrices import FrozenMatrix, frozen_matrix, packs
 
 
 def pack_linears(model: nn.Module) -> None:
@@ -17,6 +17,8 @@ def pack_linears(model: nn.Module) -> None:
 
     Frozen weights in bf16 are packed once. In fp16 arithmetic it pays to pack all others for every product.
     """
+    if not tile_calls.are_there() and not fp16_calls.pay():
+        return
     wrapped = {id(getattr(module, "base_layer", None)) for module in model.modules()}
     for module in model.modules():
         if type(module) is nn.Linear:
@@ -41,7 +43,7 @@ class _PackedLinear(nn.Linear):
             return super().forward(x)
         matrix = None if self.weight.requires_grad else self._packed_once()
         rows, bias = x.reshape(-1, x.size(-1)).to(dtype), [] if self.bias is None else [self.bias]
-        if isinstance(matrix, PackedMatrix):
+        if matrix is not None:
             rows = FrozenProduct.apply(rows, matrix, *bias)
         elif fp16_calls.fit(self.weight.shape):
             rows = _Fp16Product.apply(rows, self.weight, *bias)
@@ -50,7 +52,7 @@ class _PackedLinear(nn.Linear):
         return rows.view(*x.shape[:-1], -1)
 
     def _packed_once(self) -> FrozenMatrix | None:
-        return frozen_matrix(torch.bfloat16, self)
+        return frozen_matrix(torch.bfloat16, self) if packs(self.weight) else None
 
 
 class _WrappedLinear(_PackedLinear):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from peftlib.acceleration import accelerate_model, fp16_calls, frozen_matrices
+from peftlib.acceleration import accelerate_model, fp16_calls, frozen_matrices, tile_calls
 from peftlib.acceleration.frozen_matrices import FrozenMatrix, PackedMatrix
 from peftlib.acceleration.packed_linear import FrozenProduct, _PackedLinear, _WrappedLinear, pack_linears
 from peftlib.modeling import find_model, load_classifier
@@ -38,6 +38,8 @@ class InTorch(PackedMatrix):
 
 @pytest.fixture
 def _packed(monkeypatch):
+    monkeypatch.setattr(tile_calls, "are_there", lambda: True)
+    monkeypatch.setattr(fp16_calls, "pay", lambda: False)
     plain = frozen_matrices._kind
     monkeypatch.setattr(
         frozen_matrices, "_kind", lambda weights, dtype: InTorch if dtype == torch.bfloat16 else plain(weights, dtype)
@@ -128,7 +130,8 @@ def test_what_peft_has_wrapped_is_not_packed_once_and_for_all(tiny_folder, metho
     """PEFT merges into `weight.data`, which does not show."""
     base, head, _ = load_classifier(find_model(str(tiny_folder("distilbert"))), ("a", "b"))
     model = STRATEGIES[method]().apply(base, head)
-    accelerate_model(model, CPU, "bf16")
+    with fp16_is_fastest():
+        accelerate_model(model, CPU, "bf16")
     wrapped = {id(module.base_layer) for module in model.modules() if hasattr(module, "base_layer")}
     kinds = {type(module) for module in model.modules() if isinstance(module, nn.Linear) and id(module) in wrapped}
     assert kinds == ({_WrappedLinear} if method in ("lora", "ia3") else set())
@@ -171,3 +174,24 @@ def test_fp32_stays_torch_s(tiny_folder):
     accelerate_model(model, CPU, "no")
     assert [type(module) for module in model.modules() if isinstance(module, nn.Linear)] == kinds
     assert type(frozen_matrices.frozen_matrix(torch.float32, linear().float())) is FrozenMatrix
+
+
+def test_where_no_kernels_are_faster_nothing_changes(tiny_folder, monkeypatch):
+    monkeypatch.setattr(tile_calls, "are_there", lambda: False)
+    monkeypatch.setattr(fp16_calls, "pay", lambda: False)
+    base, head, _ = load_classifier(find_model(str(tiny_folder("distilbert"))), ("a", "b"))
+    model = STRATEGIES["bitfit"]().apply(base, head)
+    accelerate_model(model, CPU, "bf16")
+    assert {type(module) for module in model.modules() if isinstance(module, nn.Linear)} == {nn.Linear}
+
+
+@pytest.mark.usefixtures("_packed")
+def test_what_other_kernels_multiply_is_not_packed_twice(monkeypatch, products):
+    """oneDNN packs weights of a layout of its own, for nothing if torch multiplies in the end."""
+    module, made = linear(), []
+    pack_linears(nn.Sequential(module))
+    monkeypatch.setattr(frozen_matrices, "_kind", lambda weights, dtype: frozen_matrices.OneDnnMatrix)
+    monkeypatch.setattr(frozen_matrices.OneDnnMatrix, "__init__", lambda self, plain: made.append(plain))
+    with torch.autocast("cpu", torch.bfloat16):
+        module(torch.randn(3, 32))
+    assert not made and not products
