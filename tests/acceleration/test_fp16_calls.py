@@ -104,3 +104,12 @@ def test_panels_of_any_lengths_are_filled_up_with_zeros(depth, width, turned, fa
     torch.testing.assert_close(
         unpacked.float() * panels.factors, whole, rtol=2**-11, atol=2**-25 * panels.factors.max().item()
     )
+
+
+def test_what_is_too_small_beside_a_row_s_largest_number_is_lost_and_nothing_else():
+    """Not misread, as the bits of what would be a subnormal number."""
+    for power, lost in ((-19, False), (-20, False), (-21, True), (-30, True)):
+        x, matrix = torch.full((1, 32), 1.5 * 2.0**power), torch.ones(32, 32)
+        x[0, 0], matrix[0] = 1, 0  # so that the result shows the others alone
+        found = product(x.to(BF16), pack(matrix))
+        assert torch.equal(found, torch.full((1, 32), 0.0 if lost else 31 * 1.5 * 2.0**power).to(BF16)), power
