@@ -30,7 +30,6 @@ constexpr int64_t ROWS = 12, PANEL = 2 * HALF;
 constexpr int64_t SUMMED = 32;         // Products that are added up one by one,
 constexpr int64_t DEEP = 12 * SUMMED;  // and before fp32 takes over. As much of a block and of a panel stays in L1.
 constexpr int64_t ACROSS = 6 * PANEL;  // Columns for which a block is multiplied before its next DEEP numbers.
-constexpr int64_t NEAR = 1280 << 10;   // Bytes of a matrix that stay in a core's second cache, of 2 MB.
 constexpr int LARGEST = 7;             // Rows' numbers are below 2 to the power of it, the matrix's at most 1.
 constexpr int MOST = 60;               // For tiny rows and columns: no factor, nor two, leaves fp32's normal range.
 constexpr int64_t INNER = 8;           // Columns of the left matrix that an inner product is computed of at a time.
@@ -144,21 +143,12 @@ void multiply(const Block& block, int64_t count, Matrix matrix, int64_t start, i
         }
 }
 
-// In how many pieces, side by side, a matrix is multiplied: each stays near, and threads share the work evenly.
-int64_t pieces_of(Matrix matrix, int64_t blocks, int threads) {
-    int64_t panels = (matrix.width + PANEL - 1) / PANEL, size = matrix.width * matrix.depth * sizeof(uint16_t);
-    int64_t pieces = (size + NEAR - 1) / NEAR;
-    auto uneven = [&](int64_t items) { return (items + threads - 1) / threads * threads * 15 > items * 16; };
-    while (pieces < panels && uneven(blocks * pieces)) pieces++;
-    return std::min(pieces, panels);
-}
-
 // out = x matrix + dropout(low beside) + bias, or that added to what is in `out`; bias and low are none where there is
 // none.
 void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropout drop, const float* bias, bool added,
              bf16* out, int64_t rows, int threads) {
     int64_t blocks = (rows + ROWS - 1) / ROWS, panels = (matrix.width + PANEL - 1) / PANEL;
-    int64_t pieces = pieces_of(matrix, blocks, threads);
+    int64_t pieces = pieces_of(panels, matrix.width * matrix.depth, blocks, threads);
 #pragma omp parallel num_threads(threads)
     {
         Block of_x(matrix.depth), of_low(low ? beside.depth : 0);

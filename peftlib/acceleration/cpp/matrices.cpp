@@ -10,7 +10,6 @@
 namespace {
 
 constexpr int64_t BLOCK = 2 * TILE;   // Rows and columns whose sums are computed at a time.
-constexpr int64_t NEAR = 1280 << 10;  // Bytes of a matrix that stay in a core's second cache, of 2 MB.
 constexpr int64_t AHEAD = 48 << 10;   // Bytes of a block of rows, at most, for the next one to be fetched meanwhile.
 constexpr int64_t LINE = 64;          // Bytes that are fetched at a time.
 
@@ -100,15 +99,6 @@ class Written {
     }
 };
 
-// In how many pieces, side by side, a matrix is multiplied: each stays near, and threads share the work evenly.
-int64_t pieces_of(Matrix matrix, int64_t blocks, int threads) {
-    int64_t columns = matrix.width / BLOCK, size = matrix.width * matrix.depth * sizeof(bf16);
-    int64_t pieces = (size + NEAR - 1) / NEAR;
-    auto uneven = [&](int64_t items) { return (items + threads - 1) / threads * threads * 15 > items * 16; };
-    while (pieces < columns && uneven(blocks * pieces)) pieces++;
-    return std::min(pieces, columns);
-}
-
 // The sums of a's rows, of the columns from j on, and of low's with `beside`, if there are some: added, or apart, since
 // dropout comes first.
 template <int DOWN>
@@ -127,7 +117,7 @@ void multiply_block(Tiled a, Matrix matrix, const Tiled* low, Matrix beside, int
 void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropout drop, const float* bias, bool added,
              bf16* out, int64_t rows, int threads) {
     int64_t blocks = (rows + BLOCK - 1) / BLOCK, columns = matrix.width / BLOCK, step = matrix.depth * sizeof(bf16);
-    int64_t pieces = pieces_of(matrix, blocks, threads);
+    int64_t pieces = pieces_of(columns, matrix.width * matrix.depth, blocks, threads);
     bool apart = low && drop.threshold;
 #pragma omp parallel num_threads(threads)
     {
