@@ -84,6 +84,8 @@ def product(
 
 def outer_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Return left' right, (T, width) and (T, other) to bf16 (width, other); `other` is a multiple of 32."""
+    if not len(left):
+        return left.new_zeros(left.size(1), right.size(1))  # a product with nothing to add up writes nothing
     turned = left.new_zeros(left.size(1), -(-len(left) // LENGTH) * LENGTH)
     turned[:, : len(left)] = left.t()
     return product(turned, pack(right))

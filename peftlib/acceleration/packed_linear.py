@@ -49,7 +49,7 @@ class _PackedLinear(nn.Linear):
             rows = _Fp16Product.apply(rows, self.weight, *bias)
         else:
             return super().forward(x)
-        return rows.view(*x.shape[:-1], -1)
+        return rows.view(*x.shape[:-1], self.out_features)
 
     def _packed_once(self) -> FrozenMatrix | None:
         return frozen_matrix(torch.bfloat16, self) if packs(self.weight) else None
@@ -87,7 +87,7 @@ class _Fp16Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, *bias: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return fp16_calls.product(x.contiguous(), fp16_calls.pack(weight.t()), *bias)
 
     @staticmethod

@@ -73,7 +73,7 @@ def linear(bias=True):
 
 @pytest.mark.usefixtures("_packed")
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(5, 32), (2, 3, 32), (2, 2, 3, 32), (32,)])
+@pytest.mark.parametrize("shape", [(5, 32), (2, 3, 32), (2, 2, 3, 32), (32,), (0, 32), (2, 0, 32)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outputs_and_gradients_are_the_plain_layer_s(products, bias, shape, dtype):
     plain, packed = linear(bias), linear(bias)
@@ -142,7 +142,7 @@ def test_what_peft_has_wrapped_is_not_packed_once_and_for_all(tiny_folder, metho
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @settings(max_examples=40)
-@given(rows=st.integers(1, 130), width=st.sampled_from([32, 96, 416]), out=st.sampled_from([32, 160]))
+@given(rows=st.integers(0, 130), width=st.sampled_from([32, 96, 416]), out=st.sampled_from([32, 160]))
 def test_trained_weights_are_packed_for_every_product(trained, bias, rows, width, out):
     """Against torch's in double precision; what is changed in place counts at once."""
     torch.manual_seed(0)
@@ -195,3 +195,12 @@ def test_what_other_kernels_multiply_is_not_packed_twice(monkeypatch, products):
     with torch.autocast("cpu", torch.bfloat16):
         module(torch.randn(3, 32))
     assert not made and not products
+
+
+@pytest.mark.usefixtures("_packed")
+def test_a_wrapped_layer_uses_no_packed_weights(products):
+    module = linear()
+    module.__class__ = _WrappedLinear
+    with torch.autocast("cpu", torch.bfloat16):
+        module(torch.randn(3, 32))
+    assert not products
