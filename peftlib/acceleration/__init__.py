@@ -49,7 +49,7 @@ def accelerate_model(
         model: the output of a strategy, still in fp32.
         device: where it will run.
         precision: of the forward pass: "no", "fp16" or "bf16".
-        frozen_dtype: "auto" casts frozen Linear weights to that precision; "fp32" keeps them, and their layers, as is.
+        frozen_dtype: "auto" casts frozen Linear weights to that precision; "fp32" keeps them as is.
         reads_frozen: the method uses frozen weights outside their layers' products; they stay in fp32, and so does
             PEFT's arithmetic on them.
         loader: of training batches, with a `Collator` as its `collate_fn`; it is replaced by one for batches in rows

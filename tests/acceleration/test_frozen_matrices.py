@@ -114,7 +114,7 @@ def test_a_copy_has_its_own():
     assert_is_of(module)
 
 
-def test_other_precisions_are_not_packed():
+def test_weights_in_fp32_are_packed_for_bf16_rows_by_fp16_instructions_alone():
     module = linear().float()
     assert type(frozen_matrix(torch.float32, module)) is FrozenMatrix
     matrix = frozen_matrix(BF16, module)

@@ -23,7 +23,7 @@ template <class T>
 struct ElementOf {
     typedef float type;
 };
-#if defined(__AVX512BF16__) && !defined(SLOW_BF16)
+#if defined(__AVX512BF16__) && !defined(SLOW_BF16)  // defined if that is slower than fp32, see cpu_compiler.py
 typedef uint32_t Pair;  // The first one in the low half.
 template <>
 struct ElementOf<bf16> {

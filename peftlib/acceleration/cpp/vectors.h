@@ -1,7 +1,8 @@
 // Sixteen numbers at a time, and dropout. What all kernels share:
 //
-// Large tensors are contiguous rows of tokens in fp32 or bf16; vectors, sums and all arithmetic are fp32. Widths are
-// multiples of LANES. No result depends on the number of threads: what is summed over rows is summed in `parts` of them.
+// Large tensors are contiguous rows of tokens in fp32 or bf16; vectors, sums and, but for fp16.cpp, all arithmetic are
+// fp32. Widths are multiples of LANES. No result depends on the number of threads: what is summed over rows is summed in
+// `parts` of them.
 // For g++, whose vector extensions they are written in; `cpu_compiler.py` builds them, `cpu_calls.py` calls them.
 
 #pragma once
