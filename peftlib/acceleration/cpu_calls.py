@@ -239,9 +239,15 @@ _ARGUMENTS = {
     "tiled_product": (*[c_void_p] * 5, c_int, c_void_p, *[c_int64] * 4, Dropout, c_int),
     "inner_product": (c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int),
     "fill_tiles": (c_void_p, *[c_int64] * 4, c_float, c_int64, c_int64, c_void_p, c_int),
-    "fp16_product": (*[c_void_p] * 7, c_int, c_void_p, *[c_int64] * 4, Dropout, c_int),
-    "fp16_inner_product": (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int),
-    "fp16_fill_panels": (c_void_p, *[c_int64] * 2, c_float, c_int64, c_int64, c_void_p, c_void_p, c_int),
+    **{
+        f"{arithmetic}_{name}": types
+        for arithmetic in ("bf16", "fp16")
+        for name, types in {
+            "product": (*[c_void_p] * 7, c_int, c_void_p, *[c_int64] * 4, Dropout, c_int),
+            "inner_product": (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int),
+            "fill_panels": (c_void_p, *[c_int64] * 2, c_float, c_int64, c_int64, c_void_p, c_void_p, c_int),
+        }.items()
+    },
     "dropout": (c_void_p, c_void_p, c_int, c_int64, c_int64, Dropout, c_int),
     "norm_forward": (*[c_void_p] * 8, c_int64, c_int64, c_float, Dropout, c_int),
     "norm_backward": (*[c_void_p] * 7, c_int64, c_int64, Dropout, c_int64, c_int),

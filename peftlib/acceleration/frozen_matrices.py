@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from peftlib.acceleration import fp16_calls, tile_calls
+from peftlib.acceleration import tile_calls
 from peftlib.acceleration.bert import joined
 from peftlib.acceleration.cpu_calls import Beside
+from peftlib.acceleration.panel_calls import IN_BF16, IN_FP16
 
 
 class FrozenMatrix:
@@ -89,7 +90,13 @@ class TiledMatrix(PackedMatrix):
 class Fp16Matrix(PackedMatrix):
     """As fp16, for processors that multiply it faster than bf16."""
 
-    calls = fp16_calls
+    calls = IN_FP16
+
+
+class Bf16Matrix(PackedMatrix):
+    """As pairs of bf16 numbers, for other processors that multiply those."""
+
+    calls = IN_BF16
 
 
 class _CacheEntry(NamedTuple):
@@ -141,10 +148,12 @@ def _kind(weights: tuple[torch.Tensor, ...], dtype: torch.dtype) -> type[FrozenM
     kind: type[FrozenMatrix] = FrozenMatrix
     if dtype == torch.bfloat16 and all(weight.device.type == "cpu" for weight in weights):
         shapes, kept = [weight.shape for weight in weights], {weight.dtype for weight in weights}
-        if fp16_calls.fit(*shapes):
+        if IN_FP16.fit(*shapes):
             kind = Fp16Matrix  # also of fp32 weights: torch would multiply them in slow bf16
         elif kept == {dtype} and tile_calls.fit(*shapes):
             kind = TiledMatrix
+        elif kept == {dtype} and IN_BF16.fit(*shapes):
+            kind = Bf16Matrix
         elif kept == {dtype} and _has_onednn():
             kind = OneDnnMatrix
     return kind

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from peftlib.acceleration import fp16_calls, tile_calls
+from peftlib.acceleration import tile_calls
 from peftlib.acceleration.frozen_matrices import FrozenMatrix, frozen_matrix, packs
+from peftlib.acceleration.panel_calls import IN_BF16, IN_FP16
 
 
 def pack_linears(model: nn.Module) -> None:
@@ -17,7 +18,7 @@ def pack_linears(model: nn.Module) -> None:
 
     Frozen weights in bf16 are packed once. In fp16 arithmetic it pays to pack all others for every product.
     """
-    if not tile_calls.are_there() and not fp16_calls.pay():
+    if not (tile_calls.are_there() or IN_FP16.pay() or IN_BF16.pay()):
         return
     wrapped = {id(getattr(module, "base_layer", None)) for module in model.modules()}
     for module in model.modules():
@@ -45,7 +46,7 @@ class _PackedLinear(nn.Linear):
         rows, bias = x.reshape(-1, x.size(-1)).to(dtype), [] if self.bias is None else [self.bias]
         if matrix is not None:
             rows = FrozenProduct.apply(rows, matrix, *bias)
-        elif fp16_calls.fit(self.weight.shape):
+        elif IN_FP16.fit(self.weight.shape):
             rows = _Fp16Product.apply(rows, self.weight, *bias)
         else:
             return super().forward(x)
@@ -88,7 +89,7 @@ class _Fp16Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, *bias: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return fp16_calls.product(x.contiguous(), fp16_calls.pack(weight.t()), *bias)
+        return IN_FP16.product(x.contiguous(), IN_FP16.pack(weight.t()), *bias)
 
     @staticmethod
     @once_differentiable
@@ -96,6 +97,6 @@ class _Fp16Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, *needs_bias = ctx.needs_input_grad
         gradient = gradient.contiguous()
-        grad_x = fp16_calls.product(gradient, fp16_calls.pack(weight)) if needs_x else None
-        grad_weight = fp16_calls.outer_product(gradient, x).to(weight.dtype) if needs_weight else None
+        grad_x = IN_FP16.product(gradient, IN_FP16.pack(weight)) if needs_x else None
+        grad_weight = IN_FP16.outer_product(gradient, x).to(weight.dtype) if needs_weight else None
         return grad_x, grad_weight, *(gradient.sum(0, dtype=torch.float32) if need else None for need in needs_bias)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from accelerate import PartialState
 
-from peftlib.acceleration import fp16_calls
 from peftlib.acceleration.cpus import has_slow_bf16
+from peftlib.acceleration.panel_calls import IN_FP16
 from peftlib.errors import UserError
 
 
@@ -48,7 +48,7 @@ def choose_precision(requested: str, device: torch.device | None = None, *, acce
         return Precision("fp16", "auto: this GPU has no native bf16")
     if device.type == "cpu" and _cpu_has_bf16():
         if has_slow_bf16():
-            if accelerated and fp16_calls.pay():
+            if accelerated and IN_FP16.pay():
                 return Precision("bf16", "auto: this CPU multiplies bf16 matrices fastest, by fp16 instructions")
             return Precision("no", "auto: this CPU multiplies fp32 matrices faster than bf16 ones")
         return Precision("bf16", "auto: this CPU has bf16 instructions")

@@ -15,18 +15,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from peftlib.acceleration import fp16_calls, frozen_matrices, tile_calls
-from peftlib.acceleration.frozen_matrices import Fp16Matrix, FrozenMatrix, OneDnnMatrix, TiledMatrix, frozen_matrix
+from peftlib.acceleration import frozen_matrices, tile_calls
+from peftlib.acceleration.frozen_matrices import (
+    Bf16Matrix,
+    Fp16Matrix,
+    FrozenMatrix,
+    OneDnnMatrix,
+    TiledMatrix,
+    frozen_matrix,
+)
+from peftlib.acceleration.panel_calls import IN_BF16, IN_FP16
 
 BF16 = torch.bfloat16
 needs_onednn = pytest.mark.skipif(not frozen_matrices._has_onednn(), reason="this torch has no oneDNN")
 needs_tiles = pytest.mark.skipif(not tile_calls.are_there(), reason="this processor has no AMX, or there is no g++")
-needs_fp16 = pytest.mark.skipif(not fp16_calls.are_there(), reason="this processor has no AVX512-FP16, or no g++")
+needs_fp16 = pytest.mark.skipif(not IN_FP16.are_there(), reason="this processor has no AVX512-FP16, or no g++")
+needs_bf16 = pytest.mark.skipif(not IN_BF16.are_there(), reason="this processor has no AVX512-BF16, or no g++")
 KINDS = [
     pytest.param(FrozenMatrix, id="plain"),
     pytest.param(OneDnnMatrix, id="oneDNN", marks=needs_onednn),
     pytest.param(TiledMatrix, id="tiles", marks=needs_tiles),
     pytest.param(Fp16Matrix, id="fp16", marks=needs_fp16),
+    pytest.param(Bf16Matrix, id="bf16", marks=needs_bf16),
 ]
 
 
@@ -73,9 +83,11 @@ def test_rows_that_do_not_lie_one_behind_the_other(kind):
     close(kind(plain).back(gradient), gradient.float() @ plain.float())
 
 
-@pytest.mark.skipif(not tile_calls.are_there() and not fp16_calls.pay(), reason="oneDNN is the fastest here, or alone")
+@pytest.mark.skipif(
+    not (tile_calls.are_there() or IN_FP16.pay() or IN_BF16.pay()), reason="oneDNN is the fastest here, or alone"
+)
 def test_what_is_not_of_whole_tiles_is_left_to_onednn():
-    kind = TiledMatrix if tile_calls.are_there() else Fp16Matrix
+    kind = TiledMatrix if tile_calls.are_there() else Fp16Matrix if IN_FP16.pay() else Bf16Matrix
     assert type(frozen_matrix(BF16, linear())) is kind
     assert type(frozen_matrix(BF16, linear(48))) is OneDnnMatrix
     assert type(frozen_matrix(BF16, linear(64, 48))) is OneDnnMatrix
@@ -119,7 +131,7 @@ def test_weights_in_fp32_are_packed_for_bf16_rows_by_fp16_instructions_alone():
     assert type(frozen_matrix(torch.float32, module)) is FrozenMatrix
     matrix = frozen_matrix(BF16, module)
     assert matrix.plain.dtype == BF16
-    assert type(matrix) is (Fp16Matrix if fp16_calls.pay() else FrozenMatrix)
+    assert type(matrix) is (Fp16Matrix if IN_FP16.pay() else FrozenMatrix)
     assert_multiplies(matrix, module.weight.detach().to(BF16))
 
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 
 from peftlib.acceleration import accelerate_model
 from peftlib.acceleration.dropout import use_cheap_dropout
-from peftlib.acceleration.frozen_matrices import Fp16Matrix, FrozenMatrix, TiledMatrix
+from peftlib.acceleration.frozen_matrices import Bf16Matrix, Fp16Matrix, FrozenMatrix, TiledMatrix
 from peftlib.acceleration.low_rank import (
     _LowRankLinear,
     _PackedLowRankLinear,
@@ -133,7 +133,7 @@ def test_the_function_s_gradients_are_those_of_its_formula(rows, width, r, out, 
     pytest.param(kind, id=name, marks=pytest.mark.skipif(
         not kind.calls.are_there(), reason=f"this processor has no {name}, or there is no g++"
     ))
-    for kind, name in ((TiledMatrix, "AMX"), (Fp16Matrix, "AVX512-FP16"))
+    for kind, name in ((TiledMatrix, "AMX"), (Fp16Matrix, "AVX512-FP16"), (Bf16Matrix, "AVX512-BF16"))
 ])  # fmt: skip
 @settings(max_examples=40)
 @given(

@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from peftlib.acceleration import accelerate_model, fp16_calls, frozen_matrices, tile_calls
+from peftlib.acceleration import accelerate_model, frozen_matrices, tile_calls
 from peftlib.acceleration.frozen_matrices import FrozenMatrix, PackedMatrix
 from peftlib.acceleration.packed_linear import FrozenProduct, _PackedLinear, _WrappedLinear, pack_linears
+from peftlib.acceleration.panel_calls import IN_BF16, IN_FP16
 from peftlib.modeling import find_model, load_classifier
 from peftlib.strategies import STRATEGIES
 
 CPU = torch.device("cpu")
-needs_fp16 = pytest.mark.skipif(not fp16_calls.are_there(), reason="this processor has no AVX512-FP16, or no g++")
+needs_fp16 = pytest.mark.skipif(not IN_FP16.are_there(), reason="this processor has no AVX512-FP16, or no g++")
 
 
 def _product(x, matrix, bias=None, *, beside=None, onto=None):
@@ -39,7 +40,7 @@ class InTorch(PackedMatrix):
 @pytest.fixture
 def _packed(monkeypatch):
     monkeypatch.setattr(tile_calls, "are_there", lambda: True)
-    monkeypatch.setattr(fp16_calls, "pay", lambda: False)
+    monkeypatch.setattr(IN_FP16, "pay", lambda: False)
     plain = frozen_matrices._kind
     monkeypatch.setattr(
         frozen_matrices, "_kind", lambda weights, dtype: InTorch if dtype == torch.bfloat16 else plain(weights, dtype)
@@ -59,7 +60,7 @@ def products(monkeypatch):
 @contextmanager
 def fp16_is_fastest():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fp16_calls, "pay", lambda: True)
+        patch.setattr(IN_FP16, "pay", lambda: True)
         yield
 
 
@@ -178,7 +179,8 @@ def test_fp32_stays_torch_s(tiny_folder):
 
 def test_where_no_kernels_are_faster_nothing_changes(tiny_folder, monkeypatch):
     monkeypatch.setattr(tile_calls, "are_there", lambda: False)
-    monkeypatch.setattr(fp16_calls, "pay", lambda: False)
+    for calls in (IN_FP16, IN_BF16):
+        monkeypatch.setattr(calls, "pay", lambda: False)
     base, head, _ = load_classifier(find_model(str(tiny_folder("distilbert"))), ("a", "b"))
     model = STRATEGIES["bitfit"]().apply(base, head)
     accelerate_model(model, CPU, "bf16")

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftlib.acceleration import cpu_calls, fp16_calls, tile_calls
+from peftlib.acceleration import cpu_calls, tile_calls
 from peftlib.acceleration.cpu_calls import Beside, Dropout
+from peftlib.acceleration.panel_calls import IN_BF16, IN_FP16
 
 BF16 = torch.bfloat16
 lengths = st.integers(1, 5).map(lambda count: 32 * count)
@@ -16,7 +17,7 @@ each_kind = pytest.mark.parametrize("calls", [
     pytest.param(calls, id=name, marks=pytest.mark.skipif(
         not calls.are_there(), reason=f"this processor has no {name}, or there is no g++"
     ))
-    for calls, name in ((tile_calls, "AMX"), (fp16_calls, "AVX512-FP16"))
+    for calls, name in ((tile_calls, "AMX"), (IN_FP16, "AVX512-FP16"), (IN_BF16, "AVX512-BF16"))
 ])  # fmt: skip
 
 

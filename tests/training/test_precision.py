@@ -58,7 +58,7 @@ def test_without_kernels_auto_takes_fp32_on_xeons_whose_amx_is_hidden(
     monkeypatch: pytest.MonkeyPatch, name: str, fp16: bool, amx: bool, expected: str
 ) -> None:
     cpu_with(monkeypatch, cpu_name=name, avx512_bf16=True, avx512_fp16=fp16, amx_bf16=amx)
-    monkeypatch.setattr(precision.fp16_calls, "are_there", lambda: False)
+    monkeypatch.setattr(precision.IN_FP16, "are_there", lambda: False)
     assert choose_precision("auto", CPU).name == expected
 
 
@@ -67,7 +67,7 @@ def test_xeons_whose_amx_is_hidden_multiply_by_fp16_instructions(
     monkeypatch: pytest.MonkeyPatch, accelerated: bool, pays: bool
 ) -> None:
     cpu_with(monkeypatch, cpu_name="Intel Xeon", avx512_bf16=True, avx512_fp16=True, amx_bf16=False)
-    monkeypatch.setattr(precision.fp16_calls, "are_there", lambda: pays)  # they are not without g++
+    monkeypatch.setattr(precision.IN_FP16, "are_there", lambda: pays)  # they are not without g++
     name, reason = choose_precision("auto", CPU, accelerated=accelerated)
     assert (name, "fp16 instructions" in reason) == (("bf16", True) if accelerated and pays else ("no", False))
 

@@ -1,0 +1,167 @@
+// Products of bf16 rows with matrices in panels of some columns, by AVX-512, in whichever arithmetic A that is fast:
+//
+// A::Block holds ROWS rows as the arithmetic reads them, to be multiplied with panels of PANEL columns, or half of that
+// at the end of a matrix. Of a row's numbers, DEEP are multiplied with a panel's before the next ones are: as much of a
+// block and of a panel stays in the first cache.
+
+#pragma once
+
+#include <algorithm>
+
+#include "vectors.h"
+
+namespace {
+
+// Of (depth, width), multiples of 32: panels of A::PANEL columns, the last one maybe of half, one behind the other.
+// `factors`: for the columns' sums, where the arithmetic has some.
+struct Matrix {
+    const uint16_t* panels;
+    const float* factors;
+    int64_t depth, width;
+};
+
+constexpr int64_t ACROSS = 384;  // Columns for which a block is multiplied before its next DEEP numbers.
+constexpr int64_t INNER = 8;     // Columns of the left matrix that an inner product is computed of at a time.
+
+// A block times some columns of a matrix, from a multiple of a panel's on: `take` gets it. `sums` is room for what is
+// not complete.
+template <class A, class Take>
+void multiply(const typename A::Block& block, int64_t count, Matrix matrix, int64_t start, int64_t end, float* sums,
+              Take take) {
+    for (int64_t deep = 0; deep < matrix.depth; deep += A::DEEP)
+        for (int64_t column = start; column < end; column += A::PANEL) {
+            int64_t columns = std::min(end - column, A::PANEL), depth = std::min(matrix.depth - deep, A::DEEP);
+            const uint16_t* panel = matrix.panels + column * matrix.depth + deep * columns;
+            bool last = deep + A::DEEP >= matrix.depth;
+            float* more = sums + column - start;
+            auto added = [=](int64_t r, int64_t j, Floats sum) {
+                float* at = more + r * ACROSS + j;
+                if (deep) sum += get(at);
+                last ? take(r, column + j, sum) : put(sum, at);
+            };
+            if (columns == A::PANEL)
+                A::template add_products<2>(depth, block, deep, count, panel, columns * matrix.depth, added);
+            else
+                A::template add_products<1>(depth, block, deep, count, panel, columns * matrix.depth, added);
+        }
+}
+
+// out = x matrix + dropout(low beside) + bias, or that added to what is in `out`; bias and low are none where there is
+// none.
+template <class A>
+void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropout drop, const float* bias, bool added,
+             bf16* out, int64_t rows, int threads) {
+    int64_t blocks = (rows + A::ROWS - 1) / A::ROWS, panels = (matrix.width + A::PANEL - 1) / A::PANEL;
+    int64_t pieces = pieces_of(panels, matrix.width * matrix.depth, blocks, threads);
+#pragma omp parallel num_threads(threads)
+    {
+        typename A::Block of_x(matrix.depth), of_low(low ? beside.depth : 0);
+        std::vector<float> sums(A::ROWS * ACROSS), addends(low ? A::ROWS * ACROSS : 0);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < blocks * pieces; item++) {
+            int64_t piece = item / blocks, row = item % blocks * A::ROWS, count = std::min(rows - row, A::ROWS);
+            of_x.fill(x + row * matrix.depth, matrix.depth, count);
+            if (low) of_low.fill(low + row * beside.depth, beside.depth, count);
+            int64_t last = std::min(first_of(piece + 1, panels, pieces) * A::PANEL, matrix.width);
+            for (int64_t start = first_of(piece, panels, pieces) * A::PANEL; start < last; start += ACROSS) {
+                int64_t end = std::min(start + ACROSS, last);
+                float* more = addends.data() - start;
+                if (low) {
+                    multiply<A>(of_low, count, beside, start, end, sums.data(), [&](int64_t r, int64_t j, Floats sum) {
+                        put(of_low.scaled(sum, r, beside.factors + j), more + r * ACROSS + j);
+                    });
+                    for (int64_t r = 0; r < count && drop.threshold; r++) {
+                        uint16_t random[ACROSS];
+                        draw(drop.seed, (row + r) * matrix.width + start, end - start, random);
+                        for (int64_t j = start; j < end; j += LANES) {
+                            float* at = more + r * ACROSS + j;
+                            put(get(at) * kept(random + j - start, drop), at);
+                        }
+                    }
+                }
+                multiply<A>(of_x, count, matrix, start, end, sums.data(), [&](int64_t r, int64_t j, Floats sum) {
+                    bf16* to = out + (row + r) * matrix.width + j;
+                    sum = of_x.scaled(sum, r, matrix.factors + j);
+                    if (bias) sum += get(bias + j);
+                    if (low) sum += get(more + r * ACROSS + j);
+                    if (added) sum += get(to);
+                    put(sum, to);
+                });
+            }
+        }
+    }
+}
+
+inline __m512 some(const float* from, __mmask16 there) { return _mm512_maskz_loadu_ps(there, from); }
+inline __m512 some(const bf16* from, __mmask16 there) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+// to (8, 16 * VECTORS) in steps of so many, of which there are `count` rows, = left' right, in fp32; left is (rows, 8).
+template <int VECTORS>
+void inner_band(const float* left, const bf16* right, int64_t step, int64_t rows, float* to, int64_t count) {
+    Floats sums[INNER][VECTORS] = {};
+    for (int64_t t = 0; t < rows; t++) {
+        Floats numbers[VECTORS];
+#pragma GCC unroll 3
+        for (int v = 0; v < VECTORS; v++) numbers[v] = get(right + t * step + v * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < INNER; i++)
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; v++) sums[i][v] += left[t * INNER + i] * numbers[v];
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < INNER; i++)
+#pragma GCC unroll 3
+        for (int v = 0; v < VECTORS; v++)
+            if (i < count) put(sums[i][v], to + i * step + v * LANES);
+}
+
+// out (count, of_width) = left' right, of left's first columns, of (rows, width), and (rows, of_width).
+void inner_product(const bf16* left, int64_t width, int64_t count, const bf16* right, int64_t of_width, float* out,
+                   int64_t rows, int threads) {
+    constexpr int64_t STRIP = 3 * LANES;
+    int64_t bands = (count + INNER - 1) / INNER, strips = (of_width + STRIP - 1) / STRIP;
+    std::vector<float> wide(bands * rows * INNER);
+    for (int64_t band = 0; band < bands; band++)
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t i = 0; i < std::min(INNER, count - band * INNER); i++) {
+                uint32_t bits = uint32_t(left[t * width + band * INNER + i].bits) << 16;
+                std::memcpy(&wide[(band * rows + t) * INNER + i], &bits, sizeof bits);
+            }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t strip = 0; strip < strips; strip++)
+        for (int64_t band = 0; band < bands; band++) {
+            int64_t column = strip * STRIP, vectors = std::min(of_width - column, STRIP) / LANES;
+            auto multiply = vectors == 3 ? inner_band<3> : vectors == 2 ? inner_band<2> : inner_band<1>;
+            multiply(&wide[band * rows * INNER], right + column, of_width, rows, out + band * INNER * of_width + column,
+                     count - band * INNER);
+        }
+}
+
+}  // namespace
+
+// What Python calls. panels, factors: of a matrix (depth, width), and of one beside it, (rank, width), multiples of 32.
+// added: to what is in `out`. An arithmetic that is not there exports no more than that.
+#define EXPORT_PRODUCTS(A, NAME)                                                                                       \
+    extern "C" int NAME##_is_there() { return true; }                                                                  \
+    extern "C" void NAME##_product_bf16(const bf16* x, const uint16_t* panels, const float* factors, const bf16* low,  \
+                                        const uint16_t* low_panels, const float* low_factors, const float* bias,       \
+                                        int added, bf16* out, int64_t rows, int64_t depth, int64_t rank,               \
+                                        int64_t width, Dropout drop, int threads) {                                    \
+        product<A>(x, {panels, factors, depth, width}, low, {low_panels, low_factors, rank, width}, drop, bias, added, \
+                   out, rows, threads);                                                                                \
+    }                                                                                                                  \
+    extern "C" void NAME##_inner_product_bf16(const bf16* left, int64_t width, int64_t count, const bf16* right,       \
+                                              int64_t of_width, float* out, int64_t rows, int threads) {               \
+        inner_product(left, width, count, right, of_width, out, rows, threads);                                        \
+    }                                                                                                                  \
+    EXPORT_FILL_PANELS(A, NAME, float, fp32)                                                                           \
+    EXPORT_FILL_PANELS(A, NAME, bf16, bf16)
+
+#define EXPORT_FILL_PANELS(A, NAME, T, OF)                                                                             \
+    extern "C" void NAME##_fill_panels_##OF(const T* from, int64_t rows, int64_t columns, float factor, int64_t depth, \
+                                            int64_t width, uint16_t* panels, float* factors, int threads) {            \
+        A::fill_panels(from, rows, columns, factor, depth, width, panels, factors, threads);                           \
+    }

@@ -1,0 +1,111 @@
+"""Matrix products of bf16 tensors by AVX-512: in bf16 or, on Xeons whose AMX is hidden, in fp16 arithmetic."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal, NamedTuple
+
+import torch
+
+from peftlib.acceleration.cpu_calls import NO_DROPOUT, Beside, call
+from peftlib.acceleration.cpu_compiler import kernels
+from peftlib.acceleration.cpus import has_slow_bf16
+
+#: Columns, or rows, that are multiplied at a time; the dimensions of packed matrices are multiples of it.
+LENGTH = 32
+
+
+class Panels(NamedTuple):
+    """A matrix (depth, width) in panels of some columns, one behind the other.
+
+    Attributes:
+        numbers: in bf16, panels of (depth / 2, 32, 2); in fp16, of (depth, 64), the last one maybe (depth, 32), whose
+            columns were multiplied by powers of two so that no number exceeds 1.
+        factors: what undoes the powers, fp32, (width); ones in bf16.
+    """
+
+    numbers: torch.Tensor
+    factors: torch.Tensor
+
+    @property
+    def width(self) -> int:
+        return len(self.factors)
+
+    @property
+    def depth(self) -> int:
+        return len(self.numbers) // len(self.factors)
+
+
+class PanelProducts:
+    """Products in one arithmetic, "bf16" or "fp16", of the names of the kernels.
+
+    On normal numbers, adding up in fp16 has an error of 1.1e-3 of the result's size (root mean square), where rounding
+    to bf16, as the result and the rows were, has one of 1.7e-3. In bf16 nothing is added to that.
+    """
+
+    def __init__(self, arithmetic: Literal["bf16", "fp16"]) -> None:
+        self._arithmetic = arithmetic
+
+    def fit(self, *shapes: torch.Size) -> bool:
+        """Return whether stacked matrices of these shapes are best multiplied so here, forward and backward."""
+        return all(length % LENGTH == 0 for shape in shapes for length in shape) and self.pay()
+
+    def pay(self) -> bool:
+        """Return whether these are the fastest products of bf16 tensors on this machine, but for those on AMX tiles."""
+        return self.are_there() and (self._arithmetic == "fp16") == has_slow_bf16()
+
+    def are_there(self) -> bool:
+        """Return whether this machine has the instructions and the kernels."""
+        return _are_there(self._arithmetic)
+
+    def pack(self, matrix: torch.Tensor, factor: float = 1.0) -> Panels:
+        """Pack a matrix (depth, width) in fp32 or bf16 times a factor, rounded and padded with zeros.
+
+        In fp16 a number has 11 digits, fewer if it is less than 2**-14 of its column's largest one.
+        """
+        given = matrix.contiguous()
+        depth, width = (-(-length // LENGTH) * LENGTH for length in matrix.shape)
+        dtype = torch.float16 if self._arithmetic == "fp16" else torch.bfloat16
+        panels = Panels(torch.empty(depth * width, dtype=dtype), torch.ones(width))
+        call(
+            f"{self._arithmetic}_fill_panels", given.dtype, given, *given.shape, factor, depth, width, *panels
+        )  # fmt: skip
+        return panels
+
+    def product(
+        self, x: torch.Tensor, matrix: Panels, bias: torch.Tensor | None = None, *,
+        beside: Beside[Panels] | None = None, onto: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Return x matrix + bias + `beside`, (T, depth) to (T, width); if `onto` is given, add it to that in place."""
+        out = x.new_empty(len(x), matrix.width) if onto is None else onto
+        low, low_matrix, drop = beside or (None, None, NO_DROPOUT)
+        call(
+            f"{self._arithmetic}_product", x.dtype, x, *matrix, low, *(low_matrix or (None, None)),
+            None if bias is None else bias.float(), onto is not None, out, len(x), matrix.depth,
+            0 if low_matrix is None else low_matrix.depth, matrix.width, drop,
+        )  # fmt: skip
+        return out
+
+    def outer_product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Return left' right, (T, width) and (T, other) to bf16 (width, other); `other` is a multiple of 32."""
+        if not len(left):
+            return left.new_zeros(left.size(1), right.size(1))  # a product with nothing to add up writes nothing
+        turned = left.new_zeros(left.size(1), -(-len(left) // LENGTH) * LENGTH)
+        turned[:, : len(left)] = left.t()
+        return self.product(turned, self.pack(right))
+
+    def inner_product(self, left: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor:
+        """Return left' right for left's first columns, (T, width) and (T, other) to (count, other), all in fp32."""
+        (rows, width), other = left.shape, right.size(1)
+        out = torch.empty(count, other)
+        call(f"{self._arithmetic}_inner_product", left.dtype, left, width, count, right, other, out, rows)
+        return out
+
+
+@functools.cache
+def _are_there(arithmetic: str) -> bool:
+    library = kernels()
+    return library is not None and bool(library[f"{arithmetic}_is_there"]())
+
+
+IN_BF16, IN_FP16 = PanelProducts("bf16"), PanelProducts("fp16")
