@@ -17,7 +17,7 @@ constexpr int MOST = 60;        // For tiny rows and columns: no factor, nor two
 
 struct Fp16 {
     // Sums in 24 of 32 registers; fp32 takes over after DEEP products.
-    static constexpr int64_t ROWS = 12, PANEL = 2 * HALF, DEEP = 12 * SUMMED;
+    static constexpr int64_t ROWS = 12, PANEL = 2 * HALF, DEEP = 12 * SUMMED, PIECE = NEAR;
 
     // Rows, each number twice in a word: one instruction spreads 32 bits over a register, for 16 it takes two. DEEP
     // numbers of each row, then the next ones.

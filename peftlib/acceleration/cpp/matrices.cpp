@@ -117,7 +117,7 @@ void multiply_block(Tiled a, Matrix matrix, const Tiled* low, Matrix beside, int
 void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropout drop, const float* bias, bool added,
              bf16* out, int64_t rows, int threads) {
     int64_t blocks = (rows + BLOCK - 1) / BLOCK, columns = matrix.width / BLOCK, step = matrix.depth * sizeof(bf16);
-    int64_t pieces = pieces_of(columns, matrix.width * matrix.depth, blocks, threads);
+    int64_t pieces = pieces_of(columns, matrix.width * matrix.depth, blocks, threads, NEAR);
     bool apart = low && drop.threshold;
 #pragma omp parallel num_threads(threads)
     {

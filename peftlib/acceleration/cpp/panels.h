@@ -2,7 +2,7 @@
 //
 // A::Block holds ROWS rows as the arithmetic reads them, to be multiplied with panels of PANEL columns, or half of that
 // at the end of a matrix. Of a row's numbers, DEEP are multiplied with a panel's before the next ones are: as much of a
-// block and of a panel stays in the first cache.
+// block and of a panel stays in the first cache. PIECE: numbers of a matrix that are multiplied with all rows at a time.
 
 #pragma once
 
@@ -52,7 +52,7 @@ template <class A>
 void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropout drop, const float* bias, bool added,
              bf16* out, int64_t rows, int threads) {
     int64_t blocks = (rows + A::ROWS - 1) / A::ROWS, panels = (matrix.width + A::PANEL - 1) / A::PANEL;
-    int64_t pieces = pieces_of(panels, matrix.width * matrix.depth, blocks, threads);
+    int64_t pieces = pieces_of(panels, matrix.width * matrix.depth, blocks, threads, A::PIECE);
 #pragma omp parallel num_threads(threads)
     {
         typename A::Block of_x(matrix.depth), of_low(low ? beside.depth : 0);

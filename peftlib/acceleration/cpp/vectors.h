@@ -115,11 +115,13 @@ inline Floats kept(const uint16_t* random, Dropout drop) {
 // The first of n rows that is of this part.
 inline int64_t first_of(int64_t part, int64_t n, int64_t parts) { return n * part / parts; }
 
-// In how many pieces a matrix of so many 16-bit numbers is multiplied with so many blocks of rows: each stays in a
-// core's second cache, of 2 MB, and threads share the work evenly. `most`: pieces that there can be, side by side.
-inline int64_t pieces_of(int64_t most, int64_t numbers, int64_t blocks, int threads) {
-    constexpr int64_t near = 640 << 10;
-    int64_t pieces = (numbers + near - 1) / near;
+// Numbers of 16 bits that stay in a core's second cache, of 2 MB, beside what else is read and written.
+constexpr int64_t NEAR = 640 << 10;
+
+// In how many pieces, of about so many numbers, a matrix is multiplied with so many blocks of rows, so that threads
+// share the work evenly. `most`: pieces that there can be, side by side.
+inline int64_t pieces_of(int64_t most, int64_t numbers, int64_t blocks, int threads, int64_t piece) {
+    int64_t pieces = numbers / piece + (numbers % piece > 0);
     auto uneven = [&](int64_t items) { return (items + threads - 1) / threads * threads * 15 > items * 16; };
     while (pieces < most && uneven(blocks * pieces)) pieces++;
     return pieces < most ? pieces : most;
