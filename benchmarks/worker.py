@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import Job
+from peftlib.cli import importing_torch
 from peftlib.processes import end_with_parent
 
 
@@ -30,7 +31,11 @@ def measure(job: Job) -> dict[str, Any]:
         from benchmarks.quality import final_scores
 
         return final_scores(job)
-    system = importlib.import_module("benchmarks.stock" if job.system == "trainer" else "benchmarks.ours")
+    if job.system == "trainer":
+        system = importlib.import_module("benchmarks.stock")
+    else:
+        with importing_torch():  # as our scripts do
+            system = importlib.import_module("benchmarks.ours")
     return asdict(system.measure_training(job) if job.kind == "train" else system.measure_evaluation(job))
 
 

@@ -18,7 +18,7 @@ def main() -> None:
     # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────
     place, args, hub = parse_export_arguments()
     # Imported after the arguments are parsed, so that --help and flag errors are answered before torch is loaded.
-    with cli.importing():
+    with cli.importing_torch():
         import torch
 
         from peftlib.console import Console

@@ -20,7 +20,7 @@ def main() -> None:
     from peftlib.arguments import parse_predict_arguments
 
     place, args = parse_predict_arguments()
-    with cli.importing():
+    with cli.importing_torch():
         from peftlib.acceleration import accelerate_model
         from peftlib.console import Console
         from peftlib.data.encoding import encode

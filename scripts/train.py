@@ -16,7 +16,7 @@ def main() -> None:
 
     args = parse_train_arguments().checked()
     model_args, data_args, train_args, output_args, hub_args = args.groups
-    with cli.importing():
+    with cli.importing_torch():
         from functools import partial
 
         from accelerate.utils import set_seed

@@ -11,9 +11,11 @@
 from __future__ import annotations
 
 import ast
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from packaging.version import Version
 
@@ -259,6 +261,30 @@ def test_the_first_update_waits_for_no_import_that_it_does_not_need(tiny_folder,
     # Before 5.21, transformers itself imports it.
     own = {"sklearn"} if Version(transformers.__version__) < Version("5.21") else set()
     assert imported & (_LATER - own | {"transformers.trainer", "transformers.optimization"}) == set()
+
+
+#: Runs scripts/train.py to its end, says what was imported, and imports what was not.
+_WHOLE_RUN = """
+import contextlib, runpy, sys
+sys.argv = sys.argv[1:]
+with contextlib.suppress(SystemExit):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+print("IMPORTED", *sys.modules)
+import triton
+"""
+
+
+@pytest.mark.launch
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="Triton's kernels train on a GPU")
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton to leave out")
+def test_without_a_gpu_triton_stays_out_and_can_be_imported_all_the_same(tiny_folder, glue_folder, tmp_path):
+    words = ["--model_name_or_path", tiny_folder("bert"), "--task_name", "sst2", "--data_dir", glue_folder()]
+    script = ROOT / "scripts" / "train.py"
+    done = run_python("-c", _WHOLE_RUN, script, *words, "--dry_run", cwd=tmp_path)
+    said = [line for line in done.stdout.splitlines() if line.startswith("IMPORTED ")]
+    assert said and done.returncode == 0, done.stderr
+    imported = set(said[0].split())
+    assert "torch._dynamo" in imported and "triton" not in imported
 
 
 @pytest.mark.parametrize("name", ["train", "predict"])
