@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any, NamedTuple, Protocol
 
@@ -63,16 +64,22 @@ class Products(Protocol):
 
 
 class PackedMatrix(FrozenMatrix):
-    """Packed for kernels of our own, for forward and backward products.
+    """Packed for kernels of our own: for forward products, and for backward ones as soon as there is one.
 
-    Takes three times the memory.
+    Takes the memory twice, beside the layer's own weights, which are not needed any more then.
     """
 
     calls: Products
 
     def __init__(self, plain: torch.Tensor) -> None:
         super().__init__(plain)
-        self.forward, self.backward = self.calls.pack(plain.t()), self.calls.pack(plain)
+        self.forward = self.calls.pack(plain.t())
+
+    @functools.cached_property
+    def backward(self) -> Any:
+        packed = self.calls.pack(self.plain)
+        del self.plain
+        return packed
 
     def times(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return self.calls.product(x.contiguous(), self.forward, bias)

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from peftlib.acceleration.frozen_matrices import (
     Fp16Matrix,
     FrozenMatrix,
     OneDnnMatrix,
+    PackedMatrix,
     TiledMatrix,
     frozen_matrix,
 )
@@ -115,6 +117,24 @@ def test_new_weights_are_packed_anew(change, which):
     assert_is_of(three[which]) if which else None
     change(three[which])
     assert_is_of(*three)
+
+
+def test_packed_matrices_hold_only_what_products_need():
+    """In prediction the backward one is not packed, and after it is, the plain one is not kept."""
+    plain, packed = linear().weight.detach(), []
+
+    class Counted(PackedMatrix):
+        calls = SimpleNamespace(  # type: ignore[assignment]
+            pack=lambda matrix: packed.append(matrix.shape) or matrix, product=lambda x, matrix, *_, **__: x @ matrix
+        )
+
+    matrix = Counted(plain)
+    for _ in range(2):
+        matrix.times(torch.zeros(3, 32, dtype=BF16))
+    assert packed == [(32, 64)] and matrix.plain is plain
+    for _ in range(2):
+        matrix.back(torch.zeros(3, 64, dtype=BF16))
+    assert packed == [(32, 64), (64, 32)] and not hasattr(matrix, "plain")
 
 
 def test_a_copy_has_its_own():
