@@ -44,7 +44,7 @@ class _QuickLinear(Linear):
                 self.lora_B[active].weight, self.scaling[active],
                 getattr(dropout, "p", 0.0) if dropout.training else 0.0,
             )  # fmt: skip
-            output = rows.view(*x.shape[:-1], -1)
+            output = rows.view(*x.shape[:-1], rows.size(-1))
         return output
 
     def merge(self, *args: Any, **kwargs: Any) -> None:

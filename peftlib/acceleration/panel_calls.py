@@ -11,16 +11,13 @@ from peftlib.acceleration.cpu_calls import NO_DROPOUT, Beside, call
 from peftlib.acceleration.cpu_compiler import kernels
 from peftlib.acceleration.cpus import has_slow_bf16
 
-#: Columns, or rows, that are multiplied at a time; the dimensions of packed matrices are multiples of it.
-LENGTH = 32
-
 
 class Panels(NamedTuple):
     """A matrix (depth, width) in panels of some columns, one behind the other.
 
     Attributes:
-        numbers: in bf16, panels of (depth / 2, 32, 2); in fp16, of (depth, 64), the last one maybe (depth, 32), whose
-            columns were multiplied by powers of two so that no number exceeds 1.
+        numbers: in bf16, panels of (depth / 2, 32, 2); in fp16, of (depth, 64), whose columns were multiplied by powers
+            of two so that no number exceeds 1. The last one may have half as many columns.
         factors: what undoes the powers, fp32, (width); ones in bf16.
     """
 
@@ -37,18 +34,22 @@ class Panels(NamedTuple):
 
 
 class PanelProducts:
-    """Products in one arithmetic, "bf16" or "fp16", of the names of the kernels.
+    """Products in one arithmetic, "bf16" or "fp16", as the kernels are named.
 
     On normal numbers, adding up in fp16 has an error of 1.1e-3 of the result's size (root mean square), where rounding
     to bf16, as the result and the rows were, has one of 1.7e-3. In bf16 nothing is added to that.
+
+    Attributes:
+        length: the dimensions of packed matrices are multiples of it.
     """
 
     def __init__(self, arithmetic: Literal["bf16", "fp16"]) -> None:
         self._arithmetic = arithmetic
+        self.length = 16 if arithmetic == "bf16" else 32
 
     def fit(self, *shapes: torch.Size) -> bool:
         """Return whether stacked matrices of these shapes are best multiplied so here, forward and backward."""
-        return all(length % LENGTH == 0 for shape in shapes for length in shape) and self.pay()
+        return all(length % self.length == 0 for shape in shapes for length in shape) and self.pay()
 
     def pay(self) -> bool:
         """Return whether these are the fastest products of bf16 tensors on this machine, but for those on AMX tiles."""
@@ -64,7 +65,7 @@ class PanelProducts:
         In fp16 a number has 11 digits, fewer if it is less than 2**-14 of its column's largest one.
         """
         given = matrix.contiguous()
-        depth, width = (-(-length // LENGTH) * LENGTH for length in matrix.shape)
+        depth, width = (self._filled_up(length) for length in matrix.shape)
         dtype = torch.float16 if self._arithmetic == "fp16" else torch.bfloat16
         panels = Panels(torch.empty(depth * width, dtype=dtype), torch.ones(width))
         call(
@@ -87,10 +88,10 @@ class PanelProducts:
         return out
 
     def outer_product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Return left' right, (T, width) and (T, other) to bf16 (width, other); `other` is a multiple of 32."""
+        """Return left' right, (T, width) and (T, other) to bf16 (width, other); `other` is a multiple of `length`."""
         if not len(left):
             return left.new_zeros(left.size(1), right.size(1))  # a product with nothing to add up writes nothing
-        turned = left.new_zeros(left.size(1), -(-len(left) // LENGTH) * LENGTH)
+        turned = left.new_zeros(left.size(1), self._filled_up(len(left)))
         turned[:, : len(left)] = left.t()
         return self.product(turned, self.pack(right))
 
@@ -100,6 +101,9 @@ class PanelProducts:
         out = torch.empty(count, other)
         call(f"{self._arithmetic}_inner_product", left.dtype, left, width, count, right, other, out, rows)
         return out
+
+    def _filled_up(self, length: int) -> int:
+        return -(-length // self.length) * self.length
 
 
 @functools.cache

@@ -218,3 +218,14 @@ def test_a_model_may_change_an_update_s_result_in_place():
     given = {"input_ids": torch.arange(10).view(2, 5), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
     adapted(**given).logits.sum().backward()
     assert all(one.grad is not None for name, one in adapted.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_a_layer_takes_no_rows(tiny_folder, precision):
+    _, quick = adapted(tiny_folder("distilbert"))
+    layer = next(module for module in quick.modules() if type(module) is _QuickLinear)
+    with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
+        output = layer(torch.zeros(2, 0, layer.in_features))
+    assert output.shape == (2, 0, layer.out_features)
+    output.sum().backward()
+    assert all(not one.grad.any() for name, one in layer.named_parameters() if "lora_" in name)

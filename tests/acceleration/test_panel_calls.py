@@ -105,13 +105,13 @@ def test_zeros(calls):
 def test_panels_of_any_lengths_are_filled_up_with_zeros(calls, depth, width, turned, factor, dtype):
     torch.manual_seed(0)
     matrix = (torch.randn(width, depth).t() if turned else torch.randn(depth, width)).to(dtype)
-    whole = torch.zeros(-(-depth // 32) * 32, -(-width // 32) * 32)
+    whole = torch.zeros(-(-depth // calls.length) * calls.length, -(-width // calls.length) * calls.length)
     whole[:depth, :width] = matrix.float() * factor
     panels = calls.pack(matrix, factor)
     assert (panels.depth, panels.width) == whole.shape
     if calls is IN_BF16:
-        pairs = panels.numbers.view(-1, len(whole) // 2, 32, 2)
-        unpacked = pairs.transpose(2, 3).reshape(len(pairs), len(whole), 32).transpose(0, 1).reshape(whole.shape)
+        pairs = [panel.view(len(whole) // 2, -1, 2) for panel in panels.numbers.split(32 * len(whole))]
+        unpacked = torch.cat([panel.transpose(1, 2).reshape(len(whole), -1) for panel in pairs], 1)
         assert torch.equal(unpacked, whole.to(BF16)) and (panels.factors == 1).all()
         return
     columns = [panel.view(len(whole), -1) for panel in panels.numbers.split(64 * len(whole))]

@@ -12,7 +12,7 @@ from peftlib.acceleration.cpu_calls import Beside, Dropout
 from peftlib.acceleration.panel_calls import IN_BF16, IN_FP16
 
 BF16 = torch.bfloat16
-lengths = st.integers(1, 5).map(lambda count: 32 * count)
+counts = st.integers(1, 7)  # of the lengths that matrices are multiples of
 each_kind = pytest.mark.parametrize("calls", [
     pytest.param(calls, id=name, marks=pytest.mark.skipif(
         not calls.are_there(), reason=f"this processor has no {name}, or there is no g++"
@@ -27,6 +27,10 @@ def close(left, right):
     torch.testing.assert_close(left.double(), right, rtol=2**-7, atol=2**-7 * scale)
 
 
+def unit_of(calls):
+    return 32 if calls is tile_calls else calls.length
+
+
 def normal(*shape):
     return torch.randn(*shape).to(BF16)
 
@@ -34,12 +38,13 @@ def normal(*shape):
 @each_kind
 @settings(max_examples=60)
 @given(
-    rows=st.integers(1, 150), depth=st.one_of(lengths, st.sampled_from([384, 416, 800])), width=lengths,
+    rows=st.integers(1, 150), deep=st.one_of(counts, st.sampled_from([12, 13, 25, 49])), wide=counts,
     rank=st.integers(1, 70), p=st.sampled_from([0.0, 0.1, 0.7]), biased=st.booleans(), added=st.booleans(),
     seed=st.integers(0, 99),
 )  # fmt: skip
-def test_a_product_and_what_is_beside_it(calls, rows, depth, width, rank, p, biased, added, seed):
+def test_a_product_and_what_is_beside_it(calls, rows, deep, wide, rank, p, biased, added, seed):
     torch.manual_seed(seed)
+    depth, width = deep * unit_of(calls), wide * unit_of(calls)
     x, matrix, bias, onto = normal(rows, depth), normal(depth, width), torch.randn(width), normal(rows, width)
     by, beside, drop = normal(depth, rank), normal(rank, width), Dropout.of(p)
     low = calls.product(x, calls.pack(by))
@@ -59,10 +64,11 @@ def test_a_product_and_what_is_beside_it(calls, rows, depth, width, rank, p, bia
 @each_kind
 @settings(max_examples=40)
 @given(
-    rows=st.integers(1, 150), width=lengths, other=lengths, count=st.integers(1, 160), seed=st.integers(0, 99)
+    rows=st.integers(1, 150), wide=counts, others=counts, count=st.integers(1, 160), seed=st.integers(0, 99)
 )  # fmt: skip
-def test_an_inner_product(calls, rows, width, other, count, seed):
+def test_an_inner_product(calls, rows, wide, others, count, seed):
     torch.manual_seed(seed)
+    width, other = wide * unit_of(calls), others * unit_of(calls)
     left, right, count = normal(rows, width), normal(rows, other), min(count, width)
     found = calls.inner_product(left, right, count)
     assert found.dtype == torch.float32

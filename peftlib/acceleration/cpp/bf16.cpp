@@ -55,13 +55,14 @@ struct Bf16 {
                 for (int v = 0; v < VECTORS; v++) take(r, v * LANES, sums[r][v]);
     }
 
-    // A matrix (rows, columns) times a factor: as panels of (depth / 2, columns, 2) of depth and width, multiples of 32,
-    // with zeros behind it.
+    // A matrix (rows, columns) times a factor: as panels of (depth / 2, columns, 2) of depth and width, multiples of
+    // 16, with zeros behind it.
     template <class T>
     static void fill_panels(const T* from, int64_t rows, int64_t columns, float factor, int64_t depth, int64_t width,
                             uint16_t* panels, float*, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t j = 0; j < width; j += LANES) {
+            int64_t step = std::min(width - j / PANEL * PANEL, PANEL);
             uint16_t* to = panels + j / PANEL * PANEL * depth + j % PANEL * 2;
             __mmask16 there = columns - j >= LANES ? 0xffff : columns > j ? (1 << (columns - j)) - 1 : 0;
             auto row = [&](int64_t k) {
@@ -69,14 +70,64 @@ struct Bf16 {
                 if (k < rows) put(reinterpret_cast<Floats>(some(from + k * columns + j, there)) * factor, rounded);
                 return widened(rounded);
             };
-            for (int64_t k = 0; k < depth; k += 2, to += 2 * PANEL) {
+            for (int64_t k = 0; k < depth; k += 2, to += 2 * step) {
                 Words both = row(k) | row(k + 1) << 16;
                 std::memcpy(to, &both, sizeof both);
             }
         }
     }
 
+    // out (count, of_width) = left' right, of left's first columns, of (rows, width), and (rows, of_width).
+    static void inner_product(const bf16* left, int64_t width, int64_t count, const bf16* right, int64_t of_width,
+                              float* out, int64_t rows, int threads) {
+        int64_t bands = (count + INNER - 1) / INNER, steps = (rows + 1) / 2;
+        std::vector<uint32_t> pairs(bands * steps * INNER);  // neighbours in a column of left
+        for (int64_t t = 0; t < rows; t += 2)
+            for (int64_t band = 0; band < bands; band++) {
+                const bf16* upper = left + t * width + band * INNER;
+                const bf16* lower = t + 1 < rows ? upper + width : nullptr;
+                uint32_t* to = &pairs[(band * steps + t / 2) * INNER];
+                for (int64_t i = 0; i < INNER; i++) to[i] = upper[i].bits | (lower ? lower[i].bits << 16 : 0);
+            }
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t column = 0; column < of_width; column += 2 * LANES)
+            for (int64_t i = 0; i < count; i += INNER)
+                inner_band(&pairs[i * steps], right + column, of_width, of_width - column, rows,
+                           out + i * of_width + column, std::min(INNER, count - i));
+    }
+
    private:
+    // to (8, 32) or what there is of it, in steps of so many, = left' right; left is (rows / 2, 8) pairs.
+    static void inner_band(const uint32_t* left, const bf16* right, int64_t step, int64_t columns, int64_t rows,
+                           float* to, int64_t count) {
+        const Words order = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        __mmask32 there = columns > LANES ? 0xffffffff : 0xffff;
+        __m512i places[2];  // Where of two rows, one behind the other, pairs of neighbours in a column are.
+        for (uint32_t v = 0; v < 2; v++) {
+            Words first = order + v * uint32_t(LANES);
+            places[v] = reinterpret_cast<__m512i>(first | (first + 2 * uint32_t(LANES)) << 16);
+        }
+        Floats sums[INNER][2] = {};
+        for (int64_t t = 0; t < rows; t += 2, left += INNER) {
+            __m512i upper = _mm512_maskz_loadu_epi16(there, right + t * step);
+            __m512i lower = _mm512_maskz_loadu_epi16(t + 1 < rows ? there : 0, right + (t + 1) * step);
+            Words pairs[2];
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; v++)
+                pairs[v] = reinterpret_cast<Words>(_mm512_permutex2var_epi16(upper, places[v], lower));
+#pragma GCC unroll 8
+            for (int i = 0; i < INNER; i++)
+#pragma GCC unroll 2
+                for (int v = 0; v < 2; v++) sums[i][v] = add_pairs(sums[i][v], left[i], pairs[v]);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < INNER; i++) {
+            if (i >= count) continue;
+            put(sums[i][0], to + i * step);
+            if (columns > LANES) put(sums[i][1], to + i * step + LANES);
+        }
+    }
+
     static Floats add_pairs(Floats sum, uint32_t left, Words right) {
         return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
                                                          reinterpret_cast<__m512bh>(Words{} + left),

@@ -133,6 +133,49 @@ struct Fp16 {
             }
         }
     }
+
+    // to (8, 16 * VECTORS) in steps of so many, of which there are `count` rows, = left' right, in fp32; left is
+    // (rows, 8).
+    template <int VECTORS>
+    static void inner_band(const float* left, const bf16* right, int64_t step, int64_t rows, float* to, int64_t count) {
+        Floats sums[INNER][VECTORS] = {};
+        for (int64_t t = 0; t < rows; t++) {
+            Floats numbers[VECTORS];
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; v++) numbers[v] = get(right + t * step + v * LANES);
+#pragma GCC unroll 8
+            for (int i = 0; i < INNER; i++)
+#pragma GCC unroll 3
+                for (int v = 0; v < VECTORS; v++) sums[i][v] += left[t * INNER + i] * numbers[v];
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < INNER; i++)
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; v++)
+                if (i < count) put(sums[i][v], to + i * step + v * LANES);
+    }
+
+    // out (count, of_width) = left' right, of left's first columns, of (rows, width), and (rows, of_width).
+    static void inner_product(const bf16* left, int64_t width, int64_t count, const bf16* right, int64_t of_width,
+                              float* out, int64_t rows, int threads) {
+        constexpr int64_t STRIP = 3 * LANES;
+        int64_t bands = (count + INNER - 1) / INNER, strips = (of_width + STRIP - 1) / STRIP;
+        std::vector<float> wide(bands * rows * INNER);
+        for (int64_t band = 0; band < bands; band++)
+            for (int64_t t = 0; t < rows; t++)
+                for (int64_t i = 0; i < std::min(INNER, count - band * INNER); i++) {
+                    uint32_t bits = uint32_t(left[t * width + band * INNER + i].bits) << 16;
+                    std::memcpy(&wide[(band * rows + t) * INNER + i], &bits, sizeof bits);
+                }
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t strip = 0; strip < strips; strip++)
+            for (int64_t band = 0; band < bands; band++) {
+                int64_t column = strip * STRIP, vectors = std::min(of_width - column, STRIP) / LANES;
+                auto multiply = vectors == 3 ? inner_band<3> : vectors == 2 ? inner_band<2> : inner_band<1>;
+                multiply(&wide[band * rows * INNER], right + column, of_width, rows,
+                         out + band * INNER * of_width + column, count - band * INNER);
+            }
+    }
 };
 
 }  // namespace

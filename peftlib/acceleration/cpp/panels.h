@@ -12,7 +12,8 @@
 
 namespace {
 
-// Of (depth, width), multiples of 32: panels of A::PANEL columns, the last one maybe of half, one behind the other.
+// Of (depth, width), multiples of half of A::PANEL: panels of so many columns, the last one maybe of half, one behind the
+// other.
 // `factors`: for the columns' sums, where the arithmetic has some.
 struct Matrix {
     const uint16_t* panels;
@@ -21,7 +22,7 @@ struct Matrix {
 };
 
 constexpr int64_t ACROSS = 384;  // Columns for which a block is multiplied before its next DEEP numbers.
-constexpr int64_t INNER = 8;     // Columns of the left matrix that an inner product is computed of at a time.
+constexpr int64_t INNER = 8;     // Columns of the left matrix that inner products are computed of at a time.
 
 // A block times some columns of a matrix, from a multiple of a panel's on: `take` gets it. `sums` is room for what is
 // not complete.
@@ -98,52 +99,10 @@ inline __m512 some(const bf16* from, __mmask16 there) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
-// to (8, 16 * VECTORS) in steps of so many, of which there are `count` rows, = left' right, in fp32; left is (rows, 8).
-template <int VECTORS>
-void inner_band(const float* left, const bf16* right, int64_t step, int64_t rows, float* to, int64_t count) {
-    Floats sums[INNER][VECTORS] = {};
-    for (int64_t t = 0; t < rows; t++) {
-        Floats numbers[VECTORS];
-#pragma GCC unroll 3
-        for (int v = 0; v < VECTORS; v++) numbers[v] = get(right + t * step + v * LANES);
-#pragma GCC unroll 8
-        for (int i = 0; i < INNER; i++)
-#pragma GCC unroll 3
-            for (int v = 0; v < VECTORS; v++) sums[i][v] += left[t * INNER + i] * numbers[v];
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < INNER; i++)
-#pragma GCC unroll 3
-        for (int v = 0; v < VECTORS; v++)
-            if (i < count) put(sums[i][v], to + i * step + v * LANES);
-}
-
-// out (count, of_width) = left' right, of left's first columns, of (rows, width), and (rows, of_width).
-void inner_product(const bf16* left, int64_t width, int64_t count, const bf16* right, int64_t of_width, float* out,
-                   int64_t rows, int threads) {
-    constexpr int64_t STRIP = 3 * LANES;
-    int64_t bands = (count + INNER - 1) / INNER, strips = (of_width + STRIP - 1) / STRIP;
-    std::vector<float> wide(bands * rows * INNER);
-    for (int64_t band = 0; band < bands; band++)
-        for (int64_t t = 0; t < rows; t++)
-            for (int64_t i = 0; i < std::min(INNER, count - band * INNER); i++) {
-                uint32_t bits = uint32_t(left[t * width + band * INNER + i].bits) << 16;
-                std::memcpy(&wide[(band * rows + t) * INNER + i], &bits, sizeof bits);
-            }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t strip = 0; strip < strips; strip++)
-        for (int64_t band = 0; band < bands; band++) {
-            int64_t column = strip * STRIP, vectors = std::min(of_width - column, STRIP) / LANES;
-            auto multiply = vectors == 3 ? inner_band<3> : vectors == 2 ? inner_band<2> : inner_band<1>;
-            multiply(&wide[band * rows * INNER], right + column, of_width, rows, out + band * INNER * of_width + column,
-                     count - band * INNER);
-        }
-}
-
 }  // namespace
 
-// What Python calls. panels, factors: of a matrix (depth, width), and of one beside it, (rank, width), multiples of 32.
-// added: to what is in `out`. An arithmetic that is not there exports no more than that.
+// What Python calls. panels, factors: of a matrix (depth, width), and of one beside it, (rank, width). added: to what is
+// in `out`. An arithmetic that is not there exports no more than that.
 #define EXPORT_PRODUCTS(A, NAME)                                                                                       \
     extern "C" int NAME##_is_there() { return true; }                                                                  \
     extern "C" void NAME##_product_bf16(const bf16* x, const uint16_t* panels, const float* factors, const bf16* low,  \
@@ -155,7 +114,7 @@ void inner_product(const bf16* left, int64_t width, int64_t count, const bf16* r
     }                                                                                                                  \
     extern "C" void NAME##_inner_product_bf16(const bf16* left, int64_t width, int64_t count, const bf16* right,       \
                                               int64_t of_width, float* out, int64_t rows, int threads) {               \
-        inner_product(left, width, count, right, of_width, out, rows, threads);                                        \
+        A::inner_product(left, width, count, right, of_width, out, rows, threads);                                        \
     }                                                                                                                  \
     EXPORT_FILL_PANELS(A, NAME, float, fp32)                                                                           \
     EXPORT_FILL_PANELS(A, NAME, bf16, bf16)
