@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from peftlib import cli, distributed
 from peftlib.errors import Ending, Interrupted, RunError, UserError
@@ -98,6 +99,46 @@ def test_what_a_script_imports_is_not_collected_and_the_rest_is_as_ever():
         assert not gc.isenabled()
         raise ImportError
     assert gc.isenabled() and gc.get_freeze_count() > kept
+
+
+@pytest.fixture
+def triton_when_asked(monkeypatch):
+    """What `sys.modules` has as Triton each time that torch._dynamo is imported, which fails."""
+    found = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "torch._dynamo":
+                found.append(sys.modules.get("triton", "to be found"))
+                raise ImportError(name)
+
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    return found
+
+
+def test_triton_is_hidden_from_torch_alone(triton_when_asked):
+    with pytest.raises(ImportError, match=r"torch\._dynamo"), cli.importing_torch():
+        pass
+    assert triton_when_asked == [None]
+    assert "triton" not in sys.modules and gc.isenabled()
+
+
+def test_triton_is_not_hidden_where_there_is_a_gpu(triton_when_asked, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with cli.importing_torch():
+        pass
+    assert triton_when_asked == []
+
+
+def test_triton_that_was_imported_stays(triton_when_asked, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", sys)
+    with cli.importing_torch():
+        pass
+    assert triton_when_asked == [] and sys.modules["triton"] is sys
 
 
 def test_a_terminal_without_letters_for_a_name_ends_nothing():

@@ -263,8 +263,8 @@ def test_the_first_update_waits_for_no_import_that_it_does_not_need(tiny_folder,
     assert imported & (_LATER - own | {"transformers.trainer", "transformers.optimization"}) == set()
 
 
-#: Runs scripts/train.py to its end, says what was imported, and imports what was not.
-_WHOLE_RUN = """
+#: Runs scripts/train.py with these flags, says what was imported, and imports what was not.
+_A_RUN = """
 import contextlib, runpy, sys
 sys.argv = sys.argv[1:]
 with contextlib.suppress(SystemExit):
@@ -280,7 +280,7 @@ import triton
 def test_without_a_gpu_triton_stays_out_and_can_be_imported_all_the_same(tiny_folder, glue_folder, tmp_path):
     words = ["--model_name_or_path", tiny_folder("bert"), "--task_name", "sst2", "--data_dir", glue_folder()]
     script = ROOT / "scripts" / "train.py"
-    done = run_python("-c", _WHOLE_RUN, script, *words, "--dry_run", cwd=tmp_path)
+    done = run_python("-c", _A_RUN, script, *words, "--dry_run", cwd=tmp_path)
     said = [line for line in done.stdout.splitlines() if line.startswith("IMPORTED ")]
     assert said and done.returncode == 0, done.stderr
     imported = set(said[0].split())

@@ -51,7 +51,7 @@ class OneDnnMatrix(FrozenMatrix):
 
 
 class Products(Protocol):
-    """A module that multiplies rows with matrices in a layout of its own, on some processors; shapes as there."""
+    """What multiplies rows with matrices in a layout of its own, on some processors; shapes as there."""
 
     def pack(self, matrix: torch.Tensor, factor: float = 1.0) -> Any: ...
 
@@ -66,7 +66,8 @@ class Products(Protocol):
 class PackedMatrix(FrozenMatrix):
     """Packed for kernels of our own: for forward products, and for backward ones as soon as there is one.
 
-    Takes the memory twice, beside the layer's own weights, which are not needed any more then.
+    Takes the memory twice, beside the layer's own weights, which are not needed any more then. Until then they must not
+    change: `frozen_matrix` sees to it in the next forward pass, not between that and its backward pass.
     """
 
     calls: Products
@@ -78,7 +79,7 @@ class PackedMatrix(FrozenMatrix):
     @functools.cached_property
     def backward(self) -> Any:
         packed = self.calls.pack(self.plain)
-        del self.plain
+        self.__dict__.pop("plain", None)
         return packed
 
     def times(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from peftlib.acceleration.cpu_calls import NO_DROPOUT, Beside, call
 from peftlib.acceleration.cpu_compiler import kernels
-from peftlib.acceleration.cpus import has_slow_bf16
+from peftlib.acceleration.cpus import has_fast_bf16, has_slow_bf16
 
 
 class Panels(NamedTuple):
@@ -18,19 +18,14 @@ class Panels(NamedTuple):
     Attributes:
         numbers: in bf16, panels of (depth / 2, 32, 2); in fp16, of (depth, 64), whose columns were multiplied by powers
             of two so that no number exceeds 1. The last one may have half as many columns.
-        factors: what undoes the powers, fp32, (width); ones in bf16.
+        factors: what undoes the powers, fp32, (width); None in bf16.
+        depth, width: multiples of `PanelProducts.length`.
     """
 
     numbers: torch.Tensor
-    factors: torch.Tensor
-
-    @property
-    def width(self) -> int:
-        return len(self.factors)
-
-    @property
-    def depth(self) -> int:
-        return len(self.numbers) // len(self.factors)
+    factors: torch.Tensor | None
+    depth: int
+    width: int
 
 
 class PanelProducts:
@@ -52,8 +47,9 @@ class PanelProducts:
         return all(length % self.length == 0 for shape in shapes for length in shape) and self.pay()
 
     def pay(self) -> bool:
-        """Return whether these are the fastest products of bf16 tensors on this machine, but for those on AMX tiles."""
-        return self.are_there() and (self._arithmetic == "fp16") == has_slow_bf16()
+        """Return whether these are the fastest products of bf16 tensors on this machine."""
+        best = has_slow_bf16() if self._arithmetic == "fp16" else has_fast_bf16()
+        return best and self.are_there()
 
     def are_there(self) -> bool:
         """Return whether this machine has the instructions and the kernels."""
@@ -66,10 +62,13 @@ class PanelProducts:
         """
         given = matrix.contiguous()
         depth, width = (self._filled_up(length) for length in matrix.shape)
-        dtype = torch.float16 if self._arithmetic == "fp16" else torch.bfloat16
-        panels = Panels(torch.empty(depth * width, dtype=dtype), torch.ones(width))
+        if self._arithmetic == "fp16":
+            panels = Panels(torch.empty(depth * width, dtype=torch.float16), torch.empty(width), depth, width)
+        else:
+            panels = Panels(torch.empty(depth * width, dtype=torch.bfloat16), None, depth, width)
         call(
-            f"{self._arithmetic}_fill_panels", given.dtype, given, *given.shape, factor, depth, width, *panels
+            f"{self._arithmetic}_fill_panels", given.dtype, given, *given.shape, factor, depth, width, panels.numbers,
+            panels.factors,
         )  # fmt: skip
         return panels
 
@@ -81,7 +80,7 @@ class PanelProducts:
         out = x.new_empty(len(x), matrix.width) if onto is None else onto
         low, low_matrix, drop = beside or (None, None, NO_DROPOUT)
         call(
-            f"{self._arithmetic}_product", x.dtype, x, *matrix, low, *(low_matrix or (None, None)),
+            f"{self._arithmetic}_product", x.dtype, x, *matrix[:2], low, *(low_matrix or (None, None))[:2],
             None if bias is None else bias.float(), onto is not None, out, len(x), matrix.depth,
             0 if low_matrix is None else low_matrix.depth, matrix.width, drop,
         )  # fmt: skip

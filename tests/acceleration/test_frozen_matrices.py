@@ -97,6 +97,15 @@ def test_what_is_not_of_whole_tiles_is_left_to_onednn():
 
 
 @needs_onednn
+def test_where_there_is_amx_what_is_not_of_whole_tiles_is_left_to_it(monkeypatch):
+    """By oneDNN: AVX-512's own bf16 is slow on those processors."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "Intel Xeon", "amx_bf16": True})
+    monkeypatch.setattr(tile_calls, "are_there", lambda: True)
+    assert type(frozen_matrix(BF16, linear(48))) is OneDnnMatrix
+    assert not IN_BF16.pay() and not IN_FP16.pay()
+
+
+@needs_onednn
 def test_packed_once():
     module = linear()
     assert frozen_matrix(BF16, module) is frozen_matrix(BF16, module)

@@ -137,13 +137,14 @@ def test_the_function_s_gradients_are_those_of_its_formula(rows, width, r, out, 
 ])  # fmt: skip
 @settings(max_examples=40)
 @given(
-    rows=st.integers(1, 70), width=st.sampled_from([32, 96]), r=st.integers(1, 40), out=st.sampled_from([32, 160]),
+    rows=st.integers(0, 70), width=st.integers(1, 3), r=st.integers(1, 40), out=st.integers(1, 5),
     p=st.sampled_from([0.0, 0.1, 0.7]), scaling=st.sampled_from([0.5, 0.7, 2.0]), biased=st.booleans(),
     seed=st.integers(0, 99),
 )  # fmt: skip
 def test_on_packed_matrices_it_is_the_same_function(kind, rows, width, r, out, p, scaling, biased, seed):
     """Against the function on torch's operators, in bf16 with the same dropout masks."""
     torch.manual_seed(seed)
+    width, out = (length * (16 if kind is Bf16Matrix else 32) for length in (width, out))
     x, weight = torch.randn(rows, width).bfloat16(), (torch.randn(out, width) / width**0.5).bfloat16()
     bias, a, b = torch.randn(out) if biased else None, torch.randn(r, width) / width**0.5, torch.randn(out, r)
     gradient = torch.randn(rows, out).bfloat16()

@@ -1,5 +1,5 @@
-// Products of bf16 rows with matrices by AVX-512's instruction for bf16, which multiplies pairs of numbers and adds both
-// products to a sum in fp32. Nothing else is rounded than the result.
+// Products of bf16 rows with matrices by AVX-512's instruction for bf16, which adds the products of two pairs of
+// numbers to a sum in fp32, and takes numbers below fp32's normal range as zeros.
 
 #if defined(__AVX512BF16__) && !defined(SLOW_BF16)  // defined if that is slower than fp32, see cpu_compiler.py
 #include "panels.h"
@@ -31,28 +31,14 @@ struct Bf16 {
         }
     };
 
-    // What a block's numbers and a panel's make, (10, 16 * VECTORS), of at most DEEP products: `take` gets it, sixteen
-    // numbers at a time with their row and column.
+    // What a block's numbers and a panel's make, (count, 16 * VECTORS), of at most DEEP products: `take` gets it,
+    // sixteen numbers at a time with their row and column.
     template <int VECTORS, class Take>
     static void add_products(int64_t depth, const Block& block, int64_t deep, int64_t count, const uint16_t* panel,
                              int64_t, Take take) {
-        const uint32_t* rows = block.at(deep);
-        Floats sums[ROWS][VECTORS] = {};  // unrolled, so that they are registers and nothing else
-        for (int64_t k = 0; k < depth / 2; k++) {
-            Words right[VECTORS];
-#pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; v++) right[v] = load<Words>(panel + (k * VECTORS + v) * 2 * LANES);
-#pragma GCC unroll 10
-            for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 2
-                for (int v = 0; v < VECTORS; v++)
-                    sums[r][v] = add_pairs(sums[r][v], rows[r * DEEP / 2 + k], right[v]);
-        }
-#pragma GCC unroll 10
-        for (int r = 0; r < ROWS; r++)
-            if (r < count)
-#pragma GCC unroll 2
-                for (int v = 0; v < VECTORS; v++) take(r, v * LANES, sums[r][v]);
+        auto add = count > 6 ? add_rows<ROWS, VECTORS, Take> : count > 3 ? add_rows<6, VECTORS, Take>
+                 : count > 1 ? add_rows<3, VECTORS, Take> : add_rows<1, VECTORS, Take>;
+        add(depth, block.at(deep), count, panel, take);
     }
 
     // A matrix (rows, columns) times a factor: as panels of (depth / 2, columns, 2) of depth and width, multiples of
@@ -92,11 +78,32 @@ struct Bf16 {
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t column = 0; column < of_width; column += 2 * LANES)
             for (int64_t i = 0; i < count; i += INNER)
-                inner_band(&pairs[i * steps], right + column, of_width, of_width - column, rows,
+                inner_band(pairs.data() + i * steps, right + column, of_width, of_width - column, rows,
                            out + i * of_width + column, std::min(INNER, count - i));
     }
 
    private:
+    // Of so many rows at a time, of which there are `count`.
+    template <int AT_ONCE, int VECTORS, class Take>
+    static void add_rows(int64_t depth, const uint32_t* rows, int64_t count, const uint16_t* panel, Take take) {
+        Floats sums[AT_ONCE][VECTORS] = {};  // unrolled, so that they are registers and nothing else
+        for (int64_t k = 0; k < depth / 2; k++) {
+            Words right[VECTORS];
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) right[v] = load<Words>(panel + (k * VECTORS + v) * 2 * LANES);
+#pragma GCC unroll 10
+            for (int r = 0; r < AT_ONCE; r++)
+#pragma GCC unroll 2
+                for (int v = 0; v < VECTORS; v++)
+                    sums[r][v] = add_pairs(sums[r][v], rows[r * DEEP / 2 + k], right[v]);
+        }
+#pragma GCC unroll 10
+        for (int r = 0; r < AT_ONCE; r++)
+            if (r < count)
+#pragma GCC unroll 2
+                for (int v = 0; v < VECTORS; v++) take(r, v * LANES, sums[r][v]);
+    }
+
     // to (8, 32) or what there is of it, in steps of so many, = left' right; left is (rows / 2, 8) pairs.
     static void inner_band(const uint32_t* left, const bf16* right, int64_t step, int64_t columns, int64_t rows,
                            float* to, int64_t count) {

@@ -1,8 +1,9 @@
 // Products of bf16 rows with matrices in panels of some columns, by AVX-512, in whichever arithmetic A that is fast:
 //
-// A::Block holds ROWS rows as the arithmetic reads them, to be multiplied with panels of PANEL columns, or half of that
-// at the end of a matrix. Of a row's numbers, DEEP are multiplied with a panel's before the next ones are: as much of a
-// block and of a panel stays in the first cache. PIECE: numbers of a matrix that are multiplied with all rows at a time.
+// A::Block holds ROWS rows as the arithmetic reads them, to be multiplied with panels of PANEL columns, or half of
+// that at the end of a matrix. Of a row's numbers, DEEP are multiplied with a panel's before the next ones are: as much
+// of a block and of a panel stays in the first cache. PIECE: how many numbers of a matrix are multiplied with all rows
+// before the others are.
 
 #pragma once
 
@@ -12,9 +13,8 @@
 
 namespace {
 
-// Of (depth, width), multiples of half of A::PANEL: panels of so many columns, the last one maybe of half, one behind the
-// other.
-// `factors`: for the columns' sums, where the arithmetic has some.
+// Of (depth, width), multiples of half of A::PANEL: panels of so many columns, the last one maybe of half, one behind
+// the other. `factors`: for the columns' sums, where the arithmetic has some.
 struct Matrix {
     const uint16_t* panels;
     const float* factors;
@@ -66,16 +66,15 @@ void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropo
             int64_t last = std::min(first_of(piece + 1, panels, pieces) * A::PANEL, matrix.width);
             for (int64_t start = first_of(piece, panels, pieces) * A::PANEL; start < last; start += ACROSS) {
                 int64_t end = std::min(start + ACROSS, last);
-                float* more = addends.data() - start;
                 if (low) {
                     multiply<A>(of_low, count, beside, start, end, sums.data(), [&](int64_t r, int64_t j, Floats sum) {
-                        put(of_low.scaled(sum, r, beside.factors + j), more + r * ACROSS + j);
+                        put(of_low.scaled(sum, r, beside.factors + j), &addends[r * ACROSS + j - start]);
                     });
                     for (int64_t r = 0; r < count && drop.threshold; r++) {
                         uint16_t random[ACROSS];
                         draw(drop.seed, (row + r) * matrix.width + start, end - start, random);
                         for (int64_t j = start; j < end; j += LANES) {
-                            float* at = more + r * ACROSS + j;
+                            float* at = &addends[r * ACROSS + j - start];
                             put(get(at) * kept(random + j - start, drop), at);
                         }
                     }
@@ -84,7 +83,7 @@ void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropo
                     bf16* to = out + (row + r) * matrix.width + j;
                     sum = of_x.scaled(sum, r, matrix.factors + j);
                     if (bias) sum += get(bias + j);
-                    if (low) sum += get(more + r * ACROSS + j);
+                    if (low) sum += get(&addends[r * ACROSS + j - start]);
                     if (added) sum += get(to);
                     put(sum, to);
                 });
@@ -101,8 +100,8 @@ inline __m512 some(const bf16* from, __mmask16 there) {
 
 }  // namespace
 
-// What Python calls. panels, factors: of a matrix (depth, width), and of one beside it, (rank, width). added: to what is
-// in `out`. An arithmetic that is not there exports no more than that.
+// What Python calls. panels, factors: of a matrix (depth, width), and of one beside it, (rank, width). added: to what
+// is in `out`. An arithmetic that is not there exports no more than that.
 #define EXPORT_PRODUCTS(A, NAME)                                                                                       \
     extern "C" int NAME##_is_there() { return true; }                                                                  \
     extern "C" void NAME##_product_bf16(const bf16* x, const uint16_t* panels, const float* factors, const bf16* low,  \
@@ -114,7 +113,7 @@ inline __m512 some(const bf16* from, __mmask16 there) {
     }                                                                                                                  \
     extern "C" void NAME##_inner_product_bf16(const bf16* left, int64_t width, int64_t count, const bf16* right,       \
                                               int64_t of_width, float* out, int64_t rows, int threads) {               \
-        A::inner_product(left, width, count, right, of_width, out, rows, threads);                                        \
+        A::inner_product(left, width, count, right, of_width, out, rows, threads);                                     \
     }                                                                                                                  \
     EXPORT_FILL_PANELS(A, NAME, float, fp32)                                                                           \
     EXPORT_FILL_PANELS(A, NAME, bf16, bf16)
