@@ -38,7 +38,7 @@ def normal(*shape):
 @each_kind
 @settings(max_examples=60)
 @given(
-    rows=st.integers(0, 150), deep=st.one_of(counts, st.sampled_from([12, 13, 25, 49])), wide=counts,
+    rows=st.integers(0, 150), deep=st.one_of(counts, st.sampled_from([12, 13, 25, 97, 193])), wide=counts,
     rank=st.integers(1, 70), p=st.sampled_from([0.0, 0.1, 0.7]), biased=st.booleans(), added=st.booleans(),
     seed=st.integers(0, 99),
 )  # fmt: skip
