@@ -66,8 +66,8 @@ class Products(Protocol):
 class PackedMatrix(FrozenMatrix):
     """Packed for kernels of our own: for forward products, and for backward ones as soon as there is one.
 
-    Takes the memory twice, beside the layer's own weights, which are not needed any more then. Until then they must not
-    change: `frozen_matrix` sees to it in the next forward pass, not between that and its backward pass.
+    Takes the memory twice, beside the layer's own weights. These are read once more in the first backward pass, and
+    must not change between that and its forward pass; `frozen_matrix` notices other changes.
     """
 
     calls: Products

@@ -62,15 +62,11 @@ class PanelProducts:
         """
         given = matrix.contiguous()
         depth, width = (self._filled_up(length) for length in matrix.shape)
-        if self._arithmetic == "fp16":
-            panels = Panels(torch.empty(depth * width, dtype=torch.float16), torch.empty(width), depth, width)
-        else:
-            panels = Panels(torch.empty(depth * width, dtype=torch.bfloat16), None, depth, width)
-        call(
-            f"{self._arithmetic}_fill_panels", given.dtype, given, *given.shape, factor, depth, width, panels.numbers,
-            panels.factors,
-        )  # fmt: skip
-        return panels
+        dtype, factors = (torch.float16, torch.empty(width)) if self._arithmetic == "fp16" else (torch.bfloat16, None)
+        numbers = torch.empty(depth * width, dtype=dtype)
+        kernel = f"{self._arithmetic}_fill_panels"
+        call(kernel, given.dtype, given, *given.shape, factor, depth, width, numbers, factors)
+        return Panels(numbers, factors, depth, width)
 
     def product(
         self, x: torch.Tensor, matrix: Panels, bias: torch.Tensor | None = None, *,

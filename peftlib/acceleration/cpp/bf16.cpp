@@ -50,10 +50,10 @@ struct Bf16 {
         for (int64_t j = 0; j < width; j += LANES) {
             int64_t step = std::min(width - j / PANEL * PANEL, PANEL);
             uint16_t* to = panels + j / PANEL * PANEL * depth + j % PANEL * 2;
-            __mmask16 there = columns - j >= LANES ? 0xffff : columns > j ? (1 << (columns - j)) - 1 : 0;
             auto row = [&](int64_t k) {
                 bf16 rounded[LANES] = {};
-                if (k < rows) put(reinterpret_cast<Floats>(some(from + k * columns + j, there)) * factor, rounded);
+                if (k < rows)
+                    put(reinterpret_cast<Floats>(some(from + k * columns + j, columns - j)) * factor, rounded);
                 return widened(rounded);
             };
             for (int64_t k = 0; k < depth; k += 2, to += 2 * step) {

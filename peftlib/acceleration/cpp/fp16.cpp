@@ -119,9 +119,8 @@ struct Fp16 {
         for (int64_t j = 0; j < width; j += LANES) {
             int64_t step = std::min(width - j / PANEL * PANEL, PANEL);
             uint16_t* to = panels + j / PANEL * PANEL * depth + j % PANEL;
-            __mmask16 there = columns - j >= LANES ? 0xffff : columns > j ? (1 << (columns - j)) - 1 : 0;
             __m512 most{}, scale = _mm512_set1_ps(factor), one = _mm512_set1_ps(1.0f);
-            auto row = [&](int64_t k) { return _mm512_mul_ps(some(from + k * columns + j, there), scale); };
+            auto row = [&](int64_t k) { return _mm512_mul_ps(some(from + k * columns + j, columns - j), scale); };
             for (int64_t k = 0; k < rows; k++) most = _mm512_max_ps(most, _mm512_abs_ps(row(k)));
             __m512 power = _mm512_add_ps(_mm512_getexp_ps(most), one);
             power = _mm512_min_ps(_mm512_max_ps(power, _mm512_set1_ps(-MOST)), _mm512_set1_ps(126));

@@ -92,9 +92,11 @@ void product(const bf16* x, Matrix matrix, const bf16* low, Matrix beside, Dropo
     }
 }
 
-inline __m512 some(const float* from, __mmask16 there) { return _mm512_maskz_loadu_ps(there, from); }
-inline __m512 some(const bf16* from, __mmask16 there) {
-    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, from));
+// Sixteen numbers, or as many as there are and zeros.
+inline __mmask16 first(int64_t count) { return count >= LANES ? 0xffff : count > 0 ? (1 << count) - 1 : 0; }
+inline __m512 some(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(first(count), from); }
+inline __m512 some(const bf16* from, int64_t count) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(count), from));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
