@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peftlib.strategies.lora import LoRA
     from peftlib.strategies.peft_method import PeftMethod
 
-__version__ = "0.7.5"
+__version__ = "0.7.6"
 __all__ = [
     "IA3", "STRATEGIES", "AdaLoRA", "BitFit", "Finished", "Full", "HeadOnly", "LNTuning", "LoRA", "PeftMethod",
 ]  # fmt: skip

@@ -17,18 +17,12 @@ from peftlib.acceleration.attention import always_mask, finish_first_token_only,
 from peftlib.acceleration.bert import unwrapped
 from peftlib.acceleration.dropout import use_cheap_dropout
 from peftlib.acceleration.gpus import has_tensor_cores, is_hopper, leave_out_workspace
+from peftlib.acceleration.half_precision import take_half_precision
 from peftlib.acceleration.packed_encoder import pack_encoder
 from peftlib.acceleration.packed_linear import pack_linears
 from peftlib.errors import UserError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-#: Model type -> what is wrong in half precision with transformers' code for it.
-_FAIL_IN_HALF = {
-    # It adds fp32 biases to its queries and masks half-precision scores with the queries' minimum, which overflows.
-    "deberta": "DeBERTa fails in it; use no, or DeBERTa-v3",
-    # It writes its language adapters' outputs, in half precision, into an fp32 tensor.
-    "xmod": "X-MOD fails in it; use no, or XLM-RoBERTa",
-}
 #: Parameters of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -54,19 +48,14 @@ def accelerate_model(
             PEFT's arithmetic on them.
         loader: of training batches, with a `Collator` as its `collate_fn`; it is replaced by one for batches in rows
             if the model can take them.
-        enabled: False leaves the model as transformers and PEFT have made it, but for a regression's output layer and
-            what DeBERTa-v3 cannot do without.
+        enabled: False leaves the model as transformers and PEFT have made it, but for what half precision needs.
         recompute: compute every layer a second time in the backward pass, rather than keep its activations.
 
     Raises:
-        UserError: transformers' code for the model fails in this precision, or cannot compute layers twice.
+        UserError: transformers' code for the model cannot compute layers twice.
     """
-    if precision in _DTYPES and (instead := _FAIL_IN_HALF.get(unwrapped(model).config.model_type)):
-        raise UserError(f"--mixed_precision {precision}: transformers' {instead}")
     if precision in _DTYPES:
-        compute_scores_in_fp32(model)
-        if unwrapped(model).config.model_type == "deberta-v2":
-            return_what_autocast_would(model)
+        take_half_precision(model)
     if recompute:
         compute_layers_twice(model)
     if not enabled:
@@ -124,41 +113,6 @@ def compute_layers_twice(model: nn.Module) -> None:
 def _is_not_about_caches(record: logging.LogRecord) -> bool:
     """Whether a message is not the warning that keys and values are not kept for generating text: nobody asked to."""
     return "incompatible with gradient checkpointing" not in record.getMessage()
-
-
-def compute_scores_in_fp32(model: nn.Module) -> None:
-    """Make the output layer of a regression model compute in fp32, even under autocast.
-
-    Half precision is too coarse: bf16 has 32 numbers between 4 and 5, so scores that differ by less would tie in a rank
-    correlation. The layer is a millionth of the work.
-    """
-    base = unwrapped(model)
-    for name, module in base.named_modules() if base.config.num_labels == 1 else ():
-        in_head = not name.startswith(f"{base.base_model_prefix}.")
-        if in_head and type(module) is nn.Linear and module.out_features == 1:
-            module.__class__ = _Fp32Linear
-
-
-def return_what_autocast_would(model: nn.Module) -> None:
-    """Round the outputs of PEFT's layers to autocast's precision, as those of the Linear layers that they wrap.
-
-    Many of them return fp32. transformers' DeBERTa-v3 masks its scores, which are in half precision, with the lowest
-    number of its queries' precision, which overflows unless the two are the same.
-    """
-    for module in model.modules():
-        if type(getattr(module, "base_layer", None)) is nn.Linear:
-            module.register_forward_hook(_rounded)
-
-
-def _rounded(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    kind = output.device.type
-    return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
-
-
-class _Fp32Linear(nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
 
 
 def keep_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:

@@ -19,7 +19,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from peftlib.acceleration import (
     accelerate_model,
-    compute_scores_in_fp32,
     keep_frozen_linears_in,
     leave_casts_to_autocast,
 )
@@ -126,46 +125,6 @@ def test_an_adapter_s_input_stays_in_bf16_and_gives_the_same_bits(tiny_folder):
     assert seen == {"plain": {torch.float32}, "quick": {torch.float32, torch.bfloat16}}
 
 
-def test_deberta_s_first_version_is_refused_in_half_precision(tiny_folder):
-    model, _ = classifier(tiny_folder("deberta-v1"))
-    with pytest.raises(RuntimeError, match="overflow"), torch.autocast("cpu", dtype=torch.bfloat16):
-        model(**sentences())  # if transformers computes it by now, the refusal can go
-    with pytest.raises(UserError, match=r"^--mixed_precision bf16: transformers' DeBERTa fails in it; use no"):
-        accelerate_model(model, torch.device("cpu"), "bf16")
-    accelerate_model(model, torch.device("cpu"), "no")
-    model(**sentences())
-
-
-def test_x_mod_is_refused_in_half_precision():
-    config = transformers.AutoConfig.for_model(
-        "xmod", vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
-        languages=["en_XX"], default_language="en_XX",
-    )  # fmt: skip
-    model = transformers.AutoModelForSequenceClassification.from_config(config)
-    given = torch.full((2, 5), 7)
-    with pytest.raises(RuntimeError, match="dtypes match"), torch.autocast("cpu", dtype=torch.bfloat16):
-        model(input_ids=given)  # if transformers computes it by now, the refusal can go
-    with pytest.raises(UserError, match=r"^--mixed_precision bf16: transformers' X-MOD fails in it; use no"):
-        accelerate_model(model, torch.device("cpu"), "bf16")
-    accelerate_model(model, torch.device("cpu"), "no")
-    model(input_ids=given)
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-@pytest.mark.parametrize("peft_type", ["boft", "deft", "loha", "oft", "vera"])
-def test_deberta_takes_peft_s_layers_in_half_precision(tiny_folder, peft_type, enabled):
-    """Of these types' layers, which return fp32 whatever autocast says."""
-    model, head = classifier(tiny_folder("deberta"))
-    model = PeftMethod(peft_type, '{"r": 16}' if peft_type == "vera" else "{}").apply(model, head).eval()
-    exact = model(**sentences()).logits
-    with pytest.raises(RuntimeError, match="overflow"), torch.autocast("cpu", torch.bfloat16):
-        model(**sentences())  # if transformers computes it by now, the hooks can go
-    accelerate_model(model, torch.device("cpu"), "bf16", enabled=enabled)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(**sentences()).logits
-    torch.testing.assert_close(logits.float(), exact, rtol=0, atol=0.05)
-
-
 _AFTER_A_STEP = """
 import ctypes, sys
 class Info(ctypes.Structure):
@@ -240,27 +199,3 @@ def test_full_fine_tuning_has_nothing_to_keep_in_half_precision(tiny_folder):
 def test_only_a_method_that_reads_frozen_weights_keeps_them():
     assert STRATEGIES["lora"](use_dora=True).reads_frozen_weights
     assert not STRATEGIES["lora"]().reads_frozen_weights
-
-
-@pytest.mark.parametrize("method", ["bitfit", "bitfit-without-head", "lora"])
-def test_scores_are_not_rounded_to_half_precision(tiny_folder, method):
-    torch.manual_seed(1)
-    model, head, _ = load_classifier(find_model(str(tiny_folder("roberta"))), ())
-    model = METHODS[method].apply(model, head).eval()
-    accelerate_model(model, torch.device("cpu"), "bf16")
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        scores = model(**sentences()).logits
-    assert scores.dtype == torch.float32 and scores.shape == (4, 1)
-    assert (scores != scores.bfloat16().float()).any()
-
-
-def test_nothing_else_with_one_output_is_computed_otherwise(tiny_folder):
-    model = STRATEGIES["lora"](lora_r=1).apply(*classifier(tiny_folder("bert")))
-    kinds = [type(module) for module in model.modules()]
-    compute_scores_in_fp32(model)
-    assert [type(module) for module in model.modules()] == kinds
-    model, head, _ = load_classifier(find_model(str(tiny_folder("bert"))), ())
-    model = STRATEGIES["lora"](lora_r=1).apply(model, head)
-    compute_scores_in_fp32(model)
-    changed = [name for name, module in model.named_modules() if type(module) not in kinds]
-    assert changed and all(".classifier." in name for name in changed)
