@@ -24,9 +24,7 @@ from peftlib.acceleration import (
 )
 from peftlib.acceleration.bert import unwrapped
 from peftlib.errors import UserError
-from peftlib.modeling import find_model, load_classifier
 from peftlib.strategies import STRATEGIES
-from peftlib.strategies.peft_method import PeftMethod
 from tests.strategies.classifiers import METHODS, assert_computes_the_same, classifier, sentences
 
 
