@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,20 @@ def best_scores(results: dict[str, Any]) -> dict[str, float]:
         for name, value in results.items()
         if name.startswith("best_eval_") and name != "best_eval_step"
     }
+
+
+def leak_in_words(validation: Mapping[str, Any]) -> str | None:
+    """Say how many validation texts were trained on; None if none were, or a run's version did not look.
+
+    Args:
+        validation: the entry `data.validation` of `run.json`.
+    """
+    if not (leaked := validation.get("leaked")):
+        return None
+    return (
+        f"the texts of {leaked:,} of {validation['examples']:,} validation examples are training texts too, which "
+        "makes scores look better than they are"
+    )
 
 
 def logged_in(folder: Path, containing: str = "") -> Iterator[dict[str, Any]]:

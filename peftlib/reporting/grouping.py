@@ -16,6 +16,7 @@ from peftlib.data.tasks import problem_type_of
 from peftlib.flags import NOT_SHAPING, WHERE_ABSENT
 from peftlib.reporting.runs import Run
 from peftlib.reporting.variants import Variant, plain_number, variants_of
+from peftlib.run_files import leak_in_words
 from peftlib.strategies import STRATEGIES
 
 _NOT_GROUPED_BY = NOT_SHAPING | frozenset({
@@ -146,11 +147,13 @@ def compare(runs: Iterable[Run]) -> list[Comparison]:
     comparison, which says how it differs.
     """
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    runs = list(runs)
     for run in runs:
         if run.problem is None:
             groups.setdefault(tuple((name, repr(plain_number(value))) for name, value in _key(run).items()), []).append(
                 run
             )
+    lost = Counter(run.task for run in runs if run.problem is not None)
     parts = [part for group in groups.values() for part in _by_labels(group)]
     largest: dict[str, dict[str, Any]] = {}
     found = []
@@ -159,7 +162,7 @@ def compare(runs: Iterable[Run]) -> list[Comparison]:
         variants, notes = variants_of(group)
         comparison = Comparison(key, None if main is key else _difference(key, main), variants, ())
         passed_over = comparison.passed_over
-        notes = [*([passed_over] if passed_over else []), *notes, *_notes(group)]
+        notes = [*([passed_over] if passed_over else []), *notes, *_notes(group, lost[group[0].task])]
         found.append(dataclasses.replace(comparison, notes=tuple(notes)))
     return found
 
@@ -249,23 +252,35 @@ def _processes_of(run: Run) -> set[int]:
     return {int(part["processes"]) for part in parts if "processes" in part}
 
 
-def _notes(group: list[Run]) -> list[str]:
+def _notes(group: list[Run], without_result: int) -> list[str]:
+    """Caveats about a comparison's runs.
+
+    Args:
+        without_result: number of further runs of the same task.
+    """
     machines = {str(run.record.get("machine", {}).get("device", "unknown")) for run in group}
     threads = {str(run.record.get("machine", {}).get("threads")) for run in group}
     processes = {number for run in group for number in _processes_of(run)}
     notes = []
+    # The same for all: their splits are.
+    if leak := leak_in_words(group[0].record["data"]["validation"]):
+        notes.append(f"{leak[0].upper()}{leak[1:]}.")
+    if without_result:
+        are = "1 run of this task has" if without_result == 1 else f"{without_result} runs of this task have"
+        notes.append(f"{are} no result, and no part in any mean; see the end.")
+    apart = len(notes)
     if len(machines) > 1:
         devices = ", ".join(sorted(machines))
         notes.append(f"The runs are from different machines ({devices}): times and memory are not comparable.")
     if len(processes) > 1:
         numbers = ", ".join(map(str, sorted(processes)))
         notes.append(f"The runs used different numbers of processes ({numbers}): times and memory are not comparable.")
-    if len(threads) > 1 and not notes:
+    if len(threads) > 1 and len(notes) == apart:
         numbers = ", ".join(sorted(threads))
         notes.append(f"The runs used different numbers of threads ({numbers}): times are not comparable.")
     counts = Counter(name for run in group for name in _metrics_of(run))
     if some := [name for name, count in counts.items() if count < len(group)]:
         notes.append(f"Left out, since only some of the runs have it: {', '.join(sorted(some))}.")
     if any(run.answers is None for run in group):
-        notes.append("Some runs saved no predictions, so they are not paired by examples; train them again.")
+        notes.append("Some runs saved no predictions, so differences from them are not tested; train them again.")
     return notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -22,19 +23,22 @@ from peftlib.reporting.grouping import Comparison
 from peftlib.reporting.runs import Run
 from peftlib.reporting.variants import Variant
 
+#: A run's folder -> its scores on resampled examples, shape (resamples,).
+_Samples = dict[Path, np.ndarray]
 #: Describes the tests to the report's readers.
 METHOD = (
-    "Each method is tested at one learning rate: the one with the most seeds in common with other methods, and among "
-    "equals the one with the highest mean. A pair is tested on the seeds that both methods have. Examples: paired "
-    "bootstrap over validation examples and seeds (5,000 resamples), corrected for few seeds: the deviations of n "
-    "seeds are rescaled by sqrt(n / (n - 1)), and the distribution is stretched until its interval allows for both "
-    "variances, the examples' with the normal quantile and the seeds' with Student's t. Seeds: paired t-test; the effect size is Cohen's d_z. If the difference is the same for every "
-    "seed, the exact sign-flip test is used instead, which needs at least six seeds to reach significance. A "
-    f"difference is claimed if the larger of the two p-values is below {ALPHA} after Holm's correction over all pairs "
-    "of the comparison that share several seeds: the others are never claimed. Each metric and each task is corrected "
-    "on its own, so with several of them more claims are false positives. Numbers of seeds are for a power of 0.8 of "
-    f"both tests at an uncorrected {ALPHA}, on the same examples. Learning rates and saved states were selected on "
-    "these examples too, which favours methods that were tried at more rates."
+    "Each method is tested at one learning rate: the one with the most seeds in common with other methods, then with "
+    "the most seeds, then with the highest mean. A pair is tested on the seeds for which both have predictions. "
+    "Examples: paired bootstrap over validation examples and seeds (5,000 resamples), corrected for few seeds: the "
+    "deviations of n seeds are rescaled by sqrt(n / (n - 1)), and the distribution is stretched until its interval "
+    "allows for both variances, the examples' with the normal quantile and the seeds' with Student's t. Seeds: paired "
+    "t-test; the effect size is Cohen's d_z. If the difference is the same for every seed, the exact sign-flip test is "
+    "used instead, which needs at least six seeds to reach significance. A difference is claimed if the larger of the "
+    f"two p-values is below {ALPHA} after Holm's correction over all pairs of the comparison that share several seeds: "
+    "the others are never claimed. Each metric and each task is corrected on its own, so with several of them more "
+    "claims are false positives. Intervals are of each pair by itself, uncorrected. Numbers of seeds are for a power "
+    f"of 0.8 of both tests at an uncorrected {ALPHA}, on the same examples. Learning rates and saved states were "
+    "selected on these examples too, which favours methods that were tried at more rates."
 )
 
 
@@ -43,8 +47,10 @@ class Pair:
     """The tests of two methods, on the seeds that both have.
 
     Attributes:
+        seeds: those for which the runs of both have predictions. The t-test alone would claim a difference that these
+            examples happen to show.
         difference: mean of `a` minus mean of `b`, over these seeds.
-        bootstrap: test over examples and seeds, for two single runs over examples only; None without predictions.
+        bootstrap: test over examples and seeds, for two single runs over examples only; None if they are not tested.
         seed_test: test over seeds; None with fewer than two.
         mcnemar: p of McNemar's test of two single runs: the methods share one seed only, or share none and have one
             run each. None otherwise, and where answers are not simply right or wrong: there the bootstrap stands in.
@@ -53,7 +59,8 @@ class Pair:
             https://doi.org/10.1080/00401706.1982.10487790).
         corrected: `p` after Holm's correction over all pairs of the comparison that share several seeds; None before
             it, and for other pairs.
-        others: whether either method has runs with other seeds too, which its mean covers and the tests do not.
+        others: whether either method has other runs too, which its mean covers and the tests do not.
+        lacking: whether one of the two has runs without predictions.
     """
 
     a: str
@@ -67,6 +74,7 @@ class Pair:
     p: float | None
     corrected: float | None = None
     others: bool = False
+    lacking: bool = False
 
     @property
     def claimed(self) -> bool:
@@ -89,19 +97,19 @@ class Pair:
 
     def _claim(self) -> str:
         sign, better, worse = (1, self.a, self.b) if self.difference > 0 else (-1, self.b, self.a)
-        assert self.corrected is not None
-        parts = [f"corrected p {p_text(self.corrected)}"]
-        if self.bootstrap is not None:
-            low, high = sorted((sign * self.bootstrap.low, sign * self.bootstrap.high))
-            parts.insert(0, f"95 % interval {low:.4f} to {high:.4f}")
+        assert self.corrected is not None and self.bootstrap is not None
+        low, high = sorted((sign * self.bootstrap.low, sign * self.bootstrap.high))
+        tests = f"95 % interval {low:.4f} to {high:.4f}, corrected p {p_text(self.corrected)}"
         size = abs(self.difference)
-        return f"{better} has a higher {self.metric} than {worse}, by {size:.4f}{self._where} ({', '.join(parts)})."
+        return f"{better} has a higher {self.metric} than {worse}, by {size:.4f}{self._where} ({tests})."
 
     def _words_for_single_runs(self) -> str:
         if self.seeds:
             opening = f"{self.a} and {self.b} share only seed {self.seeds[0]}: no difference can be claimed."
         elif self.mcnemar is not None or self.bootstrap is not None:
             opening = f"{self.a} and {self.b} have one run each: no difference can be claimed."
+        elif self.lacking:
+            return f"{self.a} and {self.b} have no seed for which both saved predictions, and are not tested."
         else:
             return f"{self.a} and {self.b} have no seed in common and are not tested."
         if self.mcnemar is None and self.bootstrap is not None:
@@ -112,20 +120,20 @@ class Pair:
             return opening
         differ = "differ" if self.mcnemar < ALPHA else "do not differ"
         test = f"McNemar's p {p_text(self.mcnemar)}, uncorrected"
-        return f"{opening} These two runs {differ} significantly in their errors ({test})."
+        return f"{opening} These two runs {differ} significantly in how many examples they get wrong ({test})."
 
     @property
     def examples_suffice(self) -> bool:
         """Whether the bootstrap could find this difference on these examples, given enough seeds."""
-        return self.bootstrap is None or self.bootstrap.p_of_any_number_of_seeds(self.difference) < ALPHA
+        return self.bootstrap is not None and self.bootstrap.p_of_any_number_of_seeds(self.difference) < ALPHA
 
     @property
     def seeds_needed(self) -> int | None:
         """Number of seeds with which all tests would find a difference of this size; None if above 10,000."""
-        if self.seed_test is None or self.seed_test.seeds_needed is None or not self.examples_suffice:
+        if self.bootstrap is None or self.seed_test is None or self.seed_test.seeds_needed is None:
             return None
-        if self.bootstrap is None:
-            return self.seed_test.seeds_needed
+        if not self.examples_suffice:
+            return None
         for_examples = seeds_for_examples(self.difference, self.bootstrap)
         return None if for_examples is None else max(self.seed_test.seeds_needed, for_examples)
 
@@ -166,50 +174,41 @@ def compare_pairs(comparison: Comparison, metric: str) -> list[Pair]:
     return [pair if pair.seed_test is None else replace(pair, corrected=next(corrected)) for pair in pairs]
 
 
-def _test(a: Variant, b: Variant, metric: str, resampled: dict[str, np.ndarray]) -> Pair:
-    runs_a, runs_b = ({run.seed: run for run in variant.runs} for variant in (a, b))
-    seeds = tuple(sorted(runs_a.keys() & runs_b.keys()))
-    if not seeds:
-        # McNemar's test needs answers to the same examples, not the same seeds.
+def _test(a: Variant, b: Variant, metric: str, resampled: _Samples) -> Pair:
+    known_a, known_b = ({run.seed: run for run in variant.runs if run.folder in resampled} for variant in (a, b))
+    runs, known = len(a.runs) + len(b.runs), len(known_a) + len(known_b)
+    seeds = tuple(sorted(known_a.keys() & known_b.keys()))
+    others, lacking = len(seeds) < max(len(a.runs), len(b.runs)), known < runs
+    if not seeds and not runs == known == 2:
         difference = a.mean(metric) - b.mean(metric)
-        if len(a.runs) != 1 or len(b.runs) != 1:
-            return Pair(a.label, b.label, metric, seeds, difference, None, None, None, None)
-        only = _mcnemar(a.runs[0], b.runs[0])
-        bootstrap = _bootstrap(a, b, [0], [0], resampled) if only is None else None
-        return Pair(a.label, b.label, metric, seeds, difference, bootstrap, None, only, None)
-    scores_a, scores_b = ([runs[seed].score(metric) for seed in seeds] for runs in (runs_a, runs_b))
+        return Pair(a.label, b.label, metric, seeds, difference, None, None, None, None, others=others, lacking=lacking)
+    # Single runs need answers to the same examples, not the same seeds.
+    runs_a, runs_b = ([one[seed] for seed in seeds] or [*one.values()] for one in (known_a, known_b))
+    scores_a, scores_b = ([run.score(metric) for run in one] for one in (runs_a, runs_b))
     difference = float(np.mean(scores_a) - np.mean(scores_b))
+    only = _mcnemar(runs_a[0], runs_b[0]) if len(runs_a) == 1 else None
+    bootstrap = _bootstrap(runs_a, runs_b, resampled) if seeds or only is None else None
     seed_test = compare_seeds(scores_a, scores_b) if len(seeds) > 1 else None
-    columns_a, columns_b = ([[*runs].index(seed) for seed in seeds] for runs in (runs_a, runs_b))
-    bootstrap = _bootstrap(a, b, columns_a, columns_b, resampled)
-    only = _mcnemar(runs_a[seeds[0]], runs_b[seeds[0]]) if len(seeds) == 1 else None
-    p_values = [test.p for test in (bootstrap, seed_test) if test is not None]
-    p, others = max(p_values, default=None), len(seeds) < max(len(runs_a), len(runs_b))
-    return Pair(a.label, b.label, metric, seeds, difference, bootstrap, seed_test, only, p, others=others)
+    p_values = [test.p for test in (bootstrap, seed_test) if test is not None] if seeds else []
+    p = max(p_values, default=None)
+    return Pair(
+        a.label, b.label, metric, seeds, difference, bootstrap, seed_test, only, p, others=others, lacking=lacking
+    )
 
 
-def _bootstrap(
-    a: Variant, b: Variant, runs_a: list[int], runs_b: list[int], resampled: dict[str, np.ndarray]
-) -> Resampled | None:
-    """Paired bootstrap of the runs at these indices of `a` and `b`; None without predictions."""
-    samples_a, samples_b = resampled.get(a.label), resampled.get(b.label)
-    if samples_a is None or samples_b is None:
-        return None
-    return paired_bootstrap(samples_a[:, runs_a], samples_b[:, runs_b])
+def _bootstrap(a: list[Run], b: list[Run], resampled: _Samples) -> Resampled:
+    samples_a, samples_b = (np.stack([resampled[run.folder] for run in runs], axis=1) for runs in (a, b))
+    return paired_bootstrap(samples_a, samples_b)
 
 
-def _resampled(variants: list[Variant], metric: str) -> dict[str, np.ndarray]:
-    """Scores on resampled examples: label -> shape (resamples, runs), for variants whose runs all have predictions."""
-    known = {variant.label: [run.answers[0] for run in variant.runs if run.answers is not None] for variant in variants}
-    whole = [variant for variant in variants if len(known[variant.label]) == len(variant.runs)]
-    if metric not in RESAMPLED or not whole:
+def _resampled(variants: list[Variant], metric: str) -> _Samples:
+    """Score all runs that have predictions on the same resampled examples."""
+    runs = [(run, run.answers) for variant in variants for run in variant.runs if run.answers is not None]
+    if metric not in RESAMPLED or not runs:
         return {}
-    answers = whole[0].runs[0].answers
-    assert answers is not None
-    # All variants at once: drawing the examples takes longer than scoring them.
-    scores = resampled_scores(np.concatenate([np.stack(known[variant.label]) for variant in whole]), answers[1], metric)
-    ends = np.cumsum([len(variant.runs) for variant in whole])
-    return dict(zip([variant.label for variant in whole], np.split(scores, ends[:-1], axis=1), strict=True))
+    # All at once: drawing the examples takes longer than scoring them.
+    scores = resampled_scores(np.stack([answers for _, (answers, _) in runs]), runs[0][1][1], metric)
+    return dict(zip([run.folder for run, _ in runs], scores.T, strict=True))
 
 
 def _mcnemar(a: Run, b: Run) -> float | None:

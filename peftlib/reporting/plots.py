@@ -47,12 +47,12 @@ def draw_curve(comparison: Comparison, key: str, folder: Path, slug: str) -> Plo
     """
     name = key.removeprefix("eval/")
     figure, axes = new_figure()
-    drawn = 0
+    drawn, cut = 0, False
     for index, variant in enumerate(comparison.contenders()):
         steps, values = _common_steps(variant, key)
         if len(steps) < 2:
             continue
-        drawn += 1
+        drawn, cut = drawn + 1, cut or steps[-1] < max(run.curve[-1]["step"] for run in variant.runs)
         style = look(index)
         axes.plot(steps, values.mean(axis=0), label=variant.label, markevery=max(1, len(steps) // 8), **style)
         if len(values) > 1:
@@ -62,6 +62,8 @@ def draw_curve(comparison: Comparison, key: str, folder: Path, slug: str) -> Plo
     axes.set(xlabel="optimizer updates", ylabel=f"evaluation {name}")
     legend_below(figure, axes)
     caption = "Lines: mean over seeds. Bands: from the lowest to the highest seed."
+    if cut:
+        caption += " A line ends where the first of its seeds does."
     return write_figure(figure, folder, f"{slug}-{name}-by-step", f"Evaluation {name} by update", caption)
 
 
@@ -91,7 +93,9 @@ def draw_pareto(comparison: Comparison, rows: list[Row], cost: str, folder: Path
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
     legend_below(figure, axes)
-    caption = f"Means with 95 % intervals over seeds. On the front, no method has a higher {metric} at a lower cost."
+    caption = (
+        f"Means with 95 % intervals over seeds. On the front, no method shown has a higher {metric} at a lower cost."
+    )
     return write_figure(figure, folder, f"{slug}-{metric}-by-{cost}", f"{metric.capitalize()} by {label}", caption)
 
 
@@ -118,7 +122,7 @@ def draw_rank(comparison: Comparison, folder: Path, slug: str) -> Plot:
     _tick_at(axes, ranks)
     return write_figure(
         figure, folder, f"{slug}-{metric}-by-rank", f"{metric.capitalize()} by rank",
-        "Means with 95 % intervals over seeds, each rank at its best learning rate.",
+        "Means with 95 % intervals over seeds, each rank at the learning rate that is tested.",
     )  # fmt: skip
 
 

@@ -129,6 +129,8 @@ class SweepConsole(Console):
             if trial.state == TrialState.FAIL:
                 self.note(f"run {trial.number} failed{_outcome(trial)}; {search.run_folder(trial.number)}.log")
         if ranked and ranked[0].state == TrialState.COMPLETE:
+            if (scored := sum(trial.state == TrialState.COMPLETE for trial in ranked)) > 1:
+                self.note(f"the first is the best of {scored} on the same examples: on others, expect somewhat worse")
             self.note(f"best: {sweep.metric} {ranked[0].value:.4f}, in {search.run_folder(ranked[0].number)}")
 
 

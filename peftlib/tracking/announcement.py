@@ -10,6 +10,7 @@ from typing import Any
 
 from peftlib.data.class_weights import BALANCED
 from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
+from peftlib.run_files import leak_in_words
 from peftlib.strategies import STRATEGIES
 
 #: Scores beyond this are hard to learn at usual learning rates.
@@ -68,11 +69,8 @@ def notes_of(facts: dict[str, Any], arguments: dict[str, Any], steps: int, busy_
                 f"{cut:,} of {data[split]['examples']:,} {name} examples are longer than --max_length "
                 f"{arguments['max_length']} tokens, and were truncated"
             )
-    if leaked := data["validation"].get("leaked"):
-        yield (
-            f"the texts of {leaked:,} of {data['validation']['examples']:,} validation examples are training texts "
-            "too, which makes scores look better than they are"
-        )
+    if leak := leak_in_words(data["validation"]):
+        yield leak
     if (largest := data["train"].get("largest", 0.0)) > _LARGE:
         yield (
             f"the numbers to predict reach {largest:g}; the model starts near 0, and learns numbers of the "

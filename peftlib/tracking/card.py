@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from peftlib.data.own_data import task_in_table
 from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
 from peftlib.modeling import PACKAGED_MODELS, hub_name_of_base
+from peftlib.run_files import leak_in_words
 from peftlib.strategies import STRATEGIES
 from peftlib.tracking.announcement import changes_of_loss
 
@@ -24,6 +26,8 @@ _CARD = """---
 | metric (validation, {examples:,} examples) | value |
 |---|---|
 {metrics}
+
+The saved state is the best of the run on these examples{leak}.
 
 {labels}. Seed {seed}, learning rate {rate:g}, {steps:,} updates of {batch} examples, precision {precision}.{loss}
 {record}
@@ -127,6 +131,7 @@ def model_card(
         ratio=parameters["trainable_ratio"],
         examples=run["data"]["validation"]["examples"],
         metrics="\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items()),
+        leak="" if (leak := leak_in_words(run["data"]["validation"])) is None else f"; {leak}",
         labels=labels,
         seed=arguments["seed"],
         rate=run["learning_rate"],
@@ -146,10 +151,10 @@ def _metadata(run: dict[str, Any], scores: dict[str, float], title: str, *, is_a
 
     arguments, base, dataset = run["arguments"], hub_name_of_base(run["model"]), _on_hub(run)
     measured = {name: value for name, value in scores.items() if name != "loss"}
-    data = {"dataset_type": dataset or arguments["task_name"], "dataset_name": arguments["task_name"]}
+    data = {"dataset_type": dataset or arguments["task_name"], "dataset_name": arguments["task_name"], **_split(run)}
     results = [
         EvalResult(
-            task_type="text-classification", dataset_split="validation", **data,
+            task_type="text-classification", **data,
             metric_type=_HUB_METRICS.get(name, name), metric_name=name, metric_value=value,
         )
         for name, value in measured.items()
@@ -166,6 +171,22 @@ def _metadata(run: dict[str, Any], scores: dict[str, float], title: str, *, is_a
         eval_results=results,
     )
     return metadata.to_yaml()
+
+
+def _split(run: dict[str, Any]) -> dict[str, str]:
+    """The published split that was scored, and its configuration; empty if it was another, or a part of one."""
+    arguments, task = run["arguments"], task_in_table(run["arguments"])
+    if _on_hub(run) is None or arguments.get("max_eval_samples") is not None:
+        return {}
+    if task is not None:
+        config, split = task.split_on_hub("validation")
+    elif arguments.get("validation_split_percentage") is None:
+        config, split = arguments.get("dataset_config_name"), arguments.get("validation_split_name") or "validation"
+    else:
+        return {}
+    if not re.fullmatch(r"\w+", split):  # a slice such as test[:50%]
+        return {}
+    return {"dataset_split": split, **({} if config is None else {"dataset_config": config})}
 
 
 def _method_tags(arguments: dict[str, Any]) -> list[str]:

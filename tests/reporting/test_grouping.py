@@ -12,6 +12,7 @@ from peftlib.evaluation.predictions import save_predictions
 from peftlib.flags import WHERE_ABSENT
 from peftlib.reporting.grouping import compare
 from peftlib.reporting.runs import Run, read_run
+from peftlib.run_files import read_record
 from tests.reporting.made_up import make_run
 
 
@@ -163,13 +164,26 @@ def test_the_same_seed_twice_counts_once_and_is_said(make):
 def test_failed_runs_are_in_no_mean(make):
     (comparison,) = compare([make(seed=1), make(seed=2, status="failed"), make(seed=3, status="running")])
     assert labels(comparison) == [("BitFit", [1])]
+    assert "2 runs of this task have no result, and no part in any mean; see the end." in comparison.notes
     assert compare([make(status="failed")]) == []
+    (other,) = compare([make("--task_name", "sst2", status="failed"), make(seed=1)])
+    assert not any("no result" in note for note in other.notes)
 
 
 def test_other_machines_and_missing_predictions_are_noted(make):
     (comparison,) = compare([make(seed=1, predictions=False), make(seed=2, changes={"machine": {"device": "another"}})])
     assert any("different machines (another, made-up processor)" in note for note in comparison.notes)
     assert any("no predictions" in note for note in comparison.notes)
+
+
+def test_validation_texts_that_were_trained_on_are_noted(make):
+    data = read_record(make(seed=1).folder)["data"]
+    data["validation"]["leaked"] = 30
+    (comparison,) = compare([make(seed=2, changes={"data": data})])
+    assert comparison.notes == (
+        "The texts of 30 of 200 validation examples are training texts too, which makes scores look better than they "
+        "are.",
+    )
 
 
 def test_a_contender_is_the_best_rate_of_its_method(make):

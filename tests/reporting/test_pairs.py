@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.evaluation.predictions import save_predictions
+from peftlib.evaluation.predictions import PREDICTIONS, save_predictions
 from peftlib.evaluation.statistics import ALPHA, compare_seeds, holm, mcnemar, seeds_for_examples
 from peftlib.reporting.grouping import compare
 from peftlib.reporting.pairs import Pair, compare_pairs, p_text
@@ -119,8 +119,8 @@ def test_one_seed_claims_nothing_however_large_the_difference(tmp_path):
     right = [run.answers[0] == run.answers[1] for run in comparison.runs]
     assert pair.mcnemar == mcnemar(*right) < 0.001
     assert pair.words == (
-        "Head and Full share only seed 1: no difference can be claimed. These two runs differ significantly in their "
-        "errors (McNemar's p < 0.001, uncorrected)."
+        "Head and Full share only seed 1: no difference can be claimed. These two runs differ significantly in how "
+        "many examples they get wrong (McNemar's p < 0.001, uncorrected)."
     )
 
 
@@ -134,8 +134,8 @@ def test_two_single_runs_of_different_seeds_have_answered_the_same_examples(tmp_
     assert pair.seeds == () and not pair.claimed and pair.p is None
     assert pair.mcnemar == mcnemar(*(run.answers[0] == run.answers[1] for run in (head, full))) < 0.001
     assert pair.words == (
-        "Head and Full have one run each: no difference can be claimed. These two runs differ significantly in their "
-        "errors (McNemar's p < 0.001, uncorrected)."
+        "Head and Full have one run each: no difference can be claimed. These two runs differ significantly in how "
+        "many examples they get wrong (McNemar's p < 0.001, uncorrected)."
     )
     (pair,) = compare_pairs(compare([head, full, other])[0], "accuracy")
     assert pair.mcnemar is None and pair.words == "Head and Full have no seed in common and are not tested."
@@ -249,10 +249,27 @@ def test_only_common_seeds_are_paired(tmp_path):
     assert "that both have" not in replace(paired, others=False).words
 
 
-def test_without_predictions_the_seeds_alone_are_tested(tmp_path):
+def test_without_predictions_nothing_is_tested(tmp_path):
+    """The t-test alone would claim what these examples show by chance, however few they are."""
     _, (pair,) = pairs_of(tmp_path, {"head": 0.4, "full": 0.1}, seeds=range(1, 6), predictions=False)
-    assert pair.bootstrap is None and pair.p == pair.seed_test.p
-    assert pair.claimed and "interval" not in pair.words
+    assert (pair.bootstrap, pair.seed_test, pair.p, pair.claimed) == (None, None, None, False)
+    assert pair.words == "Head and Full have no seed for which both saved predictions, and are not tested."
+
+
+def test_a_run_without_predictions_costs_its_own_seed_alone(tmp_path):
+    comparison, (whole,) = pairs_of(tmp_path, {"head": 0.4, "full": 0.1}, seeds=range(1, 6))
+    runs = comparison.runs
+    lacking = next(run for run in runs if (run.method, run.seed) == ("full", 3))
+    (lacking.folder / PREDICTIONS).unlink()
+    (pair,) = compare_pairs(compare([read_run(run.folder) for run in runs])[0], "accuracy")
+    assert whole.seeds == (1, 2, 3, 4, 5) and pair.seeds == (1, 2, 4, 5)
+    assert pair.claimed and "on the 4 seeds that both have" in pair.words
+    (few,) = compare_pairs(compare([read_run(run.folder) for run in runs if run.seed in (1, 2)])[0], "accuracy")
+    for run in runs:
+        if run.method == "head" and run.seed > 2:
+            (run.folder / PREDICTIONS).unlink()
+    (pair,) = compare_pairs(compare([read_run(run.folder) for run in runs])[0], "accuracy")
+    assert (pair.seeds, pair.difference, pair.p) == ((1, 2), few.difference, few.p)
 
 
 @given(st.floats(0, 1) | st.floats(0.0495, 0.0505))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -15,7 +16,7 @@ from peftlib.evaluation.statistics import mean_interval
 from peftlib.reporting import plots
 from peftlib.reporting.figures import look, new_figure
 from peftlib.reporting.grouping import compare
-from peftlib.reporting.plots import _possible, draw_scores, pareto_front
+from peftlib.reporting.plots import _possible, draw_curve, draw_scores, pareto_front
 from peftlib.reporting.runs import read_run
 from peftlib.reporting.table import rows
 from peftlib.reporting.weight_plots import draw_weights
@@ -89,6 +90,16 @@ def test_a_curve_is_the_mean_and_its_band_the_lowest_and_the_highest_seed(tmp_pa
         corners = {tuple(corner) for corner in band.get_paths()[0].vertices}
         edges = [*zip(steps, curves.min(axis=0), strict=True), *zip(steps, curves.max(axis=0), strict=True)]
         assert corners == set(edges)
+
+
+def test_a_curve_that_ends_with_its_shortest_seed_says_so(tmp_path):
+    runs = [make_run(tmp_path / f"run-{seed}", "--task_name", "mrpc", seed=seed) for seed in (1, 2)]
+    captions = [draw_curve(compare(map(read_run, runs))[0], "eval/accuracy", tmp_path, "whole").caption]
+    lines = (runs[1] / "metrics.jsonl").read_text().splitlines()
+    (runs[1] / "metrics.jsonl").write_text("\n".join(line for line in lines if json.loads(line)["step"] <= 40))
+    captions.append(draw_curve(compare(map(read_run, runs))[0], "eval/accuracy", tmp_path, "short").caption)
+    said = "Lines: mean over seeds. Bands: from the lowest to the highest seed."
+    assert captions == [said, f"{said} A line ends where the first of its seeds does."]
 
 
 def test_a_cost_is_drawn_with_the_tables_means_and_intervals(tmp_path, figures):

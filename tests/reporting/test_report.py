@@ -139,6 +139,9 @@ def test_the_page_says_what_there_is_to_say(page: Page) -> None:
     assert "majority class" in text
     assert re.search(r"F1 by class classexamplesHeadBitFitLoRA r=16 not_equivalent\d+0\.\d{4} ± ", text)
     assert "There is no run with --method head" in text  # of sst2
+    assert text.count("the more were tried, the likelier is the highest too high") == text.count(
+        "Training time excludes"
+    )
     assert "are used nowhere else on this page" in text
     assert re.search(r"The same for f1 \d of 3 differ significantly", text)
     assert "All tests with full precision: tables/mrpc-pairs.csv beside this page." in text

@@ -94,7 +94,8 @@ def test_a_crash_is_recorded_and_the_sweep_goes_on(search, capsys):
     assert "run 0 started: seed 2" in lines, "what is the same in all runs is not repeated"
     table = [line.split() for line in lines if line.startswith(("1 ", "2 ", "3 "))]
     assert [" ".join(row) for row in table] == ["1 2 finished 0.9000 1", "2 0 finished 0.8000 2", "3 1 failed 13"]
-    assert lines[-2].startswith("run 1 failed: unlucky (exit status 2); ") and lines[-2].endswith("0001.log")
+    assert lines[-3].startswith("run 1 failed: unlucky (exit status 2); ") and lines[-3].endswith("0001.log")
+    assert lines[-2] == "the first is the best of 2 on the same examples: on others, expect somewhat worse"
     assert lines[-1] == f"best: eval/accuracy 0.9000, in {opened.run_folder(2)}"
 
 

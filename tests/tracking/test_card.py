@@ -9,6 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from peftlib.arguments import parse_train_arguments
 from peftlib.tracking.card import model_card, name_for_others
 from tests.tracking.facts import made_arguments, made_facts
 
@@ -74,6 +75,37 @@ def test_the_scores_are_where_the_hub_looks_for_them():
     card = ModelCard(model_card(made_run(**ON_HUB), several, folder="a", is_adapter=True))
     assert card.data.metrics == ["f1", "accuracy"]  # the Hub's names, each once
     assert {one.metric_name: one.metric_value for one in card.data.eval_results} == several
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), ("mrpc", "validation")),
+        (("--task_name", "mnli"), ("mnli", "validation_matched")),
+        (("--max_eval_samples", "100"), (None, None)),
+        (("--task_name", "rotten_tomatoes"), (None, None)),  # the package's split is none that others score
+        (("--dataset_name", "me/mails"), (None, "validation")),
+        (
+            ("--dataset_name", "me/mails", "--dataset_config_name", "en", "--validation_split_name", "test"),
+            ("en", "test"),
+        ),
+        (("--dataset_name", "me/mails", "--validation_split_name", "test[:50%]"), (None, None)),
+        (("--dataset_name", "me/mails", "--validation_split_percentage", "5"), (None, None)),
+    ],
+)
+def test_the_metadata_names_a_published_split_only_if_all_of_it_was_scored(words, expected):
+    arguments = made_arguments(*words) if "--dataset_name" not in words else parse_train_arguments([*words]).flat()
+    run = made_run() | {"arguments": arguments | {"task_name": arguments["task_name"] or "mails"}}
+    card = ModelCard(model_card(run, SCORES, folder="a", is_adapter=True))
+    assert {(one.dataset_config, one.dataset_split) for one in card.data.eval_results} == {expected}
+
+
+def test_the_card_says_how_the_state_was_chosen_and_what_was_trained_on():
+    assert "The saved state is the best of the run on these examples.\n" in card()
+    run = made_run()
+    run["data"]["validation"]["leaked"] = 12
+    text = model_card(run, SCORES, folder="a", is_adapter=True)
+    assert "on these examples; the texts of 12 of 408 validation examples are training texts too, which" in text
 
 
 def test_the_metadata_names_a_dataset_of_the_hub_and_no_folder():
