@@ -110,11 +110,22 @@ def _taken(path: Path, resume: str | None, *, in_sweep: bool) -> str | None:
         return None
     if resume is None:
         return "contains a run; choose another folder, or continue with --resume_from_checkpoint auto"
+    if resume != "auto" and not _is_of(Path(resume), path):
+        # The command that has started such a branch may start it again, after a kill.
+        record = record_in(path)
+        repeated = record.get("arguments", {}).get("resume_from_checkpoint") == resume
+        if record.get("status") == "finished" or not repeated:
+            return f"contains a run, and {resume} is not of it; choose another folder for the branch"
     # A sweep requeues a finished run only if it did not learn that it had finished.
     done = record_in(path).get("status") == "finished"
     if resume == "auto" and not in_sweep and done and not (path / CHECKPOINTS).is_dir():
         return "holds a finished run that kept no checkpoint to go on from; name another folder"
     return None
+
+
+def _is_of(resume: Path, folder: Path) -> bool:
+    """Whether this is the folder, or a checkpoint in it."""
+    return folder.resolve() in (resume.resolve(), resume.resolve().parent.parent)
 
 
 def _holds_others(path: Path) -> bool:

@@ -32,6 +32,7 @@ class RunRecord:
         lock: the folder's lock, if it is already held; see `lock_folder`.
         overwrite: also remove an earlier run's checkpoints and other results. Otherwise they stay: even damaged
             checkpoints may be worth a rescue.
+        branches: it resumes from a checkpoint in another folder, so what this one holds is an earlier run's.
 
     Attributes:
         logged_step: the last update logged before the run was resumed; -1 for none.
@@ -49,6 +50,7 @@ class RunRecord:
         *,
         lock: TextIO | None = None,
         overwrite: bool = False,
+        branches: bool = False,
     ) -> None:
         self.folder = folder
         self.logged_step = self._kept_step = -1
@@ -58,7 +60,7 @@ class RunRecord:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(folder) if lock is None else lock
             remove_leftovers(folder)
-            if resumed_step is None:
+            if resumed_step is None or branches:
                 if not overwrite:
                     refuse_finished(folder)
                 for name in RUN_FILES:

@@ -72,12 +72,14 @@ class Reporter:
     def _refuse_folder(self, resumed: dict[str, Any] | None) -> None:
         """Refuse the same as `_open_record`, but write nothing."""
         self.claim()
-        if resumed is None and not self._arguments["overwrite_output_dir"]:
+        if (resumed is None or not resumed["own"]) and not self._arguments["overwrite_output_dir"]:
             refuse_finished(self.folder)
 
     def _open_record(self, facts: dict[str, Any], resumed: dict[str, Any] | None) -> None:
-        step, overwrite = None if resumed is None else int(resumed["step"]), self._arguments["overwrite_output_dir"]
-        self._record = RunRecord(self.folder, facts, step, warn=self.warn, lock=self._lock, overwrite=overwrite)
+        self._record = RunRecord(
+            self.folder, facts, None if resumed is None else int(resumed["step"]), warn=self.warn, lock=self._lock,
+            overwrite=self._arguments["overwrite_output_dir"], branches=resumed is not None and not resumed["own"],
+        )  # fmt: skip
         self._logged_step = self._record.logged_step
 
     @contextmanager

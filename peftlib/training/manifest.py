@@ -185,7 +185,7 @@ def matching_manifest(
 ) -> dict[str, Any] | None:
     """Return the manifest of `checkpoint` if this run may resume from it; None without one. Call it on every process.
 
-    The main process reads the checkpoint: other nodes may not have it.
+    Its entry `own` says whether the checkpoint is in the run's own folder. The main process reads the checkpoint: other nodes may not have it.
 
     Args:
         identity: from `identity_of`.
@@ -206,6 +206,7 @@ def _matching(checkpoint: Path, identity: dict[str, Any], extend: bool, folder: 
     manifest = verify(checkpoint, files=False)  # `find_checkpoint` has hashed them
     before, now = manifest["identity"], identity
     is_own = checkpoint.resolve().parent == (folder / CHECKPOINTS).resolve()
+    manifest["own"] = is_own
     if not is_own:
         manifest["trackers"] = {}
     metrics = before.get("metric", now["metric"]), now["metric"]

@@ -177,6 +177,12 @@ def test_a_run_goes_on_with_more_or_fewer_processes(tmp_path, flags):
     assert [record["processes"] for record in records] == [2, 1]
     cuts = [(cut["until"], cut["micro_batch_size"], cut["processes"]) for cut in records[1]["earlier_cuts"]]
     assert cuts == [(5, 4, 1), (10, 4, 2)] and len(records[0]["earlier_cuts"]) == 1
+    kept = (whole / "run.json").read_bytes(), losses(whole)
+    done = run_script(TRAIN, *one, "--output_dir", whole, *from_ten, cwd=tmp_path)
+    assert done.returncode == 2 and "step_00000010 is not of it; choose another folder" in done.stderr
+    assert kept == ((whole / "run.json").read_bytes(), losses(whole))
+    done = run_script(TRAIN, *one, "--output_dir", more, *from_five, "--overwrite_output_dir", cwd=tmp_path)
+    assert done.returncode == 0 and losses(more) == expected[5:]
     done = run_script(TRAIN, *two, "--output_dir", tmp_path / "half", *from_five, cwd=tmp_path)
     assert done.returncode == 2
     assert "the effective batch was 8 (4 × 2 on 1 process), is 4 (4 × 1 on 1 process): here" in done.stderr

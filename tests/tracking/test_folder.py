@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,32 @@ def test_going_on_does_not_throw_a_finished_run_away(tmp_path, monkeypatch):
     monkeypatch.delenv("PEFTLIB_SWEEP_ID")
     (tmp_path / "checkpoints").mkdir()
     assert choose_output_dir(str(tmp_path), "mrpc", "lora", overwrite=False, resume="auto") == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("record", "taken"),
+    [
+        ({"status": "finished", "arguments": {}}, True),
+        ({"status": "interrupted", "arguments": {"resume_from_checkpoint": None}}, True),
+        ({"status": "interrupted", "arguments": {"resume_from_checkpoint": "BRANCH"}}, False),  # the same command again
+        ({"status": "finished", "arguments": {"resume_from_checkpoint": "BRANCH"}}, True),
+    ],
+)
+def test_a_branch_does_not_replace_another_run(tmp_path, record, taken):
+    checkpoint, folder = tmp_path / "b" / "checkpoints" / "step_00000050", tmp_path / "a"
+    checkpoint.mkdir(parents=True)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record).replace("BRANCH", str(checkpoint)))
+    choose = partial(choose_output_dir, str(folder), "mrpc", "lora", resume=str(checkpoint))
+    if taken:
+        with pytest.raises(UserError, match=r"contains a run, and .*step_00000050 is not of it; .*--overwrite_output"):
+            choose(overwrite=False)
+    else:
+        assert choose(overwrite=False) == folder
+    assert choose(overwrite=True) == folder
+    own = folder / "checkpoints" / "step_00000001"
+    for mine in (own, folder):
+        assert choose_output_dir(str(folder), "mrpc", "lora", overwrite=False, resume=str(mine)) == folder
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -41,6 +41,22 @@ def test_only_overwriting_removes_what_lies_in_folders_of_a_run_that_starts_afre
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
+def test_a_branch_from_another_folder_begins_with_none_of_the_lines_here(tmp_path, overwrite):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "train/loss": 0.5}\n')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"of another run")
+    (tmp_path / "checkpoints").mkdir()
+    record = RunRecord(tmp_path, {}, resumed_step=10, overwrite=overwrite, branches=True)
+    assert record.logged_step == -1 and (tmp_path / "metrics.jsonl").read_text() == ""
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+    assert (tmp_path / "checkpoints").exists() is not overwrite
+    record.update(status="finished")
+    record._lock.close()
+    if not overwrite:
+        with pytest.raises(UserError, match="holds a finished run"):
+            RunRecord(tmp_path, {}, resumed_step=10, branches=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_curves_of_a_run_that_is_overwritten_do_not_run_on_in_the_new_one_s(tmp_path, overwrite):
     for name in ("peftlib/events.out.tfevents.1", "peftlib/notes.txt", "wandb/offline-run-1/run-1.wandb"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,7 @@ def test_neighbours_that_keep_threads_waiting_are_said(tmp_path, capsys, monkeyp
 
 @pytest.mark.parametrize(("step", "said"), [(7, "resumed: after step 7\n"), (20, "the last: nothing is left to train")])
 def test_a_run_that_goes_on_says_from_where(tmp_path, capsys, step, said):
-    with reporter_in(tmp_path).watching(20, made_facts(), {"step": step, "trackers": {}}):
+    with reporter_in(tmp_path).watching(20, made_facts(), {"step": step, "own": True, "trackers": {}}):
         pass
     assert said in capsys.readouterr().out
 
@@ -206,7 +206,7 @@ def test_a_tracker_that_fails_later_does_not_stop_the_run(tmp_path, capsys):
 
 def test_the_id_of_a_tracker_that_does_not_start_today_is_kept_for_the_next_life(tmp_path):
     reporter = reporter_in(tmp_path)
-    with reporter.watching(20, made_facts(), {"step": 3, "trackers": {"wandb": "abc"}}):
+    with reporter.watching(20, made_facts(), {"step": 3, "own": True, "trackers": {"wandb": "abc"}}):
         assert reporter.tracker_ids == {"wandb": "abc"}
 
 
@@ -220,7 +220,7 @@ def test_a_tracker_that_joins_a_resumed_run_hears_what_others_have_heard_already
         first.log(VALUES, 5)
         raise RunError("killed")
     later = reporter_in(tmp_path, "--project_name", "p", trackers=["tensorboard"])
-    with later.watching(20, made_facts(), {"step": 0, "trackers": known}):
+    with later.watching(20, made_facts(), {"step": 0, "own": True, "trackers": known}):
         for step in (1, 5, 6):
             later.log(VALUES, step)
         assert later.tracker_ids == {"tensorboard": ""}
@@ -244,7 +244,7 @@ def test_a_dry_run_is_announced_and_leaves_no_trace(tmp_path, capsys):
     with reporter.watching(20, made_facts()):
         reporter.update(a=1)
     (tmp_path / "run").mkdir()
-    with reporter.watching(20, made_facts(), {"step": 7, "trackers": {}}):
+    with reporter.watching(20, made_facts(), {"step": 7, "own": True, "trackers": {}}):
         pass
     assert reporter.facts == {} and reporter.tracker_ids == {}
     assert [path.name for path in tmp_path.rglob("*")] == ["run"]
