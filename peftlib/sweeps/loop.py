@@ -85,21 +85,23 @@ def _stop(console: SweepConsole, runs: list[TrialRun], *, at_once: bool) -> None
         run.stop(signal.SIGKILL if at_once else signal.SIGTERM)
 
 
-def _settled(search: Search, console: SweepConsole, claim: Claim, status: int | None = None) -> bool:
+def _settled(search: Search, console: SweepConsole, claim: Claim, status: int = 0, *, told: bool = False) -> bool:
     """Tell the study of a trial whose run has come to its end; returns whether it has, rather than been interrupted.
 
     Args:
-        status: the run's exit status; None if another process waited for it.
+        status: the run's exit status; 0 also if another process waited for it.
+        told: whether this process has told it to stop: it may have finished before the signal arrived, which then
+            ended its launcher alone.
     """
     folder = search.run_folder(claim.number)
     record = record_in(folder)
-    if not status and record.get("status") == "finished":
-        _finished(search, claim)  # even if it was told to stop: it had finished before the signal arrived
+    if (told or not status) and record.get("status") == "finished":
+        _finished(search, claim)
     elif "stopped_at" in claim.trial.user_attrs:
         end_early(folder, claim.trial.user_attrs["stopped_at"])
         search.stopped_early(claim)
     elif record.get("status") == "failed":
-        search.fail(claim, reason_of(folder, status), tail_of(folder))
+        search.fail(claim, reason_of(folder, status or None), tail_of(folder))
     else:
         return False
     console.ended(search.trials()[claim.number])
@@ -119,19 +121,27 @@ def _poll(search: Search, console: SweepConsole, claim: Claim, run: TrialRun, *,
 
     Args:
         cut_off: the sweep is being stopped, which may be why the run ended.
+
+    Raises:
+        RunError: a run that was to go on has refused to. It stays interrupted: what it lacks may be there again later.
     """
     status = run.poll()
     if status is None:
         if run.stopping is None and search.report(claim, run.values):
             run.stop()
         return False
-    if _settled(search, console, claim, status):
+    if (run.has_begun or run.stopping is not None) and _settled(
+        search, console, claim, status, told=run.stopping is not None
+    ):
         return True
     reason = reason_of(run.folder, status)
-    if cut_off or record_in(run.folder).get("status") == "interrupted":
+    if cut_off or (run.has_begun and record_in(run.folder).get("status") == "interrupted"):
         # Interrupted from outside: it will be resumed, by this process unless that is being stopped too.
         if not search.release(claim, blameless=cut_off):
             search.fail(claim, f"interrupted too often: {reason}", tail_of(run.folder))
+    elif claim.taken_up and not run.has_begun and record_in(run.folder):
+        search.release(claim, blameless=True)
+        raise RunError(f"run {claim.number} cannot go on: {reason}; once that is mended, the same command continues")
     else:
         search.fail(claim, reason, tail_of(run.folder))
     console.ended(search.trials()[claim.number])

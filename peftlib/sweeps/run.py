@@ -55,6 +55,7 @@ class TrialRun:
         self.steps = 0
         self.stopping: signal.Signals | None = None
         self.started = time.monotonic()
+        self._before = _version(folder / RECORD)
         self._place = (0, 0)  # inode of the metrics file, and the offset up to which it was read
         self._deadline = float("inf")
         self.command = expand(sweep, {**flags, "output_dir": str(folder), "resume_from_checkpoint": "auto"}, folder)
@@ -81,6 +82,11 @@ class TrialRun:
             self._signal(signal.SIGKILL)
         # A launcher killed by a signal exits while the training is still writing its checkpoint.
         return None if status is None or in_use(self.folder) else status
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has opened its record; until then, that in its folder is of an earlier part of the run."""
+        return _version(self.folder / RECORD) != self._before
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Signal the run to stop: it writes a checkpoint, and is killed if that takes too long."""
@@ -119,6 +125,14 @@ def _environment(sweep: Sweep, identity: tuple[str, int], at_once: int) -> dict[
     project = {"WANDB_PROJECT": sweep.project} if sweep.project and "WANDB_PROJECT" not in os.environ else {}
     own = {"PATH": search_path(), "PEFTLIB_SWEEP_ID": identity[0], "PEFTLIB_TRIAL": str(identity[1])}
     return {**os.environ, **project, **own, RUNS_AT_ONCE: str(at_once)}
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Identify what is in a file that is replaced whenever it is written; None if there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        facts = path.stat()
+        return facts.st_ino, facts.st_mtime_ns
+    return None
 
 
 def in_use(folder: Path) -> bool:

@@ -8,9 +8,11 @@ interrupted; the next process to look resumes it.
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -191,9 +193,10 @@ class Search:
         return any(trial.value is not None for trial in self.trials() if trial.state in _OVER)
 
     def _open(self) -> optuna.Study:
-        storage = RDBStorage(
-            f"sqlite:///{(self.folder / 'study.db').absolute()}", engine_kwargs={"connect_args": {"timeout": 60}}
-        )
+        path = self.folder.absolute() / "study.db"
+        # The file's name as it is: in a URL, a % or ? in it would stand for something else.
+        connect = partial(sqlite3.connect, path, timeout=60, check_same_thread=False)
+        storage = RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
         study = optuna.create_study(
             storage=storage,
             study_name="sweep",

@@ -185,7 +185,8 @@ def matching_manifest(
 ) -> dict[str, Any] | None:
     """Return the manifest of `checkpoint` if this run may resume from it; None without one. Call it on every process.
 
-    Its entry `own` says whether the checkpoint is in the run's own folder. The main process reads the checkpoint: other nodes may not have it.
+    Its entry `own` says whether the checkpoint is in the run's own folder. The main process reads it: other nodes may
+    not have it.
 
     Args:
         identity: from `identity_of`.

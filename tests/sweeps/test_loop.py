@@ -32,12 +32,18 @@ out.mkdir(exist_ok=True)
 def say(status, **facts):
     (out / "run.json").write_text(json.dumps({"status": status, **facts}))
 def stop(*_):
+    if seed == 5.5:  # it finishes, but the launcher dies of the signal
+        say("finished")
+        sys.exit(143)
     (out / "checkpoints").mkdir(exist_ok=True)
     say("interrupted")
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
+if pathlib.Path("changed").exists():
+    print("error: the train data have changed")
+    sys.exit(1)  # as the launcher does
 say("running")
-seed = float(flags["seed"]) if flags["seed"] == "nan" else int(flags["seed"])
+seed = float(flags["seed"]) if flags["seed"] in ("nan", "5.5") else int(flags["seed"])
 if seed == 13:
     print("error: unlucky")
     sys.exit(2)
@@ -126,6 +132,29 @@ def test_hyperband_stops_a_bad_run_for_good(search):
     assert not (opened.run_folder(1) / "checkpoints").exists()
     record = json.loads((opened.run_folder(1) / "run.json").read_text())
     assert record == {"status": "interrupted", "error": "stopped early by the sweep, after 1 evaluation"}
+
+
+def test_a_run_that_finishes_as_it_is_to_be_stopped_early_keeps_its_score(search):
+    early = {"type": "hyperband", "max_iter": 27, "s": 1, "eta": 27}
+    opened = search([0, 5.5], steps=27, pause=0.1, early_terminate=early)
+    run_sweep(opened, SweepConsole())
+    assert opened.trials()[1].user_attrs["stopped_at"] == 1, "it was told to stop"
+    assert states(opened) == ["COMPLETE", "COMPLETE"]
+    assert json.loads((opened.run_folder(1) / "run.json").read_text()) == {"status": "finished"}
+
+
+def test_a_run_that_refuses_to_go_on_says_why_and_waits_until_that_is_mended(cut, tmp_path):
+    cut.lock.close()
+    folder = cut.search.run_folder(0)
+    (folder / "run.json").write_text('{"status": "interrupted", "error": "SIGTERM"}')
+    (tmp_path / "changed").touch()
+    for _ in range(5):
+        with pytest.raises(RunError, match=r"^run 0 cannot go on: the train data have changed \(exit status 1\); once"):
+            run_sweep(cut.search, SweepConsole())
+    assert states(cut.search) == ["RUNNING"]
+    (tmp_path / "changed").unlink()
+    run_sweep(cut.search, SweepConsole())
+    assert states(cut.search) == ["COMPLETE", "COMPLETE"]
 
 
 def test_a_run_that_ended_while_nobody_looked_is_not_repeated(search):

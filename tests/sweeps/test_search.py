@@ -376,3 +376,22 @@ def test_a_folder_that_cannot_be_written_is_named(search, tmp_path):
 
 def test_the_id_stays(search):
     assert search().id == search().id and Path(search().run_folder(3)).name == "0003"
+
+
+@pytest.mark.parametrize("name", ["a%20b", "what?x=1", "50%", "a#b", "a b", "ü"])
+def test_a_study_is_in_its_own_folder_whatever_that_is_called(tmp_path, name):
+    """In a URL, such characters would stand for others: two sweeps would share one file elsewhere."""
+    file = tmp_path / "sweep.yaml"
+    content = {
+        "program": "train.py", "method": "grid", "metric": {"name": "eval/accuracy", "goal": "maximize"},
+        "parameters": {"lora_r": {"values": [4]}},
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(content))
+    opened = [
+        Search(load_sweep(file, train_parser().flags(), lambda words: None), tmp_path / folder / "study")
+        for folder in (name, f"{name}2")
+    ]
+    take(opened[0])
+    assert [states(one) for one in opened] == [["RUNNING"], []]
+    assert (tmp_path / name / "study" / "study.db").stat().st_size > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep.yaml", name, f"{name}2"}
