@@ -155,8 +155,18 @@ def parse_runs(kind: type[_Options], prog: str, about: str, argv: Sequence[str] 
 
 
 def words_of(argv: Sequence[str] | None) -> list[str]:
-    """Return the words to parse: `argv`, or the process's command line if it is None."""
-    return list(sys.argv[1:] if argv is None else argv)
+    """Return the words to parse: `argv`, or the process's command line if it is None.
+
+    Raises:
+        UserError: one is not UTF-8, so neither records nor messages can hold it.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{word!a}: is not UTF-8; rename it, or set PYTHONUTF8=1 if it is") from None
+    return words
 
 
 def underscored(flag: str) -> str:

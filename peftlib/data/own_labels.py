@@ -10,7 +10,7 @@ from typing import Any
 
 from peftlib.data.places import OwnData
 from peftlib.data.tables import Table, and_also, is_blank, refuse_halves, short
-from peftlib.data.tasks import METRICS_OF_OWN_DATA, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Label, Task
+from peftlib.data.tasks import METRICS_OF_OWN_DATA, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Label, Task, in_a_list
 from peftlib.errors import UserError, nearest
 
 #: From this many labels on, more classes than half as many are taken for measured numbers.
@@ -221,5 +221,4 @@ def _in_words(own: OwnData) -> str:
 
 def _some(names: tuple[str, ...], most: int = 10) -> str:
     """Join at most `most` names, and count the rest."""
-    shown = [repr(name) if "," in name else name for name in names[:most]]
-    return ", ".join(shown) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    return ", ".join(map(in_a_list, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -99,7 +99,8 @@ def read_delimited(
         how: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
         reader = csv.reader(file, delimiter=delimiter, quoting=how, strict=quoted)
         try:
-            header = [name.strip() for name in next(reader, [])] if columns is None else list(columns)
+            first = (row for row in reader if "".join(row).strip())
+            header = [name.strip() for name in next(first, [])] if columns is None else list(columns)
             for row in reader:
                 if not row or (len(row) < len(header) and not "".join(row).strip()):
                     continue  # a blank line, as at the end of hand-made files
@@ -121,6 +122,8 @@ def read_delimited(
                 f"; {_OF_QUOTES}" if quoted and ("expected after" in str(error) or "end of data" in str(error)) else ""
             )
             raise UserError(f"{path}, line {reader.line_num}: {error}{way}") from error
+    while len(header) > 1 and rows and not "".join(rows[-1][1]).strip():
+        rows.pop()  # bare delimiters, as spreadsheets write below a table
     return Table(str(path), header, rows)
 
 

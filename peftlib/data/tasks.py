@@ -168,6 +168,11 @@ class Task:
         return wanted or self.metrics[0]
 
 
+def in_a_list(name: str) -> str:
+    """Return a class's name as it stands among others: quoted if a comma, a line break or a space would mislead."""
+    return repr(name) if "," in name or name != name.strip() or not name.isprintable() else name
+
+
 def is_better(metric: str, value: float, than: float) -> bool:
     """Return whether a metric's value, or the loss, is better; NaN never is, and any number is better than NaN."""
     if math.isnan(value) or math.isnan(than):

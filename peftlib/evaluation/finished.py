@@ -131,6 +131,9 @@ class Finished:
         except UserError as error:
             if test_file is None and task.own is not None and split != "test":
                 raise UserError(f"{error}; change to the directory in which the run was started") from error
+            if data_dir is None and folder is not None and not Path(folder).is_absolute():
+                way = "give --data_dir, or change to the directory in which the run was started"
+                raise UserError(f"{error}; {way}") from error
             raise
         if split == "validation":
             examples = examples.first(self.arguments.get("max_eval_samples"))

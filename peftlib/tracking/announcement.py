@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlib.data.class_weights import BALANCED
-from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
+from peftlib.data.tasks import MULTI_LABEL, REGRESSION, in_a_list, problem_type_of
 from peftlib.run_files import leak_in_words
 from peftlib.strategies import STRATEGIES
 
@@ -151,7 +151,7 @@ def changes_of_loss(facts: dict[str, Any], arguments: dict[str, Any]) -> dict[st
 
 
 def _shortened(label: str) -> str:
-    return label if len(label) <= 30 else f"{label[:30]}…"
+    return in_a_list(label if len(label) <= 30 else f"{label[:30]}…")
 
 
 def _first_of(parts: list[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlib.data.own_data import task_in_table
-from peftlib.data.tasks import MULTI_LABEL, REGRESSION, problem_type_of
+from peftlib.data.tasks import MULTI_LABEL, REGRESSION, in_a_list, problem_type_of
 from peftlib.modeling import PACKAGED_MODELS, hub_name_of_base
 from peftlib.run_files import leak_in_words
 from peftlib.strategies import STRATEGIES
@@ -110,7 +110,8 @@ def model_card(
         names = enumerate(run["labels"])
         classes = ", ".join(f"{index}: {json.dumps(name, ensure_ascii=False)}" for index, name in names)
         outputs = f"id2label={{{classes}}}"
-        shown = (html.escape(label, quote=False) for label in run["labels"])  # Markdown takes <unk> for a tag
+        # Markdown takes <unk> for a tag.
+        shown = (html.escape(in_a_list(label), quote=False) for label in run["labels"])
         labels = "Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(shown))
         if kind == MULTI_LABEL:
             outputs, labels = f'{outputs}, problem_type="{kind}"', f"{labels}; any number of them per text"

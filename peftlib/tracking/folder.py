@@ -6,6 +6,7 @@ import datetime
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import TextIO
 
@@ -68,7 +69,9 @@ def choose_output_dir(
         # No time in the name: agents may start two runs in the same second, and a requeued run keeps its folder.
         path = Path("outputs") / "sweeps" / sweep["id"] / sweep["trial"]
     else:
-        path = Path("outputs") / f"{task}-{method}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+        # Runs on several GPUs may start in the same second; as W&B's folders end.
+        now, chance = datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), uuid.uuid4().hex[:4]
+        path = Path("outputs") / f"{task}-{method}-{now}-{chance}"
     try:
         problem = obstacle(path)
     except OSError as error:  # a name too long for the file system

@@ -120,6 +120,8 @@ def train(training: Training) -> Progress:
         training.random = capture_random()
     training.start_clock()
     with explained(training):
+        if progress.stopped_early:
+            training.watcher.notes([f"the run stopped early at step {progress.step:,}: nothing is left to train"])
         if training.due is not None:  # the checkpoint was written between an update and its evaluation
             evaluate_due(training)
         while progress.step < training.plan.steps and not progress.stopped_early:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from peftlib.arguments import parse_predict_arguments, parse_train_arguments
 from peftlib.errors import UserError
 from tests.arguments.parsing import complaint, parse
 
@@ -65,3 +66,9 @@ def test_a_token_is_not_said_again(config):
     for words in (("--hub_token", "hf_abc"), ("--hub_token=hf_abc",), (config("hub_token: hf_abc\n"),)):
         said = complaint(*words)
         assert "hf auth login" in said and "hf_abc" not in said
+
+
+@pytest.mark.parametrize("script", [parse_train_arguments, parse_predict_arguments])
+def test_a_word_that_is_not_utf_8_is_refused_before_it_is_in_any_record(script):
+    with pytest.raises(UserError, match=r"^'caf\\udce9\.csv': is not UTF-8; rename it, or set PYTHONUTF8=1 if it is$"):
+        script(["--train_file", "caf\udce9.csv"])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from peftlib.data.own_data import name_of_own_data, own_data_of, task_in_table
 from peftlib.data.places import OwnData
 from peftlib.data.sources import find_task, load_examples
+from peftlib.data.tables import read_delimited
 from peftlib.data.tasks import METRICS_OF_OWN_DATA, SINGLE_LABEL, TASKS, Task
 from peftlib.errors import UserError
 
@@ -327,6 +328,17 @@ def test_half_a_character(refused: Callable[..., str]) -> None:
 def test_a_file_without_rows(refused: Callable[..., str], name: str) -> None:
     for content in ("", "\n", "[]" if name == "mine.json" else "\n\n"):
         assert refused(content, name) == f"--train_file {name}: has no rows"
+
+
+def test_blank_lines_above_a_table_and_bare_delimiters_below_it_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "from_a_spreadsheet.csv"
+    path.write_text("\n ,\ntext,label\ngood,1\n,\nbad,0\n,\n\n,\n")
+    table = read_delimited(path, ",")
+    assert table.columns == ["text", "label"]
+    assert [row for _, row in table.rows] == [["good", "1"], ["", ""], ["bad", "0"]], "a gap is a mistake"
+    assert [where for where, _ in table.rows] == ["line 4", "line 5", "line 6"]
+    path.write_text('text\n"good"\n""\n')
+    assert [row for _, row in read_delimited(path, ",").rows] == [["good"], [""]], "a text may be missing"
 
 
 def test_a_line_of_blanks_is_no_row(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlib.data.tasks import TASKS, is_better
+from peftlib.data.tasks import TASKS, in_a_list, is_better
 from peftlib.errors import UserError
 
 
@@ -88,3 +88,11 @@ def test_the_diagnostics_are_mnli_s_and_lie_elsewhere() -> None:
 def test_a_task_that_is_not_glue_s_has_nothing_to_send_to_its_server() -> None:
     assert TASKS["rotten_tomatoes"].glue_answers("test") is None
     assert TASKS["sst2"].glue_answers("test") == "SST-2.tsv"
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [("spam", "spam"), ("ja, gut", "'ja, gut'"), ("a\nb", "'a\\nb'"), (" pos", "' pos'"), ("nein ß 😀", "nein ß 😀")],
+)
+def test_a_class_among_others_cannot_be_taken_for_two(name, listed):
+    assert in_a_list(name) == listed

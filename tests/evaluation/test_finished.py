@@ -293,6 +293,17 @@ def test_rows_that_were_held_out_are_found_again(tmp_path: Path) -> None:
         run.examples("validation")
 
 
+def test_a_folder_of_glue_that_the_run_was_given_from_elsewhere(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = left(tmp_path, record(arguments={"data_dir": "glue"}))
+    said = r"glue is not a folder.*; give --data_dir, or change to the directory in which the run was started$"
+    with pytest.raises(UserError, match=said):
+        run.examples("validation")
+    with pytest.raises(UserError) as given:
+        run.examples("validation", "elsewhere")
+    assert "started" not in str(given.value)
+
+
 def test_where_files_of_one_s_own_were_and_its_tokenizer(tmp_path: Path) -> None:
     run = left(tmp_path, record(arguments=OWN, labels=["a", "b"]))
     with pytest.raises(UserError, match=r"dev.csv: cannot be read .*; change to the directory in which the run was"):

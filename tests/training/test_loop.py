@@ -320,6 +320,10 @@ def test_patience(tmp_path: Path, patience: int, scores: list[float], evaluation
     assert progress.best["accuracy"] == max(scores[:evaluations])
     assert progress.stopped_early == (evaluations < 5 or patience == 2)
     assert [line.startswith("stopped early: ") for line in run.watcher.said] == [True] * progress.stopped_early
+    run.watcher.said.clear()
+    train(run)  # as a resumed run that is to be longer does
+    nothing = f"the run stopped early at step {progress.step}: nothing is left to train"
+    assert run.watcher.said == [nothing] * progress.stopped_early and progress.step == 10 * evaluations
 
 
 def test_of_losses_the_smallest_is_the_best(tmp_path: Path) -> None:
