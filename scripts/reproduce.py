@@ -47,7 +47,7 @@ def main() -> None:
         from peftlib.sweeps.loop import run_sweep
         from peftlib.sweeps.search import Search
 
-    search = Search(sweep, Path(args.sweep_dir) if args.sweep_dir else folder)
+    search = Search(sweep, Path(args.sweep_dir) if args.sweep_dir else folder, retry_failed=args.retry_failed)
     run_sweep(search, SweepConsole(), args.workers)
 
     # ── The report ───────────────────────────────────────────────────────────────────────────────────────────

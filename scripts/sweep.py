@@ -38,7 +38,7 @@ def main() -> None:
         from peftlib.sweeps.search import Search
 
     folder = Path(args.sweep_dir) if args.sweep_dir else sweep.default_folder
-    search = Search(sweep, folder, args.seed)
+    search = Search(sweep, folder, args.seed, retry_failed=args.retry_failed)
     run_sweep(search, SweepConsole(), args.workers, args.count)
 
 

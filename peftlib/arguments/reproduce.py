@@ -31,6 +31,7 @@ class ReproduceArguments:
         default_factory=list, metadata={"help": "parameters that override the sweep's, as in sweep.py"}
     )
     dry_run: bool = field(default=False, metadata={"help": "print the runs and their number; start nothing"})
+    retry_failed: bool = field(default=False, metadata={"help": "run those again that have failed"})
     workers: int = field(default=1, metadata={"help": "number of runs in parallel on this machine"})
     sweep_dir: str | None = field(
         default=None, metadata={"help": "folder for the runs; None means outputs/sweeps/reproduce-<model>-<tasks>"}

@@ -25,6 +25,10 @@ class SweepArguments:
     seed: int = field(
         default=0, metadata={"help": "random seed of the random and bayes searches; a run's own is train.py's --seed"}
     )
+    retry_failed: bool = field(
+        default=False,
+        metadata={"help": "run the points of a grid that have failed again; random and bayes draw as many new ones"},
+    )
     dry_run: bool = field(default=False, metadata={"help": "print the runs and their number; start nothing"})
     set: list[str] = field(
         default_factory=list,

@@ -34,6 +34,8 @@ _DEFAULTS: dict[str, str | bool | None] = {
     "label_delimiter": None,
     "do_regression": False,
 }
+#: All flags on which it depends what is trained on and scored.
+DATA_FLAGS = (*_DEFAULTS, "task_name", "data_dir", "max_train_samples", "max_eval_samples")
 _KINDS = (*DELIMITERS, ".json", ".jsonl")
 #: Files of tables that `datasets` reads.
 _FOR_DATASETS = (".parquet", ".arrow")

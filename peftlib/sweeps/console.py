@@ -14,6 +14,7 @@ from rich.text import Text
 from peftlib.console import Console
 from peftlib.sweeps.checks import ranked_by_last
 from peftlib.sweeps.config import Sweep
+from peftlib.sweeps.folder import of_other_data
 
 if TYPE_CHECKING:
     from peftlib.sweeps.run import TrialRun
@@ -125,9 +126,13 @@ class SweepConsole(Console):
             value = "" if trial.value is None else f"{trial.value:.4f}"
             rows.append([str(rank), str(trial.number), _STATES[trial.state], value, *_values(sweep, trial)])
         self.table(names, rows, title="ranking")
-        for trial in ranked:
-            if trial.state == TrialState.FAIL:
-                self.note(f"run {trial.number} failed{_outcome(trial)}; {search.run_folder(trial.number)}.log")
+        failed = [trial for trial in ranked if trial.state == TrialState.FAIL]
+        for trial in failed:
+            self.note(f"run {trial.number} failed{_outcome(trial)}; {search.run_folder(trial.number)}.log")
+        if failed:
+            self.note("once that is mended, the same command with --retry_failed runs what has failed again")
+        for line in of_other_data({trial.number: search.run_folder(trial.number) for trial in ranked}):
+            self.note(line)
         if ranked and ranked[0].state == TrialState.COMPLETE:
             if (scored := sum(trial.state == TrialState.COMPLETE for trial in ranked)) > 1:
                 self.note(f"the first is the best of {scored} on the same examples: on others, expect somewhat worse")

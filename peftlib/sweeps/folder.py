@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from peftlib.data.own_data import DATA_FLAGS
 from peftlib.errors import UserError, in_one_line
 from peftlib.files import strict, write_json
+from peftlib.run_files import record_in
 from peftlib.sweeps.config import Sweep
 
 
@@ -61,6 +64,26 @@ def keep_to(sweep: Sweep, folder: Path, seed: int) -> None:
             )
     if others or not before:
         write_json(path, now)
+
+
+def of_other_data(folders: Mapping[int, Path]) -> list[str]:
+    """Return a line for each split that was not the same in runs with the same flags: the files have changed meanwhile.
+
+    Args:
+        folders: number of a run -> its folder.
+    """
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for number, folder in sorted(folders.items()):
+        record = record_in(folder)
+        flags = {name: record.get("arguments", {}).get(name) for name in DATA_FLAGS}
+        for split, facts in record.get("data", {}).items():
+            by_content = found.setdefault((split, repr(flags)), {})
+            by_content.setdefault(str(facts.get("fingerprint")), []).append(str(number))
+    return [
+        f"the {split} data have changed: runs {', '.join(now)} cannot be ranked with runs {', '.join(before)}"
+        for (split, _), by_content in found.items()
+        for before, now in itertools.pairwise(by_content.values())
+    ]
 
 
 @contextmanager

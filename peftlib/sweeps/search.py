@@ -64,12 +64,13 @@ class Search:
     Args:
         seed: for the sampler. A trial's draw depends on the seed, its number and, with bayes, the trials finished or
             running by then; never on how often the sweep was stopped.
+        retry_failed: run the points of a grid that have failed once more, and draw as many new points otherwise.
 
     Raises:
         UserError: the folder holds another sweep, or something else, or cannot be written.
     """
 
-    def __init__(self, sweep: Sweep, folder: Path, seed: int = 0) -> None:
+    def __init__(self, sweep: Sweep, folder: Path, seed: int = 0, *, retry_failed: bool = False) -> None:
         self.sweep, self.folder = sweep, folder
         self._seed = seed
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -85,6 +86,8 @@ class Search:
                     "name a new folder"
                 ) from error
         self.id: str = self.study.user_attrs["id"]
+        failed = (trial for trial in self.trials() if trial.state == TrialState.FAIL)
+        self._retried = {trial.number for trial in failed} if retry_failed else set()
 
     def run_folder(self, number: int) -> Path:
         """Return the output folder of a trial's run; its log is `<folder>.log`."""
@@ -175,14 +178,21 @@ class Search:
         return True
 
     def ranked(self) -> list[FrozenTrial]:
-        """Return the ended trials: finished ones first, then those stopped early, then failed ones; best first."""
+        """Return the ended trials: finished ones first, then those stopped early, then failed ones; best first.
+
+        A failed one whose point was tried again is left out.
+        """
         order = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         sign = -1 if self.sweep.maximize else 1
 
         def place(trial: FrozenTrial) -> tuple[int, float, int]:
             return order.index(trial.state), sign * (trial.value if trial.value is not None else 0.0), trial.number
 
-        return sorted((trial for trial in self.trials() if trial.state in _OVER), key=place)
+        trials = self.trials()
+        last = {_spelled(trial.user_attrs.get("values", {})): trial.number for trial in trials}
+        again = {trial.number for trial in trials if last[_spelled(trial.user_attrs.get("values", {}))] > trial.number}
+        over = (trial for trial in trials if trial.state in _OVER)
+        return sorted((one for one in over if one.state != TrialState.FAIL or one.number not in again), key=place)
 
     def failures(self) -> int:
         """Count the failed trials."""
@@ -225,7 +235,7 @@ class Search:
 
     def _next_point(self, trials: list[FrozenTrial]) -> dict[str, Any]:
         """The first grid point without a trial; the grid may have grown since the first trial."""
-        taken = {_spelled(self._point(trial)) for trial in trials}
+        taken = {_spelled(self._point(trial)) for trial in trials if trial.number not in self._retried}
         points = (self.sweep.grid_point(index) for index in range(self.sweep.points))
         return next(point for point in points if _spelled(point) not in taken)
 
@@ -247,7 +257,7 @@ class Search:
 
     def _enough(self, trials: list[FrozenTrial]) -> bool:
         size, target = self.sweep.size, self.sweep.target
-        if size is not None and len(trials) >= size:
+        if size is not None and len(trials) - len(self._retried) >= size:
             return True
         values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
         return target is not None and any(

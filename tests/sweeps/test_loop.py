@@ -100,9 +100,28 @@ def test_a_crash_is_recorded_and_the_sweep_goes_on(search, capsys):
     assert "run 0 started: seed 2" in lines, "what is the same in all runs is not repeated"
     table = [line.split() for line in lines if line.startswith(("1 ", "2 ", "3 "))]
     assert [" ".join(row) for row in table] == ["1 2 finished 0.9000 1", "2 0 finished 0.8000 2", "3 1 failed 13"]
-    assert lines[-3].startswith("run 1 failed: unlucky (exit status 2); ") and lines[-3].endswith("0001.log")
+    assert lines[-4].startswith("run 1 failed: unlucky (exit status 2); ") and lines[-4].endswith("0001.log")
+    assert lines[-3] == "once that is mended, the same command with --retry_failed runs what has failed again"
     assert lines[-2] == "the first is the best of 2 on the same examples: on others, expect somewhat worse"
     assert lines[-1] == f"best: eval/accuracy 0.9000, in {opened.run_folder(2)}"
+
+
+def test_runs_on_other_data_are_not_ranked_without_a_word(search, capsys):
+    opened = search([1, 2, 3])
+    run_sweep(opened, SweepConsole())
+    assert "data have changed" not in capsys.readouterr().out
+    for number, content in enumerate(("aa", "bb", "bb")):
+        data = {"train": {"fingerprint": content}, "validation": {"fingerprint": "cc"}}
+        record = {"status": "finished", "arguments": {"train_file": "a.csv"}, "data": data}
+        (opened.run_folder(number) / "run.json").write_text(json.dumps(record))
+    run_sweep(search([1, 2, 3]), SweepConsole())
+    said = "the train data have changed: runs 1, 2 cannot be ranked with runs 0\n"
+    assert said in capsys.readouterr().out
+    record["arguments"]["max_train_samples"] = 100  # then they are meant to differ
+    record["data"]["train"]["fingerprint"] = "dd"
+    (opened.run_folder(0) / "run.json").write_text(json.dumps(record))
+    run_sweep(search([1, 2, 3]), SweepConsole())
+    assert "data have changed" not in capsys.readouterr().out
 
 
 def test_a_run_that_ends_badly_after_its_result_has_failed(search):

@@ -30,10 +30,11 @@ def search(tmp_path):
             "program": "train.py", "method": "grid", "metric": {"name": "eval/accuracy", "goal": "maximize"},
             "parameters": {"lora_r": {"values": [4, 8]}, "use_dora": {"values": [True, False]}},
         }  # fmt: skip
-        seed = changes.pop("seed_of_search", 0)
+        seed, retry = changes.pop("seed_of_search", 0), changes.pop("retry_failed", False)
         file = tmp_path / "sweep.yaml"
         file.write_text(yaml.safe_dump({**content, **changes}))
-        return Search(load_sweep(file, train_parser().flags(), lambda words: None), tmp_path / "study", seed)
+        sweep = load_sweep(file, train_parser().flags(), lambda words: None)
+        return Search(sweep, tmp_path / "study", seed, retry_failed=retry)
 
     return make
 
@@ -395,3 +396,34 @@ def test_a_study_is_in_its_own_folder_whatever_that_is_called(tmp_path, name):
     assert [states(one) for one in opened] == [["RUNNING"], []]
     assert (tmp_path / name / "study" / "study.db").stat().st_size > 0
     assert {path.name for path in tmp_path.iterdir()} == {"sweep.yaml", name, f"{name}2"}
+
+
+def test_failed_points_are_run_again_where_that_is_asked(search):
+    first = search()
+    for _ in range(4):
+        claim = take(first)
+        if claim.number in (1, 2):
+            first.fail(claim, "no such file")
+        else:
+            first.complete(claim, 0.5)
+    assert first.claim() is None and search().claim() is None
+    again = search(retry_failed=True)
+    failed = [again.trials()[number].user_attrs["values"] for number in (1, 2)]
+    claims = [take(again), take(again)]
+    assert [(claim.number, claim.values) for claim in claims] == [(4, failed[0]), (5, failed[1])]
+    assert again.claim() is None
+    again.complete(claims[0], 0.75)
+    again.fail(claims[1], "still no such file")
+    assert again.claim() is None, "once a call"
+    assert [trial.number for trial in again.ranked()] == [4, 0, 3, 5], "what was tried again counts once"
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_searches_draw_as_many_new_points_as_have_failed(search, method):
+    changes = {"method": method, "run_cap": 2, "parameters": {"learning_rate": _RATE}}
+    first = search(**changes)
+    first.fail(take(first), "out of memory")
+    first.complete(take(first), 0.5)
+    assert first.claim() is None
+    again = search(**changes, retry_failed=True)
+    assert take(again).number == 2 and again.claim() is None
