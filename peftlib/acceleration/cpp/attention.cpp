@@ -36,7 +36,7 @@ struct Attention {
     int64_t all_heads() const { return heads * width; }
 };
 
-// One head of one example. Weights have a row for each key and a lane for each query, so that the softmax of sixteen
+// One head of one example. Weights have a row for each key and a lane for each query, so that the softmax of as many
 // queries is one; what is in the lanes behind the last query meets zeros only.
 template <class T>
 struct Head {
@@ -55,7 +55,7 @@ struct Head {
           weights(upto(longest) * most), slopes(upto(longest) * most), turned(most * width), inverse(most),
           kept_slopes(most), out(most * width), random(longest * most, 0xffff) {}
 
-    static int64_t upto(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+    static int64_t upto(int64_t n) { return (n + MOST_LANES - 1) / MOST_LANES * MOST_LANES; }
 
     void take(const Attention<T>& of, int64_t item) {
         int64_t example = item / of.heads;

@@ -1,8 +1,8 @@
-// Sixteen numbers at a time, and dropout. What all kernels share:
+// As many numbers at a time as a register holds, and dropout. What all kernels share:
 //
 // Large tensors are contiguous rows of tokens in fp32 or bf16; vectors, sums and, but for fp16.cpp, all arithmetic are
-// fp32. Widths are multiples of LANES. No result depends on the number of threads: what is summed over rows is summed in
-// `parts` of them.
+// fp32. Widths are multiples of MOST_LANES. No result depends on the number of threads: what is summed over rows is
+// summed in `parts` of them.
 // For g++, whose vector extensions they are written in; `cpu_compiler.py` builds them, `cpu_calls.py` calls them.
 
 #pragma once
@@ -11,13 +11,31 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
+// g++ keeps no vector in registers that is wider than those: with AVX2, kernels of sixteen lanes took 3 to 18 times as
+// long as these of eight.
+#if defined(__AVX512F__)
+#define LANE_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#define LOWER_HALVES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23  // of two vectors, in turn
+constexpr int64_t LANES = 16;
+#elif defined(__AVX__)
+#define LANE_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7
+#define LOWER_HALVES 0, 8, 1, 9, 2, 10, 3, 11
+constexpr int64_t LANES = 8;
+#else
+#define LANE_NUMBERS 0, 1, 2, 3
+#define LOWER_HALVES 0, 4, 1, 5
+constexpr int64_t LANES = 4;
+#endif
+
+// Widths are multiples of it, and queries padded to it, on every processor, so that dropout draws the same on all.
+constexpr int64_t MOST_LANES = 16;
+
 namespace {
 
-constexpr int64_t LANES = 16;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
@@ -44,6 +62,8 @@ inline V load(const void* from) {
 inline Words widened(const void* from) {
 #ifdef __AVX512F__
     return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(load<__m256i>(from)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(load<__m128i>(from)));
 #else
     return __builtin_convertvector(load<Halves>(from), Words);
 #endif
@@ -74,16 +94,16 @@ inline void put(Floats x, bf16* to) {
 inline void add(Floats x, float* to) { put(get(to) + x, to); }
 
 inline float sum(Floats x) {
-    const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    for (int step = LANES / 2; step > 0; step /= 2) x += __builtin_shuffle(x, (lanes + step) & Ints(Ints{} + 15));
+    const Ints lanes = {LANE_NUMBERS}, last = Ints{} + static_cast<int>(LANES - 1);
+    for (int step = LANES / 2; step > 0; step /= 2) x += __builtin_shuffle(x, (lanes + step) & last);
     return x[0];
 }
 
-// Sixteen rows of sixteen, transposed by four perfect shuffles.
+// As many rows as lanes, transposed by perfect shuffles, of which sixteen take four.
 inline void transpose(Words (&rows)[LANES]) {
-    const Ints low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
+    const Ints low = {LOWER_HALVES}, high = low + static_cast<int>(LANES / 2);
     Words mixed[LANES];
-    for (int round = 0; round < 4; round++) {
+    for (int64_t round = 1; round < LANES; round *= 2) {
         for (int64_t k = 0; k < LANES / 2; k++) {
             mixed[2 * k] = __builtin_shuffle(rows[k], rows[k + LANES / 2], low);
             mixed[2 * k + 1] = __builtin_shuffle(rows[k], rows[k + LANES / 2], high);
