@@ -12,7 +12,7 @@ from peftlib.data.tasks import DIAGNOSTICS, MISMATCHED_SPLITS, SPLITS
 from peftlib.errors import UserError
 
 #: Flags that say how `test_file` is read.
-_OF_A_FILE = ("text_column_names", "label_column_name", "label_delimiter")
+_OF_A_FILE = ("text_column_names", "label_column_name", "label_delimiter", "ignore_labels")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class PredictArguments:
     )
     label_delimiter: str | None = field(
         default=None, metadata={"help": "separator of classes in that column; None uses the run's"}
+    )
+    ignore_labels: bool = field(
+        default=False, metadata={"help": "predict test_file without scores: its labels are not the run's classes"}
     )
     data_dir: str | None = field(
         default=None,
@@ -82,16 +85,16 @@ class PredictArguments:
             raise UserError("--text_pair requires --text")
         if self.test_file is None:
             for name in _OF_A_FILE:
-                if getattr(self, name) is not None:
+                if getattr(self, name) not in (None, False):
                     raise UserError(f"--{name} requires --test_file")
         elif self.data_dir is not None or self.split != "test":
             name = "split" if self.data_dir is None else "data_dir"
             raise UserError(f"--{name} {getattr(self, name)}: cannot be combined with --test_file, which replaces it")
 
     @property
-    def columns(self) -> tuple[str | None, str | None, str | None]:
+    def columns(self) -> tuple[str | None, str | None, str | None, bool]:
         """How `test_file` is read."""
-        return self.text_column_names, self.label_column_name, self.label_delimiter
+        return self.text_column_names, self.label_column_name, self.label_delimiter, self.ignore_labels
 
     @property
     def texts(self) -> tuple[str, ...]:

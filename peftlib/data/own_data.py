@@ -177,14 +177,14 @@ def rows_of_own_data(task: Task, split: str) -> tuple[list[tuple[str, ...]], lis
     table = _read(own, place, split if share is None else "train")
     usual = task.hub.text_columns if task.hub is not None else ("text",) * task.packaged
     texts = _texts(table, replace(own, text_columns=_text_columns(table, own, usual)))
-    if split == "test" and are_missing(table, own):
+    if split == "test" and (own.unscored or are_missing(table, own)):
         return texts, [task.hidden_label] * len(texts), table.source
     try:
         labels = labels_of_rows(task, table, own)
     except UserError as error:
         if split != "test" or own.dataset is not None:
             raise
-        raise UserError(f"{error}; to predict without scores, leave the label column out of the file") from error
+        raise UserError(f"{error}; to predict without scores, add --ignore_labels") from error
     if share is None:
         return texts, labels, table.source
     held = held_out(texts, labels, share)

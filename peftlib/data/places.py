@@ -47,6 +47,7 @@ class OwnData:
         label_delimiter: separator between the classes of an example; None for one class per example, and for lists.
         regression: whether the labels are scores.
         held_out: percentage of the training rows that are the validation split; None if that is a place of its own.
+        unscored: whether the test split is to be read as if it had no labels: those are other than the task's.
     """
 
     train: str
@@ -58,3 +59,4 @@ class OwnData:
     label_delimiter: str | None = None
     regression: bool = False
     held_out: int | None = None
+    unscored: bool = False

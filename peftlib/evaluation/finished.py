@@ -101,6 +101,7 @@ class Finished:
         text_columns: str | None = None,
         label_column: str | None = None,
         label_delimiter: str | None = None,
+        ignore_labels: bool = False,
     ) -> Examples:
         """Load a split of its task, or a file in place of the test split.
 
@@ -112,6 +113,7 @@ class Finished:
             text_columns: that file's text columns, one name or two separated by a comma; None for the run's own.
             label_column: that file's label column; None for the run's own, if the file has it.
             label_delimiter: what separates several classes in it; None for the run's own.
+            ignore_labels: read that file as if it had no labels.
 
         Raises:
             UserError: the rows cannot be loaded, are not those that the run was scored on, or do not fit the task.
@@ -122,6 +124,7 @@ class Finished:
             label_names = own.label_columns if label_column is None else label_columns_of(label_column)
             text_names = own.text_columns if text_columns is None else columns_of(text_columns, label_names)
             own = replace(own, text_columns=text_names, label_columns=label_names, test=test_file, dataset=None)
+            own = replace(own, unscored=ignore_labels)
             own = own if label_delimiter is None else replace(own, label_delimiter=label_delimiter)
             task = replace(task, own=own)
         if task.own is not None and split not in ("validation", "test"):

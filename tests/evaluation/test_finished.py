@@ -168,7 +168,7 @@ def test_scores_in_a_file_beside_sts_b(tmp_path: Path) -> None:
     for row, found in (("x,y,7", "'7'"), ("x,y,alike", "'alike'"), ("x,y,", "''"), ("x,y,-1", "'-1'")):
         with pytest.raises(UserError) as caught:
             asked("four.csv", f"a,b,label\nx,y,1\n{row}\n")
-        advice = "to predict without scores, leave the label column out of the file"
+        advice = "to predict without scores, add --ignore_labels"
         said = f"four.csv, line 3: the label is {found}; stsb has scores from 0 to 5; {advice}"
         assert str(caught.value).endswith(said)
 
@@ -189,7 +189,9 @@ def test_the_splits_of_a_dataset_and_a_file_beside_it(tmp_path: Path, monkeypatc
     for how, advised in (({}, False), ({"test_file": str(path)}, True)):
         with pytest.raises(UserError, match="'b' is not a class of mails") as caught:
             fewer.examples("test", **how)
-        assert ("leave the label column out of the file" in str(caught.value)) == advised
+        assert ("to predict without scores, add --ignore_labels" in str(caught.value)) == advised
+    unscored = fewer.examples("test", test_file=str(path), ignore_labels=True)
+    assert unscored.texts == [("yes",)] and not unscored.labelled
 
 
 def test_a_dataset_s_folder_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
