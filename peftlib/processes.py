@@ -75,9 +75,22 @@ def end_with_launcher() -> None:
     Whoever stops a run (a person, a cluster, a W&B agent) signals the process that they started. That is the
     launcher, which dies and leaves the training running. A run started from a shell outlives the shell as usual.
     """
-    in_sweep = os.environ.get("WANDB_SWEEP_ID") or os.environ.get("PEFTLIB_SWEEP_ID")
-    if in_sweep or _started_by_accelerate():
+    in_own_sweep = os.environ.get("PEFTLIB_SWEEP_ID")
+    if in_own_sweep or os.environ.get("WANDB_SWEEP_ID") or _started_by_accelerate():
         end_with_parent()
+    # The launcher, which leads the session that the sweep has given it, may have died before Python was up.
+    if in_own_sweep and _is_over(os.getsid(0)):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_over(process: int) -> bool:
+    """Whether there is no such process, or nothing but its exit status; always False except on Linux."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def _started_by_accelerate() -> bool:

@@ -75,7 +75,7 @@ def test_a_word_that_is_not_utf_8_is_refused_before_it_is_in_any_record(script):
 
 
 def test_ignoring_labels_takes_a_file():
-    with pytest.raises(UserError, match="^--ignore_labels requires --test_file$"):
+    with pytest.raises(UserError, match=r"^--ignore_labels requires --test_file$"):
         parse_predict_arguments(["outputs/run", "--ignore_labels"])
     _, options = parse_predict_arguments(["outputs/run", "--test_file", "new.csv", "--ignore_labels"])
     assert options.columns == (None, None, None, True)

@@ -135,6 +135,30 @@ def test_inside_a_sweep_a_training_ends_with_its_launcher(tmp_path, sweep, lives
     assert alive == lives
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+@pytest.mark.parametrize("sweep", ["s1", ""])
+def test_a_training_whose_launcher_has_died_before_it_was_up_does_not_begin(tmp_path, sweep):
+    """Nobody would wait for it, while its trial is free for the next call."""
+    inner = (
+        "import os, sys, time; from pathlib import Path; from peftlib.processes import end_with_launcher\n"
+        "while os.getppid() == int(sys.argv[1]): time.sleep(0.01)\n"
+        "end_with_launcher(); Path('began').touch()"
+    )
+    outer = (
+        "import os, subprocess, sys\n"
+        f"print(subprocess.Popen([sys.executable, '-c', {inner!r}, str(os.getpid())]).pid, flush=True)"
+    )
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
+        env={**os.environ, "PEFTLIB_SWEEP_ID": sweep, "WANDB_SWEEP_ID": ""},
+    )  # fmt: skip
+    child = int(launcher.communicate()[0])
+    end = time.monotonic() + 30
+    while is_alive(child) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_alive(child) and (tmp_path / "began").exists() == (not sweep)
+
+
 def is_alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
