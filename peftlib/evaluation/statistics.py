@@ -206,9 +206,9 @@ def _half_width(of_examples: float, of_seeds: float, seeds: int) -> float:
     """Return half the width of the confidence interval of a mean over seeds.
 
     The examples' part of its variance is known, as they are many, and the seeds' is estimated from few: each part has
-    its own quantile, the normal distribution's and Student's (Graybill and Wang, 1980,
-    https://doi.org/10.1080/01621459.1980.10477564). Degrees of freedom for the sum of both (Satterthwaite, 1946)
-    cover 87 % with two seeds that differ much.
+    an interval of its own, by the normal distribution's quantile and by Student's, and their half-widths are added in
+    squares (Zou and Donner, 2008, https://doi.org/10.1002/sim.3095). Degrees of freedom for the sum of both variances
+    (Satterthwaite, 1946) cover 87 % with two seeds that differ much.
 
     Args:
         of_examples, of_seeds: the two parts of the variance of the mean over these seeds.
