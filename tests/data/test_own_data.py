@@ -61,9 +61,9 @@ def refused(tmp_path: Path) -> Callable[..., str]:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(lambda text: text.strip())
-#: No measured number, which is refused.
+#: No measured number, and no list, which are refused.
 LABEL = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=5).filter(
-    lambda text: text.strip() and not re.fullmatch(r"\s*[-+]?[0-9]+\.[0-9]+\s*", text)
+    lambda text: text.strip() and not re.fullmatch(r"\s*([-+]?([0-9]+\.[0-9]*|\.[0-9]+)|\[.*\])\s*", text)
 )
 
 
