@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
-import statistics
 import time
 
 import pytest
@@ -88,6 +87,7 @@ def test_narrower_vectors_give_the_same(narrow, dtype, monkeypatch):
 def test_avx2_is_not_many_times_as_slow(narrow, monkeypatch):
     """g++ keeps vectors that are wider than registers in memory: kernels took up to 18 times as long."""
     packing = Packing(torch.ones(4, 48, dtype=torch.bool), 4, 32, torch.float32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     qkv, bias = torch.randn(len(packing.tokens), 3 * 128), torch.randn(3 * 128)
     seen, took = Seen(qkv, None, bias, packing), {}
     for name, library in (("native", cpu_compiler.kernels()), ("narrow", narrow)):
@@ -97,5 +97,5 @@ def test_avx2_is_not_many_times_as_slow(narrow, monkeypatch):
             start = time.perf_counter()
             calls.attention_forward(seen, calls.NO_DROPOUT)
             times.append(time.perf_counter() - start)
-        took[name] = statistics.median(times)
+        took[name] = min(times)  # another process's work counts for neither
     assert took["narrow"] < 8 * took["native"]
