@@ -112,12 +112,11 @@ class Pair:
             return f"{self.a} and {self.b} have no seed for which both saved predictions, and are not tested."
         else:
             return f"{self.a} and {self.b} have no seed in common and are not tested."
-        if self.mcnemar is None and self.bootstrap is not None:
+        if self.mcnemar is None:
+            assert self.bootstrap is not None
             differ = "differ" if self.bootstrap.p < ALPHA else "do not differ"
             test = f"bootstrap over the examples, p {p_text(self.bootstrap.p)}, uncorrected"
             return f"{opening} These two runs {differ} significantly in {self.metric} ({test})."
-        if self.mcnemar is None:
-            return opening
         differ = "differ" if self.mcnemar < ALPHA else "do not differ"
         test = f"McNemar's p {p_text(self.mcnemar)}, uncorrected"
         return f"{opening} These two runs {differ} significantly in how many examples they get wrong ({test})."
@@ -130,9 +129,9 @@ class Pair:
     @property
     def seeds_needed(self) -> int | None:
         """Number of seeds with which all tests would find a difference of this size; None if above 10,000."""
-        if self.bootstrap is None or self.seed_test is None or self.seed_test.seeds_needed is None:
+        if self.bootstrap is None or self.seed_test is None:
             return None
-        if not self.examples_suffice:
+        if self.seed_test.seeds_needed is None or not self.examples_suffice:
             return None
         for_examples = seeds_for_examples(self.difference, self.bootstrap)
         return None if for_examples is None else max(self.seed_test.seeds_needed, for_examples)
@@ -212,8 +211,7 @@ def _resampled(variants: list[Variant], metric: str) -> _Samples:
 
 
 def _mcnemar(a: Run, b: Run) -> float | None:
-    if a.answers is None or b.answers is None:
-        return None
+    assert a.answers is not None and b.answers is not None
     labels = a.answers[1]
     if labels.dtype.kind == "f" or labels.ndim == 2:  # regression or multi-label: not simply right or wrong
         return None

@@ -54,7 +54,6 @@ class TrialRun:
         self.values: list[float] = []
         self.steps = 0
         self.stopping: signal.Signals | None = None
-        self.started = time.monotonic()
         self._before = _version(folder / RECORD)
         self._place = (0, 0)  # inode of the metrics file, and the offset up to which it was read
         self._deadline = float("inf")

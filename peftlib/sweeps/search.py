@@ -189,10 +189,9 @@ class Search:
             return order.index(trial.state), sign * (trial.value if trial.value is not None else 0.0), trial.number
 
         trials = self.trials()
-        last = {_spelled(trial.user_attrs.get("values", {})): trial.number for trial in trials}
-        again = {trial.number for trial in trials if last[_spelled(trial.user_attrs.get("values", {}))] > trial.number}
+        latest = {_spelled(trial.user_attrs.get("values", {})): trial.number for trial in trials}.values()
         over = (trial for trial in trials if trial.state in _OVER)
-        return sorted((one for one in over if one.state != TrialState.FAIL or one.number not in again), key=place)
+        return sorted((one for one in over if one.state != TrialState.FAIL or one.number in latest), key=place)
 
     def failures(self) -> int:
         """Count the failed trials."""
