@@ -84,13 +84,15 @@ def end_with_launcher() -> None:
 
 
 def _is_over(process: int) -> bool:
-    """Whether there is no such process, or nothing but its exit status; always False except on Linux."""
-    if sys.platform != "linux":
-        return False
+    """Whether there is no such process, or nothing but its exit status; False where that cannot be told.
+
+    In a container a session's leader may be outside; its number is 0 then.
+    """
     try:
+        os.kill(process, 0)
         return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
 
 
 def _started_by_accelerate() -> bool:

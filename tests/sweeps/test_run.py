@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from peftlib.files import try_lock
+from peftlib.processes import _is_over
 from peftlib.sweeps.config import Sweep, load_sweep
 from peftlib.sweeps.run import TrialRun, end_early, in_use, reason_of, tail_of, values_in
 
@@ -174,3 +175,13 @@ def test_a_run_that_was_stopped_early_says_so_unless_it_had_failed(tmp_path, sta
     end_early(tmp_path, 2)
     assert json.loads((tmp_path / "run.json").read_text()) == {"status": status, "error": error}
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_process_that_cannot_be_seen_is_not_taken_for_one_that_is_over():
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    while is_alive(done.pid):
+        time.sleep(0.01)
+    assert sys.platform != "linux" or _is_over(done.pid), "a zombie"
+    done.wait()
+    assert _is_over(done.pid)
+    assert not any(map(_is_over, (0, 1, os.getpid())))
